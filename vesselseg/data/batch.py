@@ -1,0 +1,72 @@
+"""Example and Batch: every tensor with shape, dtype and range. THE contract between data and models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+IGNORE_LABEL = -100  # torch's cross_entropy default: positions without a language-model loss
+
+
+@dataclass
+class Example:
+    """One image with its conversation; what the dataset returns.
+
+    image_id: path below ``images/``.
+    tiles: (tiles, 3, tile, tile) float32, ImageNet-normalised views for the vision tower, thumbnail last.
+    sam_image: (3, side, side) float32, ImageNet-normalised square view for SAM2.
+    input_ids: (tokens,) int64, the conversation with one [SEG] per object, in the order of masks.
+    labels: (tokens,) int64, input_ids on answer positions, IGNORE_LABEL elsewhere; not shifted.
+    masks: (objects, height, width) uint8, 0 or 1, at the image's own size.
+    phrases: one per object.
+    """
+
+    image_id: str
+    tiles: Tensor
+    sam_image: Tensor
+    input_ids: Tensor
+    labels: Tensor
+    masks: Tensor
+    phrases: tuple[str, ...]
+
+
+@dataclass
+class Batch:
+    """Examples put together; the only thing that models take.
+
+    image_ids: (images,) names.
+    tiles: (all tiles, 3, tile, tile) float32, image after image.
+    tiles_per_image: (images,) how many of them belong to each image.
+    sam_images: (images, 3, side, side) float32.
+    input_ids: (images, tokens) int64, padded on the right.
+    attention_mask: (images, tokens) bool, False on padding.
+    labels: (images, tokens) int64, IGNORE_LABEL where there is no loss.
+    masks: per image (objects, height, width) uint8; empty tuple when predicting.
+    objects_per_image: (images,) how many [SEG] each conversation holds.
+    """
+
+    image_ids: tuple[str, ...]
+    tiles: Tensor
+    tiles_per_image: tuple[int, ...]
+    sam_images: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    masks: tuple[Tensor, ...]
+    objects_per_image: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on the device."""
+        moved: dict[str, Tensor | tuple[Tensor, ...]] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=True)
+            elif field.name == "masks":
+                moved[field.name] = tuple(mask.to(device, non_blocking=True) for mask in value)
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)

@@ -1,0 +1,167 @@
+"""annotations.json of a dataset folder: one record type, read, write, validate.
+
+A dataset folder holds ``images/``, ``annotations.json`` (a list of records), ``splits.json`` and ``report.json``.
+A record is read in both forms that users have:
+
+* one object: ``{"image": f, "mask": [[x1, y1, ...], ...], "text": "blood vessel"}``
+* Sa2VA's own: ``{"image": f, "mask": [[[x1, y1, ...], ...], ...], "text": ["...", ...]}``
+
+and always written in the second. A region is a polygon (flat list of x, y in pixels of the stored image) or a COCO
+run-length code ``{"size": [height, width], "counts": "..."}``, for LabelMe's bitmap shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+Polygon = list[float]
+RunLength = dict[str, Any]
+Region = Union[Polygon, RunLength]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image with its objects.
+
+    image: path below ``images/``, with forward slashes.
+    regions: per object, the regions whose union is its mask; an object with no region has an empty mask.
+    phrases: per object, what the user would ask for, e.g. "blood vessel".
+    group: patient, clip or study; a group is never on both sides of a split. Empty: the image is its own group.
+    """
+
+    image: str
+    regions: tuple[tuple[Region, ...], ...]
+    phrases: tuple[str, ...]
+    group: str = ""
+
+    @property
+    def group_key(self) -> str:
+        """The group, or the image's own name where it has none."""
+        return self.group or self.image
+
+
+class ManifestError(ValueError):
+    """annotations.json or splits.json is not what a dataset folder must hold; the message lists every problem."""
+
+
+def read_manifest(folder: Path) -> list[Record]:
+    """Read and check ``folder/annotations.json``; raises ManifestError with all problems at once."""
+    path = Path(folder) / "annotations.json"
+    entries = _read_json(path)
+    if not isinstance(entries, list):
+        raise ManifestError(f"{path}: expected a list of records, found {type(entries).__name__}")
+    records, problems = [], []
+    for index, entry in enumerate(entries):
+        try:
+            records.append(parse_record(entry))
+        except ManifestError as error:
+            problems.append(f"record {index}: {error}")
+    names = [record.image for record in records]
+    problems += [f"{name}: named by more than one record" for name in sorted({n for n in names if names.count(n) > 1})]
+    if problems:
+        raise ManifestError(_list_problems(path, problems))
+    return records
+
+
+def write_manifest(folder: Path, records: list[Record]) -> None:
+    """Write ``folder/annotations.json`` in Sa2VA's form."""
+    entries = []
+    for record in records:
+        entry: dict[str, Any] = {
+            "image": record.image,
+            "mask": [list(regions) for regions in record.regions],
+            "text": list(record.phrases),
+        }
+        if record.group:
+            entry["group"] = record.group
+        entries.append(entry)
+    (Path(folder) / "annotations.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+
+
+def parse_record(entry: Any) -> Record:
+    """One entry of annotations.json in either form -> Record; raises ManifestError."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
+        raise ManifestError('expected an object with "image", "mask" and "text"')
+    image, text, mask = entry["image"], entry.get("text"), entry.get("mask")
+    if not isinstance(mask, list):
+        raise ManifestError(f'{image}: "mask" must be a list, found {type(mask).__name__}')
+    if isinstance(text, str):
+        text, mask = [text], [mask]
+    if not isinstance(text, list) or not all(isinstance(phrase, str) and phrase.strip() for phrase in text):
+        raise ManifestError(f'{image}: "text" must be a phrase or a list of phrases')
+    if len(text) != len(mask):
+        raise ManifestError(f"{image}: {len(text)} phrases for {len(mask)} objects")
+    for number, regions in enumerate(mask):
+        if not isinstance(regions, list):
+            raise ManifestError(f"{image}, object {number}: expected a list of regions")
+        for region in regions:
+            _check_region(image, number, region)
+    group = entry.get("group", "")
+    return Record(image, tuple(tuple(regions) for regions in mask), tuple(text), str(group))
+
+
+def _check_region(image: str, number: int, region: Any) -> None:
+    where = f"{image}, object {number}"
+    if isinstance(region, dict):
+        if not isinstance(region.get("size"), list) or not isinstance(region.get("counts"), str):
+            raise ManifestError(f'{where}: a run-length region needs "size" and "counts"')
+        return
+    if not isinstance(region, list) or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in region):
+        raise ManifestError(f"{where}: a polygon must be a flat list of finite numbers")
+    if len(region) < 6 or len(region) % 2:
+        raise ManifestError(
+            f"{where}: a polygon needs at least 3 points, as x, y pairs; found {len(region)} numbers. "
+            "Run tools/prepare_data.py on the source again: it repairs or leaves out such shapes"
+        )
+
+
+def read_splits(folder: Path) -> dict[str, list[str]]:
+    """Read ``folder/splits.json``: image names per split, with all of train, val and test present (may be empty)."""
+    path = Path(folder) / "splits.json"
+    splits = _read_json(path)
+    if not isinstance(splits, dict) or not all(isinstance(splits.get(name), list) for name in SPLITS):
+        raise ManifestError(f"{path}: expected an object with the lists {', '.join(SPLITS)}")
+    return {name: [str(image) for image in splits[name]] for name in SPLITS}
+
+
+def read_split(folder: Path, split: str) -> list[Record]:
+    """The records of one split, in the order of splits.json; raises ManifestError for unknown names."""
+    if split not in SPLITS:
+        raise ManifestError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    by_name = {record.image: record for record in read_manifest(folder)}
+    names = read_splits(folder)[split]
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        problems = [f"{name}: in split {split} but not in annotations.json" for name in missing]
+        raise ManifestError(_list_problems(Path(folder) / "splits.json", problems))
+    return [by_name[name] for name in names]
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 (first 16 hex digits) over annotations.json and splits.json: which data a result was made with."""
+    digest = hashlib.sha256()
+    for name in ("annotations.json", "splits.json"):
+        digest.update((Path(folder) / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(f"{path} does not exist; make the dataset folder with tools/prepare_data.py") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not readable as JSON: {error}") from None
+
+
+def _list_problems(path: Path, problems: list[str]) -> str:
+    shown = "\n  ".join(problems[:20])
+    more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+    return f"{path}: {len(problems)} problem(s)\n  {shown}{more}"

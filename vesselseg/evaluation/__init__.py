@@ -1,0 +1,1 @@
+"""Metrics, threshold search, panels and reports."""

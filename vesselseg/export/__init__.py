@@ -1,0 +1,1 @@
+"""A trained checkpoint in, a Hugging Face folder out."""

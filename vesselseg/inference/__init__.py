@@ -1,0 +1,1 @@
+"""Images and phrases in, probabilities out; the only inference path."""

@@ -1,0 +1,1 @@
+"""Batch in, mask logits out."""

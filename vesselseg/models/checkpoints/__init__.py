@@ -1,0 +1,1 @@
+"""One file per weight layout: read it, write it, strictly."""
