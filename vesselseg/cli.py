@@ -1,0 +1,77 @@
+"""What every tool shares: bad input becomes one message on stderr and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from vesselseg.data.manifest import ManifestError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+# The file system's answers to what a user typed or has room for. Any other OSError is a defect of the program.
+_USER_ERRNOS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOTEMPTY,
+    errno.EXDEV,
+    errno.EBUSY,
+    errno.EIO,
+    errno.ELOOP,
+}
+_HINTS = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EACCES: "no permission; check who owns the folder or choose another one",
+    errno.EPERM: "no permission; check who owns the folder or choose another one",
+    errno.EROFS: "the file system is read-only; choose another folder",
+}
+
+
+class UserError(ValueError):
+    """Input that the user can correct; the message says what, where, expected, found and what to do."""
+
+
+def run_tool(main: Callable[[], int | None]) -> NoReturn:
+    """Run a tool's main and exit with its status (None is 0).
+
+    UserError, ManifestError and file-system errors (missing, not permitted, disk full) end as "error: message" on
+    stderr with status 2, Ctrl-C with status 130. Anything else is a defect of the program and keeps its traceback.
+    """
+    try:
+        status = main()
+    except (UserError, ManifestError) as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _USER_ERRNOS:
+            raise
+        _fail(describe_os_error(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(INTERRUPTED) from None
+    raise SystemExit(0 if status is None else status)
+
+
+def describe_os_error(error: OSError) -> str:
+    """A file-system error as one sentence with its file and what to do."""
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    where = f"{' -> '.join(names)}: " if names else ""
+    hint = _HINTS.get(error.errno or 0)
+    return f"{where}{error.strerror or error}" + (f" ({hint})" if hint else "")
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(BAD_INPUT) from None
