@@ -1,0 +1,44 @@
+"""What every test may use: the reference data beside the checkout, and the order in which tests run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def shared_dir() -> Path:
+    """The folder of reference models and data beside the checkout; it may not exist."""
+    return REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference folder; skips the test where it is not there."""
+    folder = shared_dir()
+    if not folder.is_dir():
+        pytest.skip(f"reference data not found: {folder} does not exist")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first, the end-to-end ones after them: a broken unit is reported before minutes are spent."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Time of the unit tests and of the end-to-end ones, above pytest's own last line."""
+    seconds = {False: 0.0, True: 0.0}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration") and hasattr(report, "keywords"):
+                seconds["e2e" in report.keywords] += report.duration
+    terminalreporter.write_line(f"unit tests: {seconds[False]:.0f} s, end-to-end tests: {seconds[True]:.0f} s")
