@@ -1,0 +1,56 @@
+"""The look that all HTML reports share: templates, one style sheet, images inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+def render(template_name: str, **context: Any) -> str:
+    """The page of a template in this folder, e.g. ``prepare.html.j2``; a name missing in context raises."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    environment.filters["percent"] = _percent
+    return environment.get_template(template_name).render(**context)
+
+
+def png_data_uri(array: np.ndarray) -> str:
+    """(height, width) or (height, width, 3) uint8 as a lossless image inside the page."""
+    return _data_uri(array, "png", optimize=True)
+
+
+def jpeg_data_uri(array: np.ndarray, quality: int = 88) -> str:
+    """(height, width) or (height, width, 3) uint8 as a small image inside the page; quality 1..95."""
+    return _data_uri(array, "jpeg", quality=quality)
+
+
+def _data_uri(array: np.ndarray, kind: str, **options: Any) -> str:
+    if array.dtype != np.uint8:
+        raise TypeError(f"expected uint8 pixels, found {array.dtype}")
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format=kind.upper(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _number(value: float, digits: int = 0) -> str:
+    """12345.6 -> 12,346."""
+    return f"{value:,.{digits}f}"
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    """0.0312 -> 3.1 %."""
+    return f"{100 * value:.{digits}f} %"
