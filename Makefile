@@ -1,0 +1,37 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+VENV ?= .venv
+BIN = $(VENV)/bin
+export VENV
+
+.PHONY: help env lint pytest test test-oldest demo clean distclean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+env:  ## make .venv (TORCH=2.6.0 chooses a torch, PYTHON=python3.12 a Python)
+	@bash tools/setup_env.sh
+
+lint: env  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+pytest: env
+	@$(BIN)/python -m pytest $(ARGS)
+
+test: lint  ## everything: ruff, mypy, unit tests, end-to-end tests (ARGS='-m "not e2e"' leaves those out)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-oldest:  ## the tests with the oldest torch that is allowed, in .venv-oldest
+	@$(MAKE) --no-print-directory pytest VENV=.venv-oldest TORCH=2.6.0
+
+demo: env  ## synthetic angiograms, the whole path on the CPU: about five minutes
+	@$(BIN)/python tools/demo.py
+
+clean:  ## remove caches and the demo's output
+	@rm -rf work_dirs/demo .pytest_cache .mypy_cache .ruff_cache
+	@find vesselseg tools configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environments as well
+	@rm -rf .venv .venv-oldest .venv-tools uv.lock *.egg-info
