@@ -14,7 +14,7 @@ torch=${TORCH:-}
 tools=$PWD/.venv-tools # uv, when the machine has none, and a downloaded interpreter, when it has no fitting one
 log=$tools/setup.log
 stamp=$venv/.vesselseg-stamp
-free_gib_needed=9 # measured: environment 6.1 GiB with torch 2.6 (5.5 with 2.12), more while wheels are unpacked
+free_gib_needed=7 # measured: 5.6 GiB with torch 2.12, 6.1 with 2.6, shared with uv's cache on the same disk
 uv_at_least=0.9.0
 
 say() { printf '%s\n' "$*"; }
@@ -29,8 +29,8 @@ fits() { "$1" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:
 runs() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 8))' >/dev/null 2>&1; }
 real_path() { "$1" -c 'import sys; print(sys.executable)'; }
 
-candidates() {
-    printf '%s\n' python3.11 python3.12 python3.10 python3 python
+candidates() { # the interpreter of an existing environment first: another one would mean making it anew
+    printf '%s\n' "$PWD/$venv/bin/python" python3.11 python3.12 python3.10 python3 python
     local root=${PYENV_ROOT:-$HOME/.pyenv} folder
     for folder in "$root"/versions/3.11* "$root"/versions/3.12* "$root"/versions/3.10*; do
         printf '%s\n' "$folder/bin/python"
