@@ -22,8 +22,10 @@ PURE = (
     "vesselseg.data.labelme",
     "vesselseg.evaluation.metrics",
 )
+CONFIG = ("vesselseg.config", "vesselseg.config_bases", "vesselseg.config_check")
 EVERYTHING_BUT_EXPORT = (
-    "vesselseg.config",
+    *CONFIG,
+    "vesselseg.settings",
     "vesselseg.registry",
     "vesselseg.engine",
     "vesselseg.evaluation",
@@ -58,9 +60,10 @@ RULES = {
     "vesselseg.inference": Rule((*LEAVES, "vesselseg.models", "vesselseg.data"), TRAINING_ONLY),
     "vesselseg.evaluation": Rule((*LEAVES, "vesselseg.inference", "vesselseg.data"), TRAINING_ONLY),
     "vesselseg.engine": Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)),
-    "vesselseg.config": Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)),
+    **{name: Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)) for name in CONFIG},
+    "vesselseg.settings": Rule((), ("torch", *TRAINING_ONLY)),
     "vesselseg.export": Rule(
-        (*LEAVES, "vesselseg.models", "vesselseg.inference", "vesselseg.config"), ("xtuner", "deepspeed")
+        (*LEAVES, "vesselseg.models", "vesselseg.inference", *CONFIG), ("xtuner", "deepspeed")
     ),
     "tools": Rule(("vesselseg",)),
     "configs": Rule(("vesselseg", "configs")),  # configs read their bases
@@ -140,7 +143,7 @@ def violations(root: Path) -> list[str]:
                 found.append(f"{where}: {target} {name} is private to its module")
             if starts_with(target if not name else f"{target}.{name}", rule.may_not):
                 found.append(f"{where}: {room} may not import {target}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def test_import_rules_hold() -> None:
