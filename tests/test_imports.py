@@ -62,9 +62,7 @@ RULES = {
     "vesselseg.engine": Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)),
     **{name: Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)) for name in CONFIG},
     "vesselseg.settings": Rule((), ("torch", *TRAINING_ONLY)),
-    "vesselseg.export": Rule(
-        (*LEAVES, "vesselseg.models", "vesselseg.inference", *CONFIG), ("xtuner", "deepspeed")
-    ),
+    "vesselseg.export": Rule((*LEAVES, "vesselseg.models", "vesselseg.inference", *CONFIG), ("xtuner", "deepspeed")),
     "tools": Rule(("vesselseg",)),
     "configs": Rule(("vesselseg", "configs")),  # configs read their bases
     "benchmarks": Rule(("vesselseg",)),
