@@ -22,10 +22,8 @@ PURE = (
     "vesselseg.data.labelme",
     "vesselseg.evaluation.metrics",
 )
-CONFIG = ("vesselseg.config", "vesselseg.config_bases", "vesselseg.config_check")
 EVERYTHING_BUT_EXPORT = (
-    *CONFIG,
-    "vesselseg.settings",
+    "vesselseg.config",
     "vesselseg.registry",
     "vesselseg.engine",
     "vesselseg.evaluation",
@@ -60,9 +58,10 @@ RULES = {
     "vesselseg.inference": Rule((*LEAVES, "vesselseg.models", "vesselseg.data"), TRAINING_ONLY),
     "vesselseg.evaluation": Rule((*LEAVES, "vesselseg.inference", "vesselseg.data"), TRAINING_ONLY),
     "vesselseg.engine": Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)),
-    **{name: Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)) for name in CONFIG},
-    "vesselseg.settings": Rule((), ("torch", *TRAINING_ONLY)),
-    "vesselseg.export": Rule((*LEAVES, "vesselseg.models", "vesselseg.inference", *CONFIG), ("xtuner", "deepspeed")),
+    "vesselseg.config": Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)),
+    "vesselseg.export": Rule(
+        (*LEAVES, "vesselseg.models", "vesselseg.inference", "vesselseg.config"), ("xtuner", "deepspeed")
+    ),
     "tools": Rule(("vesselseg",)),
     "configs": Rule(("vesselseg", "configs")),  # configs read their bases
     "benchmarks": Rule(("vesselseg",)),
