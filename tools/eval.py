@@ -1,0 +1,112 @@
+"""Score a model, a checkpoint or a folder of masks or probabilities on one split, and write a report.
+
+    python tools/eval.py MODEL_OR_CHECKPOINT_OR_MASK_FOLDER --data data/NAME --split test --threshold auto --out DIR
+
+A mask folder holds one PNG or NPY per image, named as the image: images/a/b.png -> a/b.png or a/b.npy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vesselseg.cli import UserError, run_tool
+from vesselseg.data.manifest import SPLITS, Record, read_manifest
+from vesselseg.evaluation.errors import EvaluationError
+from vesselseg.evaluation.evaluator import AUTO, Evaluation, evaluate
+from vesselseg.evaluation.output import check_output
+from vesselseg.evaluation.report import LABELS, write_evaluation
+from vesselseg.evaluation.results import RESULTS_FILE
+from vesselseg.evaluation.sources import open_source
+
+
+def main() -> None:
+    """Parse, evaluate, write, print."""
+    arguments = _arguments()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        _check_paths(arguments)
+        source = open_source(arguments.source, read_manifest(arguments.data), arguments.device)
+        evaluation = evaluate(
+            arguments.data, arguments.split, source, arguments.threshold, arguments.batch, arguments.seed, _progress
+        )
+        report = write_evaluation(evaluation, source, arguments.out, arguments.force)
+    except EvaluationError as error:
+        raise UserError(str(error)) from None
+    _print_summary(evaluation)
+    print(f"report: {report}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="exported model folder, checkpoint (.pth) or folder of predictions")
+    parser.add_argument("--data", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="what is reported (default: test)")
+    parser.add_argument(
+        "--threshold",
+        type=_threshold,
+        help="a number, or auto: searched on the validation split (default: the one stored with the model)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; appears whole or not at all")
+    parser.add_argument("--batch", type=_positive, default=4, help="images given to the model at once (default: 4)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--force", action="store_true", help="replace an earlier evaluation in --out")
+    return parser.parse_args()
+
+
+def _threshold(text: str) -> float | str:
+    if text == AUTO:
+        return AUTO
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to below 1, or auto")
+    return value
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    """Refuse before any work is done what would be refused after it."""
+    check_output(arguments.out, arguments.force, RESULTS_FILE)
+    out = arguments.out.resolve()
+    for folder in (arguments.source.resolve(), arguments.data.resolve()):
+        if out == folder or folder in out.parents:
+            raise EvaluationError(f"--out {arguments.out} lies inside {folder}, which is input; choose another folder")
+
+
+def _progress(batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:
+    with tqdm(total=sum(len(batch) for batch in batches), desc=title, unit="image", disable=None) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+def _print_summary(evaluation: Evaluation) -> None:
+    choice = evaluation.threshold
+    print(f"{evaluation.source} on {evaluation.data}, split {evaluation.split}: {len(evaluation.items)} items")
+    if evaluation.kind == "masks":
+        print("threshold: none, the source holds masks")
+    else:
+        print(f"threshold: {choice.value:.2f} ({choice.origin})")
+    for warning in evaluation.warnings:
+        print(f"note: {warning}")
+    print(f"{'':12}{'mean':>8}  {'95 % interval':>16}{'median':>9}{'lowest':>9}{'highest':>9}")
+    for name, row in evaluation.summary.items():
+        interval = "one group" if row.low is None else f"{row.low:.4f} - {row.high:.4f}"
+        print(f"{LABELS[name]:12}{row.mean:8.4f}  {interval:>16}{row.median:9.4f}{row.minimum:9.4f}{row.maximum:9.4f}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,19 @@
+"""What evaluation says where its input cannot be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_SHOWN = 20
+
+
+class EvaluationError(ValueError):
+    """Predictions, data or arguments that cannot be evaluated; the message lists every problem and what to do."""
+
+
+def problem_list(headline: str, problems: Sequence[str], advice: str) -> str:
+    """One message for many problems: headline, the first 20 of them, how many more, and what to do."""
+    lines = [f"{headline}: {len(problems)}", *(f"  {problem}" for problem in problems[:_SHOWN])]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    return "\n".join([*lines, advice])

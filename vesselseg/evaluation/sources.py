@@ -1,0 +1,126 @@
+"""Where predictions come from: an exported model, a training checkpoint, or a folder of masks or probabilities."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vesselseg.data.image_views import as_rgb
+from vesselseg.data.manifest import Record
+from vesselseg.evaluation.errors import EvaluationError
+from vesselseg.evaluation.prediction_folder import PredictionFolder
+
+if TYPE_CHECKING:
+    from vesselseg.inference.predictor import Predictor
+
+
+class PredictionSource(Protocol):
+    """What the evaluator asks for probabilities.
+
+    kind: "model", "probabilities" or "masks"; threshold, threshold_origin: what applies where the user names none.
+    """
+
+    path: Path
+    threshold: float
+    threshold_origin: str
+
+    @property
+    def kind(self) -> str:
+        """What the predictions are."""
+
+    def phrases(self, record: Record) -> tuple[str, ...]:
+        """The phrases scored for an image, one item each; an empty phrase stands for all objects together."""
+
+    def check(self, sizes: dict[str, tuple[int, int]]) -> None:
+        """Raise EvaluationError where a prediction of the images is missing or unusable; sizes: (height, width)."""
+
+    def probabilities(self, records: Sequence[Record], images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
+        """Per image (phrases, height, width) float32 in 0..1, in the order of ``phrases(record)``."""
+
+
+class FolderSource:
+    """Masks or probabilities from anyone; all objects of an image are scored as one union."""
+
+    def __init__(self, path: Path, records: Sequence[Record]) -> None:
+        """records: the whole dataset's; raises EvaluationError where files and images do not match."""
+        self.path = Path(path)
+        self._predictions = PredictionFolder(self.path, [record.image for record in records])
+        self.threshold = self._predictions.threshold
+        self.threshold_origin = self._predictions.threshold_origin
+
+    @property
+    def kind(self) -> str:
+        """ "probabilities" or "masks", known after ``check``."""
+        return "probabilities" if self._predictions.holds_probabilities else "masks"
+
+    def phrases(self, record: Record) -> tuple[str, ...]:
+        """One item per image: all of its objects."""
+        return ("",)
+
+    def check(self, sizes: dict[str, tuple[int, int]]) -> None:
+        """Read every prediction once; raises EvaluationError that lists all that is missing or unusable."""
+        self._predictions.check(sizes)
+
+    def probabilities(self, records: Sequence[Record], images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
+        """Per image (1, height, width) float32."""
+        return [
+            self._predictions.probabilities(record.image, (image.height, image.width))[None]
+            for record, image in zip(records, images)
+        ]
+
+
+class ModelSource:
+    """The one inference path; every distinct phrase of an image is asked for and scored."""
+
+    kind = "model"
+
+    def __init__(self, path: Path, predictor: Predictor, records: Sequence[Record]) -> None:
+        """records: the whole dataset's; an image without phrases is asked for the dataset's most frequent one."""
+        self.path = Path(path)
+        self.threshold = float(predictor.threshold)
+        self.threshold_origin = "stored with the model"
+        self._predictor = predictor
+        counted = Counter(phrase for record in records for phrase in record.phrases)
+        self._usual_phrase = counted.most_common(1)[0][0] if counted else ""
+
+    def phrases(self, record: Record) -> tuple[str, ...]:
+        """The distinct phrases of the image, in order; objects that share a phrase are scored as their union."""
+        return tuple(dict.fromkeys(record.phrases)) or (self._usual_phrase,)
+
+    def check(self, sizes: dict[str, tuple[int, int]]) -> None:
+        """A model can always predict, as long as there is something to ask for."""
+        if not self._usual_phrase:
+            raise EvaluationError("annotations.json holds no phrase at all: nothing to ask the model for")
+
+    def probabilities(self, records: Sequence[Record], images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
+        """Per image (phrases, height, width) float32."""
+        rgb = [as_rgb(image) for image in images]
+        predictions = self._predictor.predict(rgb, [self.phrases(record) for record in records])
+        return [prediction.probabilities for prediction in predictions]
+
+
+def open_source(path: Path, records: Sequence[Record], device: str = "auto") -> PredictionSource:
+    """What lies at path: a ``.pth`` file is a checkpoint, a folder with ``config.json`` a model, another one masks.
+
+    records: the whole dataset's. Raises EvaluationError for anything else.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / "config.json").exists():
+        return FolderSource(path, records)
+    if not path.exists():
+        raise EvaluationError(
+            f"{path} does not exist; expected an exported model's folder, a training checkpoint (.pth) "
+            "or a folder of masks or probabilities"
+        )
+    if path.is_file() and path.suffix not in (".pth", ".pt"):
+        raise EvaluationError(f"{path}: expected a folder, or a training checkpoint ending in .pth")
+    # The model's libraries take many seconds to import: a folder of masks is scored without them.
+    from vesselseg.inference.load import load_predictor
+
+    return ModelSource(path, load_predictor(path, device=device), records)
