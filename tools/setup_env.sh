@@ -41,7 +41,7 @@ candidates() { # the interpreter of an existing environment first: another one w
 find_python() {
     local name
     if [ -n "${PYTHON:-}" ]; then
-        fits "$PYTHON" || fail "PYTHON=$PYTHON is not a working Python 3.10, 3.11 or 3.12 ($("$PYTHON" --version 2>&1 | tail -n 1 || true))"
+        fits "$PYTHON" || fail "PYTHON=$PYTHON is not a working Python 3.10, 3.11 or 3.12 $("$PYTHON" --version 2>/dev/null || true)"
         real_path "$PYTHON"
         return
     fi
@@ -197,9 +197,9 @@ ready && exit 0
 [ -n "$torch" ] || torch=$(torch_for_driver)
 
 mkdir -p "$tools"
+python=$(find_python)
 uv=$(find_uv)
 [ -n "$uv" ] || fetch_uv
-python=$(find_python)
 [ -n "$python" ] || fetch_python
 check_disk
 
