@@ -1,0 +1,82 @@
+"""Augmentation of image and masks together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Ranges of the random changes; 0 or False switches one off.
+
+    horizontal_flip, vertical_flip: probability. quarter_turns: draw one of four right-angle turns.
+    rotation: degrees, drawn from [-rotation, rotation]. scale: factor drawn from [1 - scale, 1 + scale].
+    translation: fraction of the side. brightness: added fraction of the full range. contrast: factor around the mean
+    drawn from [1 - contrast, 1 + contrast]. gamma: exponent drawn from [1 / (1 + gamma), 1 + gamma].
+    noise: largest standard deviation of Gaussian noise, fraction of the full range.
+    """
+
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    quarter_turns: bool = False
+    rotation: float = 10.0
+    scale: float = 0.1
+    translation: float = 0.05
+    brightness: float = 0.1
+    contrast: float = 0.2
+    gamma: float = 0.0
+    noise: float = 0.0
+
+    def __call__(
+        self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """image: (height, width, 3) uint8. masks: (objects, height, width) uint8 0/1. Returns both, changed alike.
+
+        Quarter turns by 90 degrees swap height and width.
+        """
+        image, masks = self._flip(image, masks, generator)
+        if self.rotation or self.scale or self.translation:
+            image, masks = self._warp(image, masks, generator)
+        return self._intensity(image, generator), masks
+
+    def _flip(self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator) -> tuple:
+        if generator.random() < self.horizontal_flip:
+            image, masks = image[:, ::-1], masks[:, :, ::-1]
+        if generator.random() < self.vertical_flip:
+            image, masks = image[::-1], masks[:, ::-1]
+        if self.quarter_turns:
+            turns = int(generator.integers(4))
+            image, masks = np.rot90(image, turns, (0, 1)), np.rot90(masks, turns, (1, 2))
+        return np.ascontiguousarray(image), np.ascontiguousarray(masks)
+
+    def _warp(self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator) -> tuple:
+        height, width = image.shape[:2]
+        angle = generator.uniform(-self.rotation, self.rotation)
+        factor = generator.uniform(1 - self.scale, 1 + self.scale)
+        matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), angle, factor)
+        matrix[:, 2] += generator.uniform(-self.translation, self.translation, 2) * (width, height)
+        size = (width, height)
+        # Image and masks are reflected alike: no black wedge teaches the model where images end.
+        image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        warped = [
+            cv2.warpAffine(m, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101) for m in masks
+        ]
+        return image, np.stack(warped) if warped else masks
+
+    def _intensity(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        contrast = generator.uniform(1 - self.contrast, 1 + self.contrast)
+        brightness = generator.uniform(-self.brightness, self.brightness) * 255
+        exponent = (1 + self.gamma) ** generator.uniform(-1, 1)
+        sigma = generator.uniform(0, self.noise) * 255
+        pixels = image.astype(np.float32)
+        mean = pixels.mean()
+        pixels = np.clip((pixels - mean) * contrast + mean + brightness, 0, 255)
+        if self.gamma:
+            pixels = 255 * (pixels / 255) ** exponent
+        if self.noise:
+            # One draw for all channels: angiograms are grey, and stay grey.
+            pixels = pixels + generator.normal(0, sigma, image.shape[:2])[..., None]
+        return np.clip(pixels, 0, 255).round().astype(np.uint8)

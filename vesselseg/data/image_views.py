@@ -1,0 +1,101 @@
+"""Image -> InternVL tiles and SAM2's square view, and mask logits back to the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ImageViews:
+    """Sizes of both views.
+
+    tile_size: side of an InternVL tile in pixels. min_tiles, max_tiles: tiles per image without the thumbnail.
+    sam_size: side of SAM2's square view in pixels.
+    """
+
+    tile_size: int
+    sam_size: int
+    min_tiles: int = 1
+    max_tiles: int = 12
+    use_thumbnail: bool = True
+
+    def tiles(self, image: Image.Image) -> Tensor:
+        """InternVL's dynamic tiling. Returns (tiles, 3, tile, tile) float32, normalised, thumbnail last."""
+        size = self.tile_size
+        columns, rows = tile_grid(image.width, image.height, self.min_tiles, self.max_tiles, size)
+        resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+        views = [
+            resized.crop((column * size, row * size, (column + 1) * size, (row + 1) * size))
+            for row in range(rows)
+            for column in range(columns)
+        ]
+        if self.use_thumbnail and len(views) > 1:
+            views.append(image.resize((size, size), Image.Resampling.BICUBIC))
+        return torch.stack([normalise(view) for view in views])
+
+    def square(self, image: Image.Image) -> Tensor:
+        """SAM2's view, stretched to a square. Returns (3, side, side) float32, normalised."""
+        return normalise(image.resize((self.sam_size, self.sam_size), Image.Resampling.BICUBIC))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any image mode as 8-bit RGB; 16-bit and float images are scaled from their own range."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
+        values = np.asarray(image, dtype=np.float32)
+        low, high = float(values.min()), float(values.max())
+        scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def normalise(image: Image.Image) -> Tensor:
+    """8-bit RGB image -> (3, height, width) float32 with ImageNet's mean and standard deviation."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float() / 255
+    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    return (pixels - mean) / std
+
+
+def tile_grid(width: int, height: int, min_tiles: int, max_tiles: int, tile_size: int) -> tuple[int, int]:
+    """(columns, rows) whose aspect ratio is closest to the image's, as InternVL chooses it.
+
+    Of equally close grids, tried from the fewest tiles on, a larger one is taken only if the image's area exceeds half
+    of the area that it covers.
+    """
+    grids = sorted(
+        {(c, r) for c in range(1, max_tiles + 1) for r in range(1, max_tiles + 1) if min_tiles <= c * r <= max_tiles},
+        key=lambda grid: grid[0] * grid[1],
+    )
+    aspect = width / height
+    best, smallest = (1, 1), float("inf")
+    for columns, rows in grids:
+        difference = abs(aspect - columns / rows)
+        if difference < smallest:
+            best, smallest = (columns, rows), difference
+        elif difference == smallest and width * height > 0.5 * tile_size**2 * columns * rows:
+            best = (columns, rows)
+    return best
+
+
+def logits_to_image(mask_logits: Tensor, sam_size: int, height: int, width: int) -> Tensor:
+    """Mask logits at stride 4 -> logits at the image's size, through SAM2's square as the published code goes.
+
+    mask_logits: (objects, side / 4, side / 4). Returns (objects, height, width) float32.
+    """
+    logits = mask_logits.float().unsqueeze(1)
+    square = functional.interpolate(logits, size=(sam_size, sam_size), mode="bilinear", align_corners=False)
+    return functional.interpolate(square, size=(height, width), mode="bilinear", align_corners=False).squeeze(1)

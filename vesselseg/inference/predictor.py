@@ -1,0 +1,117 @@
+"""Predictor: images and phrases -> probabilities. The only inference code of the project.
+
+The answer is given instead of decoded: what the language model would say up to [SEG] is fixed by training, so one pass
+over question and answer gives the same hidden state at [SEG] as decoding it word by word. Each image is encoded once,
+each phrase is a conversation of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vesselseg.data.image_views import as_rgb, logits_to_image
+from vesselseg.data.prompts import ANSWER, question_for
+from vesselseg.inference.processor import Processor
+from vesselseg.models.internvl import encode_tiles
+from vesselseg.models.sa2va import Sa2VA
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image.
+
+    probabilities: (phrases, height, width) float32, 0 to 1, at the image's own size.
+    masks: (phrases, height, width) bool, probability > threshold.
+    """
+
+    probabilities: np.ndarray
+    masks: np.ndarray
+    phrases: tuple[str, ...]
+    threshold: float
+
+    def at(self, threshold: float) -> Prediction:
+        """The same probabilities cut at another threshold."""
+        return replace(self, masks=self.probabilities > threshold, threshold=threshold)
+
+
+class Predictor:
+    """Runs a Sa2VA on images. threshold: used where a call names none; the one stored with the model."""
+
+    def __init__(self, model: Sa2VA, processor: Processor, threshold: float = 0.5) -> None:
+        check_threshold(threshold)
+        self.model = model
+        self.processor = processor
+        self.threshold = threshold
+
+    def predict(
+        self,
+        images: Sequence[Image.Image],
+        phrases: Sequence[Sequence[str]],
+        threshold: float | None = None,
+    ) -> list[Prediction]:
+        """One Prediction per image. phrases: per image, what to segment. Any image mode and size is accepted."""
+        if len(images) != len(phrases):
+            raise ValueError(f"{len(images)} images for {len(phrases)} lists of phrases; give one list per image")
+        questions = [[question_for(phrase) for phrase in listed] for listed in phrases]
+        return [
+            self._prediction(probabilities, listed, threshold)
+            for probabilities, listed in zip(self.probabilities(images, questions), phrases)
+        ]
+
+    def _prediction(self, probabilities: np.ndarray, phrases: Sequence[str], threshold: float | None) -> Prediction:
+        used = self.threshold if threshold is None else check_threshold(threshold)
+        return Prediction(probabilities, probabilities > used, tuple(phrases), used)
+
+    @torch.inference_mode()
+    def probabilities(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Per image (questions, height, width) float32. questions: per image, whole questions in the user's words."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            logits = self.mask_logits([as_rgb(image) for image in images], questions)
+        finally:
+            self.model.train(training)
+        found = []
+        for image, of_image in zip(images, logits.split([len(asked) for asked in questions])):
+            full = logits_to_image(of_image, self.processor.views.sam_size, image.height, image.width)
+            found.append(torch.sigmoid(full).cpu().numpy())
+        return found
+
+    def mask_logits(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Tensor:
+        """RGB images -> (all questions, side / 4, side / 4) logits, image after image."""
+        model, views = self.model, self.processor.views
+        device, dtype = model.device, model.dtype
+        tiles = [views.tiles(image) for image in images]
+        squares = torch.stack([views.square(image) for image in images])
+        image_of_row = torch.tensor([number for number, asked in enumerate(questions) for _ in asked], device=device)
+        encoded = encode_tiles(model.vision_model, model.projector, torch.cat(tiles).to(device, dtype))
+        per_image = encoded.split([len(of_image) for of_image in tiles])
+        rows = torch.cat([per_image[number] for number in image_of_row.tolist()])
+        input_ids, attention_mask = self._conversations(questions, [len(of_image) for of_image in tiles])
+        hidden = model.read(input_ids.to(device), attention_mask.to(device), rows)
+        prompts = model.prompts(hidden, input_ids.to(device))
+        return model.grounding.decode(model.encode(squares.to(device)), prompts, image_of_row)
+
+    def _conversations(self, questions: Sequence[Sequence[str]], tiles: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = []
+        for asked, count in zip(questions, tiles):
+            for question in asked:
+                ids, _ = self.processor.tokens.encode([(question, ANSWER)], count * self.processor.tokens_per_tile)
+                rows.append(ids)
+        lengths = torch.tensor([len(row) for row in rows])
+        input_ids = pad_sequence(rows, batch_first=True)
+        return input_ids, torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)
+
+
+def check_threshold(threshold: float) -> float:
+    """A threshold between 0 and 1, both excluded; raises ValueError otherwise."""
+    if not 0 < threshold < 1:
+        raise ValueError(f"the threshold is {threshold}; expected a probability between 0 and 1")
+    return float(threshold)

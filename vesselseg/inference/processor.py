@@ -1,0 +1,48 @@
+"""What turns images and questions into model input: tokenizer, chat template and the sizes of both views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from vesselseg.data.image_views import ImageViews
+from vesselseg.data.prompts import chat_template
+from vesselseg.data.tokens import ConversationTokens
+from vesselseg.models.sa2va_config import Sa2VAConfig
+
+MAX_LENGTH = 8192  # tokens of one conversation; twelve tiles and a thumbnail take 3,328
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Used alike by training, prediction and export."""
+
+    views: ImageViews
+    tokens: ConversationTokens
+    tokens_per_tile: int
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the new tokens."""
+        return self.tokens.tokenizer
+
+
+def processor_for(
+    config: Sa2VAConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = MAX_LENGTH,
+    max_tiles: int | None = None,
+) -> Processor:
+    """The processor that belongs to a model. max_tiles: fewer tiles per image than the model's own limit."""
+    limit = config.max_dynamic_patch if config.dynamic_image_size else 1
+    views = ImageViews(
+        tile_size=config.force_image_size,
+        sam_size=int(config.grounding_config["image_size"]),
+        min_tiles=config.min_dynamic_patch,
+        max_tiles=min(max_tiles or limit, limit),
+        use_thumbnail=config.use_thumbnail,
+    )
+    tokens = ConversationTokens(tokenizer, chat_template(config.template), max_length)
+    return Processor(views, tokens, config.tokens_per_tile)

@@ -1,0 +1,130 @@
+"""Build a Sa2VA from a base folder: the shapes, the weights, the adapters, and what of it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+
+from vesselseg.models.checkpoints.base_folder import BaseFolder, read_base_folder
+from vesselseg.models.checkpoints.load import Assign, load_sam2_file, load_weights
+from vesselseg.models.checkpoints.shards import folder_names
+from vesselseg.models.internvl import TileProjector, build_language_model, build_vision_tower
+from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable
+from vesselseg.models.new_tokens import NewTokens
+from vesselseg.models.sa2va import Sa2VA
+from vesselseg.models.sa2va_config import Sa2VAConfig
+from vesselseg.models.sam2_grounding import SAM2Grounding
+from vesselseg.models.seg_projector import SegProjector
+
+logger = logging.getLogger(__name__)
+
+# What an InternVL folder does not hold: it starts fresh, or comes from SAM2's own file.
+NOT_IN_INTERNVL = r"^(seg_projector|grounding)\."
+
+
+def build_model(
+    base: str,
+    sam2: dict[str, Any] | None = None,
+    lora: dict[str, Any] | None = None,
+    trainable: dict[str, Any] | None = None,
+    *,
+    gradient_checkpointing: bool = False,
+    attention: str = "sdpa",
+    random_weights: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = "float32",
+    construction: Callable[[], AbstractContextManager] | None = None,
+    assign: Assign | None = None,
+) -> Sa2VA:
+    """Read a base folder and make the model that trains.
+
+    base: folder of an InternVL or Sa2VA model. sam2: `variant`, `version`, `image_size`, `trunk` (sizes), and
+    `checkpoint`, a file of SAM2's; without one, an InternVL base gets a SAM2 with random weights, and says so.
+    lora, trainable: fields of `Lora` and `Trainable`.
+    random_weights: take shapes and tokenizer from the folder and no weights (for measuring memory and speed).
+    construction, assign: for partitioned weights (ZeRO-3): context to construct the big parts in, and how to fill them.
+    Raises WeightsError where folder, file and model do not fit.
+    """
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    folder = read_base_folder(base)
+    settings = dict(sam2 or {})
+    sam2_file = settings.pop("checkpoint", None)
+    folder.config.grounding_config = {**folder.config.grounding_config, **settings}
+    switches = Trainable(**(trainable or {}))
+    empty = construction is None and not random_weights
+    with _place(device, dtype):
+        with init_empty_weights(include_buffers=False) if empty else (construction or contextlib.nullcontext)():
+            vision = build_vision_tower(folder.config, attention)
+            language = build_language_model(folder.config, attention)
+        model = assemble(folder.config, vision, language, folder.image_token_id)
+    if not random_weights:
+        _load(model, folder, sam2_file, device, dtype, assign)
+    if switches.llm == "lora":
+        attach_lora(model, Lora(**(lora or {})))
+        model.to(dtype=dtype)  # adapters are born in float32
+    if gradient_checkpointing:
+        language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    set_trainable(model, switches)
+    return model
+
+
+def assemble(config: Sa2VAConfig, vision: Any, language: Any, image_token_id: int) -> Sa2VA:
+    """Put the parts together; the small ones are constructed here, with random weights."""
+    hidden = int(config.llm_config["hidden_size"])
+    return Sa2VA(
+        config,
+        vision_model=vision,
+        projector=TileProjector(int(config.vision_config["hidden_size"]), hidden, config.downsample_ratio),
+        language_model=language,
+        new_tokens=NewTokens(int(config.new_token_start or 0), hidden),
+        seg_projector=SegProjector(hidden),
+        grounding=SAM2Grounding(config.grounding_config),
+        image_token_id=image_token_id,
+    )
+
+
+@contextlib.contextmanager
+def _place(device: torch.device | str, dtype: torch.dtype) -> Any:
+    """Construct in this type; SAM2's constructor needs a real device, so everything small is made on the target."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _load(
+    model: Sa2VA,
+    folder: BaseFolder,
+    sam2_file: str | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    assign: Assign | None,
+) -> None:
+    holds_masks = folder.layout == "sa2va" and _holds_sam2(folder)
+    load_weights(
+        model,
+        folder.stream(),
+        str(folder.path),
+        may_miss="" if holds_masks else NOT_IN_INTERNVL if folder.layout != "sa2va" else r"^grounding\.",
+        device=device,
+        dtype=dtype,
+        assign=assign,
+    )
+    if sam2_file:
+        load_sam2_file(model.grounding.sam2, Path(sam2_file))
+    elif not holds_masks:
+        logger.warning("SAM2 starts from random weights: %s holds none and sam2.checkpoint is not set", folder.path)
+
+
+def _holds_sam2(folder: BaseFolder) -> bool:
+    return any(name.startswith("grounding_encoder.") for name in folder_names(folder.path))

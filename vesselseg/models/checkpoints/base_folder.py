@@ -1,0 +1,144 @@
+"""A folder with the weights to start from: which layout it has, its config, tokenizer and tensors.
+
+The layout is told from config.json, never from the folder's name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from vesselseg.models.checkpoints import hf_layout, published_layout
+from vesselseg.models.checkpoints.shards import WeightsError, WeightStream, stream_folder
+from vesselseg.models.sa2va_config import IMAGE_TOKENS, NEW_TOKENS, Sa2VAConfig
+
+
+@dataclass(frozen=True)
+class BaseFolder:
+    """layout: `internvl` (published), `internvl_hf` (transformers' own) or `sa2va` (with mask decoder).
+
+    has_new_tokens: whether the five tokens are part of vocabulary and tables already.
+    """
+
+    path: Path
+    layout: str
+    config: Sa2VAConfig
+    tokenizer: PreTrainedTokenizerBase
+    image_token_id: int
+    has_new_tokens: bool
+
+    def stream(self) -> WeightStream:
+        """Every tensor under our names; new-token rows are cut out of the tables, or start at the tables' mean."""
+        for name, tensor in stream_folder(self.path):
+            if self.layout == "internvl_hf":
+                renamed = iter([(hf_layout.hf_name_to_ours(name), tensor)])
+            else:
+                renamed = published_layout.to_ours(name, tensor, self.config)
+            for ours, piece in renamed:
+                yield ours, piece
+                if ours in (published_layout.EMBEDDING, published_layout.HEAD):
+                    table = "embedding" if ours == published_layout.EMBEDDING else "head"
+                    yield f"new_tokens.{table}", self._new_rows(piece)
+                if ours == published_layout.EMBEDDING and self.config.text().tie_word_embeddings:
+                    yield published_layout.HEAD, piece
+                    yield "new_tokens.head", self._new_rows(piece)
+
+    def _new_rows(self, table: Tensor) -> Tensor:
+        start = int(self.config.new_token_start or 0)
+        if self.has_new_tokens:
+            return table[start : start + len(NEW_TOKENS)]
+        return mean_rows(table[:start], len(NEW_TOKENS))
+
+
+def mean_rows(table: Tensor, count: int, chunk: int = 8192) -> Tensor:
+    """`count` rows at the mean of a table (rows, hidden), summed in chunks so that no float copy of it is made.
+
+    The mean makes a new token's first logits ordinary (Hewitt 2021, "Initializing new word embeddings"); a tenth of
+    the table's spread keeps the rows apart.
+    """
+    total = torch.zeros(table.shape[1], dtype=torch.float64)
+    squares = torch.zeros(table.shape[1], dtype=torch.float64)
+    for part in table.split(chunk):
+        total += part.double().sum(0)
+        squares += part.double().square().sum(0)
+    mean = total / len(table)
+    spread = (squares / len(table) - mean.square()).clamp(min=0).sqrt()
+    noise = torch.randn(count, table.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (mean + 0.1 * spread * noise).to(table.dtype)
+
+
+def read_base_folder(path: str | Path) -> BaseFolder:
+    """Look at a folder; raises WeightsError if it is not one that vesselseg can start from."""
+    folder = Path(path)
+    content = _read_config(folder)
+    layout, config = _layout(folder, content)
+    tokenizer = _read_tokenizer(folder)
+    present = [token in tokenizer.get_vocab() for token in NEW_TOKENS]
+    if not all(present):
+        tokenizer.add_tokens([token for token in NEW_TOKENS if token not in tokenizer.get_vocab()], special_tokens=True)
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in NEW_TOKENS]
+    _check_vocabulary(folder, tokenizer, ids, int(config.llm_config["vocab_size"]), all(present))
+    config.new_token_start = ids[0]
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKENS[2])
+    return BaseFolder(folder, layout, config, tokenizer, image_token_id, all(present))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsError(
+            f"{path} does not exist. The base must be a folder with config.json, tokenizer and weights, e.g. a download of "
+            "OpenGVLab/InternVL3-8B; set it with --cfg-options base=FOLDER or in the config"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path}: not readable as JSON ({error}); download it again") from None
+
+
+def _layout(folder: Path, content: dict[str, Any]) -> tuple[str, Sa2VAConfig]:
+    if "text_config" in content and "vision_config" in content and content.get("model_type") == "internvl":
+        return "internvl_hf", hf_layout.config_from_hf(content)
+    if "llm_config" not in content or "vision_config" not in content:
+        raise WeightsError(
+            f"{folder / 'config.json'}: model_type {content.get('model_type')!r} without llm_config and vision_config; "
+            "expected an InternVL, InternVL -hf or Sa2VA folder"
+        )
+    fields = {key: value for key, value in content.items() if key not in ("architectures", "auto_map", "model_type")}
+    architecture = " ".join(content.get("architectures") or [])
+    sa2va = content.get("model_type") == "sa2va_chat" or "Sa2VA" in architecture
+    return ("sa2va" if sa2va else "internvl"), Sa2VAConfig(**fields)
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from None
+    missing = [token for token in IMAGE_TOKENS if token not in tokenizer.get_vocab()]
+    if missing:
+        raise WeightsError(
+            f"{folder}: the tokenizer lacks {', '.join(missing)}; it is not the one of an InternVL model"
+        )
+    return tokenizer
+
+
+def _check_vocabulary(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, ids: list[int], rows: int, present: bool
+) -> None:
+    if ids != list(range(ids[0], ids[0] + len(ids))):
+        raise WeightsError(
+            f"{folder}: the new tokens {NEW_TOKENS} have ids {ids}; expected consecutive ones in this order"
+        )
+    needed = ids[-1] + 1 if present else ids[0]
+    if rows < needed:
+        raise WeightsError(
+            f"{folder}: the tokenizer holds {len(tokenizer)} tokens, but vocab_size in config.json is {rows} (needed: "
+            f"{needed}); tokenizer and weights are of different models"
+        )

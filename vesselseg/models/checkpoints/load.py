@@ -1,0 +1,99 @@
+"""Put a stream of tensors into a model, strictly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vesselseg.models.checkpoints.shards import WeightsError, WeightStream, stream_file
+
+Assign = Callable[[Tensor, Tensor], None]  # (parameter or buffer of the model, tensor read)
+
+
+def load_weights(
+    model: nn.Module,
+    stream: WeightStream,
+    source: str,
+    *,
+    may_miss: str = "",
+    may_ignore: str = "",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    assign: Assign | None = None,
+) -> None:
+    """Every tensor of the stream goes to the model's entry of that name, one at a time.
+
+    may_miss: regular expression of entries that the stream need not hold. may_ignore: of tensors to pass over.
+    device, dtype: where entries that are still on the meta device are created.
+    assign: how a tensor gets into an entry that exists (ZeRO-3 partitions them); default: copy.
+    Raises WeightsError listing the first five missing, unexpected and wrongly shaped keys and their counts.
+    """
+    targets = _entries(model)
+    seen: set[str] = set()
+    unexpected, misshapen = [], []
+    for name, tensor in stream:
+        if may_ignore and re.search(may_ignore, name):
+            continue
+        target = targets.get(name)
+        if target is None:
+            unexpected.append(name)
+            continue
+        expected = tuple(getattr(target, "ds_shape", target.shape))
+        if expected != tuple(tensor.shape):
+            misshapen.append(f"{name} is {tuple(tensor.shape)}, expected {expected}")
+            continue
+        seen.add(name)
+        _put(model, name, target, tensor, device, dtype, assign)
+    missing = [name for name in targets if name not in seen and not (may_miss and re.search(may_miss, name))]
+    raise_for_keys(source, missing=missing, unexpected=unexpected, misshapen=misshapen)
+
+
+def raise_for_keys(source: str, **findings: Iterable[str]) -> None:
+    """Raise WeightsError with the first five of each kind of finding and the count, or return if there are none."""
+    lines = []
+    for kind, names in findings.items():
+        listed = list(names)
+        if listed:
+            more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+            lines.append(f"  {len(listed)} {kind}: {', '.join(listed[:5])}{more}")
+    if lines:
+        raise WeightsError(f"{source}: the weights do not fit the model\n" + "\n".join(lines))
+
+
+def load_sam2_file(sam2: nn.Module, path: Path) -> None:
+    """`sam2_hiera_*.pt` or `sam2.1_hiera_*.pt` into a SAM2 of the same variant and version."""
+    if not path.exists():
+        raise WeightsError(
+            f"{path} does not exist; it is one of the files sam2_hiera_{{tiny,small,base_plus,large}}.pt"
+        )
+    load_weights(sam2, stream_file(path), str(path))
+
+
+def _entries(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; tied ones under each name."""
+    return dict(model.state_dict(keep_vars=True))
+
+
+def _put(
+    model: nn.Module,
+    name: str,
+    target: Tensor,
+    tensor: Tensor,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    assign: Assign | None,
+) -> None:
+    with torch.no_grad():
+        if target.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            created = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)
+            module = model.get_submodule(owner)
+            module._parameters[leaf] = nn.Parameter(created, requires_grad=target.requires_grad)
+        elif assign is not None:
+            assign(target, tensor)
+        else:
+            target.copy_(tensor)

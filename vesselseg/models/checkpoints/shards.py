@@ -1,0 +1,117 @@
+"""Weight files -> (name, tensor) pairs, one tensor at a time, without running any code that comes with them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WeightStream = Iterator[tuple[str, Tensor]]
+
+
+class WeightsError(ValueError):
+    """A weight file or folder that cannot be used; the message names file, finding and way out."""
+
+
+def stream_folder(folder: Path) -> WeightStream:
+    """Every tensor of a Hugging Face folder, shard after shard; safetensors before pickles.
+
+    Tensors of safetensors files are memory-mapped: only what is used is read.
+    """
+    index = _index(folder, "model.safetensors.index.json") or _index(folder, "pytorch_model.bin.index.json")
+    if index:
+        yield from _stream_index(folder, index)
+        return
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            yield from stream_file(folder / name)
+            return
+    raise WeightsError(
+        f"{folder}: no model.safetensors, pytorch_model.bin or index of shards; the download is incomplete"
+    )
+
+
+def folder_names(folder: Path) -> set[str]:
+    """Names of all tensors of a folder, without reading any where an index or safetensors header tells them."""
+    index = _index(folder, "model.safetensors.index.json") or _index(folder, "pytorch_model.bin.index.json")
+    if index:
+        return set(index)
+    single = folder / "model.safetensors"
+    if single.exists():
+        with _opened(single) as opened:
+            return set(opened.keys())
+    return {name for name, _ in stream_folder(folder)}
+
+
+def stream_file(path: Path) -> WeightStream:
+    """Every tensor of one file, .safetensors or a pickle of a state dict."""
+    if path.suffix == ".safetensors":
+        with _opened(path) as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                yield name, opened.get_tensor(name)
+        return
+    yield from state_dict_of(load_pickle(path), path).items()
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: not readable as safetensors ({error}); it is cut short, download it again"
+        ) from None
+
+
+def load_pickle(path: Path) -> Any:
+    """A torch file opened so that it cannot run code; raises WeightsError with the reason."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path}: refused, since it cannot be opened as plain tensors ({reason}). It is cut short or carries code; "
+            "get it again from its source or convert it to safetensors where you trust it"
+        ) from None
+
+
+def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint file: bare, or under `model` (SAM2) or `state_dict` (mmengine)."""
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path}: holds no state dict of tensors")
+    return content
+
+
+def _index(folder: Path, name: str) -> dict[str, str] | None:
+    path = folder / name
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: not an index of shards ({error!r}); download it again") from None
+
+
+def _stream_index(folder: Path, weight_map: dict[str, str]) -> WeightStream:
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not (folder / shard).exists()]
+    if missing:
+        raise WeightsError(
+            f"{folder}: {len(missing)} of {len(shards)} shards are missing, first {missing[0]}; download them"
+        )
+    for shard in shards:
+        promised = {name for name, file in weight_map.items() if file == shard}
+        for name, tensor in stream_file(folder / shard):
+            promised.discard(name)
+            yield name, tensor
+        if promised:
+            raise WeightsError(f"{folder / shard}: lacks {len(promised)} tensors of its index, first {min(promised)}")

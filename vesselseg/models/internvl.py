@@ -1,0 +1,61 @@
+"""Vision tower, projector and language model of InternVL, from transformers' own classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers.models.internvl.modeling_internvl import InternVLVisionModel
+
+from vesselseg.models.sa2va_config import Sa2VAConfig
+
+
+class TileProjector(nn.Module):
+    """Patch features of a tile to language-model tokens: LayerNorm, Linear, GELU, Linear (Sa2VA's ``mlp1``)."""
+
+    def __init__(self, vision_hidden: int, text_hidden: int, downsample_ratio: float) -> None:
+        super().__init__()
+        self.downsample_ratio = downsample_ratio
+        shuffled = vision_hidden * round(1 / downsample_ratio) ** 2
+        self.norm = nn.LayerNorm(shuffled)
+        self.linear_1 = nn.Linear(shuffled, text_hidden)
+        self.linear_2 = nn.Linear(text_hidden, text_hidden)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """patches: (tiles, side * side, vision_hidden). Returns (tiles, tokens, text_hidden)."""
+        side = int(patches.shape[1] ** 0.5)
+        tokens = pixel_shuffle(patches.unflatten(1, (side, side)), self.downsample_ratio).flatten(1, 2)
+        return self.linear_2(nn.functional.gelu(self.linear_1(self.norm(tokens))))
+
+
+def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:
+    """InternVL's pixel shuffle 'v2': neighbouring patches move into the channels.
+
+    patches: (tiles, height, width, channels). Returns (tiles, height * ratio, width * ratio, channels / ratio**2).
+    """
+    factor = round(1 / ratio)
+    tiles, height, width, channels = patches.shape
+    grid = patches.reshape(tiles, height // factor, factor, width // factor, factor, channels)
+    return grid.permute(0, 1, 3, 2, 4, 5).reshape(tiles, height // factor, width // factor, channels * factor**2)
+
+
+def build_vision_tower(config: Sa2VAConfig, attention: str) -> InternVLVisionModel:
+    """InternViT with random weights."""
+    return InternVLVisionModel(config.vision(attention))
+
+
+def build_language_model(config: Sa2VAConfig, attention: str) -> PreTrainedModel:
+    """Qwen2 or Llama (InternLM2) with random weights; its tables hold the rows below the new tokens and any above."""
+    text = config.text(attention)
+    classes: dict[str, Any] = {"qwen2": Qwen2ForCausalLM, "llama": LlamaForCausalLM}
+    return classes[text.model_type](text)
+
+
+def encode_tiles(vision: InternVLVisionModel, projector: TileProjector, tiles: Tensor) -> Tensor:
+    """tiles: (tiles, 3, side, side), normalised. Returns (tiles, tokens per tile, text hidden)."""
+    frozen = not any(parameter.requires_grad for parameter in vision.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        patches = vision(pixel_values=tiles).last_hidden_state[:, 1:]  # without the class token
+    return projector(patches)

@@ -1,0 +1,152 @@
+"""LoRA through peft: attach, merge; what trains and what it weighs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from vesselseg.models.sa2va import Sa2VA
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on every linear layer of the language model's blocks (Hu et al. 2021).
+
+    r: rank. alpha: the update is scaled by alpha / r. dropout: on the adapter's input, 0 to 1.
+    """
+
+    r: int = 64
+    alpha: int = 128
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Which parts train. llm: `lora`, `full` or `frozen`; the others are switches."""
+
+    llm: str = "lora"
+    new_tokens: bool = True
+    projector: bool = True
+    seg_projector: bool = True
+    mask_decoder: bool = True
+    sam2_encoder: bool = False
+    vision: bool = False
+
+    def __post_init__(self) -> None:
+        if self.llm not in ("lora", "full", "frozen"):
+            raise ValueError(f"trainable.llm is {self.llm!r}; expected lora, full or frozen")
+
+
+def attach_lora(model: Sa2VA, lora: Lora) -> None:
+    """Put adapters beside every linear layer of the language model's blocks; the head stays as it is."""
+    blocks = model.language_model.model.layers
+    names = sorted(
+        {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
+    )
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, bias="none")
+    inject_adapter_in_model(config, model.language_model.model)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Replace every adapted layer by one with weight W + (alpha / r) B A, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)  # type: ignore[attr-defined]
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, module.get_base_layer())
+
+
+def base_name(name: str) -> str:
+    """The name that an entry had before adapters were attached: `q_proj.base_layer.weight` -> `q_proj.weight`."""
+    return name.replace(".base_layer.", ".")
+
+
+def set_trainable(model: Sa2VA, trainable: Trainable) -> None:
+    """Set requires_grad of every parameter; adapters train with llm="lora" only."""
+    model.requires_grad_(False)
+    if trainable.llm == "full":
+        model.language_model.requires_grad_(True)
+    if trainable.llm == "lora":
+        for name, parameter in model.language_model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    model.new_tokens.requires_grad_(trainable.new_tokens)
+    model.projector.requires_grad_(trainable.projector)
+    model.seg_projector.requires_grad_(trainable.seg_projector)
+    sam2 = model.grounding.sam2
+    sam2.sam_mask_decoder.requires_grad_(trainable.mask_decoder)
+    if trainable.sam2_encoder:
+        sam2.image_encoder.requires_grad_(True)
+        sam2.sam_prompt_encoder.requires_grad_(True)
+        sam2.no_mem_embed.requires_grad_(True)
+    model.vision_model.requires_grad_(trainable.vision)
+    _freeze_what_no_mask_uses(model)
+
+
+def _freeze_what_no_mask_uses(model: Sa2VA) -> None:
+    """Parts that the forward pass never reaches hold no gradient, so no optimizer state either."""
+    sam2 = model.grounding.sam2
+    unused = (
+        sam2.sam_mask_decoder.iou_prediction_head,
+        sam2.sam_mask_decoder.pred_obj_score_head,
+        sam2.sam_mask_decoder.output_hypernetworks_mlps[0],  # the single-mask head; the three candidates are 1 to 3
+        sam2.sam_prompt_encoder.mask_downscaling,
+        sam2.sam_prompt_encoder.point_embeddings,
+    )
+    for module in unused:
+        module.requires_grad_(False)
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds: every parameter that trains, by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+PARTS = (
+    ("LoRA", "lora_"),
+    ("new tokens", "new_tokens."),
+    ("vision tower", "vision_model."),
+    ("projector", "projector."),
+    ("seg projector", "seg_projector."),
+    ("SAM2 mask decoder", "grounding.sam2.sam_mask_decoder."),
+    ("SAM2 image encoder", "grounding.sam2.image_encoder."),
+    ("SAM2 rest", "grounding."),
+    ("language model", "language_model."),
+)
+
+
+@dataclass
+class PartCount:
+    """Parameters of one part of the model."""
+
+    trainable: int = 0
+    frozen: int = 0
+
+
+def count_parameters(model: nn.Module) -> dict[str, PartCount]:
+    """Trainable and frozen parameters by part; partitioned (ZeRO-3) ones count whole, each tensor once."""
+    counts = {part: PartCount() for part, _ in PARTS}
+    for name, parameter in model.named_parameters():
+        part = next((part for part, mark in PARTS if mark in name and (mark == "lora_" or name.startswith(mark))), None)
+        elements = int(getattr(parameter, "ds_numel", parameter.numel()))
+        count = counts.setdefault(part or "other", PartCount())
+        if parameter.requires_grad:
+            count.trainable += elements
+        else:
+            count.frozen += elements
+    return {part: count for part, count in counts.items() if count.trainable or count.frozen}
+
+
+def describe(settings: Lora | Trainable) -> dict[str, object]:
+    """The settings as plain values, for a checkpoint."""
+    return asdict(settings)
+
+
+def cast_floating(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every floating-point parameter one type; buffers (rotary frequencies, position matrices) keep theirs."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)

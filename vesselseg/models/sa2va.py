@@ -1,0 +1,102 @@
+"""The whole forward pass of Sa2VA on one screen: Batch -> mask logits and answer logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.internvl.modeling_internvl import InternVLVisionModel
+
+from vesselseg.data.batch import IGNORE_LABEL, Batch
+from vesselseg.models.internvl import TileProjector, encode_tiles
+from vesselseg.models.new_tokens import NewTokens
+from vesselseg.models.sa2va_config import Sa2VAConfig
+from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
+from vesselseg.models.seg_projector import SegProjector
+
+
+@dataclass
+class Output:
+    """mask_logits: (all objects, side / 4, side / 4), image after image, before sigmoid.
+
+    answer_logits: (answer tokens, vocabulary), next-token logits at every position that has a label.
+    answer_labels: (answer tokens,) int64.
+    """
+
+    mask_logits: Tensor
+    answer_logits: Tensor
+    answer_labels: Tensor
+
+
+class Sa2VA(nn.Module):
+    """InternVL reads image and question; its hidden state at every [SEG] prompts SAM2 for one mask."""
+
+    def __init__(
+        self,
+        config: Sa2VAConfig,
+        *,
+        vision_model: InternVLVisionModel,
+        projector: TileProjector,
+        language_model: PreTrainedModel,
+        new_tokens: NewTokens,
+        seg_projector: SegProjector,
+        grounding: SAM2Grounding,
+        image_token_id: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_model = vision_model
+        self.projector = projector
+        self.language_model = language_model
+        self.new_tokens = new_tokens
+        self.seg_projector = seg_projector
+        self.grounding = grounding
+        self.image_token_id = image_token_id
+
+    def forward(self, batch: Batch) -> Output:
+        """One image encoding per image, however many objects its conversation names."""
+        tiles = encode_tiles(self.vision_model, self.projector, batch.tiles.to(self.dtype))
+        hidden = self.read(batch.input_ids, batch.attention_mask, tiles)
+        features = self.grounding.encode(batch.sam_images.to(self.dtype))
+        prompts = self.prompts(hidden, batch.input_ids)
+        counts = torch.tensor(batch.objects_per_image, device=prompts.device)
+        image_of_object = torch.repeat_interleave(torch.arange(len(counts), device=prompts.device), counts)
+        mask_logits = self.grounding.decode(features, prompts, image_of_object)
+        return Output(mask_logits, *self.answers(hidden, batch.labels))
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor, tile_tokens: Tensor) -> Tensor:
+        """Run the language model over conversations.
+
+        input_ids, attention_mask: (rows, tokens). tile_tokens: (tiles, tokens per tile, hidden), in the order in which
+        the image placeholders occur. Returns (rows, tokens, hidden), after the final norm.
+        """
+        embeddings = self.new_tokens.embed(self.language_model.get_input_embeddings(), input_ids)
+        is_image = input_ids == self.image_token_id
+        embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), tile_tokens.to(embeddings.dtype))
+        return self.language_model.model(inputs_embeds=embeddings, attention_mask=attention_mask).last_hidden_state
+
+    def prompts(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        """Prompt vectors (objects, 256) from the positions where [SEG] is the input token, row after row."""
+        return self.seg_projector(hidden[input_ids == self.new_tokens.seg_id])
+
+    def answers(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Next-token logits only where a label asks for them: the vocabulary is large, the answer short."""
+        wanted = labels[:, 1:] != IGNORE_LABEL
+        logits = self.new_tokens.logits(self.language_model.get_output_embeddings(), hidden[:, :-1][wanted])
+        return logits, labels[:, 1:][wanted]
+
+    def encode(self, sam_images: Tensor) -> ImageFeatures:
+        """SAM2's features of square views (images, 3, side, side)."""
+        return self.grounding.encode(sam_images.to(self.dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights, read from a part that is never quantised."""
+        return self.seg_projector.linear_1.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.seg_projector.linear_1.weight.device

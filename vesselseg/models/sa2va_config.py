@@ -1,0 +1,108 @@
+"""Sa2VAConfig: the shapes of one model, in the field names of the published InternVL and Sa2VA folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
+
+NEW_TOKENS = ("[SEG]", "<p>", "</p>", "<vp>", "</vp>")  # in the order in which Sa2VA appends them to the vocabulary
+IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
+
+SAM2_LARGE = {"variant": "large", "version": "2.0", "image_size": 1024}
+
+
+class Sa2VAConfig(PretrainedConfig):
+    """Shapes of vision tower, language model and SAM2.
+
+    llm_config, vision_config: as in config.json of the published InternVL folders (`qwen2` or `internlm2`; `llama`
+    for an InternLM2 already converted).
+    grounding_config: `variant` (tiny, small, base_plus, large), `version` (2.0, 2.1), `image_size` in pixels, and
+    optionally `trunk`, sizes that replace the variant's. Published folders have none: SAM2-L at 1024.
+    new_token_start: id of [SEG]; the five new tokens follow each other from there.
+    threshold: probability above which a pixel is vessel, chosen on a validation split.
+    default_phrase: what is segmented when a request names nothing.
+    """
+
+    model_type = "sa2va_chat"
+
+    def __init__(
+        self,
+        llm_config: dict[str, Any] | None = None,
+        vision_config: dict[str, Any] | None = None,
+        grounding_config: dict[str, Any] | None = None,
+        template: str = "qwen_chat",
+        force_image_size: int = 448,
+        dynamic_image_size: bool = True,
+        min_dynamic_patch: int = 1,
+        max_dynamic_patch: int = 12,
+        use_thumbnail: bool = True,
+        downsample_ratio: float = 0.5,
+        new_token_start: int | None = None,
+        threshold: float = 0.5,
+        default_phrase: str = "blood vessel",
+        **kwargs: Any,
+    ) -> None:
+        self.llm_config = dict(llm_config or {})
+        self.vision_config = dict(vision_config or {})
+        self.grounding_config = {**SAM2_LARGE, **(grounding_config or {})}
+        self.template = template
+        self.force_image_size = force_image_size
+        self.dynamic_image_size = dynamic_image_size
+        self.min_dynamic_patch = min_dynamic_patch
+        self.max_dynamic_patch = max_dynamic_patch
+        self.use_thumbnail = use_thumbnail
+        self.downsample_ratio = downsample_ratio
+        self.new_token_start = new_token_start
+        self.threshold = threshold
+        self.default_phrase = default_phrase
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Language-model tokens that one tile becomes after pixel shuffle, 256 for 448 px."""
+        side = self.force_image_size // int(self.vision_config.get("patch_size", 14)) * self.downsample_ratio
+        return int(side) ** 2
+
+    def text(self, attention: str = "sdpa") -> Qwen2Config | LlamaConfig:
+        """The language model's configuration as transformers' own class; InternLM2 becomes Llama."""
+        fields = {key: value for key, value in self.llm_config.items() if key not in _LLM_DROPPED}
+        kind = self.llm_config.get("model_type")
+        if kind == "qwen2":
+            return Qwen2Config(**fields, attn_implementation=attention)
+        if kind in ("internlm2", "llama"):
+            fields["attention_bias"] = bool(fields.pop("bias", fields.get("attention_bias", False)))
+            return LlamaConfig(**fields, attn_implementation=attention)
+        raise ValueError(f"llm_config.model_type is {kind!r}; supported: qwen2, internlm2, llama")
+
+    def vision(self, attention: str = "sdpa") -> InternVLVisionConfig:
+        """The vision tower's configuration as transformers' own class."""
+        given = self.vision_config
+        return InternVLVisionConfig(
+            hidden_size=given["hidden_size"],
+            num_hidden_layers=given["num_hidden_layers"],
+            num_attention_heads=given["num_attention_heads"],
+            intermediate_size=given["intermediate_size"],
+            attention_bias=given.get("qkv_bias", False),
+            use_qk_norm=given.get("qk_normalization", False),
+            hidden_act=given.get("hidden_act", "gelu"),
+            norm_type=given.get("norm_type", "layer_norm"),
+            layer_norm_eps=given.get("layer_norm_eps", 1e-6),
+            image_size=given.get("image_size", 448),
+            patch_size=given.get("patch_size", 14),
+            layer_scale_init_value=given.get("initializer_factor", 0.1),
+            use_mean_pooling=True,  # that is: no norm after the last layer, as in the published tower
+            attn_implementation=attention,
+        )
+
+
+_LLM_DROPPED = (
+    "model_type",
+    "architectures",
+    "auto_map",
+    "attn_implementation",
+    "_name_or_path",
+    "transformers_version",
+)

@@ -1,0 +1,191 @@
+"""SAM2 through the `sam2` package: square image -> features; features and prompt vectors -> mask logits.
+
+The sizes are those of the YAML files of the `sam2` package; the prompt path is Sa2VA's (arXiv 2501.04001): the
+language model's vector is appended to the sparse embeddings of one padding point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam.transformer import RoPEAttention
+from torch import Tensor, nn
+
+PROMPT_DIM = 256  # width of SAM2's prompt embeddings, in every variant
+MASK_STRIDE = 4  # pixels of the square view per pixel of the mask logits
+
+TRUNKS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "embed_dim": 96,
+        "num_heads": 1,
+        "stages": [1, 2, 7, 2],
+        "global_att_blocks": [5, 7, 9],
+        "window_pos_embed_bkg_spatial_size": [7, 7],
+    },
+    "small": {
+        "embed_dim": 96,
+        "num_heads": 1,
+        "stages": [1, 2, 11, 2],
+        "global_att_blocks": [7, 10, 13],
+        "window_pos_embed_bkg_spatial_size": [7, 7],
+    },
+    "base_plus": {"embed_dim": 112, "num_heads": 2},
+    "large": {
+        "embed_dim": 144,
+        "num_heads": 2,
+        "stages": [2, 6, 36, 4],
+        "global_att_blocks": [23, 33, 43],
+        "window_pos_embed_bkg_spatial_size": [7, 7],
+        "window_spec": [8, 4, 16, 8],
+    },
+}
+
+
+@dataclass
+class ImageFeatures:
+    """What the frozen half of SAM2 computes for each image, before the mask decoder's own convolutions.
+
+    embedding: (images, 256, side / 16, side / 16), with the no-memory embedding added.
+    stride_8: (images, 256, side / 8, side / 8). stride_4: (images, 256, side / 4, side / 4).
+    """
+
+    embedding: Tensor
+    stride_8: Tensor
+    stride_4: Tensor
+
+    def select(self, images: Tensor) -> ImageFeatures:
+        """The features of the images with these indices, (n,) int64, in that order."""
+        return ImageFeatures(self.embedding[images], self.stride_8[images], self.stride_4[images])
+
+
+class SAM2Grounding(nn.Module):
+    """SAM2 prompted by a vector instead of a click; `sam2` holds every weight under SAM2's own names."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.image_size = int(config["image_size"])
+        self.sam2 = build_sam2(config)
+
+    def encode(self, images: Tensor) -> ImageFeatures:
+        """images: (images, 3, side, side), normalised. The image encoder runs without gradients while it is frozen."""
+        encoder = self.sam2.image_encoder
+        frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            stride_4, stride_8, stride_16 = encoder(images)["backbone_fpn"]
+        no_memory = self.sam2.no_mem_embed.transpose(1, 2).unsqueeze(-1)
+        return ImageFeatures(stride_16 + no_memory, stride_8, stride_4)
+
+    def decode(self, features: ImageFeatures, prompts: Tensor, image_of_prompt: Tensor) -> Tensor:
+        """One mask per prompt: of SAM2's three candidates the one with the highest predicted IoU.
+
+        prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features.
+        Returns (objects, side / 4, side / 4), logits before sigmoid. The object score does not blank a mask.
+        """
+        decoder = self.sam2.sam_mask_decoder
+        high_resolution = [
+            decoder.conv_s0(features.stride_4)[image_of_prompt],
+            decoder.conv_s1(features.stride_8)[image_of_prompt],
+        ]
+        sparse, dense = self._prompt_embeddings(prompts)
+        masks, predicted_iou, _, _ = decoder(
+            image_embeddings=features.embedding[image_of_prompt],
+            image_pe=self.sam2.sam_prompt_encoder.get_dense_pe().to(prompts.dtype),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+            repeat_image=False,
+            high_res_features=high_resolution,
+        )
+        best = predicted_iou.argmax(dim=1)
+        return masks[torch.arange(len(masks), device=masks.device), best]
+
+    def _prompt_embeddings(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        objects, device = len(prompts), prompts.device
+        padding_point = torch.zeros(objects, 1, 2, device=device)
+        padding_label = -torch.ones(objects, 1, dtype=torch.int32, device=device)
+        sparse, dense = self.sam2.sam_prompt_encoder(points=(padding_point, padding_label), boxes=None, masks=None)
+        return torch.cat([sparse.to(prompts.dtype), prompts.unsqueeze(1)], dim=1), dense.to(prompts.dtype)
+
+
+def build_sam2(config: dict[str, Any]) -> SAM2Base:
+    """SAM2 with random weights. config: `variant`, `version`, `image_size`, optional `trunk` sizes."""
+    variant, version = config["variant"], str(config.get("version", "2.0"))
+    if variant not in TRUNKS or version not in ("2.0", "2.1"):
+        raise ValueError(f"sam2 variant {variant!r} version {version!r}; expected {', '.join(TRUNKS)} and 2.0 or 2.1")
+    if int(config["image_size"]) % 32:
+        raise ValueError(f"sam2 image_size is {config['image_size']}; it must be a multiple of 32")
+    newer = version == "2.1"
+    return SAM2Base(
+        image_encoder=_image_encoder({**TRUNKS[variant], **config.get("trunk", {})}),
+        memory_attention=_memory_attention(),
+        memory_encoder=_memory_encoder(),
+        num_maskmem=7,
+        image_size=int(config["image_size"]),
+        sigmoid_scale_for_mem_enc=20.0,
+        sigmoid_bias_for_mem_enc=-10.0,
+        use_mask_input_as_output_without_sam=True,
+        directly_add_no_mem_embed=True,
+        use_high_res_features_in_sam=True,
+        multimask_output_in_sam=True,
+        iou_prediction_use_sigmoid=True,
+        use_obj_ptrs_in_encoder=True,
+        add_tpos_enc_to_obj_ptrs=newer,
+        proj_tpos_enc_in_obj_ptrs=newer,
+        use_signed_tpos_enc_to_obj_ptrs=newer,
+        no_obj_embed_spatial=newer,
+        only_obj_ptrs_in_the_past_for_eval=True,
+        pred_obj_scores=True,
+        pred_obj_scores_mlp=True,
+        fixed_no_obj_ptr=True,
+        multimask_output_for_tracking=True,
+        use_multimask_token_for_obj_ptr=True,
+        multimask_min_pt_num=0,
+        multimask_max_pt_num=1,
+        use_mlp_for_obj_ptr_proj=True,
+    )
+
+
+def _image_encoder(sizes: dict[str, Any]) -> ImageEncoder:
+    trunk = Hiera(**{key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()})
+    neck = FpnNeck(
+        position_encoding=PositionEmbeddingSine(num_pos_feats=256, normalize=True, scale=None, temperature=10000),
+        d_model=PROMPT_DIM,
+        backbone_channel_list=trunk.channel_list,
+        fpn_top_down_levels=[2, 3],
+        fpn_interp_model="nearest",
+    )
+    return ImageEncoder(trunk=trunk, neck=neck, scalp=1)
+
+
+def _memory_attention() -> MemoryAttention:
+    shared = {"rope_theta": 10000.0, "feat_sizes": [64, 64], "embedding_dim": 256, "num_heads": 1}
+    layer = MemoryAttentionLayer(
+        activation="relu",
+        dim_feedforward=2048,
+        dropout=0.1,
+        pos_enc_at_attn=False,
+        self_attention=RoPEAttention(**shared, downsample_rate=1, dropout=0.1),
+        cross_attention=RoPEAttention(**shared, rope_k_repeat=True, downsample_rate=1, dropout=0.1, kv_in_dim=64),
+        d_model=256,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+    )
+    return MemoryAttention(d_model=256, pos_enc_at_input=True, layer=layer, num_layers=4)
+
+
+def _memory_encoder() -> MemoryEncoder:
+    block = CXBlock(dim=256, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True)
+    return MemoryEncoder(
+        out_dim=64,
+        position_encoding=PositionEmbeddingSine(num_pos_feats=64, normalize=True, scale=None, temperature=10000),
+        mask_downsampler=MaskDownSampler(kernel_size=3, stride=2, padding=1),
+        fuser=Fuser(block, num_layers=2),
+    )
