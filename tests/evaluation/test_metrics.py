@@ -120,3 +120,11 @@ def test_wrong_input_is_refused() -> None:
         image_metrics(mask, np.zeros((4, 5), bool))
     with pytest.raises(ValueError, match="bool mask"):
         image_metrics(mask.astype(np.uint8), mask)
+
+
+def test_bool_masks_with_the_byte_255_count_as_masks() -> None:
+    """What ``np.asarray`` makes of a 1-bit image of Pillow."""
+    generator = np.random.default_rng(4)
+    prediction, truth = generator.random((2, 64, 64)) < 0.5
+    odd = [np.where(mask, np.uint8(255), np.uint8(0)).view(np.bool_) for mask in (prediction, truth)]
+    assert image_metrics(*odd) == image_metrics(prediction, truth)

@@ -99,3 +99,10 @@ def test_no_image_and_wrong_size_are_refused() -> None:
         dice_iou_curves(np.zeros((0, 99, 3), np.int64))
     with pytest.raises(ValueError, match="expected bool"):
         threshold_counts(np.zeros((4, 4), np.float32), np.zeros((4, 5), bool))
+
+
+def test_a_bool_truth_with_the_byte_255_counts_as_mask() -> None:
+    truth = np.random.default_rng(4).random((16, 16)) < 0.5
+    odd = np.where(truth, np.uint8(255), np.uint8(0)).view(np.bool_)
+    probabilities = np.random.default_rng(5).random((16, 16)).astype(np.float32)
+    assert (threshold_counts(probabilities, odd) == threshold_counts(probabilities, truth)).all()

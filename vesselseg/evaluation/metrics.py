@@ -25,7 +25,7 @@ def image_metrics(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> di
 
     Raises ValueError where the two are not bool masks of one size.
     """
-    _check_masks(prediction, truth)
+    prediction, truth = _checked(prediction, truth)
     tp = int(np.count_nonzero(prediction & truth))
     fp = int(np.count_nonzero(prediction)) - tp
     fn = int(np.count_nonzero(truth)) - tp
@@ -57,7 +57,7 @@ def topology_precision_sensitivity(prediction: NDArray[np.bool_], truth: NDArray
     Topology precision is the part of the prediction's skeleton that lies inside the truth, topology sensitivity the
     part of the truth's skeleton that lies inside the prediction. Skeletons by ``skimage.morphology.skeletonize``.
     """
-    _check_masks(prediction, truth)
+    prediction, truth = _checked(prediction, truth)
     if not prediction.any() or not truth.any():
         value = float(not prediction.any() and not truth.any())
         return value, value
@@ -79,9 +79,15 @@ def _ratio(part: int, whole: int, without_whole: bool) -> float:
     return part / whole if whole else float(without_whole)
 
 
-def _check_masks(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
+def _checked(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Both masks with every byte 0 or 1.
+
+    Pillow hands out 1-bit images as bool arrays that hold the byte 255: NumPy counts it as 255 and scikit-image uses
+    it as an index, beyond the end of its table.
+    """
     for name, mask in (("prediction", prediction), ("truth", truth)):
         if mask.dtype != np.bool_ or mask.ndim != 2 or not mask.size:
             raise ValueError(f"{name}: expected a (height, width) bool mask, found {mask.dtype} {mask.shape}")
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape}, truth {truth.shape}; expected one size")
+    return prediction.view(np.uint8) != 0, truth.view(np.uint8) != 0

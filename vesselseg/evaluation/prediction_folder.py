@@ -155,7 +155,8 @@ def _read_npy(path: Path, where: str) -> Stored:
 def _read_png(path: Path, where: str) -> Stored:
     try:
         with Image.open(path) as image:
-            mode, values = image.mode, np.asarray(image)
+            mode = image.mode
+            values = np.asarray(image.convert("L") if mode == "1" else image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{where}: not readable as an image: {error}") from None
     if mode in ("1", "P"):

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vesselseg.data.image_views import as_rgb
 from vesselseg.data.manifest import Record
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_folder import PredictionFolder
@@ -100,8 +99,7 @@ class ModelSource:
 
     def probabilities(self, records: Sequence[Record], images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
         """Per image (phrases, height, width) float32."""
-        rgb = [as_rgb(image) for image in images]
-        predictions = self._predictor.predict(rgb, [self.phrases(record) for record in records])
+        predictions = self._predictor.predict(images, [self.phrases(record) for record in records])
         return [prediction.probabilities for prediction in predictions]
 
 

@@ -25,6 +25,7 @@ def threshold_counts(probabilities: NDArray[np.float32], truth: NDArray[np.bool_
     """
     if truth.dtype != np.bool_ or truth.shape != probabilities.shape:
         raise ValueError(f"truth: expected bool {probabilities.shape}, found {truth.dtype} {truth.shape}")
+    truth = truth.view(np.uint8) != 0  # 1-bit images come out of Pillow as bool arrays with the byte 255
     if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1):
         raise ValueError(
             f"probabilities must lie in 0..1, found {probabilities.min()} to {probabilities.max()}; "
