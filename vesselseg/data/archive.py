@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
+from vesselseg.cli import UserError
+
 _GIB = 1024**3
 _CHUNK = 1024 * 1024
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
@@ -24,7 +26,7 @@ _ENCRYPTED = 0x1  # zip's general purpose flag
 _UTF8_NAME = 0x800
 
 
-class ArchiveError(ValueError):
+class ArchiveError(UserError):
     """The archive is damaged, of a kind that is not read, or refused; the message lists every bad member."""
 
 

@@ -79,7 +79,10 @@ class LabelFile:
 
 def read_labelme(path: Path) -> LabelFile:
     """Read one LabelMe file; broken shapes are listed, a file that is no LabelMe file raises LabelmeError."""
-    text, notes = _decode_text(Path(path).read_bytes())
+    try:
+        text, notes = _decode_text(Path(path).read_bytes())
+    except OSError as error:
+        raise LabelmeError(f"the file cannot be read: {error.strerror}") from None
     content = _parse_json(text)
     _check_is_labelme(content)
     shapes, broken = [], []
@@ -87,7 +90,7 @@ def read_labelme(path: Path) -> LabelFile:
         try:
             shapes.append(_parse_shape(index, entry))
         except ShapeError as error:
-            label = str(entry.get("label") or "") if isinstance(entry, dict) else ""
+            label = str(entry.get("label") or "").strip() if isinstance(entry, dict) else ""
             broken.append(BrokenShape(index, label, error.code, str(error)))
     size, size_notes = _label_size(content)
     image_data, data_notes = _image_data(content)

@@ -60,15 +60,16 @@ def load_source_image(labels: LabelFile, json_path: Path, within: Path | None = 
     candidates, notes = _candidates(labels, json_path, within)
     failures: list[str] = []
     for name, path in candidates:
-        content = path.read_bytes() if path is not None else labels.image_data
+        content = b""
         try:
-            image, changes = _decode(content or b"", labels.size)
+            content = path.read_bytes() if path is not None else labels.image_data or b""
+            image, changes = _decode(content, labels.size)
         except _DAMAGED as error:
-            failures.append(f"{name}: {_describe(error, content or b'')}")
+            failures.append(f"{name}: {_describe(error, content)}")
             continue
         if failures:
             notes.append(("image_fallback", f"{'; '.join(failures)}; used {name} instead"))
-        content, suffix, changes = _stored_form(image, content or b"", changes)
+        content, suffix, changes = _stored_form(image, content, changes)
         return SourceImage(content, suffix, image, path, tuple(notes + changes))
     if failures:
         raise ImageError("unreadable_image", "; ".join(failures))
@@ -168,6 +169,8 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _describe(error: Exception, content: bytes) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
     if not content:
         return "the file is empty (0 bytes)"
     if isinstance(error, Image.UnidentifiedImageError):

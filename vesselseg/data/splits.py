@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from vesselseg.cli import UserError
 from vesselseg.data.manifest import SPLITS
 
 
-class SplitError(ValueError):
+class SplitError(UserError):
     """The split cannot be made as asked; the message says why and what to change."""
 
 

@@ -1,0 +1,177 @@
+"""One LabelMe file -> one record and its stored image. Runs in worker processes; knows nothing of the other files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from vesselseg.data.findings import Finding
+from vesselseg.data.labelme import LabelFile, LabelmeError, Shape, ShapeError, read_labelme
+from vesselseg.data.manifest import Record, Region
+from vesselseg.data.rasterise import rasterise
+from vesselseg.data.shape_regions import Canvas, shape_regions
+from vesselseg.data.source_images import ImageError, SourceImage, load_source_image
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """path: the JSON; file: its path below the source; stem: path of the stored image without its ending."""
+
+    path: Path
+    file: str
+    stem: str
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What one file needs to know; images: folder to store into; within: folder that images must lie in, or None."""
+
+    images: Path
+    text: str
+    labels: Mapping[str, str | None] | None = None
+    per_shape: bool = False
+    line_width: float | None = None
+    within: Path | None = None
+
+    def phrase(self, label: str) -> str | None:
+        """What a label is called in the dataset; None leaves it out."""
+        return self.text if self.labels is None else self.labels.get(label)
+
+
+@dataclass
+class FileResult:
+    """What became of one file.
+
+    record: None if the file is left out. size: (width, height) stored. fraction: share of vessel pixels, 0..1.
+    origin: image file used, None if imageData or none. picture: hash of the decoded pixels.
+    used, dropped, ignored: shapes per label; ignored ones are left out by the label map.
+    unknown: shapes per label that the label map does not name.
+    """
+
+    file: str
+    record: Record | None = None
+    size: tuple[int, int] = (0, 0)
+    fraction: float = 0.0
+    origin: Path | None = None
+    picture: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    used: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
+
+    def find(self, code: str, reason: str, index: int | None = None) -> None:
+        """Add a finding of this file."""
+        self.findings.append(Finding(self.file, index, code, reason))
+
+
+def prepare_file(task: FileTask, options: FileOptions) -> FileResult:
+    """Read, check, convert and store one LabelMe file; every trouble with its content becomes a finding."""
+    result = FileResult(task.file)
+    try:
+        labels = read_labelme(task.path)
+    except LabelmeError as error:
+        result.find("not_labelme", str(error))
+        return result
+    _count_unknown(labels, options, result)
+    try:
+        image = load_source_image(labels, task.path, options.within)
+    except ImageError as error:
+        result.find(error.code, str(error))
+        return result
+    result.origin = image.origin
+    result.size = image.size
+    for code, reason in labels.notes + image.notes:
+        result.find(code, reason)
+    objects = _objects(labels, image, options, result)
+    if objects is None:
+        result.find("no_usable_shape", f"all {len(labels.shapes) + len(labels.broken)} shapes are left out")
+        return result
+    _store(task, options, image, objects, result)
+    return result
+
+
+def _count_unknown(labels: LabelFile, options: FileOptions, result: FileResult) -> None:
+    if options.labels is not None:
+        names = [shape.label for shape in labels.shapes] + [broken.label for broken in labels.broken if broken.label]
+        result.unknown.update(name for name in names if name not in options.labels)
+
+
+def _objects(
+    labels: LabelFile, image: SourceImage, options: FileOptions, result: FileResult
+) -> list[tuple[str, list[Region]]] | None:
+    """(phrase, regions) per object; one empty object for a picture without any; None if nothing is usable."""
+    width, height = image.size
+    canvas = Canvas(width, height, labels.size or image.size, options.line_width)
+    for broken in labels.broken:
+        if not broken.label or options.phrase(broken.label) is not None:
+            result.find(broken.code, broken.reason, broken.index)
+            result.dropped[broken.label or "(no label)"] += 1
+    objects: dict[tuple[str, str], list[Region]] = {}
+    for shape in labels.shapes:
+        phrase = options.phrase(shape.label)
+        if phrase is None:
+            result.ignored[shape.label] += 1
+            continue
+        regions = _regions(shape, canvas, result)
+        if regions:
+            objects.setdefault((phrase, _object_key(shape, options)), []).extend(regions)
+    if canvas.rescaled and objects:
+        result.find("rescaled", _describe_scale(canvas))
+    if not objects:
+        return None if result.dropped else [(options.text, [])]
+    return [(phrase, regions) for (phrase, _), regions in objects.items()]
+
+
+def _regions(shape: Shape, canvas: Canvas, result: FileResult) -> list[Region]:
+    try:
+        regions, cut = shape_regions(shape, canvas)
+    except ShapeError as error:
+        result.find(error.code, str(error), shape.index)
+        result.dropped[shape.label] += 1
+        return []
+    if cut:
+        result.find("clipped", f"{shape.kind} reaches over the border of the image; cut off there", shape.index)
+    result.used[shape.label] += 1
+    return regions
+
+
+def _object_key(shape: Shape, options: FileOptions) -> str:
+    """Shapes of one phrase with the same key are one object."""
+    if not options.per_shape:
+        return ""
+    return f"shape {shape.index}" if shape.group_id is None else f"group {shape.group_id}"
+
+
+def _describe_scale(canvas: Canvas) -> str:
+    text = f"labelled at {canvas.label_size[0]}x{canvas.label_size[1]}, image is {canvas.width}x{canvas.height}"
+    x, y = canvas.scale
+    if abs(x - y) <= 0.01 * max(x, y):
+        return f"{text}; coordinates multiplied by {x:.4g}"
+    return f"{text}; coordinates multiplied by {x:.4g} in x and {y:.4g} in y: check that the shapes fit the picture"
+
+
+def _store(
+    task: FileTask,
+    options: FileOptions,
+    image: SourceImage,
+    objects: list[tuple[str, list[Region]]],
+    result: FileResult,
+) -> None:
+    width, height = image.size
+    name = task.stem + image.suffix
+    target = options.images / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(image.content)
+    result.record = Record(
+        name, tuple(tuple(regions) for _, regions in objects), tuple(phrase for phrase, _ in objects)
+    )
+    everything = list(chain.from_iterable(regions for _, regions in objects))
+    result.fraction = float(rasterise(everything, height, width).mean())
+    digest = hashlib.sha256(f"{width}x{height}".encode())
+    digest.update(image.pixels.tobytes())
+    result.picture = digest.hexdigest()
