@@ -164,7 +164,7 @@ def cases(evaluation: Evaluation, source: PredictionSource, chosen: Sequence[Sco
         yield Case(
             scored=scored,
             image=pixels,
-            truth=_truths(record, source.phrases(record), scored.height, scored.width)[number],
+            truth=phrase_truths(record, source.phrases(record), scored.height, scored.width)[number],
             prediction=apply_threshold(probabilities[number], evaluation.threshold.value),
             probabilities=probabilities[number],
         )
@@ -235,7 +235,7 @@ def _score(
             sizes = [(image.height, image.width) for image in images]
         for record, probabilities, (height, width) in zip(group, predicted, sizes):
             phrases = source.phrases(record)
-            truths = _truths(record, phrases, height, width)
+            truths = phrase_truths(record, phrases, height, width)
             if probabilities.shape != truths.shape:
                 raise RuntimeError(f"{record.image}: predicted {probabilities.shape}, expected {truths.shape}")
             for phrase, values, truth in zip(phrases, probabilities, truths):
@@ -258,7 +258,7 @@ def _scored(record: Record, phrase: str, prediction: NDArray[np.bool_], truth: N
     )
 
 
-def _truths(record: Record, phrases: Sequence[str], height: int, width: int) -> NDArray[np.bool_]:
+def phrase_truths(record: Record, phrases: Sequence[str], height: int, width: int) -> NDArray[np.bool_]:
     """Union of the objects of each phrase, (phrases, height, width); an empty phrase stands for all objects."""
     masks = record_masks(record, height, width).astype(bool)
     chosen = [[not phrase or phrase == name for name in record.phrases] for phrase in phrases]
