@@ -1,0 +1,94 @@
+"""The documents name files, commands and options that exist, in both languages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "README.zh-CN.md", "CHANGELOG.md", "docs/architecture.md", "docs/results.md")
+
+
+def text_of(document: str) -> str:
+    return (REPOSITORY / document).read_text(encoding="utf-8")
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    """The contents of the fenced blocks of one language ("" for those without)."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [content for name, content in blocks if name == language]
+
+
+def commands(document: str) -> list[str]:
+    """Shell commands of a document, continued lines joined, comments left out."""
+    lines = "\n".join(code_blocks(text_of(document), "bash")).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def tree_paths(text: str) -> list[str]:
+    """Paths of the first column of an indented tree."""
+    block = next(block for block in code_blocks(text, "") if "vesselseg/" in block)
+    paths: list[str] = []
+    parents: list[str] = []
+    for indent, name in re.findall(r"^( *)([\w./]+)", block, flags=re.MULTILINE):
+        parents = [*parents[: len(indent) // 2], name.strip("/")]
+        paths.append("/".join(parents))
+    return paths
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", text_of(document))
+    folder = (REPOSITORY / document).parent
+    assert [target for target in targets if "://" not in target and not (folder / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md", "docs/architecture.md"])
+def test_the_tree_names_what_is_there(document: str) -> None:
+    paths = tree_paths(text_of(document))
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+    rooms = {
+        f"vesselseg/{path.name}" for path in (REPOSITORY / "vesselseg").iterdir() if (path / "__init__.py").exists()
+    }
+    assert rooms - set(paths) == set()
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md"])
+def test_commands_name_files_and_options_that_exist(document: str) -> None:
+    wrong = []
+    for command in commands(document):
+        files = re.findall(r"\b((?:tools|configs)/[\w./]+)", command)
+        wrong += [f"{command}: no {name}" for name in files if not (REPOSITORY / name).is_file()]
+        tool = next((name for name in files if name.startswith("tools/")), None)
+        if tool and (REPOSITORY / tool).is_file():
+            source = text_of("tools/train.py" if tool.endswith("dist.sh") else tool)
+            options = re.findall(r"(--[\w-]+)", command)
+            wrong += [f"{command}: {tool} has no {option}" for option in options if f'"{option}"' not in source]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md"])
+def test_make_targets_exist(document: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:^|`|=\S+ )make ([a-z-]+)", text_of(document), flags=re.MULTILINE))
+    assert named and named <= targets
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md"])
+def test_every_config_is_listed(document: str) -> None:
+    leaves = {path.name for path in (REPOSITORY / "configs").glob("*.py") if path.name != "__init__.py"}
+    assert leaves == set(re.findall(r"`(\w+\.py)`", text_of(document)))
+
+
+def test_both_languages_give_the_same_commands() -> None:
+    for language in ("bash", "python"):
+        english, chinese = (code_blocks(text_of(name), language) for name in ("README.md", "README.zh-CN.md"))
+        assert english and english == chinese
+
+
+def test_the_import_table_names_every_room() -> None:
+    table = text_of("docs/architecture.md").split("## Who may import whom")[1].split("## ")[0]
+    rooms = [path.name for path in (REPOSITORY / "vesselseg").iterdir() if (path / "__init__.py").exists()]
+    assert [room for room in rooms if f"`{room}`" not in table] == []
