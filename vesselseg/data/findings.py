@@ -56,9 +56,9 @@ class Finding:
         return FINDING_KINDS[self.code][1]
 
     @property
-    def sort_key(self) -> tuple[str, int, str]:
-        """File by file, the file's own findings before those of its shapes."""
-        return self.file, -1 if self.index is None else self.index, self.code
+    def sort_key(self) -> tuple[int, str, int]:
+        """Kind by kind, losses first; then file by file and shape by shape."""
+        return list(FINDING_KINDS).index(self.code), self.file, -1 if self.index is None else self.index
 
     def as_text(self) -> str:
         """One line: file, shape, reason."""
