@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vesselseg.cli import UserError, run_tool
 from vesselseg.data.synthetic import write_synthetic
 
@@ -34,8 +32,9 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.out.is_dir() and any(arguments.out.iterdir()) and not arguments.force:
         raise UserError(f"--out {arguments.out} is not empty; choose another folder, or give --force to write into it")
-    bar = tqdm(range(arguments.count), desc="drawing", unit="image", disable=arguments.quiet)
-    written = write_synthetic(arguments.out, arguments.count, arguments.size, arguments.seed, arguments.frames, bar)
+    written = write_synthetic(
+        arguments.out, arguments.count, arguments.size, arguments.seed, arguments.frames, progress=not arguments.quiet
+    )
     patients = len({path.name.split("_")[0] for path in written})
     print(f"{arguments.out}: {len(written)} pictures of {patients} patients, with LabelMe labels")
     return 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from vesselseg.cli import UserError
 from vesselseg.data.synthetic_anatomy import Anatomy, Tube, draw_anatomy, move
@@ -24,12 +25,12 @@ _CLICK = 4  # pixels between the points of an outline
 
 
 def write_synthetic(
-    out: Path, count: int, size: int = 256, seed: int = 0, frames: int = 3, report: Iterable[int] | None = None
+    out: Path, count: int, size: int = 256, seed: int = 0, frames: int = 3, progress: bool = False
 ) -> list[Path]:
     """Write count PNG files and their LabelMe JSON into the folder ``out``; returns the JSON paths.
 
     size: pixels of each side. frames: pictures per patient, which show the same anatomy at another moment.
-    report: what to loop over instead of range(count), e.g. a progress bar around it. The same seed draws the same.
+    progress: whether to show a bar. The same seed draws the same set.
     Raises UserError for a count, size or number of frames that cannot be drawn.
     """
     if count < 1 or size < 64 or frames < 1:
@@ -38,7 +39,7 @@ def write_synthetic(
         )
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for number in range(count) if report is None else report:
+    for number in tqdm(range(count), desc="drawing", unit="image", disable=not progress):
         patient, frame = divmod(number, frames)
         image, tubes = draw_angiogram(size, seed, patient, frame)
         path = out / f"p{patient:03d}_f{frame + 1}.json"

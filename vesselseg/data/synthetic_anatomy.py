@@ -124,7 +124,7 @@ def _branch(rng: np.random.Generator, parent: Tube, place: float, side: float) -
 
 def _inside(tube: Tube) -> Tube:
     """Cut a tube where it first leaves the picture."""
-    outside = np.flatnonzero(((tube.centre < 0.03) | (tube.centre > 0.97)).any(axis=1))
+    outside = np.flatnonzero(((tube.centre < 0.06) | (tube.centre > 0.94)).any(axis=1))
     end = int(outside[0]) if len(outside) else len(tube.width)
     return Tube(tube.centre[:end], tube.width[:end])
 
