@@ -1,0 +1,25 @@
+"""InternVL3 with SAM2-L; a leaf sets model.sa2va.base. Weights are looked for below the folder weights/."""
+
+from vesselseg.engine.training_model import TrainingModel
+
+model = dict(
+    type=TrainingModel,
+    sa2va=dict(
+        base="weights/InternVL3-8B",
+        sam2=dict(variant="large", version="2.0", checkpoint="weights/sam2_hiera_large.pt", image_size=1024),
+        lora=dict(r=64, alpha=128, dropout=0.1),
+        trainable=dict(
+            llm="lora",
+            new_tokens=True,
+            projector=True,
+            seg_projector=True,
+            mask_decoder=True,
+            sam2_encoder=False,
+            vision=False,
+        ),
+        gradient_checkpointing=True,
+        attention="sdpa",
+        random_weights=False,
+    ),
+    loss=dict(lm=1.0, bce=2.0, dice=0.5, mask_target="area"),
+)

@@ -1,0 +1,8 @@
+"""What a run writes and how often, in iterations."""
+
+validation = dict(interval=200, split="val", max_images=None)
+checkpoint = dict(interval=200, keep=2)
+logging = dict(interval=10, tensorboard=True)
+precision = "auto"
+seed = 0
+load_from = None

@@ -1,0 +1,64 @@
+"""One training process; `bash tools/dist.sh train CONFIG GPUS` starts as many as needed.
+
+usage: bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force] [--cfg-options KEY=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from vesselseg.cli import run_tool
+from vesselseg.engine.console import quieten_imports
+
+quieten_imports()
+HEAD_START = 5.0  # seconds in which the first process's message about the same mistake ends the whole job
+
+
+def main() -> None:
+    """Check the config, train."""
+    args = parse_arguments(sys.argv[1:])
+    from vesselseg.config import load_config, parse_overrides
+    from vesselseg.engine.launch import train
+
+    config = load_config(args.config, parse_overrides(args.cfg_options))
+    work_dir = args.work_dir or Path("work_dirs") / args.config.stem
+    train(config, work_dir, resume=args.resume, force=args.force)
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Command line -> settings."""
+    parser = argparse.ArgumentParser(
+        prog="tools/dist.sh train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, help="a file of configs/")
+    parser.add_argument("--work-dir", type=Path, help="where everything is written; default work_dirs/<config's name>")
+    parser.add_argument("--resume", help="auto: the newest complete checkpoint of the work dir; or a checkpoint's path")
+    parser.add_argument("--force", action="store_true", help="move an earlier run's results aside and start anew")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override, e.g. schedule.lr=1e-4"
+    )
+    return parser.parse_args(arguments)
+
+
+def run() -> int:
+    """main, with the same mistake told once instead of by every process."""
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        main()
+    except Exception:
+        if rank:
+            time.sleep(HEAD_START)
+        raise
+    except SystemExit:
+        if rank:
+            time.sleep(HEAD_START)
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(run)

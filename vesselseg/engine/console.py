@@ -1,0 +1,40 @@
+"""A readable console: this package's messages from one process, other packages' warnings only if they matter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+NOISY = ("DeepSpeed", "torch.utils.cpp_extension", "torch.distributed", "mmengine", "xtuner", "transformers", "numexpr")
+
+
+def quieten_imports() -> None:
+    """Before torch, DeepSpeed and xtuner are imported: what they announce on import is of no use to a user."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def set_up(rank: int) -> None:
+    """Messages of vesselseg on the console: all of the first process, errors of the others."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    package = logging.getLogger("vesselseg")
+    package.handlers = [handler]
+    package.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    package.propagate = False
+
+
+def also_to_file(path: Path) -> None:
+    """Append this process's messages to a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.getLogger("vesselseg").addHandler(handler)

@@ -1,0 +1,203 @@
+"""From a checked config to a finished run, in one process of several."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner
+from mmengine.visualization import TensorboardVisBackend, Visualizer
+from torch.utils.data import DataLoader
+
+from vesselseg.cli import UserError
+from vesselseg.config import config_text, expand
+from vesselseg.data.collate import collate
+from vesselseg.data.vessel_dataset import VesselDataset
+from vesselseg.engine import console
+from vesselseg.engine.checkpoint import RunIdentity, RunState, read_run_state
+from vesselseg.engine.config_check import import_name
+from vesselseg.engine.loop import VesselTrainLoop
+from vesselseg.engine.memory import out_of_memory_message
+from vesselseg.engine.milestones import CheckpointFacts, CheckpointHook, ValidationHook
+from vesselseg.engine.plan import TrainPlan
+from vesselseg.engine.run_log import LogHook, RunLog
+from vesselseg.engine.sampler import StreamSampler
+from vesselseg.engine.settings import Loader, read_section
+from vesselseg.engine.start_report import StartReportHook
+from vesselseg.engine.strategy import VesselStrategy
+from vesselseg.engine.validation import validation_records
+from vesselseg.engine.work_dir import AUTO, claim, resume_folder
+from vesselseg.inference.processor import Processor
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+CONFIG_FILE = "config.py"
+
+
+class VesselRunner(FlexibleRunner):
+    """FlexibleRunner without its own report of the environment and its own copy of the config."""
+
+    def dump_config(self) -> None:
+        """`train` writes the config."""
+
+    def _log_env(self) -> None:
+        """Nothing: the versions stand in every checkpoint."""
+
+
+def train(config: Config, work_dir: Path, resume: str | None = None, force: bool = False) -> None:
+    """Train; every process of the job calls it.
+
+    resume: None, `auto`, or a path (see `resume_folder`). force: move an earlier run's results aside.
+    Raises UserError and its kin for what the user can correct.
+    """
+    try:
+        _train(config, Path(work_dir), resume, force)
+    except torch.OutOfMemoryError as error:
+        raise UserError(out_of_memory_message(config, error)) from error
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _train(config: Config, work_dir: Path, resume: str | None, force: bool) -> None:
+    parts = expand(config)
+    strategy = _strategy(parts["strategy"], config, work_dir)
+    rank = strategy.rank
+    console.set_up(rank)
+    resume_from = _on_first_process(rank, lambda: _claim(work_dir, resume, force))
+    dataset = build(parts["train_dataset"])
+    plan = TrainPlan(len(dataset), strategy.world_size, read_section(config, "schedule"))
+    identity = run_identity(config, strategy, dataset)
+    state = RunState() if resume_from is None else read_run_state(resume_from, identity)
+    if rank == 0:
+        console.also_to_file(work_dir / "train.log")
+        (work_dir / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
+    _announce(work_dir, resume, resume_from, state)
+    log = RunLog(work_dir / "log.jsonl", active=rank == 0)
+    if resume_from is not None:
+        log.write("event", event="resumed", iter=state.progress.iteration, folder=str(resume_from))
+    sampler = StreamSampler(plan, rank, config["seed"], state.progress.iteration)
+    runner = VesselRunner(
+        model=parts["model"],
+        work_dir=str(work_dir),
+        strategy=strategy,
+        train_dataloader=_loader(dataset, sampler, read_section(config, "loader")),
+        train_cfg={"type": VesselTrainLoop, "plan": plan, "state": state, "resume_from": resume_from},
+        optim_wrapper={key: config["schedule"][key] for key in ("lr", "betas", "weight_decay")},
+        default_hooks=dict.fromkeys(
+            ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+        ),
+        custom_hooks=_hooks(config, plan, dataset, log, identity),
+        visualizer=_visualizer(config, work_dir, strategy.experiment_name),
+        randomness={"seed": config["seed"]},
+        launcher="pytorch",
+    )
+    runner.train()
+
+
+def build(values: dict[str, Any]) -> Any:
+    """Call what `type` names with the other values."""
+    kind = values["type"]
+    arguments = {key: value for key, value in values.items() if key != "type"}
+    return (import_name(kind) if isinstance(kind, str) else kind)(**arguments)
+
+
+def run_identity(config: Config, strategy: VesselStrategy, dataset: VesselDataset) -> RunIdentity:
+    """What a resumed run must share with the one that it goes on from."""
+    return RunIdentity(
+        world_size=strategy.world_size,
+        images=len(dataset),
+        micro_batch=config["schedule"]["micro_batch"],
+        accumulation=config["schedule"]["accumulation"],
+        seed=config["seed"],
+        data_fingerprint=dataset.fingerprint,
+        zero_stage=strategy.stage,
+    )
+
+
+def _strategy(values: dict[str, Any], config: Config, work_dir: Path) -> VesselStrategy:
+    strategy = build(
+        {
+            **values,
+            "precision": config["precision"],
+            "work_dir": str(work_dir),
+            "experiment_name": work_dir.name,
+            "env_kwargs": {"launcher": "pytorch", "randomness": {"seed": config["seed"]}},
+        }
+    )
+    strategy.load_from = config["load_from"]
+    return strategy
+
+
+def _claim(work_dir: Path, resume: str | None, force: bool) -> Path | None:
+    folder = resume_folder(work_dir, resume)
+    moved = claim(work_dir, resuming=folder is not None, anew_by_auto=resume == AUTO, force=force)
+    if moved is not None:
+        logger.info("the earlier run's results now lie in %s", moved)
+    return folder
+
+
+def _announce(work_dir: Path, resume: str | None, resume_from: Path | None, state: RunState) -> None:
+    if resume_from is not None:
+        logger.info("resuming %s at iteration %d", resume_from, state.progress.iteration)
+    elif resume == AUTO:
+        logger.info("--resume auto: no complete checkpoint in %s, starting anew", work_dir)
+
+
+def _on_first_process(rank: int, decide: Callable[[], T]) -> T:
+    """What the first process decides, or the error that it raises, on all of them."""
+    outcome: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            outcome = [decide(), None]
+        except (UserError, OSError) as error:
+            outcome = [None, error]
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def _loader(dataset: VesselDataset, sampler: StreamSampler, settings: Loader) -> DataLoader:
+    workers = settings.num_workers
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        prefetch_factor=settings.prefetch if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # torch draws worker seeds from its global generator otherwise, which a resumed run finds in another state.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog, identity: RunIdentity) -> list[Any]:
+    facts = CheckpointFacts(
+        model_config=Config(config["model"]["sa2va"]).to_dict(),
+        config=config_text(config),
+        data_fingerprint=dataset.fingerprint,
+    )
+    hooks = [
+        StartReportHook(plan),
+        LogHook(read_section(config, "logging").interval, log),
+        CheckpointHook(read_section(config, "checkpoint"), facts, identity),
+    ]
+    validation = read_section(config, "validation")
+    if validation.interval is not None:
+        data_root = Path(config["data_root"])
+        processor = Processor(dataset.views, dataset.tokens, dataset.tokens_per_tile)
+        records = validation_records(data_root, validation)
+        hooks.append(ValidationHook(validation, data_root, records, processor, facts, log))
+    return hooks
+
+
+def _visualizer(config: Config, work_dir: Path, name: str) -> Visualizer:
+    backends = []
+    if read_section(config, "logging").tensorboard:
+        backends = [{"type": TensorboardVisBackend, "save_dir": str(work_dir / "tensorboard")}]
+    return Visualizer(name=name, vis_backends=backends, save_dir=str(work_dir))

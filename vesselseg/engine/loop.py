@@ -1,0 +1,60 @@
+"""The training loop: xtuner's, driven by a plan, able to start in the middle of an epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from xtuner.engine.runner import TrainLoop
+
+from vesselseg.engine.checkpoint import RunState, restore
+from vesselseg.engine.micro_steps import MicroSteps
+from vesselseg.engine.plan import TrainPlan
+from vesselseg.registry import LOOPS
+
+
+@LOOPS.register_module()
+class VesselTrainLoop(TrainLoop):
+    """Runs a TrainPlan. plan, state: what to do and what is done. resume_from: iter_N.resume to restore, or None.
+
+    Hooks are called as mmengine does, with a StepResult as ``outputs``.
+    """
+
+    def __init__(
+        self, runner: Any, dataloader: DataLoader, plan: TrainPlan, state: RunState, resume_from: Path | None = None
+    ) -> None:
+        super().__init__(runner, dataloader, max_iters=plan.iterations)
+        self.plan = plan
+        self.state = state
+        self.resume_from = resume_from
+
+    @property
+    def iter(self) -> int:
+        """Iterations that are done."""
+        return self.state.progress.iteration
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last iteration is done."""
+        return self.iter >= self.plan.iterations
+
+    def run(self) -> nn.Module:
+        """Train to the end of the plan."""
+        engine = self.runner.model.model
+        steps = MicroSteps(engine, self.plan, self.state.progress)
+        # Dropout differs between processes, as their samples do.
+        torch.manual_seed(self.runner.seed * 1009 + self.runner.rank)
+        if self.resume_from is not None:
+            restore(self.resume_from, engine)
+        self.runner.call_hook("before_train")
+        while not self.finished:
+            engine.train()
+            batch = next(self.dataloader_iterator)
+            self.runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
+            result = steps.run(batch)
+            self.runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=result)
+        self.runner.call_hook("after_train")
+        return self.runner.model

@@ -1,0 +1,148 @@
+"""What a run tells: lines on the console, one JSON object per line in log.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from torch import Tensor
+
+from vesselseg.data.batch import Batch
+from vesselseg.engine.micro_steps import StepResult
+from vesselseg.registry import HOOKS
+
+logger = logging.getLogger(__name__)
+GIB = 2**30
+
+
+class RunLog:
+    """Writes rows of log.jsonl; on every process but the first it writes nothing."""
+
+    def __init__(self, path: Path, active: bool) -> None:
+        self.path = path
+        self.active = active
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append one row. kind: `train`, `val` or `event`."""
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+@HOOKS.register_module()
+class LogHook(Hook):
+    """Means over all processes and over the iterations since the last line.
+
+    interval: iterations between lines. log: where rows go.
+    """
+
+    priority = "BELOW_NORMAL"
+
+    def __init__(self, interval: int, log: RunLog) -> None:
+        self.interval = interval
+        self.log = log
+        self.sums: dict[str, Tensor] = {}
+        self.counted = 0
+        self.images = 0
+        self.started = self.window_started = time.perf_counter()
+        self.first_iteration = 0
+        self.learning_rate = 0.0
+        self.gradient_norm: float | None = None
+
+    def before_train(self, runner: Any) -> None:
+        """Start the clock."""
+        self.first_iteration = runner.iter
+        self.started = self.window_started = time.perf_counter()
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Batch | None = None, outputs: StepResult | None = None
+    ) -> None:
+        """Collect, and write a line when one is due."""
+        result: StepResult = outputs  # type: ignore[assignment]
+        self.images += len(result.image_ids)
+        if result.skipped:
+            self._report_skip(runner, result)
+        else:
+            for name, value in result.losses.items():
+                self.sums[name] = self.sums.get(name, 0) + value.double()
+            self.counted += 1
+        if result.at_boundary and not result.skipped:
+            self.learning_rate, self.gradient_norm = result.learning_rate, result.gradient_norm
+            if not result.stepped:
+                logger.warning("iteration %d: gradients were not finite, optimizer step left out", runner.iter)
+                self.log.write("event", event="step_left_out", iter=runner.iter)
+        if runner.iter % self.interval == 0 or runner.train_loop.finished:
+            self._write(runner)
+
+    def _report_skip(self, runner: Any, result: StepResult) -> None:
+        own = {
+            "rank": runner.rank,
+            "images": list(result.image_ids),
+            "losses": {name: str(value.item()) for name, value in result.losses.items()},
+        }
+        everyone: list[Any] = [None] * runner.world_size
+        torch.distributed.all_gather_object(everyone, own)
+        skipped = runner.train_loop.state.progress.skipped
+        self.log.write("event", event="skipped", iter=runner.iter, skipped=skipped, processes=everyone)
+        if runner.rank == 0:
+            named = "; ".join(f"process {one['rank']}: {', '.join(one['images'])} {one['losses']}" for one in everyone)
+            logger.warning("iteration %d: loss not finite, skipped (%d so far): %s", runner.iter, skipped, named)
+
+    def _write(self, runner: Any) -> None:
+        losses = self._mean_losses(runner)
+        now = time.perf_counter()
+        left = runner.train_loop.plan.iterations - runner.iter
+        row: dict[str, Any] = {
+            "iter": runner.iter,
+            "epoch": round(runner.train_loop.plan.epoch(runner.iter), 4),
+            "step": runner.train_loop.state.progress.optimizer_steps,
+            "loss": sum(losses.values()) if losses else None,
+            **losses,
+            "lr": self.learning_rate,
+            "grad_norm": self.gradient_norm,
+            "images_per_s": runner.world_size * self.images / (now - self.window_started),
+            "memory_gib": round(peak_memory_gib(), 3),
+            "eta_s": round(left * (now - self.started) / max(1, runner.iter - self.first_iteration)),
+        }
+        self.sums, self.counted, self.images, self.window_started = {}, 0, 0, now
+        self.log.write("train", **row)
+        if runner.rank == 0:
+            logger.info(console_line(row, runner.train_loop.plan.iterations))
+            runner.visualizer.add_scalars(
+                {f"train/{key}": value for key, value in row.items() if value is not None}, step=runner.iter
+            )
+
+    def _mean_losses(self, runner: Any) -> dict[str, float]:
+        if not self.counted:
+            return {}
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[name] for name in names]) / self.counted
+        torch.distributed.all_reduce(means)
+        return {name: float(value) / runner.world_size for name, value in zip(names, means)}
+
+
+def console_line(row: dict[str, Any], iterations: int) -> str:
+    """One log row as a line for people."""
+    parts = ", ".join(f"{name[5:]} {value:.4f}" for name, value in row.items() if name.startswith("loss_"))
+    loss = "none counted" if row["loss"] is None else f"{row['loss']:.4f} ({parts})"
+    norm = "" if row["grad_norm"] is None else f"  grad {row['grad_norm']:.3g}"
+    return (
+        f"iter {row['iter']:>5}/{iterations}  epoch {row['epoch']:.2f}  loss {loss}  lr {row['lr']:.2e}{norm}  "
+        f"{row['images_per_s']:.2f} images/s  {row['memory_gib']:.1f} GiB  eta {timedelta(seconds=row['eta_s'])}"
+    )
+
+
+def peak_memory_gib() -> float:
+    """Largest amount that this process has held: of the GPU where there is one, else of main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

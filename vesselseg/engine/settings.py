@@ -1,0 +1,150 @@
+"""Settings that a config's plain sections hold: each section is one frozen dataclass that refuses values without sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast. The one home of these numbers: optimizer, DeepSpeed and loader read them from here.
+
+    epochs: passes over the training images. micro_batch: images per process and iteration.
+    accumulation: iterations per optimizer step. lr: peak learning rate; warmup_ratio: share of the optimizer steps in
+    which it rises linearly from zero, after which it falls as a cosine to zero. clip: largest gradient norm.
+    max_iters: stop after so many iterations (the learning rate still ends at zero there); None: all epochs.
+    """
+
+    epochs: int = 3
+    lr: float = 2e-5
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_ratio: float = 0.1
+    accumulation: int = 8
+    micro_batch: int = 1
+    clip: float = 1.0
+    max_iters: int | None = None
+
+    def problems(self) -> list[str]:
+        """Values without sense, one sentence each."""
+        found = _not_positive_integers(self, "epochs", "accumulation", "micro_batch")
+        found += _not_numbers(self, "lr", "weight_decay", "warmup_ratio", "clip")
+        if found:
+            return found
+        if self.lr <= 0:
+            found.append(f"lr must be above 0, found {self.lr!r}")
+        if not 0 <= self.warmup_ratio < 1:
+            found.append(f"warmup_ratio must be at least 0 and below 1, found {self.warmup_ratio!r}")
+        if self.clip <= 0:
+            found.append(f"clip must be above 0, found {self.clip!r}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            found.append(f"betas must be two numbers of at least 0 and below 1, found {self.betas!r}")
+        if self.max_iters is not None:
+            found += _not_positive_integers(self, "max_iters")
+        return found
+
+
+@dataclass(frozen=True)
+class Loader:
+    """num_workers: loading processes per training process; prefetch: micro-batches that each keeps ready."""
+
+    num_workers: int = 2
+    prefetch: int = 2
+
+    def problems(self) -> list[str]:
+        """Values without sense, one sentence each."""
+        found = (
+            [] if _is_integer(self.num_workers, 0) else [f"num_workers must be 0 or more, found {self.num_workers!r}"]
+        )
+        return found + _not_positive_integers(self, "prefetch")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """interval: iterations between validations, None for none; the last iteration always validates.
+
+    split: which split of the dataset folder. max_images: only the first so many, None for all.
+    """
+
+    interval: int | None = 200
+    split: str = "val"
+    max_images: int | None = None
+
+    def problems(self) -> list[str]:
+        """Values without sense, one sentence each."""
+        given = [name for name in ("interval", "max_images") if getattr(self, name) is not None]
+        found = _not_positive_integers(self, *given)
+        if self.split not in ("train", "val", "test"):
+            found.append(f"split must be train, val or test, found {self.split!r}")
+        return found
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """interval: iterations between checkpoints (the last iteration always writes one); keep: how many stay."""
+
+    interval: int = 200
+    keep: int = 2
+
+    def problems(self) -> list[str]:
+        """Values without sense, one sentence each."""
+        return _not_positive_integers(self, "interval", "keep")
+
+
+@dataclass(frozen=True)
+class Logging:
+    """interval: iterations between log lines; tensorboard: also write TensorBoard files."""
+
+    interval: int = 10
+    tensorboard: bool = True
+
+    def problems(self) -> list[str]:
+        """Values without sense, one sentence each."""
+        found = (
+            []
+            if isinstance(self.tensorboard, bool)
+            else [f"tensorboard must be True or False, found {self.tensorboard!r}"]
+        )
+        return found + _not_positive_integers(self, "interval")
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "schedule": Schedule,
+    "loader": Loader,
+    "validation": Validation,
+    "checkpoint": Checkpoint,
+    "logging": Logging,
+}
+
+
+def section_fields(section: str) -> set[str]:
+    """Names that a section takes."""
+    return {field.name for field in fields(SECTIONS[section])}
+
+
+def read_section(config: Mapping[str, Any], section: str) -> Any:
+    """A section of a checked config as its dataclass."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config[section].items()}
+    return SECTIONS[section](**values)
+
+
+def _is_integer(value: Any, smallest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+
+
+def _not_positive_integers(section: Any, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [
+        f"{name} must be a whole number above 0, found {v!r}" for name, v in values.items() if not _is_integer(v, 1)
+    ]
+
+
+def _not_numbers(section: Any, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [
+        f"{name} must be a number of at least 0, found {value!r}"
+        for name, value in values.items()
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf")
+    ]
