@@ -29,6 +29,16 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An InternVL folder with random weights, a megabyte."""
+    from vesselseg.models.tiny_base import write_tiny_base
+
+    folder = tmp_path_factory.mktemp("base") / "tiny_internvl"
+    write_tiny_base(folder)
+    return folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick tests first, the end-to-end ones after them: a broken unit is reported before minutes are spent."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)

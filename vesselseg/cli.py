@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from vesselseg.data.manifest import ManifestError
+from vesselseg.errors import UserError
+
+__all__ = ["UserError", "describe_os_error", "run_tool"]
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -38,10 +41,6 @@ _HINTS = {
     errno.EPERM: "no permission; check who owns the folder or choose another one",
     errno.EROFS: "the file system is read-only; choose another folder",
 }
-
-
-class UserError(ValueError):
-    """Input that the user can correct; the message says what, where, expected, found and what to do."""
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:

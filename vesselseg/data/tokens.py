@@ -39,7 +39,7 @@ class ConversationTokens:
             labels += [IGNORE_LABEL] * len(asked) + answered
         if len(ids) > self.max_length:
             raise ValueError(
-                f"{where or 'conversation'}: {len(ids)} tokens ({image_tokens} of them image, {len(rounds)} question(s)), "
+                f"{where or 'conversation'}: {len(ids)} tokens ({image_tokens} of the image, {len(rounds)} rounds), "
                 f"at most {self.max_length} fit; raise max_length or lower max_tiles"
             )
         return torch.tensor(ids), torch.tensor(labels)

@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
+from vesselseg.models.assemble import assemble
 from vesselseg.models.checkpoints.base_folder import BaseFolder, read_base_folder
 from vesselseg.models.checkpoints.load import Assign, load_sam2_file, load_weights
 from vesselseg.models.checkpoints.shards import folder_names
-from vesselseg.models.internvl import TileProjector, build_language_model, build_vision_tower
+from vesselseg.models.internvl import build_language_model, build_vision_tower
 from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable
-from vesselseg.models.new_tokens import NewTokens
 from vesselseg.models.sa2va import Sa2VA
-from vesselseg.models.sa2va_config import Sa2VAConfig
-from vesselseg.models.sam2_grounding import SAM2Grounding
-from vesselseg.models.seg_projector import SegProjector
 
 logger = logging.getLogger(__name__)
 
@@ -64,30 +61,15 @@ def build_model(
             vision = build_vision_tower(folder.config, attention)
             language = build_language_model(folder.config, attention)
         model = assemble(folder.config, vision, language, folder.image_token_id)
+    model.grounding.sam2.sam_prompt_encoder.pe_layer.float()  # positions are computed in float32
     if not random_weights:
         _load(model, folder, sam2_file, device, dtype, assign)
     if switches.llm == "lora":
         attach_lora(model, Lora(**(lora or {})))
-        model.to(dtype=dtype)  # adapters are born in float32
     if gradient_checkpointing:
         language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     set_trainable(model, switches)
     return model
-
-
-def assemble(config: Sa2VAConfig, vision: Any, language: Any, image_token_id: int) -> Sa2VA:
-    """Put the parts together; the small ones are constructed here, with random weights."""
-    hidden = int(config.llm_config["hidden_size"])
-    return Sa2VA(
-        config,
-        vision_model=vision,
-        projector=TileProjector(int(config.vision_config["hidden_size"]), hidden, config.downsample_ratio),
-        language_model=language,
-        new_tokens=NewTokens(int(config.new_token_start or 0), hidden),
-        seg_projector=SegProjector(hidden),
-        grounding=SAM2Grounding(config.grounding_config),
-        image_token_id=image_token_id,
-    )
 
 
 @contextlib.contextmanager
@@ -120,9 +102,12 @@ def _load(
         dtype=dtype,
         assign=assign,
     )
+    if folder.layout != "sa2va":
+        model.drawn_at_random += ("seg_projector.", "new_tokens.")
     if sam2_file:
         load_sam2_file(model.grounding.sam2, Path(sam2_file))
     elif not holds_masks:
+        model.drawn_at_random += ("grounding.",)
         logger.warning("SAM2 starts from random weights: %s holds none and sam2.checkpoint is not set", folder.path)
 
 

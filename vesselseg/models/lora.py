@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -49,20 +48,25 @@ def attach_lora(model: Sa2VA, lora: Lora) -> None:
     )
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, bias="none")
     inject_adapter_in_model(config, model.language_model.model)
+    for name, parameter in model.language_model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(model.dtype)  # peft creates adapters in float32
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Replace every adapted layer by one with weight W + (alpha / r) B A, in place."""
+    """Replace every adapted layer by one with weight W + (alpha / r) B A, in place.
+
+    The sum is taken in float32 and rounded once: summed in bf16, a small update would be lost in a large weight.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
-            module.merge(safe_merge=True)  # type: ignore[attr-defined]
+            layer = module.get_base_layer()
+            for adapter in module.active_adapters:
+                a, b = module.lora_A[adapter].weight.float(), module.lora_B[adapter].weight.float()
+                merged = layer.weight.data.float() + module.scaling[adapter] * (b @ a)
+                layer.weight.data = merged.to(layer.weight.dtype)
             owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, module.get_base_layer())
-
-
-def base_name(name: str) -> str:
-    """The name that an entry had before adapters were attached: `q_proj.base_layer.weight` -> `q_proj.weight`."""
-    return name.replace(".base_layer.", ".")
+            setattr(model.get_submodule(owner), leaf, layer)
 
 
 def set_trainable(model: Sa2VA, trainable: Trainable) -> None:
@@ -101,8 +105,21 @@ def _freeze_what_no_mask_uses(model: Sa2VA) -> None:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds: every parameter that trains, by name."""
+    """Every parameter that trains, by name."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def checkpoint_state(model: Sa2VA) -> dict[str, Tensor]:
+    """What a checkpoint must hold: every parameter that trains, and what no weight file could give again.
+
+    A SAM2 that started from random weights answers through frozen parts and buffers too (position matrix, IoU head).
+    """
+    drawn = {
+        name: value.detach()
+        for name, value in model.state_dict(keep_vars=True).items()
+        if name.startswith(model.drawn_at_random)
+    }
+    return {**drawn, **trainable_state(model)}
 
 
 PARTS = (
@@ -138,15 +155,3 @@ def count_parameters(model: nn.Module) -> dict[str, PartCount]:
         else:
             count.frozen += elements
     return {part: count for part, count in counts.items() if count.trainable or count.frozen}
-
-
-def describe(settings: Lora | Trainable) -> dict[str, object]:
-    """The settings as plain values, for a checkpoint."""
-    return asdict(settings)
-
-
-def cast_floating(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give every floating-point parameter one type; buffers (rotary frequencies, position matrices) keep theirs."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)

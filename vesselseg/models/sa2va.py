@@ -54,6 +54,7 @@ class Sa2VA(nn.Module):
         self.seg_projector = seg_projector
         self.grounding = grounding
         self.image_token_id = image_token_id
+        self.drawn_at_random: tuple[str, ...] = ()  # name prefixes of parts that no weight file was read for
 
     def forward(self, batch: Batch) -> Output:
         """One image encoding per image, however many objects its conversation names."""

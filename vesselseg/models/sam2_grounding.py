@@ -6,6 +6,7 @@ language model's vector is appended to the sparse embeddings of one padding poin
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
-from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam.transformer import RoPEAttention
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 PROMPT_DIM = 256  # width of SAM2's prompt embeddings, in every variant
@@ -79,7 +80,8 @@ class SAM2Grounding(nn.Module):
         encoder = self.sam2.image_encoder
         frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            stride_4, stride_8, stride_16 = encoder(images)["backbone_fpn"]
+            # The neck adds its levels in float32, whatever type the images have.
+            stride_4, stride_8, stride_16 = (level.to(images.dtype) for level in encoder(images)["backbone_fpn"])
         no_memory = self.sam2.no_mem_embed.transpose(1, 2).unsqueeze(-1)
         return ImageFeatures(stride_16 + no_memory, stride_8, stride_4)
 
@@ -97,7 +99,7 @@ class SAM2Grounding(nn.Module):
         sparse, dense = self._prompt_embeddings(prompts)
         masks, predicted_iou, _, _ = decoder(
             image_embeddings=features.embedding[image_of_prompt],
-            image_pe=self.sam2.sam_prompt_encoder.get_dense_pe().to(prompts.dtype),
+            image_pe=self._image_positions().to(prompts.dtype),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=True,
@@ -108,11 +110,21 @@ class SAM2Grounding(nn.Module):
         return masks[torch.arange(len(masks), device=masks.device), best]
 
     def _prompt_embeddings(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        objects, device = len(prompts), prompts.device
-        padding_point = torch.zeros(objects, 1, 2, device=device)
-        padding_label = -torch.ones(objects, 1, dtype=torch.int32, device=device)
-        sparse, dense = self.sam2.sam_prompt_encoder(points=(padding_point, padding_label), boxes=None, masks=None)
-        return torch.cat([sparse.to(prompts.dtype), prompts.unsqueeze(1)], dim=1), dense.to(prompts.dtype)
+        """SAM2's own embeddings of one padding point (which it pads by another) and no mask, then the prompt vector.
+
+        A padding point's position is blanked, so its embedding is `not_a_point_embed` alone; going through the prompt
+        encoder would multiply the position by a matrix that must be float32.
+        """
+        encoder = self.sam2.sam_prompt_encoder
+        points = encoder.not_a_point_embed.weight.expand(len(prompts), 2, -1)
+        dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        dense = dense.expand(len(prompts), -1, *encoder.image_embedding_size)
+        return torch.cat([points, prompts.unsqueeze(1)], dim=1), dense
+
+    def _image_positions(self) -> Tensor:
+        """(1, 256, side / 16, side / 16) float32, whatever type the weights have."""
+        encoder = self.sam2.sam_prompt_encoder
+        return copy.deepcopy(encoder.pe_layer).float()(encoder.image_embedding_size).unsqueeze(0)
 
 
 def build_sam2(config: dict[str, Any]) -> SAM2Base:

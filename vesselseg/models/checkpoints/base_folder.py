@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from vesselseg.errors import WeightsError
 from vesselseg.models.checkpoints import hf_layout, published_layout
-from vesselseg.models.checkpoints.shards import WeightsError, WeightStream, stream_folder
+from vesselseg.models.checkpoints.shards import WeightStream, stream_folder
 from vesselseg.models.sa2va_config import IMAGE_TOKENS, NEW_TOKENS, Sa2VAConfig
 
 
@@ -95,8 +96,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(
-            f"{path} does not exist. The base must be a folder with config.json, tokenizer and weights, e.g. a download of "
-            "OpenGVLab/InternVL3-8B; set it with --cfg-options base=FOLDER or in the config"
+            f"{path} does not exist. The base must be a folder with config.json, tokenizer and weights, e.g. a download "
+            "of OpenGVLab/InternVL3-8B; set it in the config or with --cfg-options"
         ) from None
     except json.JSONDecodeError as error:
         raise WeightsError(f"{path}: not readable as JSON ({error}); download it again") from None

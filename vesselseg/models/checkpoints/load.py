@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vesselseg.models.checkpoints.shards import WeightsError, WeightStream, stream_file
+from vesselseg.errors import WeightsError
+from vesselseg.models.checkpoints.shards import WeightStream, stream_file
 
 Assign = Callable[[Tensor, Tensor], None]  # (parameter or buffer of the model, tensor read)
 

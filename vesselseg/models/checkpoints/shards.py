@@ -12,11 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vesselseg.errors import WeightsError
+
 WeightStream = Iterator[tuple[str, Tensor]]
-
-
-class WeightsError(ValueError):
-    """A weight file or folder that cannot be used; the message names file, finding and way out."""
 
 
 def stream_folder(folder: Path) -> WeightStream:

@@ -1,0 +1,45 @@
+"""Which real images a conversion is checked on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vesselseg.data.manifest import read_split
+from vesselseg.errors import UserError
+
+
+def find_check_images(checkpoint: dict[str, Any], config: Path | None, folder: Path | None, count: int) -> list[Path]:
+    """Images of the folder if one is named, else of the validation (or training) split of the data trained on.
+
+    Raises UserError where there are none.
+    """
+    if folder is not None:
+        suffixes = set(Image.registered_extensions())
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+        if not found:
+            raise UserError(f"{folder}: no image in it to check the conversion on")
+        return found[:count]
+    root = _data_root(checkpoint, config)
+    for split in ("val", "train"):
+        records = read_split(root, split)
+        if records:
+            return [root / "images" / record.image for record in records[:count]]
+    raise UserError(f"{root}: neither a validation nor a training image to check on; name some with --images FOLDER")
+
+
+def _data_root(checkpoint: dict[str, Any], config: Path | None) -> Path:
+    if config is not None:
+        from vesselseg.config import load_config  # mmengine is needed only where a config is read
+
+        root = load_config(config).get("data_root")
+    else:
+        root = checkpoint.get("data_root")
+    if root is None or not (Path(root) / "annotations.json").exists():
+        raise UserError(
+            f"the data folder of this training, {root}, is not here; name images to check the conversion on with "
+            "--images FOLDER"
+        )
+    return Path(root)

@@ -1,0 +1,125 @@
+"""A training checkpoint -> a Hugging Face folder, checked against the checkpoint before it is handed over."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoTokenizer
+
+from vesselseg.errors import UserError
+from vesselseg.export.model_card import write_model_card
+from vesselseg.export.remote_code import AUTO_MAP, write_remote_code
+from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.processor import processor_for
+from vesselseg.models.checkpoints.base_folder import read_base_folder
+from vesselseg.models.checkpoints.training_file import build_from_training_file
+from vesselseg.models.checkpoints.write_published import write_published_folder
+from vesselseg.models.lora import merge_lora
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3  # largest difference of a probability between checkpoint and folder, both in float32
+
+
+@dataclass(frozen=True)
+class Check:
+    """Largest difference of probabilities and fraction of differing mask pixels, over the check images."""
+
+    images: int
+    probability: float
+    mask_pixels: float
+
+
+def convert(
+    checkpoint: Path,
+    out: Path,
+    images: Sequence[Path],
+    *,
+    dtype: torch.dtype = torch.float32,
+    base: str | None = None,
+    force: bool = False,
+) -> Check:
+    """Write the folder next to `out` and move it there once it has passed the check.
+
+    images: real images that checkpoint and folder are compared on. dtype: of the stored weights; with bf16 the
+    comparison is made with the merged weights already rounded, since rounding them is what bf16 asks for.
+    Raises UserError where `out` exists, the checkpoint does not fit its base, or the check fails.
+    """
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; name another folder or add --force to replace it")
+    if not images:
+        raise UserError("no image to compare checkpoint and folder on; name some with --images FOLDER")
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        check = _write_and_check(checkpoint, part, images, dtype, base)
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return check
+
+
+def _write_and_check(
+    checkpoint: Path, folder: Path, images: Sequence[Path], dtype: torch.dtype, base: str | None
+) -> Check:
+    model, content = build_from_training_file(checkpoint, base=base)
+    model.eval()
+    tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
+    pictures = [_open(path) for path in images]
+    predictor = Predictor(model, processor_for(model.config, tokenizer), model.config.threshold)
+    if dtype == torch.float32:
+        before = _predict(predictor, pictures)
+        merge_lora(model)
+    else:
+        merge_lora(model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype).float()
+        before = _predict(predictor, pictures)
+    write_published_folder(model, tokenizer, folder, dtype=dtype, extra={"auto_map": AUTO_MAP})
+    write_remote_code(folder)
+    write_model_card(folder, model, content)
+    check = compare(before, _predict_exported(folder, pictures))
+    if check.probability > TOLERANCE:
+        raise UserError(
+            f"{checkpoint}: the exported folder answers differently: probabilities differ by up to {check.probability:.2e} "
+            f"(allowed {TOLERANCE:.0e}), {check.mask_pixels:.3%} of mask pixels. Nothing was written; please report this"
+        )
+    return check
+
+
+def _predict(predictor: Predictor, images: Sequence[Image.Image]) -> list[Prediction]:
+    phrase = predictor.model.config.default_phrase
+    return [predictor.predict([image], [[phrase]])[0] for image in images]
+
+
+def _predict_exported(folder: Path, images: Sequence[Image.Image]) -> list[Prediction]:
+    """Load the folder the way a user does, with the code it carries, in float32."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    return _predict(model.predictor(tokenizer), images)
+
+
+def compare(before: Sequence[Prediction], after: Sequence[Prediction]) -> Check:
+    """How far two lists of predictions of the same images lie apart."""
+    differences = [float(np.abs(a.probabilities - b.probabilities).max()) for a, b in zip(before, after)]
+    pixels = [float((a.masks != b.masks).mean()) for a, b in zip(before, after)]
+    return Check(len(before), max(differences), float(np.mean(pixels)))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}); name others with --images") from None

@@ -1,0 +1,69 @@
+"""README.md of an exported folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vesselseg.models.sa2va import Sa2VA
+
+CARD = """---
+library_name: transformers
+pipeline_tag: image-segmentation
+tags: [sa2va, vesselseg, medical, angiography]
+---
+
+# Blood vessel segmentation with Sa2VA
+
+Fine-tuned with vesselseg {version}. InternVL reads the image and the request, SAM2 draws the mask.
+
+| | |
+|---|---|
+| base | `{base}` |
+| data fingerprint | `{fingerprint}` |
+| trained for | {trained} |
+| validation Dice | {dice} |
+| threshold | {threshold:.2f}, chosen on the validation split |
+| SAM2 view | {sam_size} x {sam_size} pixels |
+
+## Use
+
+```python
+from PIL import Image
+from transformers import AutoModel, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+result = model.predict_forward(
+    image=Image.open("angiogram.png"), text="<image>\\nPlease segment the blood vessel.", tokenizer=tokenizer
+)
+result["prediction_masks"][0]  # (1, height, width) bool
+result["prediction_probs"][0]  # (1, height, width) float32
+```
+
+It needs torch, transformers 4.57, sam2, safetensors and pillow; vesselseg itself is not needed. The weights carry the names
+of the published Sa2VA folders.
+
+## Limits
+
+The model knows what its training data showed. It is not a medical device; do not decide on patients with it. Judge it on
+your own images (`python tools/eval.py`), with patients that training has not seen.
+"""
+
+
+def write_model_card(folder: Path, model: Sa2VA, checkpoint: dict[str, Any]) -> None:
+    """Fill the card from the checkpoint; a value that the checkpoint lacks is said to be unknown."""
+    meta = checkpoint.get("meta", {})
+    dice = meta.get("val_dice")
+    iterations, epochs = meta.get("iter"), meta.get("epoch")
+    text = CARD.format(
+        version=checkpoint.get("versions", {}).get("vesselseg", "unknown"),
+        base=Path(checkpoint["model_config"]["base"]).name,
+        fingerprint=checkpoint.get("data_fingerprint", "unknown"),
+        trained=f"{iterations} iterations" + (f" ({epochs:.2f} epochs)" if epochs is not None else ""),
+        dice=f"{dice:.4f}" if dice is not None else "unknown",
+        threshold=model.config.threshold,
+        sam_size=model.grounding.image_size,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,58 @@
+"""The model code that an exported folder carries: the package's own files, flattened.
+
+transformers loads the code of a folder from files beside each other. Every file that `inference/hf_model.py` reaches
+through imports is copied, and `from vesselseg.room.file import x` becomes `from .file import x`: there is no second
+copy of the model to keep alike.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+ENTRY = "vesselseg.inference.hf_model"
+AUTO_MAP = {"AutoConfig": "sa2va_config.Sa2VAConfig", "AutoModel": "hf_model.VesselSegModel"}
+
+_IMPORT = re.compile(r"^from (vesselseg(?:\.\w+)+) import", re.MULTILINE)
+
+
+def write_remote_code(folder: Path) -> list[str]:
+    """Copy the files that the exported model needs into the folder; returns their names."""
+    written: dict[str, str] = {}
+    modules = reachable_modules(ENTRY)
+    for module in modules:
+        name = module.rsplit(".", 1)[1] + ".py"
+        if name in written:
+            raise RuntimeError(f"{module} and {written[name]} would both be written as {name}")
+        written[name] = module
+        text = _IMPORT.sub(_relative, source(module))
+        if module == ENTRY:
+            text += _name_all(modules)
+        (folder / name).write_text(text, encoding="utf-8")
+    return sorted(written)
+
+
+def _name_all(modules: list[str]) -> str:
+    """transformers copies a local folder's entry file and the files that it names itself, not those behind them."""
+    names = sorted(module.rsplit(".", 1)[1] for module in modules if module != ENTRY)
+    lines = "\n".join(f"    from .{name} import __name__ as _{name}" for name in names)
+    return f"\n\nif False:  # never run: the loader reads here which files belong to this one\n{lines}\n"
+
+
+def reachable_modules(entry: str) -> list[str]:
+    """Every module of the package that this one imports, directly or not, itself first."""
+    found = [entry]
+    for module in found:
+        found += [name for name in dict.fromkeys(_IMPORT.findall(source(module))) if name not in found]
+    return found
+
+
+def source(module: str) -> str:
+    """The text of one of the package's modules."""
+    package, _, rest = module.partition(".")
+    return files(package).joinpath(*rest.split(".")[:-1], rest.split(".")[-1] + ".py").read_text(encoding="utf-8")
+
+
+def _relative(match: re.Match[str]) -> str:
+    return f"from .{match.group(1).rsplit('.', 1)[1]} import"

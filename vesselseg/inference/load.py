@@ -1,0 +1,59 @@
+"""A path -> Predictor: an exported folder or a training checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vesselseg.errors import WeightsError
+from vesselseg.inference.predictor import Predictor
+from vesselseg.inference.processor import processor_for
+from vesselseg.models.build import build_model
+from vesselseg.models.checkpoints.base_folder import read_base_folder
+from vesselseg.models.checkpoints.training_file import build_from_training_file
+
+FROZEN = {
+    "llm": "frozen",
+    "new_tokens": False,
+    "projector": False,
+    "seg_projector": False,
+    "mask_decoder": False,
+}
+
+
+def load_predictor(
+    path: str | Path, device: str = "auto", dtype: torch.dtype | None = None, base: str | None = None
+) -> Predictor:
+    """The predictor of an exported Hugging Face folder, or of a checkpoint `.pth` with its base folder.
+
+    device: `auto` takes the GPU if there is one. dtype: bf16 on a GPU that has it, else float32.
+    base: where a checkpoint's base folder lies now, if it has moved. Raises WeightsError.
+    """
+    path, place = Path(path), choose_device(device)
+    dtype = dtype or default_dtype(place)
+    if path.is_dir() and (path / "config.json").exists():
+        model = build_model(str(path), trainable=FROZEN, device=place, dtype=dtype)
+        tokenizer = read_base_folder(path).tokenizer
+    elif path.suffix == ".pth":
+        model, content = build_from_training_file(path, device=place, dtype=dtype, base=base)
+        tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
+    else:
+        raise WeightsError(
+            f"{path} is neither an exported model folder (with config.json) nor a checkpoint (.pth); "
+            "name one of them, e.g. work_dirs/RUN/best.pth"
+        )
+    model.eval().requires_grad_(False)
+    return Predictor(model, processor_for(model.config, tokenizer), model.config.threshold)
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` -> cuda if there is one, else cpu; any other name as it is."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU that computes in it, float32 elsewhere."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
