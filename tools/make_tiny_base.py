@@ -24,9 +24,8 @@ def main() -> int:
     config = write_tiny_base(
         args.out, hidden_size=args.hidden_size, layers=args.layers, tile_size=args.tile_size, seed=args.seed
     )
-    print(
-        f"{args.out}: InternVL folder, {config.tokens_per_tile} tokens per tile, vocabulary {config.llm_config['vocab_size']}"
-    )
+    vocabulary = config.llm_config["vocab_size"]
+    print(f"{args.out}: InternVL folder, {config.tokens_per_tile} tokens per tile, vocabulary {vocabulary}")
     return 0
 
 

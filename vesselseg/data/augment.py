@@ -57,7 +57,8 @@ class Augment:
         angle = generator.uniform(-self.rotation, self.rotation)
         factor = generator.uniform(1 - self.scale, 1 + self.scale)
         matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), angle, factor)
-        matrix[:, 2] += generator.uniform(-self.translation, self.translation, 2) * (width, height)
+        shift = generator.uniform(-self.translation, self.translation, 2) * np.array([width, height])
+        matrix = np.hstack([matrix[:, :2], matrix[:, 2:] + shift[:, None]])
         size = (width, height)
         # Image and masks are reflected alike: no black wedge teaches the model where images end.
         image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)

@@ -91,8 +91,9 @@ def _write_and_check(
     check = compare(before, _predict_exported(folder, pictures))
     if check.probability > TOLERANCE:
         raise UserError(
-            f"{checkpoint}: the exported folder answers differently: probabilities differ by up to {check.probability:.2e} "
-            f"(allowed {TOLERANCE:.0e}), {check.mask_pixels:.3%} of mask pixels. Nothing was written; please report this"
+            f"{checkpoint}: the exported folder answers differently: probabilities differ by up to "
+            f"{check.probability:.2e} (allowed {TOLERANCE:.0e}), {check.mask_pixels:.3%} of mask pixels. "
+            "Nothing was written; please report this"
         )
     return check
 

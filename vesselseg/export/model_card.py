@@ -42,13 +42,13 @@ result["prediction_masks"][0]  # (1, height, width) bool
 result["prediction_probs"][0]  # (1, height, width) float32
 ```
 
-It needs torch, transformers 4.57, sam2, safetensors and pillow; vesselseg itself is not needed. The weights carry the names
-of the published Sa2VA folders.
+It needs torch, transformers 4.57, sam2, safetensors and pillow; vesselseg itself is not needed. The weights carry
+the names of the published Sa2VA folders.
 
 ## Limits
 
-The model knows what its training data showed. It is not a medical device; do not decide on patients with it. Judge it on
-your own images (`python tools/eval.py`), with patients that training has not seen.
+The model knows what its training data showed. It is not a medical device; do not decide on patients with it. Judge it
+on your own images (`python tools/eval.py`), with patients that training has not seen.
 """
 
 

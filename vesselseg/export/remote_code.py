@@ -51,7 +51,7 @@ def reachable_modules(entry: str) -> list[str]:
 def source(module: str) -> str:
     """The text of one of the package's modules."""
     package, _, rest = module.partition(".")
-    return files(package).joinpath(*rest.split(".")[:-1], rest.split(".")[-1] + ".py").read_text(encoding="utf-8")
+    return (files(package) / (rest.replace(".", "/") + ".py")).read_text(encoding="utf-8")
 
 
 def _relative(match: re.Match[str]) -> str:

@@ -28,11 +28,17 @@ from vesselseg.models.sa2va_config import NEW_TOKENS, Sa2VAConfig
 class VesselSegModel(PreTrainedModel):
     """Sa2VA with everything merged, ready to predict."""
 
-    config_class = Sa2VAConfig
+    config_class = Sa2VAConfig  # type: ignore[assignment]
+    config: Sa2VAConfig
     base_model_prefix = ""
     main_input_name = "image"
     _supports_sdpa = True
-    _no_split_modules = ("Qwen2DecoderLayer", "LlamaDecoderLayer", "InternVLVisionLayer", "SAM2Grounding")
+    _no_split_modules = [
+        "Qwen2DecoderLayer",
+        "LlamaDecoderLayer",
+        "InternVLVisionLayer",
+        "SAM2Grounding",
+    ]  # noqa: RUF012 - the name and form that transformers reads
 
     def __init__(self, config: Sa2VAConfig) -> None:
         super().__init__(config)
@@ -97,7 +103,7 @@ class VesselSegModel(PreTrainedModel):
 
 def read_weights(folder: Path, config: Sa2VAConfig) -> dict[str, Tensor]:
     """The folder's tensors under this class's names; the new tokens' rows are views into the tables."""
-    start, state = int(config.new_token_start), {}
+    start, state = int(config.new_token_start or 0), {}
     for name, tensor in stream_folder(folder):
         for ours, piece in to_ours(name, tensor, config):
             state[f"sa2va.{ours}"] = piece

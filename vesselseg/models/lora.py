@@ -62,8 +62,9 @@ def merge_lora(model: nn.Module) -> None:
         if isinstance(module, LoraLayer):
             layer = module.get_base_layer()
             for adapter in module.active_adapters:
-                a, b = module.lora_A[adapter].weight.float(), module.lora_B[adapter].weight.float()
-                merged = layer.weight.data.float() + module.scaling[adapter] * (b @ a)
+                a: Tensor = module.lora_A[adapter].weight  # type: ignore[assignment]
+                b: Tensor = module.lora_B[adapter].weight  # type: ignore[assignment]
+                merged = layer.weight.data.float() + module.scaling[adapter] * (b.float() @ a.float())
                 layer.weight.data = merged.to(layer.weight.dtype)
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, layer)

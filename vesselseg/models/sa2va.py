@@ -73,7 +73,7 @@ class Sa2VA(nn.Module):
         input_ids, attention_mask: (rows, tokens). tile_tokens: (tiles, tokens per tile, hidden), in the order in which
         the image placeholders occur. Returns (rows, tokens, hidden), after the final norm.
         """
-        embeddings = self.new_tokens.embed(self.language_model.get_input_embeddings(), input_ids)
+        embeddings = self.new_tokens.embed(self.language_model.model.embed_tokens, input_ids)
         is_image = input_ids == self.image_token_id
         embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), tile_tokens.to(embeddings.dtype))
         return self.language_model.model(inputs_embeds=embeddings, attention_mask=attention_mask).last_hidden_state

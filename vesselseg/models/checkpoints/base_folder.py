@@ -96,8 +96,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(
-            f"{path} does not exist. The base must be a folder with config.json, tokenizer and weights, e.g. a download "
-            "of OpenGVLab/InternVL3-8B; set it in the config or with --cfg-options"
+            f"{path} does not exist. The base must be a folder with config.json, tokenizer and weights, e.g. a "
+            "download of OpenGVLab/InternVL3-8B; set it in the config or with --cfg-options"
         ) from None
     except json.JSONDecodeError as error:
         raise WeightsError(f"{path}: not readable as JSON ({error}); download it again") from None
