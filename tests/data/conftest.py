@@ -1,0 +1,59 @@
+"""Small LabelMe sources for the tests of preparing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+WriteLabel = Callable[..., Path]
+
+
+@pytest.fixture
+def square() -> dict[str, Any]:
+    """A polygon from (4, 6) to (14, 16): 11 x 11 pixels."""
+    return polygon([[4, 6], [14, 6], [14, 16], [4, 16]])
+
+
+def polygon(points: list[Any], label: str = "vessel", **fields: Any) -> dict[str, Any]:
+    """A LabelMe polygon."""
+    return {"label": label, "points": points, "shape_type": "polygon", "group_id": None, "flags": {}, **fields}
+
+
+@pytest.fixture
+def write_label() -> WriteLabel:
+    """write(folder, stem, shapes, size=(40, 30), picture=True, **fields): a PNG and its LabelMe JSON."""
+
+    def write(
+        folder: Path,
+        stem: str,
+        shapes: list[Any],
+        size: tuple[int, int] = (40, 30),
+        picture: bool = True,
+        **fields: Any,
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        if picture:
+            # every stem another picture: equal ones are a finding
+            values = np.random.default_rng(list(stem.encode())).integers(0, 255, (size[1], size[0]), dtype=np.uint8)
+            Image.fromarray(values).save(folder / f"{stem}.png")
+        content = {
+            "version": "5.4.1",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": f"{stem}.png",
+            "imageData": None,
+            "imageHeight": size[1],
+            "imageWidth": size[0],
+            **fields,
+        }
+        path = folder / f"{stem}.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+    return write

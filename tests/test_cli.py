@@ -1,0 +1,54 @@
+"""Bad input ends as one message and status 2; a defect keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from vesselseg.cli import UserError, run_tool
+from vesselseg.data.manifest import ManifestError
+
+
+def run(error: BaseException | None, result: int | None = None) -> object:
+    def main() -> int | None:
+        if error is not None:
+            raise error
+        return result
+
+    with pytest.raises(SystemExit) as caught:
+        run_tool(main)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (3, 3)])
+def test_status_of_a_tool(result: int | None, status: int) -> None:
+    assert run(None, result) == status
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UserError("a is wrong"), "error: a is wrong\n"),
+        (ManifestError("b is wrong"), "error: b is wrong\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.json"), "x.json: No such file"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data"), "no permission"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+    ],
+)
+def test_bad_input_is_one_message(error: Exception, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(error) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_interrupt() -> None:
+    assert run(KeyboardInterrupt()) == 130
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("x"), OSError(errno.EPIPE, "pipe"), AssertionError()])
+def test_defects_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run(error)
