@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-WriteLabel = Callable[..., Path]
+from tests.labelme_files import WriteLabel, polygon
 
 
 @pytest.fixture
 def square() -> dict[str, Any]:
     """A polygon from (4, 6) to (14, 16): 11 x 11 pixels."""
     return polygon([[4, 6], [14, 6], [14, 16], [4, 16]])
-
-
-def polygon(points: list[Any], label: str = "vessel", **fields: Any) -> dict[str, Any]:
-    """A LabelMe polygon."""
-    return {"label": label, "points": points, "shape_type": "polygon", "group_id": None, "flags": {}, **fields}
 
 
 @pytest.fixture
