@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from vesselseg.data.manifest import ManifestError, Record, fingerprint, read_spl
 from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.data.rasterise import record_masks
 from vesselseg.data.tokens import ConversationTokens
+
+
+DEFAULT_PHRASE = "blood vessel"
 
 
 class VesselDataset(Dataset):
@@ -49,6 +53,7 @@ class VesselDataset(Dataset):
         if not self.records:
             raise ManifestError(f"{self.root}: split {split!r} holds no image; prepare the data with another --split")
         self.fingerprint = fingerprint(self.root)
+        self.usual_phrase = _usual_phrase(self.records)
         self.views = views
         self.tokens = tokens
         self.tokens_per_tile = tokens_per_tile
@@ -70,12 +75,12 @@ class VesselDataset(Dataset):
         record = self.records[index]
         generator = np.random.default_rng((self.seed, epoch, index))
         image = self.image(record)
-        masks = record_masks(record, image.height, image.width)
+        phrases, masks = self._objects(record, image.height, image.width)
         if self.augment is not None:
             pixels, masks = self.augment(np.asarray(image), masks, generator)
             image = Image.fromarray(pixels)
-        order = generator.permutation(len(record.phrases)) if self.vary_questions else np.arange(len(record.phrases))
-        phrases = tuple(record.phrases[number] for number in order)
+        order = generator.permutation(len(phrases)) if self.vary_questions else np.arange(len(phrases))
+        phrases = tuple(phrases[number] for number in order)
         tiles = self.views.tiles(image)
         choices = generator.integers(0, 2**31, len(phrases)) if self.vary_questions else np.zeros(len(phrases), int)
         rounds = [(question_for(phrase, int(choice)), ANSWER) for phrase, choice in zip(phrases, choices)]
@@ -90,6 +95,12 @@ class VesselDataset(Dataset):
             phrases=phrases,
         )
 
+    def _objects(self, record: Record, height: int, width: int) -> tuple[tuple[str, ...], np.ndarray]:
+        """Phrases and masks; an image without objects is asked for the usual phrase, and the answer is an empty mask."""
+        if record.phrases:
+            return record.phrases, record_masks(record, height, width)
+        return (self.usual_phrase,), np.zeros((1, height, width), np.uint8)
+
     def image(self, record: Record) -> Image.Image:
         """The record's image as 8-bit RGB; raises ManifestError naming the file if it cannot be read."""
         path = self.root / "images" / record.image
@@ -98,3 +109,9 @@ class VesselDataset(Dataset):
                 return as_rgb(opened)
         except (OSError, SyntaxError, ValueError) as error:
             raise ManifestError(f"{path}: cannot be read as an image ({error}); prepare the data again") from None
+
+
+def _usual_phrase(records: list[Record]) -> str:
+    """The most frequent phrase, which evaluation asks of images without objects too."""
+    counted = Counter(phrase for record in records for phrase in record.phrases)
+    return counted.most_common(1)[0][0] if counted else DEFAULT_PHRASE
