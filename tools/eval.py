@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vesselseg.cli import UserError, run_tool
+from vesselseg.cli import run_tool
 from vesselseg.data.manifest import SPLITS, Record, read_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import AUTO, Evaluation, evaluate
@@ -28,15 +28,12 @@ def main() -> None:
     """Parse, evaluate, write, print."""
     arguments = _arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        _check_paths(arguments)
-        source = open_source(arguments.source, read_manifest(arguments.data), arguments.device)
-        evaluation = evaluate(
-            arguments.data, arguments.split, source, arguments.threshold, arguments.batch, arguments.seed, _progress
-        )
-        report = write_evaluation(evaluation, source, arguments.out, arguments.force)
-    except EvaluationError as error:
-        raise UserError(str(error)) from None
+    _check_paths(arguments)
+    source = open_source(arguments.source, read_manifest(arguments.data), arguments.device)
+    evaluation = evaluate(
+        arguments.data, arguments.split, source, arguments.threshold, arguments.batch, arguments.seed, _progress
+    )
+    report = write_evaluation(evaluation, source, arguments.out, arguments.force)
     _print_summary(evaluation)
     print(f"report: {report}")
 
@@ -84,6 +81,8 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     for folder in (arguments.source.resolve(), arguments.data.resolve()):
         if out == folder or folder in out.parents:
             raise EvaluationError(f"--out {arguments.out} lies inside {folder}, which is input; choose another folder")
+        if out in folder.parents:
+            raise EvaluationError(f"--out {arguments.out} holds the input {folder}; choose another folder")
 
 
 def _progress(batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vesselseg.errors import UserError
+
 _SHOWN = 20
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """Predictions, data or arguments that cannot be evaluated; the message lists every problem and what to do."""
 
 

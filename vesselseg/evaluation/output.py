@@ -39,12 +39,21 @@ def whole_folder(out: Path, force: bool, marker: str) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        staging.chmod(0o755)
         new = staging / "new"
         new.mkdir()
         yield new
-        if out.exists():
-            out.rename(staging / "old")
-        new.rename(out)
+        _move_into_place(new, out, staging / "old")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_into_place(new: Path, out: Path, aside: Path) -> None:
+    if not out.exists():
+        new.rename(out)
+        return
+    out.rename(aside)
+    try:
+        new.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
