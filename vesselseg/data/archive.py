@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from vesselseg.cli import UserError
+from vesselseg.errors import UserError
 
 _GIB = 1024**3
 _CHUNK = 1024 * 1024

@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vesselseg.cli import UserError
+from vesselseg.errors import UserError
 from vesselseg.data.archive import unpack
 from vesselseg.data.findings import Finding
 from vesselseg.data.manifest import SPLITS, Record, fingerprint, write_manifest
@@ -124,7 +125,7 @@ def _run(tasks: list[FileTask], file_options: FileOptions, options: PrepareOptio
     bar = partial(tqdm, total=len(tasks), unit="file", desc="preparing", disable=not options.progress)
     if workers == 1 or len(tasks) < _PARALLEL_FROM:
         return list(bar(map(work, tasks)))
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_ignore_interrupt) as pool:
         try:
             return list(bar(pool.map(work, tasks, chunksize=4)))
         except BrokenProcessPool:
@@ -133,6 +134,11 @@ def _run(tasks: list[FileTask], file_options: FileOptions, options: PrepareOptio
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C reaches all processes; the parent alone answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cpus() -> int:
@@ -174,7 +180,7 @@ def _split(
     splits = {name: [r.image for r, split in zip(records, names) if split == name] for name in SPLITS}
     for name, share in zip(SPLITS, options.fractions):
         if not splits[name] and share > 0:
-            reason = f"split {name} is empty: there are only {len(set(groups))} group(s)"
+            reason = f"split {name} is empty: the number of groups is {len(set(groups))}"
             findings.append(Finding("(all files)", None, "empty_split", reason))
     return splits, findings
 
@@ -253,8 +259,11 @@ def _describe_findings(head: str, findings: list[Finding]) -> str:
 def _temporary_folder(out: Path, purpose: str) -> Iterator[Path]:
     """A folder beside ``out``, on the same file system, so that renaming it is one step; removed afterwards."""
     parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.{purpose}-", dir=parent))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.{purpose}-", dir=parent))
+    except OSError as error:
+        raise UserError(f"--out {out}: no folder can be made in {parent}: {error.strerror}; choose another") from None
     try:
         yield folder
     finally:

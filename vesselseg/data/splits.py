@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from vesselseg.cli import UserError
+from vesselseg.errors import UserError
 from vesselseg.data.manifest import SPLITS
 
 
