@@ -26,6 +26,17 @@ CONFIG = "configs/tiny_cpu.py"
 PROCESSES = 2
 SHOWN_LINES = 20  # of a failed step's output
 MARKER = "demo.txt"
+PATIENT = "(p[0-9]+)_"  # in the drawn files' names
+TITLES = {
+    "draw": "draw angiograms with LabelMe labels",
+    "prepare": "prepare: check, split, rasterise",
+    "base": "make a small base model, random weights",
+    "train": f"train on {PROCESSES} CPU processes",
+    "convert": "convert to Hugging Face, compare masks",
+    "frangi": "tune a Frangi filter on the same images",
+    "score_frangi": "score the filter",
+    "score_model": "score the model",
+}
 
 
 def main() -> int:
@@ -35,8 +46,8 @@ def main() -> int:
     clear(out)
     steps = demo_steps(out, arguments.images)
     started = time.perf_counter()
-    for number, (title, command) in enumerate(steps, start=1):
-        if not run_step(f"{number}/{len(steps)} {title}", command, out / "logs" / f"{number}.log"):
+    for number, (name, command) in enumerate(steps, start=1):
+        if not run_step(f"{number}/{len(steps)} {TITLES[name]}", command, out / "logs" / f"{number}_{name}.log"):
             return 1
     print(f"all steps: {time.perf_counter() - started:.0f} s")
     return report(out)
@@ -53,46 +64,40 @@ def clear(out: Path) -> None:
 
 def demo_steps(out: Path, images: int) -> list[tuple[str, list[str]]]:
     """(title, command) of each step; they hand files on below ``out``."""
-    python = [sys.executable]
-    data, run, model = out / "data", out / "run", out / "model"
-    score = ["--data", str(data), "--split", "test", "--threshold", "auto"]
-    train = ["bash", "tools/dist.sh", "train", CONFIG, str(PROCESSES), "--work-dir", str(run)]
-    options = ["--cfg-options", f"data_root={data}", f"model.sa2va.base={out / 'base'}"]
-    steps = [
-        (
-            "draw angiograms with LabelMe labels",
-            [*python, "tools/make_synthetic.py", "--out", str(out / "archive"), "--images", str(images)],
-        ),
-        ("prepare", [*python, "tools/prepare_data.py", str(out / "archive"), "--out", str(data)]),
-        ("make a small base model, random weights", [*python, "tools/make_tiny_base.py", "--out", str(out / "base")]),
-        (f"train on {PROCESSES} processes", [*train, *options]),
-        (
-            "convert to Hugging Face",
-            [*python, "tools/convert_to_hf.py", CONFIG, str(run / "best.pth"), "--save-path", str(model)],
-        ),
-        (
-            "tune a Frangi filter on the same images",
-            [*python, "tools/baseline_frangi.py", "--data", str(data), "--out", str(out / "frangi")],
-        ),
-        (
-            "score the filter",
-            [*python, "tools/eval.py", str(out / "frangi"), *score, "--out", str(out / "eval_frangi")],
-        ),
-        ("score the model", [*python, "tools/eval.py", str(model), *score, "--out", str(out / "eval_model")]),
+    archive, data, base, run, model, frangi = (
+        str(out / name) for name in ("archive", "data", "base", "run", "model", "frangi")
+    )
+    train = ["bash", "tools/dist.sh", "train", CONFIG, str(PROCESSES), "--work-dir", run]
+    options = ["--cfg-options", f"data_root={data}", f"model.sa2va.base={base}"]
+    score = ["--data", data, "--split", "test", "--threshold", "auto", "--out"]
+    python = sys.executable
+    return [
+        ("draw", [python, "tools/make_synthetic.py", "--out", archive, "--count", str(images)]),
+        ("prepare", [python, "tools/prepare_data.py", archive, "--out", data, "--group-regex", PATIENT]),
+        ("base", [python, "tools/make_tiny_base.py", base]),
+        ("train", [*train, *options]),
+        ("convert", [python, "tools/convert_to_hf.py", f"{run}/config.py", f"{run}/best.pth", "--save-path", model]),
+        ("frangi", [python, "tools/baseline_frangi.py", data, "--split", "val", "test", "--out", frangi]),
+        ("score_frangi", [python, "tools/eval.py", frangi, *score, str(out / "eval_frangi")]),
+        ("score_model", [python, "tools/eval.py", model, *score, str(out / "eval_model")]),
     ]
-    return steps
 
 
 def run_step(title: str, command: Sequence[str], log: Path) -> bool:
     """Run one command with its output in ``log``; prints time, and the end of the log when it fails."""
     print(f"{title:48}", end="", flush=True)
     started = time.perf_counter()
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     with log.open("w", encoding="utf-8") as file:
         file.write(" ".join(command) + "\n")
         file.flush()
         process = subprocess.run(
-            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, check=False
+            command,
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=cpu_environment(),
+            check=False,
         )
     print(f"{time.perf_counter() - started:6.0f} s", flush=True)
     if process.returncode == 0:
@@ -101,6 +106,13 @@ def run_step(title: str, command: Sequence[str], log: Path) -> bool:
     print(f"error: this step ended with status {process.returncode}. Last lines of {log}:", file=sys.stderr)
     print("\n".join(f"    {line}" for line in lines[-SHOWN_LINES:]), file=sys.stderr)
     return False
+
+
+def cpu_environment() -> dict[str, str]:
+    """This process's environment without GPUs and downloads; dist.sh finds this Python in it."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    settings = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "VIRTUAL_ENV": sys.prefix, "PATH": path}
+    return {**os.environ, **settings}
 
 
 def report(out: Path) -> int:
@@ -124,7 +136,7 @@ def dice_of(folder: Path) -> float:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "work_dirs" / "demo", help="replaced if it exists")
-    parser.add_argument("--images", type=int, default=120, help="synthetic images (default: 120)")
+    parser.add_argument("--images", type=int, default=60, help="synthetic images (default: 60)")
     return parser.parse_args()
 
 
