@@ -6,8 +6,9 @@ import errno
 
 import pytest
 
-from vesselseg.cli import UserError, run_tool
+from vesselseg.cli import run_tool
 from vesselseg.data.manifest import ManifestError
+from vesselseg.errors import UserError
 
 
 def run(error: BaseException | None, result: int | None = None) -> object:

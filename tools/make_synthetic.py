@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import UserError, run_tool
+from vesselseg.cli import run_tool
 from vesselseg.data.synthetic import write_synthetic
+from vesselseg.errors import UserError
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
-from vesselseg.cli import UserError, run_tool
+from vesselseg.cli import run_tool
 from vesselseg.data.findings import FINDING_KINDS
 from vesselseg.data.prepare import DEFAULT_TEXT, PrepareOptions, prepare
 from vesselseg.data.splits import parse_fractions
+from vesselseg.errors import UserError
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from tests.labelme_files import WriteLabel, polygon
-from vesselseg.cli import UserError
 from vesselseg.data import prepare as prepare_module
 from vesselseg.data.manifest import read_manifest, read_split, read_splits
 from vesselseg.data.prepare import PrepareOptions, prepare
 from vesselseg.data.rasterise import record_masks
+from vesselseg.errors import UserError
 
 Shape = dict[str, Any]
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesselseg.cli import UserError
 from vesselseg.data.labelme import read_labelme
 from vesselseg.data.prepare import PrepareOptions, prepare
 from vesselseg.data.rasterise import rasterise
 from vesselseg.data.synthetic import draw_angiogram, write_synthetic
+from vesselseg.errors import UserError
 
 COUNT = 12
 

@@ -20,7 +20,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vesselseg.errors import UserError
 from vesselseg.data.archive import unpack
 from vesselseg.data.findings import Finding
 from vesselseg.data.manifest import SPLITS, Record, fingerprint, write_manifest
@@ -29,6 +28,7 @@ from vesselseg.data.prepare_page import write_page
 from vesselseg.data.prepare_report import Prepared, build_report, write_report, write_splits
 from vesselseg.data.source_files import SourceFiles, list_source, name_files
 from vesselseg.data.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
+from vesselseg.errors import UserError
 
 DEFAULT_TEXT = "blood vessel"
 _PARALLEL_FROM = 24  # files; below that a process pool takes longer to start than it saves

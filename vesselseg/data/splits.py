@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from vesselseg.errors import UserError
 from vesselseg.data.manifest import SPLITS
+from vesselseg.errors import UserError
 
 
 class SplitError(UserError):

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from vesselseg.cli import UserError
 from vesselseg.data.synthetic_anatomy import Anatomy, Tube, draw_anatomy, move
 from vesselseg.data.synthetic_xray import draw_catheter, draw_chest, draw_wires, expose
+from vesselseg.errors import UserError
 
 LABEL = "vessel"
 _VERSION = "5.5.0"  # of the LabelMe files that are imitated
