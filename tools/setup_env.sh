@@ -29,8 +29,8 @@ fits() { "$1" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:
 runs() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 8))' >/dev/null 2>&1; }
 real_path() { "$1" -c 'import sys; print(sys.executable)'; }
 
-candidates() { # the interpreter of an existing environment first: another one would mean making it anew
-    printf '%s\n' "$PWD/$venv/bin/python" python3.11 python3.12 python3.10 python3 python
+candidates() {
+    printf '%s\n' python3.11 python3.12 python3.10 python3 python
     local root=${PYENV_ROOT:-$HOME/.pyenv} folder
     for folder in "$root"/versions/3.11* "$root"/versions/3.12* "$root"/versions/3.10*; do
         printf '%s\n' "$folder/bin/python"
@@ -160,15 +160,20 @@ torch_for_driver() {
     fi
 }
 
+# An environment that exists keeps its interpreter, unless PYTHON asks for another one.
 install() {
+    if ! keeps_interpreter; then
+        "$uv" venv --quiet --clear --python "$python" "$venv" >"$log" 2>&1 || return
+    fi
     if [ -n "$torch" ]; then
-        "$uv" venv --quiet --allow-existing --python "$python" "$venv" >"$log" 2>&1 &&
-            "$uv" pip install --python "$venv/bin/python" --editable '.[train]' --group xtuner --group dev \
-                "torch==$torch" torchvision >>"$log" 2>&1
+        "$uv" pip install --python "$venv/bin/python" --editable '.[train]' --group xtuner --group dev \
+            "torch==$torch" torchvision >"$log" 2>&1
     else
-        UV_PROJECT_ENVIRONMENT=$venv "$uv" sync --python "$python" --extra train >"$log" 2>&1
+        UV_PROJECT_ENVIRONMENT=$venv "$uv" sync --extra train >"$log" 2>&1
     fi
 }
+
+keeps_interpreter() { fits "$venv/bin/python" && { [ -z "${PYTHON:-}" ] || same_version; }; }
 
 # Wheels that install everywhere may still want system libraries.
 check_imports() {
@@ -186,8 +191,7 @@ fingerprint() { # the dependencies, this script and the torch that was asked for
 remembered_torch() { if [ -f "$stamp" ]; then sed -n 2p "$stamp"; fi; }
 
 ready() {
-    [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$(fingerprint)" ] &&
-        fits "$venv/bin/python" && { [ -z "${PYTHON:-}" ] || same_version; }
+    [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$(fingerprint)" ] && keeps_interpreter
 }
 
 same_version() { [ "$("$PYTHON" -V 2>&1)" = "$("$venv/bin/python" -V 2>&1)" ]; }
@@ -197,7 +201,7 @@ ready && exit 0
 [ -n "$torch" ] || torch=$(torch_for_driver)
 
 mkdir -p "$tools"
-python=$(find_python)
+if keeps_interpreter; then python=$venv/bin/python; else python=$(find_python); fi
 uv=$(find_uv)
 [ -n "$uv" ] || fetch_uv
 [ -n "$python" ] || fetch_python
