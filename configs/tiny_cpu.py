@@ -1,4 +1,4 @@
-"""The real classes with small sizes, from random weights: 2 processes on a CPU learn synthetic angiograms in minutes."""
+"""The real classes with small sizes, from random weights: 2 CPU processes learn synthetic angiograms in minutes."""
 
 from mmengine.config import read_base
 

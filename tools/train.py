@@ -1,6 +1,7 @@
 """One training process; `bash tools/dist.sh train CONFIG GPUS` starts as many as needed.
 
-usage: bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force] [--cfg-options KEY=VALUE ...]
+usage: bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force]
+                                            [--cfg-options KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 from vesselseg.cli import run_tool
-from vesselseg.engine.console import quieten_imports
+from vesselseg.engine.console import muted, quieten_imports
 
 quieten_imports()
 HEAD_START = 5.0  # seconds in which the first process's message about the same mistake ends the whole job
@@ -21,8 +22,9 @@ HEAD_START = 5.0  # seconds in which the first process's message about the same 
 def main() -> None:
     """Check the config, train."""
     args = parse_arguments(sys.argv[1:])
-    from vesselseg.config import load_config, parse_overrides
-    from vesselseg.engine.launch import train
+    with muted():
+        from vesselseg.config import load_config, parse_overrides
+        from vesselseg.engine.launch import train
 
     config = load_config(args.config, parse_overrides(args.cfg_options))
     work_dir = args.work_dir or Path("work_dirs") / args.config.stem
@@ -49,11 +51,7 @@ def run() -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         main()
-    except Exception:
-        if rank:
-            time.sleep(HEAD_START)
-        raise
-    except SystemExit:
+    except (Exception, SystemExit):
         if rank:
             time.sleep(HEAD_START)
         raise

@@ -16,10 +16,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from vesselseg.cli import UserError
 from vesselseg.engine.config_bases import base_problems
 from vesselseg.engine.config_check import accepted, check_sections, check_types, flatten, nearest
 from vesselseg.engine.settings import SECTIONS, section_fields
+from vesselseg.errors import UserError
 
 KEYS = {
     "data_root": "dataset folder made by tools/prepare_data.py",
@@ -104,7 +104,8 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any]) -> lis
     """Set dotted paths in place; returns one sentence per path that nothing reads."""
     problems = []
     known = known_paths(values)
-    for path, value in overrides.items():
+    # Another type takes other arguments, so types are set before what is given to them.
+    for path, value in sorted(overrides.items(), key=lambda item: not item[0].endswith("type")):
         if path not in known:
             problems.append(f"--cfg-options {path}: no such setting{_hint(path, values)}")
             continue
@@ -113,6 +114,8 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any]) -> lis
         for parent in parents:
             target = target.setdefault(parent, {})
         target[last] = value
+        if last == "type":
+            known = known_paths(values)
     return problems
 
 

@@ -20,7 +20,6 @@ from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.data.rasterise import record_masks
 from vesselseg.data.tokens import ConversationTokens
 
-
 DEFAULT_PHRASE = "blood vessel"
 
 
@@ -96,7 +95,7 @@ class VesselDataset(Dataset):
         )
 
     def _objects(self, record: Record, height: int, width: int) -> tuple[tuple[str, ...], np.ndarray]:
-        """Phrases and masks; an image without objects is asked for the usual phrase, and the answer is an empty mask."""
+        """Phrases and masks; an image without objects is asked for the usual phrase, and the answer is empty."""
         if record.phrases:
             return record.phrases, record_masks(record, height, width)
         return (self.usual_phrase,), np.zeros((1, height, width), np.uint8)
@@ -106,6 +105,7 @@ class VesselDataset(Dataset):
         path = self.root / "images" / record.image
         try:
             with Image.open(path) as opened:
+                opened.load()  # an RGB image is handed on as it is, and its file is closed here
                 return as_rgb(opened)
         except (OSError, SyntaxError, ValueError) as error:
             raise ManifestError(f"{path}: cannot be read as an image ({error}); prepare the data again") from None

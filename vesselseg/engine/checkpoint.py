@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vesselseg.cli import UserError
 from vesselseg.engine.micro_steps import Progress
-from vesselseg.models.checkpoints.load import Assign, raise_for_keys
+from vesselseg.errors import UserError
+from vesselseg.models.checkpoints.training_file import load_trainable, read_training_file
+from vesselseg.models.lora import checkpoint_state
+from vesselseg.models.sa2va import Sa2VA
 
 PACKAGES = ("vesselseg", "torch", "torchvision", "transformers", "peft", "sam2", "deepspeed", "mmengine", "xtuner")
 UNFINISHED = ".unfinished"
@@ -62,8 +65,9 @@ class RunIdentity:
         if wrong:
             listed = "\n  ".join(wrong)
             raise UserError(
-                f"{folder} cannot be resumed: the samples and optimizer shards would not fit\n  {listed}\nStart with the "
-                f"same settings, or start a new run from its weights with --cfg-options load_from={weights_file(folder)}"
+                f"{folder} cannot be resumed: the samples and optimizer shards would not fit\n  {listed}\n"
+                "Start with the same settings, or start a new run from its weights with --cfg-options "
+                f"load_from={weights_file(folder)}"
             )
 
 
@@ -82,54 +86,35 @@ def find_checkpoints(work_dir: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What trains, by name, on the CPU; a collective call where weights are partitioned (ZeRO-3).
+def trained_state(model: Sa2VA) -> dict[str, Tensor]:
+    """What a checkpoint must hold, by name, on the CPU; a collective call where weights are partitioned (ZeRO-3).
 
     Every tensor has a storage of its own: DeepSpeed's are views of large flat ones, which torch.save would write whole.
     """
-    state = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                state[name] = parameter.detach().to("cpu", copy=True).contiguous()
-    return state
+    with _gathered(model):
+        return {name: value.to("cpu", copy=True).contiguous() for name, value in checkpoint_state(model).items()}
 
 
-def load_trained(model: nn.Module, path: Path, assign: Assign | None = None) -> None:
-    """Put a checkpoint's weights into a model whose trainable names and shapes must be the same."""
-    state = read_weights(path)["state_dict"]
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in trainable.items()}
-    raise_for_keys(
-        str(path),
-        missing=[name for name in trainable if name not in state],
-        unexpected=[name for name in state if name not in trainable],
-        misshapen=[
-            f"{name} is {tuple(state[name].shape)}, expected {shapes[name]}"
-            for name in trainable
-            if name in state and tuple(state[name].shape) != shapes[name]
-        ],
-    )
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            if assign is not None:
-                assign(parameter, state[name])
-            else:
-                parameter.copy_(state[name])
+def checkpoint_elements(model: Sa2VA) -> int:
+    """Numbers that a checkpoint of the model holds, partitioned (ZeRO-3) ones counted whole."""
+    names = checkpoint_state(model).keys()
+    entries = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in names}
+    return sum(int(getattr(value, "ds_numel", value.numel())) for value in entries.values())
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """The content of an iter_N.pth; raises UserError if it is none."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; expected a checkpoint such as work_dirs/NAME/iter_100.pth or best.pth")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports a file that is no checkpoint in many ways
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not readable as a checkpoint: {first_line}") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{path}: holds no state_dict; expected a checkpoint that tools/dist.sh train has written")
-    return content
+def load_trained(model: Sa2VA, path: Path) -> None:
+    """Put a checkpoint's weights into a model of which the same entries train; raises WeightsError otherwise."""
+    with _gathered(model, modifier_rank=0), torch.no_grad():
+        load_trainable(model, read_training_file(path)["state_dict"], str(path))
+
+
+def _gathered(model: Sa2VA, modifier_rank: int | None = None) -> AbstractContextManager:
+    """What a checkpoint holds, whole on every process while the context lasts."""
+    names = checkpoint_state(model).keys()
+    partitioned = [
+        value for name, value in model.state_dict(keep_vars=True).items() if name in names and hasattr(value, "ds_id")
+    ]
+    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=modifier_rank, enabled=bool(partitioned))
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None:
@@ -140,13 +125,6 @@ def write_weights(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy, whole or not at all."""
-    temporary = target.with_name(target.name + UNFINISHED)
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
 
 
 def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdentity) -> None:

@@ -44,8 +44,8 @@ def _conflicts(path: Path, values: dict[Path, dict[str, Any]]) -> list[str]:
         for key, value in keys.items():
             if key in seen and values[seen[key]][key] != value:
                 problems.append(
-                    f"{path.name}: the bases {_short(seen[key])} and {_short(base)} both define {key!r}, with different "
-                    "values; keep one of the two bases"
+                    f"{path.name}: the bases {_short(seen[key])} and {_short(base)} both define {key!r}, with "
+                    "different values; keep one of the two bases"
                 )
             seen.setdefault(key, base)
     return problems

@@ -112,8 +112,9 @@ def accepted_names(target: Any) -> Names | None:
     for cls in inspect.getmro(target):
         if "__init__" not in vars(cls):
             continue
-        own = _parameters(cls.__init__, skip_first=True)
-        names = {**_all_parameters(cls.__init__), **names}
+        initialiser = vars(cls)["__init__"]
+        own = _parameters(initialiser, skip_first=True)
+        names = {**_all_parameters(initialiser), **names}
         if own is not None:
             break
     else:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NOISY = ("DeepSpeed", "torch.utils.cpp_extension", "torch.distributed", "mmengine", "xtuner", "transformers", "numexpr")
@@ -19,6 +23,28 @@ def quieten_imports() -> None:
     warnings.filterwarnings("ignore")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Nothing written to stdout or stderr is shown, not even by subprocesses.
+
+    While DeepSpeed is imported it asks the linker which of its operators could be built, and the linker complains.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as nowhere:
+        kept = os.dup(1), os.dup(2)
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in enumerate(kept, start=1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
 
 
 def set_up(rank: int) -> None:

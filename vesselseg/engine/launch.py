@@ -13,12 +13,11 @@ from mmengine.runner import FlexibleRunner
 from mmengine.visualization import TensorboardVisBackend, Visualizer
 from torch.utils.data import DataLoader
 
-from vesselseg.cli import UserError
 from vesselseg.config import config_text, expand
 from vesselseg.data.collate import collate
 from vesselseg.data.vessel_dataset import VesselDataset
 from vesselseg.engine import console
-from vesselseg.engine.checkpoint import RunIdentity, RunState, read_run_state
+from vesselseg.engine.checkpoint import RunIdentity, RunState, read_run_state, weights_file
 from vesselseg.engine.config_check import import_name
 from vesselseg.engine.loop import VesselTrainLoop
 from vesselseg.engine.memory import out_of_memory_message
@@ -31,6 +30,7 @@ from vesselseg.engine.start_report import StartReportHook
 from vesselseg.engine.strategy import VesselStrategy
 from vesselseg.engine.validation import validation_records
 from vesselseg.engine.work_dir import AUTO, claim, resume_folder
+from vesselseg.errors import UserError
 from vesselseg.inference.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ def _train(config: Config, work_dir: Path, resume: str | None, force: bool) -> N
         console.also_to_file(work_dir / "train.log")
         (work_dir / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
     _announce(work_dir, resume, resume_from, state)
+    strategy.load_from = config["load_from"] if resume_from is None else str(weights_file(resume_from))
     log = RunLog(work_dir / "log.jsonl", active=rank == 0)
     if resume_from is not None:
         log.write("event", event="resumed", iter=state.progress.iteration, folder=str(resume_from))
@@ -129,7 +130,6 @@ def _strategy(values: dict[str, Any], config: Config, work_dir: Path) -> VesselS
             "env_kwargs": {"launcher": "pytorch", "randomness": {"seed": config["seed"]}},
         }
     )
-    strategy.load_from = config["load_from"]
     return strategy
 
 

@@ -20,7 +20,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from vesselseg.cli import UserError, run_tool
+from vesselseg.cli import run_tool
+from vesselseg.errors import UserError
 
 BAD_INPUT = 2
 

@@ -62,9 +62,7 @@ def remedies(config: Mapping[str, Any]) -> list[str]:
     if not zero.get("offload_optimizer"):
         found.append("a config with the optimizer on the CPU, such as configs/internvl3_8b_4x24gb_zero2_offload.py")
     if zero.get("stage") != 3:
-        found.append(
-            "more GPUs with a zero3_offload config, such as configs/internvl3_8b_4x24gb_zero3_offload.py (slow)"
-        )
+        found.append("more GPUs and ZeRO-3, such as configs/internvl3_8b_4x24gb_zero3_offload.py (slow)")
     if sa2va["sam2"]["image_size"] > 512:
         found.append("model.sa2va.sam2.image_size=512 (thin vessels are lost first)")
     found.append("a smaller base model, such as InternVL3-2B")
@@ -75,4 +73,5 @@ def _capacity() -> str:
     if not torch.cuda.is_available():
         return ""
     free, total = torch.cuda.mem_get_info()
-    return f" (allocated; {torch.cuda.max_memory_reserved() / GIB:.2f} reserved) of {total / GIB:.2f}, {free / GIB:.2f} free now"
+    reserved = torch.cuda.max_memory_reserved() / GIB
+    return f" (allocated; {reserved:.2f} reserved) of {total / GIB:.2f}, {free / GIB:.2f} free now"

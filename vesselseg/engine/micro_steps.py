@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vesselseg.cli import UserError
 from vesselseg.data.batch import Batch
 from vesselseg.engine.plan import TrainPlan
+from vesselseg.errors import UserError
 
 SKIPS_THAT_STOP = 10
 
 
-class TrainingDiverged(UserError):
+class TrainingDivergedError(UserError):
     """The loss was NaN or inf too many times in a row."""
 
 
@@ -62,7 +62,7 @@ class MicroSteps:
     group: int = 0  # iterations that the current group averages over
 
     def run(self, batch: Batch) -> StepResult:
-        """Learn from one micro-batch; raises TrainingDiverged after ten skipped iterations in a row."""
+        """Learn from one micro-batch; raises TrainingDivergedError after ten skipped iterations in a row."""
         if self.pending == 0:
             self.group = self.plan.group_size(self.progress.iteration)
         last = self.progress.iteration + 1 == self.plan.iterations
@@ -117,7 +117,7 @@ class MicroSteps:
         if offload is not None:  # ZeRO-3 records the order of modules and must not expect a backward pass now
             offload.get_param_coordinator().reset_step()
         if self.progress.skipped_in_a_row >= SKIPS_THAT_STOP:
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"the loss was NaN or inf in {SKIPS_THAT_STOP} iterations in a row (the last at iteration "
                 f"{self.progress.iteration}, images {', '.join(batch.image_ids)}: "
                 + ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())

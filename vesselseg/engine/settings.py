@@ -1,4 +1,4 @@
-"""Settings that a config's plain sections hold: each section is one frozen dataclass that refuses values without sense."""
+"""Settings of a config's plain sections: each section is one frozen dataclass that refuses values without sense."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Loader:
 
     def problems(self) -> list[str]:
         """Values without sense, one sentence each."""
-        found = (
-            [] if _is_integer(self.num_workers, 0) else [f"num_workers must be 0 or more, found {self.num_workers!r}"]
-        )
-        return found + _not_positive_integers(self, "prefetch")
+        found = _not_positive_integers(self, "prefetch")
+        if not _is_integer(self.num_workers, 0):
+            found.append(f"num_workers must be a whole number of at least 0, found {self.num_workers!r}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,10 @@ class Logging:
 
     def problems(self) -> list[str]:
         """Values without sense, one sentence each."""
-        found = (
-            []
-            if isinstance(self.tensorboard, bool)
-            else [f"tensorboard must be True or False, found {self.tensorboard!r}"]
-        )
-        return found + _not_positive_integers(self, "interval")
+        found = _not_positive_integers(self, "interval")
+        if not isinstance(self.tensorboard, bool):
+            found.append(f"tensorboard must be True or False, found {self.tensorboard!r}")
+        return found
 
 
 SECTIONS: dict[str, type[Any]] = {

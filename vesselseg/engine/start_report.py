@@ -6,10 +6,11 @@ import logging
 from typing import Any
 
 from mmengine.hooks import Hook
-from torch import nn
 
+from vesselseg.engine.checkpoint import checkpoint_elements
 from vesselseg.engine.plan import TrainPlan
 from vesselseg.models.lora import count_parameters
+from vesselseg.models.sa2va import Sa2VA
 from vesselseg.registry import HOOKS
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class StartReportHook(Hook):
             logger.info(line)
 
 
-def parameter_report(model: nn.Module, bytes_per_weight: int) -> str:
+def parameter_report(model: Sa2VA, bytes_per_weight: int) -> str:
     """Trainable and frozen parameters by part, and what a checkpoint of them weighs."""
     counts = count_parameters(model)
     lines = [f"{'part':<20}{'trainable':>15}{'frozen':>15}"]
@@ -42,8 +43,8 @@ def parameter_report(model: nn.Module, bytes_per_weight: int) -> str:
     trainable = sum(count.trainable for count in counts.values())
     frozen = sum(count.frozen for count in counts.values())
     lines.append(f"{'all':<20}{trainable:>15,}{frozen:>15,}")
-    weights = trainable * bytes_per_weight
-    # Adam's two moments and the master weights, in float32.
-    states = trainable * 12 + weights
-    lines.append(f"a checkpoint takes about {weights / 1e6:,.1f} MB, to resume from {(weights + states) / 1e6:,.1f} MB")
+    weights = checkpoint_elements(model) * bytes_per_weight
+    # To resume: weights again, and in float32 their master copy and Adam's two moments.
+    shards = trainable * (bytes_per_weight + 12)
+    lines.append(f"a checkpoint takes about {weights / 1e6:,.1f} MB and {shards / 1e6:,.1f} MB more to resume from it")
     return "\n".join(lines)

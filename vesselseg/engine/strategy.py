@@ -17,8 +17,8 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 from xtuner.engine._strategy import DeepSpeedStrategy
 
-from vesselseg.cli import UserError
 from vesselseg.engine.checkpoint import load_trained
+from vesselseg.errors import UserError
 from vesselseg.registry import MODELS, STRATEGIES
 
 PRECISION_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -33,6 +33,7 @@ class VesselStrategy(DeepSpeedStrategy):
     The optimizer is fused AdamW, or DeepSpeed's CPU Adam (AdamW rule) where optimizer states are offloaded.
     """
 
+    _log_dir: str
     config_targets: ClassVar[dict[str, Any]] = {
         "zero_optimization": "deepspeed.runtime.zero.config.DeepSpeedZeroConfig",
     }
@@ -49,7 +50,8 @@ class VesselStrategy(DeepSpeedStrategy):
         # that here, for the parts that need it.
         self.hf_deepspeed_config = None
         self.load_from: str | None = None  # checkpoint whose trained weights the model starts from
-        Path(self._log_dir).rmdir() if self.rank == 0 else None
+        if self.rank == 0:
+            Path(self._log_dir).rmdir()  # mmengine's own folder for logs; everything lies in the work folder itself
         self._log_dir = self.work_dir
 
     @property
@@ -71,12 +73,12 @@ class VesselStrategy(DeepSpeedStrategy):
             placement.update(device="cpu", construction=self._partitioned, assign=_assign_partitioned)
         built = MODELS.build({**model, **placement})
         if self.load_from is not None:
-            load_trained(built.sa2va, Path(self.load_from), _assign_partitioned if self.stage == 3 else None)
+            load_trained(built.sa2va, Path(self.load_from))
         return built
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> DeepSpeedOptimWrapper:
         """The optimizer over what trains. optim_wrapper: lr, betas and weight_decay."""
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad] if model else []
         if not parameters:
             raise UserError("nothing trains: every switch of model.sa2va.trainable is off; switch one on")
         if _offloads_optimizer(self.config.get("zero_optimization")):
@@ -103,7 +105,7 @@ class VesselStrategy(DeepSpeedStrategy):
         """Nothing: weights are read or drawn while the model is built; mmengine would draw them anew."""
         return model
 
-    def _wrap_model(self, model: nn.Module) -> nn.Module:
+    def _wrap_model(self, model: nn.Module) -> Any:
         """deepspeed.initialize, which casts buffers with the weights; rotary frequencies must keep their precision."""
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
         wrapper = super()._wrap_model(model)
@@ -130,8 +132,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """`auto` -> what the device computes well; raises UserError for a GPU without bf16."""
     if device.type == "cuda" and precision != "fp32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
-            f"{torch.cuda.get_device_name(device)} has no bf16; it takes a GPU of compute capability 8.0 (RTX 30 or A100) "
-            "or newer. Set precision=fp32 to train on this one, with twice the memory"
+            f"{torch.cuda.get_device_name(device)} has no bf16; it takes a GPU of compute capability 8.0 or "
+            "newer (RTX 30, A100). Set precision=fp32 to train on this one, with twice the memory"
         )
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
@@ -144,7 +146,8 @@ def require_compiler() -> None:
     if shutil.which("g++") is None and shutil.which("c++") is None:
         raise UserError(
             "this config keeps the optimizer on the CPU, and DeepSpeed compiles its CPU Adam on first use, but no C++ "
-            "compiler (g++) is on PATH; install one (Debian, Ubuntu: apt-get install g++) or take a config without offload"
+            "compiler (g++) is on PATH; install one (Debian, Ubuntu: apt-get install g++) or take a config without "
+            "offload"
         )
 
 

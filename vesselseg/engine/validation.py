@@ -37,8 +37,8 @@ def validation_records(data_root: Path, settings: Validation) -> list[Record]:
     records = read_split(Path(data_root), settings.split)[: settings.max_images]
     if not records:
         raise ManifestError(
-            f"{data_root}: split {settings.split!r} holds no image to validate on; prepare the data with a --split that "
-            "leaves some, or set validation.interval=None"
+            f"{data_root}: split {settings.split!r} holds no image to validate on; prepare the data with a --split "
+            "that leaves some, or set validation.interval=None"
         )
     return records
 

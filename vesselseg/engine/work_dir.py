@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vesselseg.cli import UserError
 from vesselseg.engine.checkpoint import find_checkpoints, weights_file
+from vesselseg.errors import UserError
 
 AUTO = "auto"
 RESULTS = ("iter_*.pth", "iter_*.resume", "best.pth", "log.jsonl")
@@ -56,8 +56,9 @@ def claim(work_dir: Path, *, resuming: bool, anew_by_auto: bool, force: bool) ->
     if not force:
         named = ", ".join(path.name for path in results[:4])
         raise UserError(
-            f"{work_dir} holds an earlier run ({named}{', ...' if len(results) > 4 else ''}). Go on with it (--resume auto), "
-            "choose another --work-dir, or start anew and keep the old results in a subfolder (--force)"
+            f"{work_dir} holds an earlier run ({named}{', ...' if len(results) > 4 else ''}). Go on with it "
+            "(--resume auto), choose another --work-dir, or start anew with the old results moved to a subfolder "
+            "(--force)"
         )
     number = 1
     while (work_dir / f"previous_{number}").exists():

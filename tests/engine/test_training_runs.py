@@ -1,0 +1,147 @@
+"""Real trainings of two processes: an uninterrupted one, one that is killed and resumed, and what they leave behind."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.conftest import IMAGES, Training, rows
+from vesselseg.config import load_config
+from vesselseg.inference.load import load_predictor
+
+# 18 images x 2 epochs in 2 processes: 18 iterations, 9 of them an epoch. One picture of the first epoch is NaN.
+KILLED_AFTER = 12
+POISON = (0, 5)
+
+
+@pytest.fixture(scope="module")
+def whole(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work_dir = tmp_path_factory.mktemp("runs") / "whole"
+    outcome = training.run(work_dir, train_dataset__poison=POISON)
+    assert outcome.returncode == 0, outcome.stderr
+    (work_dir / "console.txt").write_text(outcome.stdout + outcome.stderr)
+    return work_dir
+
+
+@pytest.fixture(scope="module")
+def resumed(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work_dir = tmp_path_factory.mktemp("runs") / "resumed"
+    killed = training.run(work_dir, train_dataset__poison=POISON, train_dataset__dies_after=KILLED_AFTER)
+    assert killed.returncode == 128 + signal.SIGKILL
+    assert [line for line in killed.stderr.splitlines() if line.startswith("error")] == [
+        "error: process 1 was ended by SIGKILL (often the system's answer to too little main memory); all processes "
+        "were stopped"
+    ]
+    assert "Traceback" not in killed.stderr
+    (work_dir / "iter_99.resume.unfinished").mkdir()
+    for path in (training.trace / work_dir.name).iterdir():
+        path.unlink()
+    outcome = training.run(work_dir, "--resume", "auto", train_dataset__poison=POISON)
+    assert outcome.returncode == 0, outcome.stderr
+    (work_dir / "console.txt").write_text(outcome.stdout + outcome.stderr)
+    return work_dir
+
+
+def test_each_image_is_seen_once_per_epoch_by_exactly_one_process(training: Training, whole: Path) -> None:
+    seen = [line.split() for lines in training.seen(whole) for line in lines]
+    for epoch in ("0", "1"):
+        images = Counter(image for number, _, image in seen if number == epoch)
+        assert images == {f"train_{number}.png": 1 for number in range(IMAGES["train"])}
+    first, second = training.seen(whole)
+    assert len(first) == len(second) == 18
+
+
+def test_a_resumed_run_sees_the_same_samples_in_the_same_order(training: Training, whole: Path, resumed: Path) -> None:
+    start = rows(resumed, "event")[-1]["iter"]
+    assert 8 <= start < KILLED_AFTER and start % 9  # in the middle of an epoch
+    assert training.seen(resumed) == [lines[start:] for lines in training.seen(whole)]
+
+
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(whole: Path, resumed: Path) -> None:
+    timing = ("images_per_s", "eta_s", "memory_gib")
+    expected, found = (
+        {row["iter"]: {key: value for key, value in row.items() if key not in timing} for row in rows(folder, "train")}
+        for folder in (whole, resumed)
+    )
+    assert list(found) == list(range(1, 19))
+    assert found == expected
+    assert rows(resumed, "val")[-1]["dice"] == rows(whole, "val")[-1]["dice"]
+
+
+def test_a_resumed_run_ends_with_the_same_weights(whole: Path, resumed: Path) -> None:
+    expected, found = (
+        torch.load(folder / "iter_18.pth", weights_only=True)["state_dict"] for folder in (whole, resumed)
+    )
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_learned_weights_are_not_the_first_ones(whole: Path) -> None:
+    early, late = (torch.load(whole / f"iter_{number}.pth", weights_only=True)["state_dict"] for number in (17, 18))
+    moved = [name for name in late if not torch.equal(early[name], late[name])]
+    assert any("lora_" in name for name in moved) and any("sam_mask_decoder" in name for name in moved)
+
+
+def test_a_loss_of_nan_on_one_process_is_skipped_by_both_and_counted(whole: Path) -> None:
+    skips = [row for row in rows(whole, "event") if row["event"] == "skipped"]
+    assert len(skips) == 1 and skips[0]["skipped"] == 1
+    losses = {one["rank"]: one["losses"]["loss_bce"] for one in skips[0]["processes"]}
+    assert sorted(losses.values())[-1] == "nan" and sorted(losses.values())[0] != "nan"
+    assert "loss not finite, skipped (1 so far)" in (whole / "console.txt").read_text()
+    skipped_row = rows(whole, "train")[skips[0]["iter"] - 1]
+    assert skipped_row["loss"] is None
+    assert rows(whole, "train")[-1]["step"] == 9  # the skipped iteration's group took one more instead
+
+
+def test_what_is_printed_before_the_first_step(whole: Path) -> None:
+    before = (whole / "console.txt").read_text().split("iter     1/18")[0]
+    for told in (
+        "18 images x 2 epoch(s), micro-batch 1, accumulation 2, 2 process(es)",
+        "9 iterations per epoch, 18 in all, 9 optimizer steps (1 of warm-up)",
+        "SAM2 mask decoder",
+        "a checkpoint takes about",
+    ):
+        assert told in before
+    assert "Traceback" not in before and "Warning" not in before
+
+
+def test_logs(whole: Path) -> None:
+    row = rows(whole, "train")[0]
+    parts = row["loss_lm"] + row["loss_bce"] + row["loss_dice"]
+    assert row["loss"] == pytest.approx(parts) and row["lr"] == 0.0 and row["memory_gib"] > 0
+    assert rows(whole, "train")[1]["lr"] == pytest.approx(1e-3)
+    # Validation is due at 8 and 16 and at the end; between optimizer steps it waits for the next one.
+    assert [row["iter"] for row in rows(whole, "val")] == [9, 17, 18]
+    assert list((whole / "tensorboard").glob("events*"))
+    assert "eta" in (whole / "train.log").read_text()
+
+
+def test_the_last_checkpoints_are_kept_and_the_best(whole: Path, resumed: Path) -> None:
+    names = ["best.pth", "iter_17.pth", "iter_18.pth"]
+    assert sorted(path.name for path in whole.glob("*.pth")) == names
+    assert sorted(path.name for path in whole.glob("*.resume")) == ["iter_17.resume", "iter_18.resume"]
+    assert not list(resumed.glob("*.unfinished"))
+    best = torch.load(whole / "best.pth", weights_only=True)
+    found = max(rows(whole, "val"), key=lambda row: row["dice"])
+    assert best["meta"]["best_dice"] == found["dice"] and best["threshold"] == found["threshold"]
+
+
+def test_a_checkpoint_predicts_and_holds_only_what_trains(whole: Path) -> None:
+    content = torch.load(whole / "best.pth", weights_only=True)
+    assert not any(name.startswith(("vision_model.", "language_model.model.embed")) for name in content["state_dict"])
+    size = sum(value.numel() * value.element_size() for value in content["state_dict"].values())
+    assert (whole / "best.pth").stat().st_size < 1.1 * size + 200_000
+    assert load_predictor(whole / "best.pth", device="cpu").threshold == pytest.approx(content["threshold"])
+
+
+def test_what_ran_is_a_config_that_loads(whole: Path) -> None:
+    config = load_config(whole / "config.py")
+    assert config["schedule"]["accumulation"] == 2 and config["model"]["sa2va"]["sam2"]["image_size"] == 64
+    content = torch.load(whole / "iter_18.pth", weights_only=True)
+    assert content["config"] == (whole / "config.py").read_text()
+    assert content["meta"]["iter"] == 18 and content["meta"]["epoch"] == 2.0
+    assert content["data_fingerprint"] and torch.__version__.startswith(content["versions"]["torch"])
