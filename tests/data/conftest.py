@@ -51,3 +51,11 @@ def write_label() -> WriteLabel:
         return path
 
     return write
+
+
+@pytest.fixture
+def source(tmp_path: Path, write_label: WriteLabel, square: dict[str, Any]) -> Path:
+    """Ten good files."""
+    for number in range(10):
+        write_label(tmp_path / "source", f"p{number // 2}_f{number}", [square])
+    return tmp_path / "source"

@@ -1,53 +1,20 @@
-"""From a source to a dataset folder: what is written, what is found, and what is never touched."""
+"""From a source to a dataset folder: what is written and what is found."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import tarfile
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.labelme_files import WriteLabel, polygon
-from vesselseg.data import prepare as prepare_module
-from vesselseg.data.manifest import read_manifest, read_split, read_splits
-from vesselseg.data.prepare import PrepareOptions, prepare
+from tests.labelme_files import Shape, WriteLabel, found, polygon, run, tree
+from vesselseg.data.manifest import read_manifest, read_splits
 from vesselseg.data.rasterise import record_masks
 from vesselseg.errors import UserError
-
-Shape = dict[str, Any]
-
-
-def run(source: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return prepare(source, out, PrepareOptions(**{"progress": False, "workers": 1, **options}))
-
-
-def found(report: dict[str, Any]) -> set[tuple[str, int | None, str]]:
-    return {(finding["file"], finding["index"], finding["code"]) for finding in report["findings"]}
-
-
-def tree(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        + str(path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-@pytest.fixture
-def source(tmp_path: Path, write_label: WriteLabel, square: Shape) -> Path:
-    """Ten good files."""
-    for number in range(10):
-        write_label(tmp_path / "source", f"p{number // 2}_f{number}", [square])
-    return tmp_path / "source"
 
 
 def test_dataset_folder_is_complete_and_source_unchanged(source: Path, tmp_path: Path) -> None:
@@ -258,114 +225,6 @@ def test_one_picture_labelled_twice_is_found_and_stays_on_one_side(source: Path,
     assert any(copies <= set(names) for names in read_splits(tmp_path / "o").values())
 
 
-def test_strict_makes_findings_an_error_and_writes_nothing(
-    source: Path, tmp_path: Path, write_label: WriteLabel, square: Shape
-) -> None:
-    run(source, tmp_path / "o", strict=True)
-    write_label(source, "z", [square, polygon([[1, 1]])])
-    with pytest.raises(UserError, match=r"1 finding\(s\).*--strict(.|\n)*z.json, shape 1: a polygon needs 3"):
-        run(source, tmp_path / "p", strict=True)
-    assert not (tmp_path / "p").exists()
-
-
-@pytest.mark.parametrize("kind", ["empty", "pictures", "broken"])
-def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path: Path, write_label: WriteLabel, kind: str) -> None:
-    (tmp_path / "s").mkdir()
-    if kind == "pictures":
-        Image.new("L", (4, 4)).save(tmp_path / "s" / "a.png")
-    if kind == "broken":
-        write_label(tmp_path / "s", "a", [polygon([[1, 1]])])
-    words = {"empty": "0 image", "pictures": "1 image", "broken": "nothing usable in 1 JSON"}[kind]
-    with pytest.raises(UserError, match=words):
-        run(tmp_path / "s", tmp_path / "data" / "o")
-    assert list((tmp_path / "data").iterdir()) == []
-
-
-def test_existing_output_is_only_replaced_with_force(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "o"
-    run(source, out)
-    before = tree(out)
-    with pytest.raises(UserError, match="--force"):
-        run(source, out)
-    assert tree(out) == before
-    (source / "p0_f0.json").unlink()
-    run(source, out, force=True)
-    assert len(read_manifest(out)) == 9
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "source"]
-
-
-def test_failure_keeps_the_old_output(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "o"
-    run(source, out)
-    before = tree(out)
-
-    def fail(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(prepare_module, "write_page", fail)
-    with pytest.raises(OSError, match="No space"):
-        run(source, out, force=True)
-    assert tree(out) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "source"]
-
-
-def test_force_does_not_replace_a_folder_that_is_no_dataset(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="no dataset folder"):
-        run(source, tmp_path / "home", force=True)
-    assert (tmp_path / "home" / "letter.txt").exists()
-
-
-@pytest.mark.parametrize(
-    ("out", "words"),
-    [("source/data", "inside the source"), ("source", "inside the source"), (".", "contains the source")],
-)
-def test_output_and_source_may_not_contain_each_other(source: Path, tmp_path: Path, out: str, words: str) -> None:
-    before = tree(source)
-    with pytest.raises(UserError, match=words):
-        run(source, tmp_path / out, force=True)
-    assert tree(source) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"text": " "}, "--text"),
-        ({"line_width": 0.0}, "--line-width"),
-        ({"line_width": float("nan")}, "--line-width"),
-        ({"group_regex": "(p"}, "--group-regex"),
-        ({"val_regex": "["}, "--val-regex"),
-        ({"test_regex": "nothing"}, "--test-regex nothing matches no file"),
-        ({"max_gib": 0.0}, "--max-gib"),
-    ],
-)
-def test_bad_options(source: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        run(source, tmp_path / "o", **options)
-    assert not (tmp_path / "o").exists()
-
-
-def test_archive_gives_what_the_folder_gives(source: Path, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
-        archive.add(source, "top")
-    run(source, tmp_path / "f")
-    run(tmp_path / "a.tar.gz", tmp_path / "g")
-    for name in ("annotations.json", "splits.json"):
-        assert (tmp_path / "f" / name).read_bytes() == (tmp_path / "g" / name).read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz", "f", "g", "source"]
-
-
-def test_archive_may_not_take_pictures_from_outside(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
-    write_label(tmp_path / "in", "a", [square], picture=False, imagePath="../secret.png")
-    write_label(tmp_path / "in", "b", [square])
-    Image.new("L", (40, 30), 7).save(tmp_path / "secret.png")
-    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
-        archive.add(tmp_path / "in", ".")
-    report = run(tmp_path / "a.tgz", tmp_path / "o")
-    assert ("a.json", None, "no_image") in found(report)
-
-
 def test_chinese_names_and_deep_folders(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
     write_label(tmp_path / "源" / "病人 一" / "深", "血管#1", [square])
     write_label(tmp_path / "源" / "病人 二", "血管#1", [square], imagePath="D:\\数据\\血管#1.png")
@@ -405,51 +264,3 @@ def test_page_shows_findings_and_overlays_and_loads_nothing(
     assert "every file is its own group" in page
     assert "http://" not in page
     assert "https://" not in page
-
-
-@pytest.mark.shared
-def test_archive_of_a_labelling_team(shared: Path, tmp_path: Path) -> None:
-    archive = shared / "data" / "Segment_DATA_Merged_512.tar.gz"
-    report = run(archive, tmp_path / "o", test_regex=r"/val_\d+", workers=2)
-    assert report["counts"]["images"] == 100
-    assert report["counts"]["shapes"] == 514
-    assert report["counts"]["files_left_out"] == 0
-    assert report["findings_by_code"] == {"too_few_points": 2, "rescaled": 40}
-    with tarfile.open(archive) as opened:
-        contents = {
-            member.name: json.load(opened.extractfile(member)) for member in opened if member.name.endswith(".json")
-        }  # type: ignore[arg-type]
-    broken = {
-        (name, index, "too_few_points")
-        for name, content in contents.items()
-        for index, shape in enumerate(content["shapes"])
-        if len(shape["points"]) < 3
-    }
-    rescaled = {(name, None, "rescaled") for name, content in contents.items() if content["imageWidth"] == 800}
-    assert (len(broken), len(rescaled)) == (2, 40)
-    assert found(report) == broken | rescaled
-    test = read_split(tmp_path / "o", "test")
-    assert len(test) == 20
-    assert all(record.image.startswith("val_") for record in test)
-    points = [v for r in read_manifest(tmp_path / "o") for regions in r.regions for region in regions for v in region]
-    assert max(points) <= 513
-
-
-@pytest.mark.shared
-def test_lymphatic_files_by_clip(shared: Path, tmp_path: Path) -> None:
-    source = shared / "data" / "lymphatic_labelme" / "annotated"
-    report = run(source, tmp_path / "o", group_regex=r"^[^/]+/[^/]+")
-    assert report["findings_by_code"] == {"empty_split": 1}
-    assert Counter(record.group.split("/")[0] for record in read_manifest(tmp_path / "o")) == {"Human": 4, "Rat": 4}
-    assert len(report["unlabelled"]) == 1
-    assert report["unlabelled"][0].endswith("08_40_851.png")
-
-
-@pytest.mark.shared
-def test_every_labelme_example(shared: Path, tmp_path: Path) -> None:
-    report = run(shared / "data" / "labelme_examples", tmp_path / "o", line_width=3.0)
-    entries = json.loads((shared / "data" / "labelme_examples" / "manifest.json").read_text(encoding="utf-8"))
-    assert report["counts"]["images"] == len(entries)
-    assert report["counts"]["shapes"] == sum(entry["n_shapes"] for entry in entries)
-    assert {code for _, _, code in found(report)} <= {"not_labelme", "duplicate_image", "clipped", "other_stem"}
-    assert ("manifest.json", None, "not_labelme") in found(report)

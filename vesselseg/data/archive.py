@@ -123,13 +123,21 @@ def _is_tar(archive: Path) -> bool:
 
 
 def _tar_members(archive: Path) -> Iterator[_Member]:
-    # not the stream form "r|*": it takes an archive that is cut off inside a header for a whole one
     with tarfile.open(archive, "r:*") as opened:
         for info in opened:
             name, problem = _clean_name(info.name)
             if info.isdir() and not problem:
                 continue
             yield _Member(name, info.size, _tar_opener(opened, info), problem or _tar_problem(info))
+        _check_tar_end(opened)
+
+
+def _check_tar_end(opened: tarfile.TarFile) -> None:
+    """tarfile takes half a header for the end of the archive."""
+    assert opened.fileobj is not None
+    opened.fileobj.seek(opened.offset)
+    if 0 < len(opened.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("unexpected end of data")
 
 
 def _tar_opener(opened: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
