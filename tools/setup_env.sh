@@ -163,6 +163,8 @@ torch_for_driver() {
 # An environment that exists keeps its interpreter, unless PYTHON asks for another one.
 install() {
     if ! keeps_interpreter; then
+        [ ! -e "$venv" ] || [ -f "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
+            fail "$venv exists and is no Python environment; move it away or set VENV"
         "$uv" venv --quiet --clear --python "$python" "$venv" >"$log" 2>&1 || return
     fi
     if [ -n "$torch" ]; then
