@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from vesselseg.evaluation.frangi import FrangiParams, drop_small, finish, prepare, scale_response
 from vesselseg.evaluation.threshold import best_threshold, threshold_counts
 
+Result = tuple[float, FrangiParams]  # mean Dice on the tuning images, and what gave it
+
 _log = logging.getLogger(__name__)
 
 _SIGMAS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -44,8 +46,7 @@ def tune_frangi(images: Sequence[NDArray[np.uint8]], truths: Sequence[NDArray[np
         before = best
         best = search.best_sigmas(best)
         for name, values in _GRID.items():
-            found = [search.scored(replace(best[1], **{name: v})) for v in values if v != getattr(best[1], name)]
-            best = max([best, *found], key=lambda pair: pair[0])
+            best = search.climbed(best, name, values)
         if best[1] == before[1]:
             break
     return search.with_level_and_smallest(best[1])
@@ -59,7 +60,7 @@ class _Search:
         self._truths = truths
         self._responses: dict[tuple[Any, ...], list[NDArray[np.float32]]] = {}
 
-    def scored(self, params: FrangiParams) -> tuple[float, FrangiParams]:
+    def scored(self, params: FrangiParams) -> Result:
         """Best mean Dice over all levels, and params with that level; smallest is not used yet."""
         strengths = self._strengths(params)
         top = max(max(float(strength.max()) for strength in strengths), 1e-6)
@@ -68,7 +69,18 @@ class _Search:
         _log.debug("Dice %.4f with %s", dice, params)
         return dice, replace(params, level=top * 10 ** (_DECADES * (position - 1)))
 
-    def best_sigmas(self, start: tuple[float, FrangiParams]) -> tuple[float, FrangiParams]:
+    def climbed(self, best: Result, name: str, values: Sequence[Any]) -> Result:
+        """The best of a setting's ordered values, walked from the present one up and down while Dice rises."""
+        start = values.index(getattr(best[1], name))
+        for way in (values[start + 1 :], values[:start][::-1]):
+            for value in way:
+                found = self.scored(replace(best[1], **{name: value}))
+                if found[0] <= best[0]:
+                    break
+                best = found
+        return best
+
+    def best_sigmas(self, start: Result) -> Result:
         """The best set of scales by adding the one that helps most, while one does."""
         best = max((self.scored(replace(start[1], sigmas=(sigma,))) for sigma in _SIGMAS), key=lambda pair: pair[0])
         while len(best[1].sigmas) < len(_SIGMAS):
