@@ -66,6 +66,26 @@ def test_failure_keeps_the_old_output(source: Path, tmp_path: Path, monkeypatch:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "source"]
 
 
+def test_old_output_comes_back_if_the_last_step_fails(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "o"
+    run(source, out)
+    before = tree(out)
+    rename = Path.rename
+
+    def fail_for_the_new_one(self: Path, target: Path) -> Path:
+        if ".building-" in self.name and not self.name.endswith(".old"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="Input/output"):
+        run(source, out, force=True)
+    assert tree(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "source"]
+
+
 def test_force_does_not_replace_a_folder_that_is_no_dataset(source: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")

@@ -7,6 +7,7 @@ that expand past a limit of bytes or files.
 from __future__ import annotations
 
 import lzma
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -90,12 +91,8 @@ def _write(archive: Path, member: _Member, folder: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with member.open() as source, target.open("wb") as sink:
-            left = member.size
-            while chunk := source.read(_CHUNK):
-                left -= len(chunk)
-                if left < 0:
-                    raise ArchiveError(f"{archive}: {member.name} is larger than the archive says; it is not trusted")
-                sink.write(chunk)
+            # both readers stop at the size that the header names, so a header that lies cannot pass the limit
+            shutil.copyfileobj(source, sink, _CHUNK)
     except (FileExistsError, IsADirectoryError, NotADirectoryError):
         raise ArchiveError(f"{archive}: {member.name} is both a file and a folder in the archive") from None
 
