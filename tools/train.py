@@ -24,11 +24,15 @@ def main() -> None:
     args = parse_arguments(sys.argv[1:])
     with muted():
         from vesselseg.config import load_config, parse_overrides
-        from vesselseg.engine.launch import train
+        from vesselseg.engine.launch import LostProcessError, train
 
     config = load_config(args.config, parse_overrides(args.cfg_options))
     work_dir = args.work_dir or Path("work_dirs") / args.config.stem
-    train(config, work_dir, resume=args.resume, force=args.force)
+    try:
+        train(config, work_dir, resume=args.resume, force=args.force)
+    except LostProcessError:
+        time.sleep(HEAD_START)  # the launcher ends this process meanwhile and names the one that failed
+        raise
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:

@@ -36,6 +36,17 @@ from vesselseg.inference.processor import Processor
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 CONFIG_FILE = "config.py"
+# How gloo, NCCL and torch's store word it.
+SIGNS_OF_A_LOST_PROCESS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "remote process exited",
+    "Broken pipe",
+)
+
+
+class LostProcessError(UserError):
+    """A process of the job is gone; its own message, or the launcher's, tells why."""
 
 
 class VesselRunner(FlexibleRunner):
@@ -58,6 +69,10 @@ def train(config: Config, work_dir: Path, resume: str | None = None, force: bool
         _train(config, Path(work_dir), resume, force)
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory_message(config, error)) from error
+    except (torch.distributed.DistError, RuntimeError) as error:
+        if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PROCESS):
+            raise
+        raise LostProcessError("another process of this job ended; the run goes on with --resume auto") from error
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -39,7 +39,7 @@ class RunLog:
 
 @HOOKS.register_module()
 class LogHook(Hook):
-    """Means over all processes and over the iterations since the last line.
+    """Means over all processes and over the iterations since the last line, and the last optimizer step's figures.
 
     interval: iterations between lines. log: where rows go.
     """
@@ -54,7 +54,6 @@ class LogHook(Hook):
         self.images = 0
         self.started = self.window_started = time.perf_counter()
         self.first_iteration = 0
-        self.learning_rate = 0.0
         self.gradient_norm: float | None = None
 
     def before_train(self, runner: Any) -> None:
@@ -75,7 +74,7 @@ class LogHook(Hook):
                 self.sums[name] = self.sums.get(name, 0) + value.double()
             self.counted += 1
         if result.at_boundary and not result.skipped:
-            self.learning_rate, self.gradient_norm = result.learning_rate, result.gradient_norm
+            self.gradient_norm = result.gradient_norm
             if not result.stepped:
                 logger.warning("iteration %d: gradients were not finite, optimizer step left out", runner.iter)
                 self.log.write("event", event="step_left_out", iter=runner.iter)
@@ -99,23 +98,24 @@ class LogHook(Hook):
     def _write(self, runner: Any) -> None:
         losses = self._mean_losses(runner)
         now = time.perf_counter()
-        left = runner.train_loop.plan.iterations - runner.iter
+        plan, progress = runner.train_loop.plan, runner.train_loop.state.progress
+        left = plan.iterations - runner.iter
         row: dict[str, Any] = {
             "iter": runner.iter,
-            "epoch": round(runner.train_loop.plan.epoch(runner.iter), 4),
-            "step": runner.train_loop.state.progress.optimizer_steps,
+            "epoch": round(plan.epoch(runner.iter), 4),
+            "step": progress.optimizer_steps,
             "loss": sum(losses.values()) if losses else None,
             **losses,
-            "lr": self.learning_rate,
+            "lr": plan.learning_rate(max(0, progress.optimizer_steps - 1)),
             "grad_norm": self.gradient_norm,
             "images_per_s": runner.world_size * self.images / (now - self.window_started),
             "memory_gib": round(peak_memory_gib(), 3),
             "eta_s": round(left * (now - self.started) / max(1, runner.iter - self.first_iteration)),
         }
-        self.sums, self.counted, self.images, self.window_started = {}, 0, 0, now
+        self.sums, self.counted, self.images, self.window_started, self.gradient_norm = {}, 0, 0, now, None
         self.log.write("train", **row)
         if runner.rank == 0:
-            logger.info(console_line(row, runner.train_loop.plan.iterations))
+            logger.info(console_line(row, plan.iterations))
             runner.visualizer.add_scalars(
                 {f"train/{key}": value for key, value in row.items() if value is not None}, step=runner.iter
             )
