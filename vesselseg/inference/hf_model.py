@@ -38,7 +38,7 @@ class VesselSegModel(PreTrainedModel):
         "LlamaDecoderLayer",
         "InternVLVisionLayer",
         "SAM2Grounding",
-    ]  # noqa: RUF012 - the name and form that transformers reads
+    ]
 
     def __init__(self, config: Sa2VAConfig) -> None:
         super().__init__(config)
