@@ -71,9 +71,11 @@ def test_the_threshold_of_the_probabilities_is_the_tuned_level() -> None:
 def test_small_parts_are_dropped_as_an_independent_labelling_says() -> None:
     mask = np.random.default_rng(0).random((60, 60)) < 0.35
     labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    for smallest in (0, 1, 2, 5, 30):
-        kept = [label for label in range(1, count + 1) if (labels == label).sum() >= smallest]
+    areas = {label: int((labels == label).sum()) for label in range(1, count + 1)}
+    for smallest in (0, 1, 2, 5, 30, 10**6):
+        kept = [label for label, area in areas.items() if area >= smallest or area == max(areas.values())]
         assert (drop_small(mask, smallest) == np.isin(labels, kept)).all()
+    assert not drop_small(np.zeros((5, 5), bool), 3).any()
 
 
 def test_flat_and_coloured_images_and_borders() -> None:

@@ -28,7 +28,7 @@ class FrangiParams:
     prepared image. background: width of the Gaussian whose blur is subtracted, as a part of the shorter side; 0 is
     off. clahe: adaptive histogram equalisation first. border: part of the shorter side blanked along the edges.
     relative: vesselness is divided by its 99th percentile in the image. level: vesselness above it is vessel.
-    smallest: connected parts with fewer pixels are dropped.
+    smallest: connected parts with fewer pixels are dropped, but for the largest part of the image.
     """
 
     sigmas: tuple[float, ...] = (2.0, 4.0)
@@ -100,10 +100,11 @@ def finish(responses: Sequence[NDArray[np.float32]], params: FrangiParams) -> ND
 
 
 def drop_small(mask: NDArray[np.bool_], smallest: int) -> NDArray[np.bool_]:
-    """The mask (height, width) without 8-connected parts of fewer than ``smallest`` pixels."""
+    """The mask (height, width) without 8-connected parts of fewer than ``smallest`` pixels; the largest stays."""
     if smallest <= 1:
         return mask
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    kept = statistics[:, cv2.CC_STAT_AREA] >= smallest
-    kept[0] = False
+    areas = statistics[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # the background
+    kept = areas >= min(smallest, max(int(areas.max()), 1))
     return np.asarray(kept[labels])
