@@ -115,10 +115,13 @@ class VesselStrategy(DeepSpeedStrategy):
         # Gradients that overflow skip the step on every process instead of poisoning the weights.
         if self.stage in (1, 2):
             wrapper.model.optimizer.check_grad_overflow = True
+        if self.stage == 3:
+            _gather_with_root(model)
         return wrapper
 
     def _partitioned(self) -> AbstractContextManager:
-        return deepspeed.zero.Init(config_dict_or_path=self.config, dtype=self.dtype)
+        # Without a dtype it takes the config's; given one, it prefers fp16 or bf16 wherever the device has them.
+        return deepspeed.zero.Init(config_dict_or_path=self.config)
 
 
 def local_device() -> torch.device:
@@ -154,6 +157,22 @@ def require_compiler() -> None:
 def _offloads_optimizer(zero: dict[str, Any] | None) -> bool:
     offload = (zero or {}).get("offload_optimizer") or {}
     return offload.get("device", "none") not in ("none", None)
+
+
+def _gather_with_root(model: Any) -> None:
+    """Weights of modules whose own forward is never called are gathered around the whole forward and backward pass.
+
+    DeepSpeed gathers a weight around the forward of the module that owns it; these are read from outside. They are
+    small: rows of the new tokens, SAM2's vectors for missing memory and missing prompts.
+    """
+    sa2va = model.sa2va
+    read_from_outside = [
+        *sa2va.new_tokens.parameters(),
+        *sa2va.grounding.sam2.parameters(recurse=False),
+        *sa2va.grounding.sam2.sam_prompt_encoder.parameters(),
+    ]
+    for parameter in read_from_outside:
+        deepspeed.zero.register_external_parameter(model, parameter)
 
 
 def _assign_partitioned(target: Tensor, tensor: Tensor) -> None:
