@@ -14,6 +14,7 @@ from skimage.filters import frangi
 
 from tests.evaluation.drawn_data import Drawn, call_tool
 from vesselseg.data.manifest import read_manifest
+from vesselseg.evaluation import frangi_search
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.frangi import THRESHOLD, FrangiParams, apply_frangi, drop_small, vesselness
@@ -94,6 +95,15 @@ def test_the_search_finds_better_parameters_than_the_defaults_on_other_images() 
     assert _dice(found, held_out) > 0.8
     assert _dice(found, held_out) > _dice(FrangiParams(), held_out) + 0.05
     assert _dice(found, scenes) >= _dice(replace(found, level=found.level * 1.5), scenes)
+
+
+def test_the_search_gains_by_the_settings_beside_the_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = [_scene(seed, contrast=15) for seed in range(3)]
+    images, truths = [image for image, _ in scenes], [truth for _, truth in scenes]
+    whole = tune_frangi(images, truths)
+    monkeypatch.setattr(frangi_search, "_GRID", {})
+    scales_only = tune_frangi(images, truths)
+    assert _dice(whole, scenes) > _dice(scales_only, scenes) + 0.005
 
 
 def test_the_search_takes_wider_scales_for_wider_vessels() -> None:

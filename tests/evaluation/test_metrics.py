@@ -103,6 +103,7 @@ def test_cldice_ignores_width_but_not_gaps() -> None:
     broken[:, 30:50] = False
     values = image_metrics(thin, truth)
     assert values["cldice"] > 0.95 > 0.6 > values["dice"]
+    assert image_metrics(truth, thin)["cldice"] > 0.95
     assert centreline_dice(broken, truth) == pytest.approx(2 * (50 / 70) / (1 + 50 / 70), abs=0.03)
 
 
