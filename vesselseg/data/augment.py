@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from vesselseg.errors import UserError
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -16,7 +18,8 @@ class Augment:
     rotation: degrees, drawn from [-rotation, rotation]. scale: factor drawn from [1 - scale, 1 + scale].
     translation: fraction of the side. brightness: added fraction of the full range. contrast: factor around the mean
     drawn from [1 - contrast, 1 + contrast]. gamma: exponent drawn from [1 / (1 + gamma), 1 + gamma].
-    noise: largest standard deviation of Gaussian noise, fraction of the full range.
+    noise: largest standard deviation of Gaussian noise, fraction of the full range. Raises UserError for values without
+    sense.
     """
 
     horizontal_flip: float = 0.5
@@ -29,6 +32,18 @@ class Augment:
     contrast: float = 0.2
     gamma: float = 0.0
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = [f"{name} is {value}, expected 0 or more" for name, value in vars(self).items() if value < 0]
+        problems += [
+            f"{name} is {getattr(self, name)}, expected at most 1"
+            for name in ("horizontal_flip", "vertical_flip", "contrast")
+            if getattr(self, name) > 1
+        ]
+        if self.scale >= 1:
+            problems.append(f"scale is {self.scale}, expected less than 1: the image would shrink to nothing")
+        if problems:
+            raise UserError("augment: " + "; ".join(problems))
 
     def __call__(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator

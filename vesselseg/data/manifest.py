@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Union
 
 Polygon = list[float]
@@ -63,8 +64,8 @@ def read_manifest(folder: Path) -> list[Record]:
             records.append(parse_record(entry))
         except ManifestError as error:
             problems.append(f"record {index}: {error}")
-    names = [record.image for record in records]
-    problems += [f"{name}: named by more than one record" for name in sorted({n for n in names if names.count(n) > 1})]
+    named = Counter(record.image for record in records)
+    problems += [f"{name}: named by more than one record" for name in sorted(named) if named[name] > 1]
     if problems:
         raise ManifestError(_list_problems(path, problems))
     return records
@@ -90,6 +91,8 @@ def parse_record(entry: Any) -> Record:
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
         raise ManifestError('expected an object with "image", "mask" and "text"')
     image, text, mask = entry["image"], entry.get("text"), entry.get("mask")
+    if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
+        raise ManifestError(f'{image}: "image" must be a path below images/')
     if not isinstance(mask, list):
         raise ManifestError(f'{image}: "mask" must be a list, found {type(mask).__name__}')
     if isinstance(text, str):
@@ -103,17 +106,19 @@ def parse_record(entry: Any) -> Record:
             raise ManifestError(f"{image}, object {number}: expected a list of regions")
         for region in regions:
             _check_region(image, number, region)
-    group = entry.get("group", "")
-    return Record(image, tuple(tuple(regions) for regions in mask), tuple(text), str(group))
+    group = entry.get("group")
+    return Record(image, tuple(tuple(r) for r in mask), tuple(text), "" if group is None else str(group))
 
 
 def _check_region(image: str, number: int, region: Any) -> None:
     where = f"{image}, object {number}"
     if isinstance(region, dict):
-        if not isinstance(region.get("size"), list) or not isinstance(region.get("counts"), str):
-            raise ManifestError(f'{where}: a run-length region needs "size" and "counts"')
+        size = region.get("size")
+        sized = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
+        if not sized or not isinstance(region.get("counts"), str):
+            raise ManifestError(f'{where}: a run-length region needs "size" [height, width] and "counts", a string')
         return
-    if not isinstance(region, list) or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in region):
+    if not isinstance(region, list) or not all(type(v) in (int, float) and math.isfinite(v) for v in region):
         raise ManifestError(f"{where}: a polygon must be a flat list of finite numbers")
     if len(region) < 6 or len(region) % 2:
         raise ManifestError(
@@ -123,12 +128,25 @@ def _check_region(image: str, number: int, region: Any) -> None:
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
-    """Read ``folder/splits.json``: image names per split, with all of train, val and test present (may be empty)."""
+    """Read ``folder/splits.json``: image names per split, with all of train, val and test present (may be empty).
+
+    Raises ManifestError where a split lists an image twice. That no image is in two splits matters to evaluation only,
+    which checks it.
+    """
     path = Path(folder) / "splits.json"
     splits = _read_json(path)
     if not isinstance(splits, dict) or not all(isinstance(splits.get(name), list) for name in SPLITS):
         raise ManifestError(f"{path}: expected an object with the lists {', '.join(SPLITS)}")
-    return {name: [str(image) for image in splits[name]] for name in SPLITS}
+    listed = {name: [str(image) for image in splits[name]] for name in SPLITS}
+    problems = [
+        f"{image}: {times} times in split {name}"
+        for name, images in listed.items()
+        for image, times in Counter(images).items()
+        if times > 1
+    ]
+    if problems:
+        raise ManifestError(_list_problems(path, problems))
+    return listed
 
 
 def read_split(folder: Path, split: str) -> list[Record]:

@@ -53,10 +53,15 @@ def clean_phrase(phrase: str, longest: int = 500) -> str:
         raise ValueError('the phrase is empty; say what to segment, e.g. "blood vessel"')
     if len(stripped) > longest:
         raise ValueError(f"the phrase has {len(stripped)} characters; at most {longest} are accepted")
-    found = CONTROL_TOKENS.search(stripped)
-    if found:
-        raise ValueError(f"the phrase contains {found.group(0)!r}, a token of the model's own; leave it out")
+    refuse_control_tokens(stripped)
     return stripped
 
 
-CONTROL_TOKENS = re.compile(r"\[SEG\]|<image>|</?img>|<IMG_CONTEXT>|</?v?p>|<\|[^|]*\|>")
+def refuse_control_tokens(text: str) -> None:
+    """Raise ValueError where a text holds a token that the model would obey instead of read."""
+    found = _CONTROL_TOKENS.search(text)
+    if found:
+        raise ValueError(f"{text[:80]!r} contains {found.group(0)!r}, a token of the model's own; leave it out")
+
+
+_CONTROL_TOKENS = re.compile(r"\[SEG\]|<image>|</?img>|<IMG_CONTEXT>|</?v?p>|<\|[^|]*\|>")

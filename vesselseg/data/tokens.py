@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vesselseg.data.batch import IGNORE_LABEL
-from vesselseg.data.prompts import TURN_SEPARATOR, ChatTemplate
+from vesselseg.data.prompts import TURN_SEPARATOR, ChatTemplate, refuse_control_tokens
+from vesselseg.errors import UserError
 
 IMAGE_OPEN, IMAGE_CLOSE, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
 
@@ -26,11 +27,13 @@ class ConversationTokens:
         """The image stands before the first question; labels cover the answers and their end token.
 
         rounds: (question, answer) pairs. image_tokens: placeholders for the image, tiles * tokens per tile.
-        Returns input_ids and labels, both (tokens,) int64. Raises ValueError naming `where` if it is too long.
+        Returns input_ids and labels, both (tokens,) int64. Raises UserError naming `where` if it is too long: cutting
+        it would take [SEG] away from its mask. Raises ValueError if a question holds a token of the model's own.
         """
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, answer) in enumerate(rounds):
+            refuse_control_tokens(question)
             image = f"{IMAGE_OPEN}{IMAGE_TOKEN * image_tokens}{IMAGE_CLOSE}\n" if number == 0 else ""
             separator = TURN_SEPARATOR if number else ""
             asked = self._ids(f"{separator}{self.template.user}{image}{question}{self.template.assistant}")
@@ -38,7 +41,7 @@ class ConversationTokens:
             ids += asked + answered
             labels += [IGNORE_LABEL] * len(asked) + answered
         if len(ids) > self.max_length:
-            raise ValueError(
+            raise UserError(
                 f"{where or 'conversation'}: {len(ids)} tokens ({image_tokens} of the image, {len(rounds)} rounds), "
                 f"at most {self.max_length} fit; raise max_length or lower max_tiles"
             )

@@ -21,6 +21,8 @@ from vesselseg.data.rasterise import record_masks
 from vesselseg.data.tokens import ConversationTokens
 
 DEFAULT_PHRASE = "blood vessel"
+# what Pillow raises on damaged files, format by format, and on pictures that would fill the memory
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
 
 
 class VesselDataset(Dataset):
@@ -71,6 +73,7 @@ class VesselDataset(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> Example:
         """item: index, or (epoch, index) as the sampler hands it out."""
         epoch, index = item if isinstance(item, tuple) else (0, item)
+        index = range(len(self.records))[index]
         record = self.records[index]
         generator = np.random.default_rng((self.seed, epoch, index))
         image = self.image(record)
@@ -82,7 +85,7 @@ class VesselDataset(Dataset):
         phrases = tuple(phrases[number] for number in order)
         tiles = self.views.tiles(image)
         choices = generator.integers(0, 2**31, len(phrases)) if self.vary_questions else np.zeros(len(phrases), int)
-        rounds = [(question_for(phrase, int(choice)), ANSWER) for phrase, choice in zip(phrases, choices)]
+        rounds = [(_question(record, phrase, int(choice)), ANSWER) for phrase, choice in zip(phrases, choices)]
         input_ids, labels = self.tokens.encode(rounds, len(tiles) * self.tokens_per_tile, where=record.image)
         return Example(
             image_id=record.image,
@@ -107,8 +110,15 @@ class VesselDataset(Dataset):
             with Image.open(path) as opened:
                 opened.load()  # an RGB image is handed on as it is, and its file is closed here
                 return as_rgb(opened)
-        except (OSError, SyntaxError, ValueError) as error:
+        except _UNREADABLE as error:
             raise ManifestError(f"{path}: cannot be read as an image ({error}); prepare the data again") from None
+
+
+def _question(record: Record, phrase: str, choice: int) -> str:
+    try:
+        return question_for(phrase, choice)
+    except ValueError as error:
+        raise ManifestError(f"{record.image}: {error}") from None
 
 
 def _usual_phrase(records: list[Record]) -> str:

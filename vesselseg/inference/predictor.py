@@ -56,9 +56,15 @@ class Predictor:
         phrases: Sequence[Sequence[str]],
         threshold: float | None = None,
     ) -> list[Prediction]:
-        """One Prediction per image. phrases: per image, what to segment. Any image mode and size is accepted."""
+        """One Prediction per image. phrases: per image, what to segment. Any image mode and size is accepted.
+
+        Raises ValueError for phrases that cannot be asked and where images and lists of phrases do not pair up.
+        """
         if len(images) != len(phrases):
             raise ValueError(f"{len(images)} images for {len(phrases)} lists of phrases; give one list per image")
+        single = next((listed for listed in phrases if isinstance(listed, str)), None)
+        if single is not None:
+            raise ValueError(f"phrases holds the text {single!r}; expected a list per image, e.g. [[{single!r}]]")
         questions = [[question_for(phrase) for phrase in listed] for listed in phrases]
         return [
             self._prediction(probabilities, listed, threshold)
@@ -72,20 +78,25 @@ class Predictor:
     @torch.inference_mode()
     def probabilities(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Per image (questions, height, width) float32. questions: per image, whole questions in the user's words."""
+        asked_of = [number for number, asked in enumerate(questions) if asked]
+        found = [np.zeros((0, image.height, image.width), np.float32) for image in images]
+        if not asked_of:
+            return found
         training = self.model.training
         self.model.eval()
         try:
-            logits = self.mask_logits([as_rgb(image) for image in images], questions)
+            asked = [questions[number] for number in asked_of]
+            logits = self.mask_logits([as_rgb(images[number]) for number in asked_of], asked)
         finally:
             self.model.train(training)
-        found = []
-        for image, of_image in zip(images, logits.split([len(asked) for asked in questions])):
+        for number, of_image in zip(asked_of, logits.split([len(listed) for listed in asked])):
+            image = images[number]
             full = logits_to_image(of_image, self.processor.views.sam_size, image.height, image.width)
-            found.append(torch.sigmoid(full).cpu().numpy())
+            found[number] = torch.sigmoid(full).cpu().numpy()
         return found
 
     def mask_logits(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Tensor:
-        """RGB images -> (all questions, side / 4, side / 4) logits, image after image."""
+        """RGB images, each with a question -> (all questions, side / 4, side / 4) logits, image after image."""
         model, views = self.model, self.processor.views
         device, dtype = model.device, model.dtype
         tiles = [views.tiles(image) for image in images]

@@ -67,7 +67,7 @@ def build_model(
     if switches.llm == "lora":
         attach_lora(model, Lora(**(lora or {})))
     if gradient_checkpointing:
-        language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": construction is not None})
     set_trainable(model, switches)
     return model
 
@@ -102,6 +102,8 @@ def _load(
         dtype=dtype,
         assign=assign,
     )
+    if folder.config.text().tie_word_embeddings:
+        model.language_model.tie_weights()  # filled name by name, embedding and head are two copies of one table
     if folder.layout != "sa2va":
         model.drawn_at_random += ("seg_projector.", "new_tokens.")
     if sam2_file:

@@ -76,7 +76,9 @@ class Sa2VA(nn.Module):
         embeddings = self.new_tokens.embed(self.language_model.model.embed_tokens, input_ids)
         is_image = input_ids == self.image_token_id
         embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), tile_tokens.to(embeddings.dtype))
-        return self.language_model.model(inputs_embeds=embeddings, attention_mask=attention_mask).last_hidden_state
+        reader = self.language_model.model
+        # One pass over question and answer: nothing will read keys and values again.
+        return reader(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
     def prompts(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
         """Prompt vectors (objects, 256) from the positions where [SEG] is the input token, row after row."""

@@ -99,18 +99,28 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path} does not exist. The base must be a folder with config.json, tokenizer and weights, e.g. a "
             "download of OpenGVLab/InternVL3-8B; set it in the config or with --cfg-options"
         ) from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({error}); download it again") from None
 
 
-def _layout(folder: Path, content: dict[str, Any]) -> tuple[str, Sa2VAConfig]:
-    if "text_config" in content and "vision_config" in content and content.get("model_type") == "internvl":
+_LLM_FIELDS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_VISION_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def _layout(folder: Path, content: Any) -> tuple[str, Sa2VAConfig]:
+    path, kind = folder / "config.json", content.get("model_type") if isinstance(content, dict) else content
+    if kind == "internvl" and "text_config" in content and "vision_config" in content:
         return "internvl_hf", hf_layout.config_from_hf(content)
-    if "llm_config" not in content or "vision_config" not in content:
+    parts = [content.get(name) if isinstance(content, dict) else None for name in ("llm_config", "vision_config")]
+    if not all(isinstance(part, dict) for part in parts):
         raise WeightsError(
-            f"{folder / 'config.json'}: model_type {content.get('model_type')!r} without llm_config and vision_config; "
+            f"{path}: model_type {kind!r} without llm_config and vision_config; "
             "expected an InternVL, InternVL -hf or Sa2VA folder"
         )
+    lacking = [f"llm_config.{name}" for name in _LLM_FIELDS if name not in content["llm_config"]]
+    lacking += [f"vision_config.{name}" for name in _VISION_FIELDS if name not in content["vision_config"]]
+    if lacking:
+        raise WeightsError(f"{path}: lacks {', '.join(lacking)}; download it again")
     fields = {key: value for key, value in content.items() if key not in ("architectures", "auto_map", "model_type")}
     architecture = " ".join(content.get("architectures") or [])
     sa2va = content.get("model_type") == "sa2va_chat" or "Sa2VA" in architecture
@@ -120,8 +130,9 @@ def _layout(folder: Path, content: dict[str, Any]) -> tuple[str, Sa2VAConfig]:
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # the Rust reader of tokenizer.json raises bare Exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{folder}: its tokenizer cannot be read ({reason}); download it again") from None
     missing = [token for token in IMAGE_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise WeightsError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from transformers import InternVLConfig
+
 from vesselseg.models.sa2va_config import Sa2VAConfig
 
 _PREFIXES = (
@@ -26,12 +28,13 @@ def hf_name_to_ours(name: str) -> str:
 
 
 def config_from_hf(content: dict[str, Any]) -> Sa2VAConfig:
-    """config.json of an `-hf` folder -> Sa2VAConfig."""
-    vision = content["vision_config"]
+    """config.json of an `-hf` folder -> Sa2VAConfig; transformers leaves out what equals its own defaults."""
+    complete = InternVLConfig.from_dict(content).to_dict()
+    vision = complete["vision_config"]
     side = vision["image_size"][0] if isinstance(vision["image_size"], list) else vision["image_size"]
     patch = vision["patch_size"][0] if isinstance(vision["patch_size"], list) else vision["patch_size"]
     return Sa2VAConfig(
-        llm_config=content["text_config"],
+        llm_config=complete["text_config"],
         vision_config={
             "hidden_size": vision["hidden_size"],
             "num_hidden_layers": vision["num_hidden_layers"],
@@ -46,5 +49,5 @@ def config_from_hf(content: dict[str, Any]) -> Sa2VAConfig:
             "patch_size": patch,
         },
         force_image_size=side,
-        downsample_ratio=content.get("downsample_ratio", 0.5),
+        downsample_ratio=complete["downsample_ratio"],
     )

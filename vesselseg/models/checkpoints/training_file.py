@@ -57,6 +57,11 @@ def build_from_training_file(
         arguments["base"] = base
     for key in ("device", "dtype"):
         arguments.pop(key, None)
+    if arguments.get("random_weights"):
+        raise WeightsError(
+            f"{path}: trained with random_weights=True, whose frozen weights no file holds, so it cannot be used; "
+            "train from a base folder with weights"
+        )
     model = build_model(**arguments, device=device, dtype=dtype)
     load_trainable(model, content["state_dict"], str(path))
     model.config.threshold = float(content["threshold"])
