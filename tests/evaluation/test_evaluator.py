@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests import tiny
 from tests.evaluation.drawn_data import Drawn
-from vesselseg.data.manifest import ManifestError, Record, read_manifest, write_manifest
+from vesselseg.data.manifest import Record, read_manifest, write_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Scored, cases, evaluate, image_path
 from vesselseg.evaluation.metrics import image_metrics
@@ -54,9 +54,9 @@ def test_auto_needs_validation_images(drawn: Drawn, probability_folder: Path) ->
         evaluate(drawn.folder, "test", _open(drawn, probability_folder), "auto")
 
 
-def test_an_image_that_is_in_both_splits_is_refused(drawn: Drawn, probability_folder: Path) -> None:
+def test_auto_refuses_an_image_that_is_in_both_splits(drawn: Drawn, probability_folder: Path) -> None:
     drawn.resplit(val=["val/case0.png", "test/case2.png"])
-    with pytest.raises(ManifestError, match=r"test/case2\.png"):
+    with pytest.raises(EvaluationError, match=r"test/case2\.png"):
         evaluate(drawn.folder, "test", _open(drawn, probability_folder), "auto")
 
 

@@ -126,7 +126,7 @@ def evaluate(
     batch: images given to the model at once. seed: of the bootstrap. Raises EvaluationError, ManifestError.
     """
     records = _records_of(data, split)
-    search = _search_records(data, split) if threshold == AUTO else []
+    search = _search_records(data, split, records) if threshold == AUTO else []
     source.check(_image_sizes(data, [*records, *search]))
     if threshold == AUTO:
         choice = _search(data, source, search, batch, track)
@@ -182,7 +182,7 @@ def _records_of(data: Path, split: str) -> list[Record]:
     return records
 
 
-def _search_records(data: Path, split: str) -> list[Record]:
+def _search_records(data: Path, split: str, records: Sequence[Record]) -> list[Record]:
     if split == SEARCH_SPLIT:
         raise EvaluationError(
             f"--threshold auto searches the threshold on the {SEARCH_SPLIT} split, so that split cannot be reported: "
@@ -194,6 +194,10 @@ def _search_records(data: Path, split: str) -> list[Record]:
             f"{data}: --threshold auto needs images in the {SEARCH_SPLIT} split, which is empty. "
             "Prepare the data with a validation share, e.g. --split 0.8,0.1,0.1, or give --threshold a number"
         )
+    shared = sorted({record.image for record in records} & {record.image for record in found})
+    if shared:
+        advice = "The threshold would be tuned on what is reported: prepare the data again, or give it as a number."
+        raise EvaluationError(problem_list(f"{data}: images both in {SEARCH_SPLIT} and in {split}", shared, advice))
     return found
 
 
@@ -287,10 +291,10 @@ def _number(threshold: float | str) -> float:
 
 
 def _warnings(data: Path, split: str, source: PredictionSource) -> Iterator[str]:
-    groups = {name: {r.group for r in read_split(data, name) if r.group} for name in ("train", "val", "test")}
+    groups = {name: {record.group_key for record in read_split(data, name)} for name in ("train", "val", "test")}
     for other in sorted(groups.keys() - {split}):
         shared = sorted(groups[other] & groups[split])
         if shared:
-            yield f"{len(shared)} group(s) lie both in {split} and in {other} ({shared[0]}, ...): the figures flatter."
+            yield f"{len(shared)} group(s) or image(s) lie both in {split} and in {other} ({shared[0]}, ...): the figures flatter."
     if not any(record.group for record in read_manifest(data)):
         yield "No groups in the data: every image counts as its own patient, so the intervals may be too narrow."
