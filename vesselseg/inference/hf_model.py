@@ -7,7 +7,7 @@ and pillow, and nothing of the training framework. The weights are stored under 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class VesselSegModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "image"
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = [
+    _no_split_modules = [  # noqa: RUF012 - as transformers declares it
         "Qwen2DecoderLayer",
         "LlamaDecoderLayer",
         "InternVLVisionLayer",
