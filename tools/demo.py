@@ -45,6 +45,7 @@ def main() -> int:
     out: Path = arguments.out.resolve()
     clear(out)
     steps = demo_steps(out, arguments.images)
+    print(f"each step's output goes to {out / 'logs'}")
     started = time.perf_counter()
     for number, (name, command) in enumerate(steps, start=1):
         if not run_step(f"{number}/{len(steps)} {TITLES[name]}", command, out / "logs" / f"{number}_{name}.log"):

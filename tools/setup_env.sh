@@ -216,7 +216,8 @@ if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
 fi
 export UV_PYTHON_DOWNLOADS=never
 
-say "making $venv with $("$python" --version 2>&1), torch ${torch:-newest allowed}: several GB on the first run, minutes"
+if keeps_interpreter; then doing=updating; else doing=making; fi
+say "$doing $venv with $("$python" --version 2>&1), torch ${torch:-newest allowed}: several GB on the first run, minutes"
 install || explain "the environment could not be made"
 check_imports
 printf '%s\n%s\n' "$(fingerprint)" "$torch" >"$stamp"
