@@ -104,8 +104,8 @@ def test_groups_shared_between_splits_are_reported(drawn: Drawn, mask_folder: Pa
     records = [replace(r, group="shared") if r.image.endswith("case0.png") else r for r in read_manifest(drawn.folder)]
     write_manifest(drawn.folder, records)
     warnings = evaluate(drawn.folder, "test", _open(drawn, mask_folder)).warnings
-    assert any("both in test and in train" in warning for warning in warnings)
-    assert any("both in test and in val" in warning for warning in warnings)
+    assert any("lie both in test and in train" in warning for warning in warnings)
+    assert any("lie both in test and in val" in warning for warning in warnings)
 
 
 class _TwoPhrases:

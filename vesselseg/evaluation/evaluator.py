@@ -295,6 +295,7 @@ def _warnings(data: Path, split: str, source: PredictionSource) -> Iterator[str]
     for other in sorted(groups.keys() - {split}):
         shared = sorted(groups[other] & groups[split])
         if shared:
-            yield f"{len(shared)} group(s) or image(s) lie both in {split} and in {other} ({shared[0]}, ...): the figures flatter."
+            named = f"{len(shared)} group(s) or image(s), {shared[0]} among them,"
+            yield f"{named} lie both in {split} and in {other}: the figures flatter."
     if not any(record.group for record in read_manifest(data)):
         yield "No groups in the data: every image counts as its own patient, so the intervals may be too narrow."
