@@ -38,6 +38,7 @@ HOMES = {
     "train_dataset.data_root": "data_root",
     "train_dataset.model_base": "model.sa2va.base",
     "train_dataset.sam_image_size": "model.sa2va.sam2.image_size",
+    "train_dataset.max_tiles": "model.sa2va.max_tiles",
     "train_dataset.seed": "seed",
     "strategy.gradient_clipping": "schedule.clip",
     "strategy.gradient_accumulation_steps": "schedule.accumulation",
@@ -169,6 +170,7 @@ def expand(config: Mapping[str, Any]) -> dict[str, Any]:
         "data_root": values["data_root"],
         "model_base": sa2va["base"],
         "sam_image_size": sa2va["sam2"]["image_size"],
+        "max_tiles": sa2va.get("max_tiles"),
         "seed": values["seed"],
     }
     strategy = {

@@ -35,7 +35,7 @@ def costly_settings(config: Mapping[str, Any]) -> list[str]:
         f"schedule.micro_batch={config['schedule']['micro_batch']} (activations grow with it)",
         f"model.sa2va.gradient_checkpointing={sa2va.get('gradient_checkpointing', False)}",
         f"model.sa2va.sam2.image_size={sa2va['sam2']['image_size']} (SAM2's activations grow with its square)",
-        f"train_dataset.max_tiles={dataset.get('max_tiles')}, train_dataset.max_length={dataset.get('max_length')} "
+        f"model.sa2va.max_tiles={sa2va.get('max_tiles')}, train_dataset.max_length={dataset.get('max_length')} "
         "(tokens per conversation)",
         f"model.sa2va.lora.r={lora.get('r')} (trainable weights, gradients, optimizer states)",
         f"strategy.zero_optimization.stage={zero.get('stage', 0)}, optimizer on the CPU: {offload['optimizer']}, "
@@ -54,8 +54,8 @@ def remedies(config: Mapping[str, Any]) -> list[str]:
         )
     if not sa2va.get("gradient_checkpointing"):
         found.append("model.sa2va.gradient_checkpointing=True (a third slower)")
-    if config["train_dataset"].get("max_tiles") != 1:
-        found.append("train_dataset.max_tiles=1 (256 language tokens per image; less detail for the language model)")
+    if sa2va.get("max_tiles") != 1:
+        found.append("model.sa2va.max_tiles=1 (256 language tokens per image; less detail for the language model)")
     found.append("close other programs that use this card (nvidia-smi lists them)")
     if any(zero.get(name, 0) > 5e7 for name in ("reduce_bucket_size", "allgather_bucket_size")):
         found.append("strategy.zero_optimization.reduce_bucket_size=20000000 and allgather_bucket_size likewise")

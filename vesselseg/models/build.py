@@ -32,6 +32,7 @@ def build_model(
     lora: dict[str, Any] | None = None,
     trainable: dict[str, Any] | None = None,
     *,
+    max_tiles: int | None = None,
     gradient_checkpointing: bool = False,
     attention: str = "sdpa",
     random_weights: bool = False,
@@ -45,6 +46,7 @@ def build_model(
     base: folder of an InternVL or Sa2VA model. sam2: `variant`, `version`, `image_size`, `trunk` (sizes), and
     `checkpoint`, a file of SAM2's; without one, an InternVL base gets a SAM2 with random weights, and says so.
     lora, trainable: fields of `Lora` and `Trainable`.
+    max_tiles: InternVL tiles per image without the thumbnail, in training and prediction alike; None: the base's limit.
     random_weights: take shapes and tokenizer from the folder and no weights (for measuring memory and speed).
     construction, assign: for partitioned weights (ZeRO-3): context to construct the big parts in, and how to fill them.
     Raises WeightsError where folder, file and model do not fit.
@@ -54,6 +56,7 @@ def build_model(
     settings = dict(sam2 or {})
     sam2_file = settings.pop("checkpoint", None)
     folder.config.grounding_config = {**folder.config.grounding_config, **settings}
+    folder.config.max_dynamic_patch = min(max_tiles or folder.config.max_dynamic_patch, folder.config.max_dynamic_patch)
     switches = Trainable(**(trainable or {}))
     empty = construction is None and not random_weights
     with _place(device, dtype):
@@ -67,7 +70,9 @@ def build_model(
     if switches.llm == "lora":
         attach_lora(model, Lora(**(lora or {})))
     if gradient_checkpointing:
-        language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": construction is not None})
+        # Partitioned weights are gone when a non-reentrant checkpoint compares what it recomputes with what it saved.
+        reentrant = construction is not None
+        language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     set_trainable(model, switches)
     return model
 

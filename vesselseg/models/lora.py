@@ -25,11 +25,15 @@ class Lora:
 
 @dataclass(frozen=True)
 class Trainable:
-    """Which parts train. llm: `lora`, `full` or `frozen`; the others are switches."""
+    """Which parts train. llm: `lora`, `full` or `frozen`; the others are switches.
+
+    projector: the layers between vision tower and language model (27.5 M at 8B). seg_projector: those between language
+    model and SAM2 (13.8 M).
+    """
 
     llm: str = "lora"
     new_tokens: bool = True
-    projector: bool = True
+    projector: bool = False
     seg_projector: bool = True
     mask_decoder: bool = True
     sam2_encoder: bool = False

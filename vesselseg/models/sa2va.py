@@ -76,6 +76,8 @@ class Sa2VA(nn.Module):
         embeddings = self.new_tokens.embed(self.language_model.model.embed_tokens, input_ids)
         is_image = input_ids == self.image_token_id
         embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), tile_tokens.to(embeddings.dtype))
+        if torch.is_grad_enabled() and not embeddings.requires_grad:
+            embeddings.requires_grad_(True)  # a reentrant checkpoint passes no gradient on where its input has none
         reader = self.language_model.model
         # One pass over question and answer: nothing will read keys and values again.
         return reader(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state

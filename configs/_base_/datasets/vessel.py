@@ -7,7 +7,6 @@ train_dataset = dict(
     type=training_dataset,
     split="train",
     max_length=2048,
-    max_tiles=1,
     augment=dict(
         horizontal_flip=0.5, rotation=10.0, scale=0.1, translation=0.05, brightness=0.1, contrast=0.2, gamma=0.0
     ),
