@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import SAM2
+from vesselseg.data.augment import Augment
+from vesselseg.data.batch import IGNORE_LABEL, Example
+from vesselseg.data.collate import collate
+from vesselseg.data.manifest import ManifestError, Record, write_manifest
+from vesselseg.data.prompts import QUESTIONS
+from vesselseg.data.vessel_dataset import VesselDataset
+from vesselseg.inference.processor import Processor, processor_for
+from vesselseg.models.checkpoints.base_folder import read_base_folder
+
+SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
+BAR = [40.0, 5.0, 60.0, 5.0, 60.0, 8.0, 40.0, 8.0]
+RECORDS = [
+    Record("one.png", ((SQUARE,),), ("blood vessel",)),
+    Record("several.png", ((SQUARE,), (BAR,), (SQUARE, BAR)), ("blood vessel", "catheter", "all of it")),
+    Record("negative.png", ((),), ("catheter",)),
+    Record("nothing.png", (), ()),
+    Record("grey.png", ((BAR,),), ("blood vessel",)),
+    Record("deep.png", ((BAR,),), ("blood vessel",)),
+    Record("clip/long.png", ((SQUARE,),), ("blood vessel",)),
+]
+WIDTH, HEIGHT = 80, 50
+
+
+def save_images(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    for record in RECORDS:
+        path = folder / "images" / record.image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        width = 400 if "long" in record.image else WIDTH
+        values = generator.integers(0, 255, (HEIGHT, width), dtype=np.uint8)
+        if "grey" in record.image:
+            Image.fromarray(values).save(path)
+        elif "deep" in record.image:
+            Image.fromarray(values.astype(np.uint16) * 37 + 900).save(path)
+        else:
+            Image.fromarray(np.stack([values, values // 2, values // 3], -1)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_images(tmp_path)
+    write_dataset(tmp_path, RECORDS)
+    return tmp_path
+
+
+def write_dataset(folder: Path, records: list[Record]) -> None:
+    write_manifest(folder, records)
+    splits = {"train": [record.image for record in records], "val": [], "test": []}
+    (folder / "splits.json").write_text(json.dumps(splits))
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_base: Path) -> Processor:
+    base = read_base_folder(tiny_base)
+    base.config.grounding_config = {**base.config.grounding_config, **SAM2}
+    return processor_for(base.config, base.tokenizer)
+
+
+def dataset(folder: Path, processor: Processor, **changes: Any) -> VesselDataset:
+    settings = {"views": processor.views, "tokens": processor.tokens, "tokens_per_tile": processor.tokens_per_tile}
+    return VesselDataset(folder, "train", **{**settings, **changes})
+
+
+def same(first: Example, second: Example) -> bool:
+    pairs = [(getattr(first, field.name), getattr(second, field.name)) for field in fields(Example)]
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def segs(example: Example, processor: Processor) -> int:
+    return int((example.input_ids == processor.tokenizer.convert_tokens_to_ids("[SEG]")).sum())
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_only(folder: Path, processor: Processor) -> None:
+    augmented = dataset(folder, processor, augment=Augment(noise=0.05), seed=3)
+    again = dataset(folder, processor, augment={"noise": 0.05}, seed=3)
+    assert again[(5, 1)].input_ids is not None  # another item first: draws do not depend on what was drawn before
+    for index in (0, 1):
+        assert same(augmented[(2, index)], again[(2, index)])
+    assert not same(augmented[(2, 1)], augmented[(3, 1)])
+    assert not same(augmented[(2, 1)], dataset(folder, processor, augment=Augment(noise=0.05), seed=4)[(2, 1)])
+    assert same(augmented[1], augmented[(0, 1)])
+    assert same(augmented[-1], augmented[len(RECORDS) - 1])
+
+
+def test_questions_vary_over_epochs_unless_told_not_to(folder: Path, processor: Processor) -> None:
+    varied = dataset(folder, processor)
+    assert len({tuple(varied[(epoch, 0)].input_ids.tolist()) for epoch in range(40)}) == len(QUESTIONS)
+    fixed = dataset(folder, processor, vary_questions=False)
+    assert len({tuple(fixed[(epoch, 1)].input_ids.tolist()) for epoch in range(5)}) == 1
+    assert fixed[1].phrases == RECORDS[1].phrases
+
+
+def test_every_object_keeps_its_phrase_mask_and_seg(folder: Path, processor: Processor) -> None:
+    """Objects are asked for in a drawn order; mask, phrase and [SEG] stay together."""
+    samples = dataset(folder, processor)
+    sizes = {"blood vessel": 21 * 21, "catheter": 21 * 4, "all of it": 21 * 21 + 21 * 4}
+    orders = set()
+    for epoch in range(12):
+        example = samples[(epoch, 1)]
+        orders.add(example.phrases)
+        assert segs(example, processor) == len(example.masks) == 3
+        assert [int(mask.sum()) for mask in example.masks] == [sizes[phrase] for phrase in example.phrases]
+        text = processor.tokenizer.decode(example.input_ids)
+        assert all(phrase in piece for phrase, piece in zip(example.phrases, text.split("[SEG]")))
+    assert len(orders) > 2
+
+
+@pytest.mark.parametrize("index", [2, 3])
+def test_a_negative_sample_has_an_empty_mask_and_a_question(folder: Path, processor: Processor, index: int) -> None:
+    example = dataset(folder, processor, augment=Augment())[index]
+    assert example.phrases == (("catheter",) if index == 2 else ("blood vessel",))
+    assert example.masks.shape == (1, HEIGHT, WIDTH) and not example.masks.any()
+    assert segs(example, processor) == 1
+
+
+def test_types_shapes_and_ranges(folder: Path, processor: Processor) -> None:
+    for example in (dataset(folder, processor, augment=Augment())[index] for index in range(len(RECORDS))):
+        assert example.tiles.dtype == example.sam_image.dtype == torch.float32
+        assert example.sam_image.shape == (3, 128, 128)
+        assert example.masks.dtype == torch.uint8 and int(example.masks.max()) <= 1
+        placeholders = (example.input_ids == processor.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")).sum()
+        assert int(placeholders) == len(example.tiles) * processor.tokens_per_tile
+        assert (example.labels != IGNORE_LABEL).any()
+        assert torch.isfinite(example.tiles).all() and example.tiles.std() > 0.1
+
+
+def test_a_grey_image_is_read_as_grey_and_a_deep_one_is_spread(folder: Path, processor: Processor) -> None:
+    samples = dataset(folder, processor)
+    grey = np.asarray(samples.image(RECORDS[4]))
+    assert grey.shape == (HEIGHT, WIDTH, 3) and (grey[..., 0] == grey[..., 2]).all()
+    deep = np.asarray(samples.image(RECORDS[5]))
+    assert deep.min() == 0 and deep.max() == 255
+
+
+def test_a_batch_pads_text_and_keeps_masks(folder: Path, processor: Processor) -> None:
+    samples = dataset(folder, processor)
+    examples = [samples[0], samples[1], samples[6]]
+    batch = collate(examples)
+    assert batch.objects_per_image == (1, 3, 1)
+    assert batch.tiles_per_image == tuple(len(example.tiles) for example in examples)
+    assert batch.tiles_per_image[2] > 2
+    assert batch.masks[2].shape[-2:] == (HEIGHT, 400)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        assert torch.equal(batch.input_ids[row, :length], example.input_ids)
+        assert torch.equal(batch.labels[row, :length], example.labels)
+        assert batch.attention_mask[row].sum() == length and batch.attention_mask[row, :length].all()
+        assert (batch.labels[row, length:] == IGNORE_LABEL).all()
+
+
+def broken_files(folder: Path) -> dict[str, bytes]:
+    whole = (folder / "images" / "one.png").read_bytes()
+    return {"cut off": whole[: len(whole) // 2], "empty": b"", "no image": b"<html>not found</html>"}
+
+
+@pytest.mark.parametrize("kind", ["cut off", "empty", "no image", "missing"])
+def test_a_broken_image_is_named_and_not_replaced(folder: Path, processor: Processor, kind: str) -> None:
+    path = folder / "images" / "one.png"
+    if kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(broken_files(folder)[kind])
+    samples = dataset(folder, processor)
+    with pytest.raises(ManifestError, match=r"one\.png: cannot be read as an image"):
+        samples[0]
+    assert samples[1].image_id == "several.png"
+
+
+def test_a_picture_too_large_to_decode_is_named(
+    folder: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ManifestError, match=r"one\.png: cannot be read"):
+        dataset(folder, processor)[0]
+
+
+def test_a_phrase_that_cannot_be_asked_is_named(folder: Path, processor: Processor) -> None:
+    write_dataset(folder, [Record("one.png", ((SQUARE,),), ("vessel [SEG]",))])
+    with pytest.raises(ManifestError, match=r"one\.png: .*'\[SEG\]'"):
+        dataset(folder, processor)[0]
+
+
+def test_too_long_a_conversation_is_named(folder: Path, processor: Processor, tiny_base: Path) -> None:
+    base = read_base_folder(tiny_base)
+    short = processor_for(base.config, base.tokenizer, max_length=60)
+    with pytest.raises(ValueError, match=r"several\.png: \d+ tokens .* at most 60 fit"):
+        dataset(folder, processor, tokens=short.tokens)[1]
+
+
+def test_an_empty_split_and_a_limit(folder: Path, processor: Processor) -> None:
+    settings = {"views": processor.views, "tokens": processor.tokens, "tokens_per_tile": processor.tokens_per_tile}
+    with pytest.raises(ManifestError, match="split 'val' holds no image"):
+        VesselDataset(folder, "val", **settings)
+    limited = dataset(folder, processor, limit=2)
+    assert [example.image_id for example in limited] == ["one.png", "several.png"]
