@@ -66,7 +66,7 @@ def train(config: Config, work_dir: Path, resume: str | None = None, force: bool
     Raises UserError and its kin for what the user can correct.
     """
     try:
-        _train(config, Path(work_dir), resume, force)
+        run_training(config, Path(work_dir), resume, force)
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory_message(config, error)) from error
     except (torch.distributed.DistError, RuntimeError) as error:
@@ -78,7 +78,8 @@ def train(config: Config, work_dir: Path, resume: str | None = None, force: bool
             torch.distributed.destroy_process_group()
 
 
-def _train(config: Config, work_dir: Path, resume: str | None, force: bool) -> None:
+def run_training(config: Config, work_dir: Path, resume: str | None, force: bool) -> None:
+    """The run itself, with torch's errors as they come."""
     parts = expand(config)
     strategy = _strategy(parts["strategy"], config, work_dir)
     rank = strategy.rank

@@ -1,0 +1,48 @@
+"""Running out of memory ends as one message: the peak, what costs most, what to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vesselseg.config import load_config
+from vesselseg.engine import launch
+from vesselseg.engine.memory import out_of_memory_message, remedies
+from vesselseg.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def config() -> Any:
+    return load_config(
+        CONFIGS / "internvl3_8b_4x24gb.py",
+        {"schedule.micro_batch": 4, "model.sa2va.gradient_checkpointing": False, "model.sa2va.max_tiles": 6},
+    )
+
+
+def test_a_step_that_runs_out_of_memory_ends_with_the_message(
+    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def step(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.03 GiB.\nmore detail")
+
+    monkeypatch.setattr(launch, "run_training", step)
+    with pytest.raises(UserError) as caught:
+        launch.train(config, tmp_path)
+    message = str(caught.value)
+    assert "GiB at its peak" in message and "Tried to allocate 2.03 GiB." in message and "more detail" not in message
+    assert "schedule.micro_batch=4" in message and "model.sa2va.sam2.image_size=1024" in message
+
+
+def test_changes_are_offered_in_order_and_only_those_not_made_yet(config: Any) -> None:
+    offered = remedies(config)
+    assert offered[0].startswith("schedule.micro_batch=2 schedule.accumulation=16")
+    assert offered[1].startswith("model.sa2va.gradient_checkpointing=True")
+    assert any("zero2_offload" in line for line in offered)
+    frugal = load_config(CONFIGS / "internvl3_8b_4x24gb_zero3_offload.py")
+    assert not any("micro_batch" in line or "checkpointing" in line or "offload" in line for line in remedies(frugal))
+    assert "ZeRO" not in out_of_memory_message(frugal, MemoryError()).split("what to change")[1]
