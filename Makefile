@@ -2,6 +2,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 VENV ?= .venv
 BIN = $(VENV)/bin
+# What starts further processes finds this environment as if it were activated.
+RUN = PATH="$(abspath $(BIN)):$$PATH" VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/python
 export VENV
 
 .PHONY: help env lint pytest test test-oldest demo clean distclean
@@ -18,16 +20,16 @@ lint: env  ## ruff and mypy
 	@$(BIN)/mypy
 
 pytest: env
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(RUN) -m pytest $(ARGS)
 
 test: lint  ## everything: ruff, mypy, unit tests, end-to-end tests (ARGS='-m "not e2e"' leaves those out)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(RUN) -m pytest $(ARGS)
 
 test-oldest:  ## the tests with the oldest torch that is allowed, in .venv-oldest
 	@$(MAKE) --no-print-directory pytest VENV=.venv-oldest TORCH=2.6.0
 
 demo: env  ## synthetic angiograms, the whole path on the CPU: about five minutes
-	@$(BIN)/python tools/demo.py
+	@$(RUN) tools/demo.py
 
 clean:  ## remove caches and the demo's output
 	@rm -rf work_dirs/demo .pytest_cache .mypy_cache .ruff_cache
