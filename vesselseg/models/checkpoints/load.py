@@ -43,11 +43,11 @@ def load_weights(
         if target is None:
             unexpected.append(name)
             continue
+        seen.add(name)
         expected = tuple(getattr(target, "ds_shape", target.shape))
         if expected != tuple(tensor.shape):
             misshapen.append(f"{name} is {tuple(tensor.shape)}, expected {expected}")
             continue
-        seen.add(name)
         _put(model, name, target, tensor, device, dtype, assign)
     missing = [name for name in targets if name not in seen and not (may_miss and re.search(may_miss, name))]
     raise_for_keys(source, missing=missing, unexpected=unexpected, misshapen=misshapen)
