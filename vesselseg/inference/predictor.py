@@ -38,7 +38,7 @@ class Prediction:
 
     def at(self, threshold: float) -> Prediction:
         """The same probabilities cut at another threshold."""
-        return replace(self, masks=self.probabilities > threshold, threshold=threshold)
+        return replace(self, masks=self.probabilities > check_threshold(threshold), threshold=threshold)
 
 
 class Predictor:
@@ -65,15 +65,12 @@ class Predictor:
         single = next((listed for listed in phrases if isinstance(listed, str)), None)
         if single is not None:
             raise ValueError(f"phrases holds the text {single!r}; expected a list per image, e.g. [[{single!r}]]")
+        used = self.threshold if threshold is None else check_threshold(threshold)
         questions = [[question_for(phrase) for phrase in listed] for listed in phrases]
         return [
-            self._prediction(probabilities, listed, threshold)
+            Prediction(probabilities, probabilities > used, tuple(listed), used)
             for probabilities, listed in zip(self.probabilities(images, questions), phrases)
         ]
-
-    def _prediction(self, probabilities: np.ndarray, phrases: Sequence[str], threshold: float | None) -> Prediction:
-        used = self.threshold if threshold is None else check_threshold(threshold)
-        return Prediction(probabilities, probabilities > used, tuple(phrases), used)
 
     @torch.inference_mode()
     def probabilities(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[np.ndarray]:
