@@ -1,0 +1,99 @@
+"""From an archive to a report through the tools, as a user runs them: a few pictures, a few iterations."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+ITERATIONS = 12
+SETTINGS = [
+    "schedule.micro_batch=2",
+    "schedule.accumulation=2",
+    f"schedule.max_iters={ITERATIONS}",
+    "loader.num_workers=0",
+]
+MILESTONES = ["validation.interval=6", "checkpoint.interval=6", "model.sa2va.sam2.image_size=128"]
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(params=["synthetic", pytest.param("angiograms", marks=pytest.mark.shared)])
+def archive(request: pytest.FixtureRequest, repository: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """An archive with LabelMe files, and how it is to be split."""
+    if request.param == "synthetic":
+        folder = tmp_path / "drawn"
+        run(
+            sys.executable, "tools/make_synthetic.py", "--out", folder, "--count", "14", "--frames", "1", cwd=repository
+        )
+        packed = tmp_path / "drawn.tar.gz"
+        with tarfile.open(packed, "w:gz") as tar:
+            tar.add(folder, "drawn")
+        return packed, ["--split", "0.6,0.2,0.2"]
+    whole = request.getfixturevalue("shared") / "data" / "Segment_DATA_Merged_512.tar.gz"
+    return some_members(whole, tmp_path / "some.tar.gz"), ["--test-regex", "/val_", "--split", "0.75,0.25,0"]
+
+
+def some_members(whole: Path, packed: Path) -> Path:
+    """Eight training pictures and three of the other split, with their labels."""
+    with tarfile.open(whole) as source, tarfile.open(packed, "w:gz") as target:
+        members = sorted((m for m in source.getmembers() if m.isfile()), key=lambda member: member.name)
+        stems = [m.name[:-5] for m in members if m.name.endswith(".json")]
+        chosen = [s for s in stems if "/train_" in s][:8] + [s for s in stems if "/val_" in s][:3]
+        for member in members:
+            if member.name.rsplit(".", 1)[0] in chosen:
+                target.addfile(member, source.extractfile(member))
+    return packed
+
+
+def test_archive_to_report(archive: tuple[Path, list[str]], repository: Path, tmp_path: Path, tiny_base: Path) -> None:
+    source, split = archive
+    data, work, model, scores = (tmp_path / name for name in ("data", "run", "hf", "scores"))
+    run(sys.executable, "tools/prepare_data.py", source, "--out", data, *split, "--quiet", cwd=repository)
+    report = json.loads((data / "report.json").read_text())
+    images = report["counts"]["images"] if "images" in report["counts"] else len(list((data / "images").rglob("*.png")))
+    assert images >= 11
+
+    options = [f"data_root={data}", f"model.sa2va.base={tiny_base}", *SETTINGS, *MILESTONES]
+    train = ["bash", "tools/dist.sh", "train", "configs/tiny_cpu.py", "2", "--work-dir", work]
+    run(*train, "--cfg-options", *options, cwd=repository)
+    rows = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses and all(np.isfinite(losses))
+    assert {"best.pth", f"iter_{ITERATIONS}.pth", "config.py"} <= {path.name for path in work.iterdir()}
+
+    convert = [sys.executable, "tools/convert_to_hf.py", work / "config.py", work / "best.pth", "--save-path", model]
+    assert "differ by at most" in run(*convert, cwd=repository)
+
+    score = [sys.executable, "tools/eval.py", model, "--data", data, "--split", "test", "--out", scores]
+    run(*score, "--threshold", "auto", cwd=repository)
+    check_scores(scores, json.loads((data / "splits.json").read_text())["test"])
+
+
+def check_scores(scores: Path, test: list[str]) -> None:
+    """One row per image, every file promised, a report without outside resources."""
+    results = json.loads((scores / "results.json").read_text())
+    text = json.dumps(results)
+    assert all(name in text for name in test)
+    assert {"results.json", "results.csv", "report.html", "panels"} <= {path.name for path in scores.iterdir()}
+    panels = list((scores / "panels").glob("*.png"))
+    assert panels
+    with Image.open(panels[0]) as panel:
+        assert panel.width > 600
+    page = (scores / "report.html").read_text()
+    assert "data:image/png" in page
+    assert 'src="http' not in page and 'href="http' not in page
