@@ -39,7 +39,8 @@ def main() -> int:
         raise UserError(f"expected CONFIG CHECKPOINT or CHECKPOINT, found {len(args.paths)} paths")
     config, checkpoint = args.paths[0] if len(args.paths) == 2 else None, args.paths[-1]
     content = read_training_file(checkpoint)
-    dtype = args.dtype or content["model_config"].get("dtype", "float32")
+    trained_in = next(iter(content["state_dict"].values())).dtype
+    dtype = args.dtype or str(trained_in).removeprefix("torch.")
     images = find_check_images(content, config, args.images, args.check)
     print(f"{checkpoint}: threshold {content['threshold']:.2f}, writing {dtype}, checking on {len(images)} image(s)")
     check = convert(checkpoint, args.save_path, images, dtype=DTYPES[dtype], base=args.base, force=args.force)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,14 +61,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on the device."""
-        moved: dict[str, Tensor | tuple[Tensor, ...]] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                moved[field.name] = value.to(device, non_blocking=True)
-            elif field.name == "masks":
-                moved[field.name] = tuple(mask.to(device, non_blocking=True) for mask in value)
-        return replace(self, **moved)  # type: ignore[arg-type]
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, as torch's DataLoader asks for it, so that copies to a GPU overlap."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(self, **changed, masks=tuple(change(mask) for mask in self.masks))
 
     def __len__(self) -> int:
         return len(self.image_ids)

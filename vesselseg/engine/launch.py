@@ -196,6 +196,7 @@ def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog,
     facts = CheckpointFacts(
         model_config=Config(config["model"]["sa2va"]).to_dict(),
         config=config_text(config),
+        data_root=str(config["data_root"]),
         data_fingerprint=dataset.fingerprint,
     )
     hooks = [

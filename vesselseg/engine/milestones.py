@@ -31,6 +31,7 @@ class CheckpointFacts:
 
     model_config: dict[str, Any]
     config: str
+    data_root: str
     data_fingerprint: str
 
 
@@ -91,7 +92,8 @@ class ValidationHook(MilestoneHook):
         """One validation."""
         started = time.perf_counter()
         model = runner.model.model.module.sa2va
-        result = validate(Predictor(model, self.processor), self.data_root, self.records)
+        with runner.strategy.ready_to_predict():
+            result = validate(Predictor(model, self.processor), self.data_root, self.records)
         state = runner.train_loop.state
         best = state.best_dice is None or result.dice > state.best_dice
         if best:

@@ -55,7 +55,7 @@ on your own images (`python tools/eval.py`), with patients that training has not
 def write_model_card(folder: Path, model: Sa2VA, checkpoint: dict[str, Any]) -> None:
     """Fill the card from the checkpoint; a value that the checkpoint lacks is said to be unknown."""
     meta = checkpoint.get("meta", {})
-    dice = meta.get("val_dice")
+    dice = meta.get("best_dice")
     iterations, epochs = meta.get("iter"), meta.get("epoch")
     text = CARD.format(
         version=checkpoint.get("versions", {}).get("vesselseg", "unknown"),
