@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vesselseg.engine.micro_steps import Progress
 from vesselseg.errors import UserError
-from vesselseg.models.checkpoints.training_file import load_trainable, read_training_file
+from vesselseg.models.checkpoints.training_file import checkpoint_tensors, load_trainable, read_training_file
 from vesselseg.models.lora import checkpoint_state
 from vesselseg.models.sa2va import Sa2VA
 
@@ -103,14 +103,15 @@ def checkpoint_elements(model: Sa2VA) -> int:
 
 
 def load_trained(model: Sa2VA, path: Path) -> None:
-    """Put a checkpoint's weights into a model of which the same entries train; raises WeightsError otherwise."""
-    with _gathered(model, modifier_rank=0), torch.no_grad():
-        load_trainable(model, read_training_file(path)["state_dict"], str(path))
+    """Put a checkpoint's weights, our own or of the published code, into a model; raises WeightsError."""
+    state, kind = checkpoint_tensors(model, read_training_file(path, model_config={}), str(path))
+    with _gathered(model, state.keys(), modifier_rank=0), torch.no_grad():
+        load_trainable(model, state, str(path), **kind)
 
 
-def _gathered(model: Sa2VA, modifier_rank: int | None = None) -> AbstractContextManager:
-    """What a checkpoint holds, whole on every process while the context lasts."""
-    names = checkpoint_state(model).keys()
+def _gathered(model: Sa2VA, further: Collection[str] = (), modifier_rank: int | None = None) -> AbstractContextManager:
+    """What a checkpoint holds, and further entries, whole on every process while the context lasts."""
+    names = checkpoint_state(model).keys() | set(further)
     partitioned = [
         value for name, value in model.state_dict(keep_vars=True).items() if name in names and hasattr(value, "ds_id")
     ]

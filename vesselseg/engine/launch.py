@@ -19,7 +19,7 @@ from vesselseg.data.vessel_dataset import VesselDataset
 from vesselseg.engine import console
 from vesselseg.engine.checkpoint import RunIdentity, RunState, read_run_state, weights_file
 from vesselseg.engine.config_check import import_name
-from vesselseg.engine.loop import VesselTrainLoop
+from vesselseg.engine.loop import LateDataLoader, VesselTrainLoop
 from vesselseg.engine.memory import out_of_memory_message
 from vesselseg.engine.milestones import CheckpointFacts, CheckpointHook, ValidationHook
 from vesselseg.engine.plan import TrainPlan
@@ -180,7 +180,7 @@ def _on_first_process(rank: int, decide: Callable[[], T]) -> T:
 
 def _loader(dataset: VesselDataset, sampler: StreamSampler, settings: Loader) -> DataLoader:
     workers = settings.num_workers
-    return DataLoader(
+    return LateDataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,

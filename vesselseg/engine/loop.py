@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,22 @@ from torch import nn
 from torch.utils.data import DataLoader
 from xtuner.engine.runner import TrainLoop
 
+from vesselseg.data.batch import Batch
 from vesselseg.engine.checkpoint import RunState, restore
 from vesselseg.engine.micro_steps import MicroSteps
 from vesselseg.engine.plan import TrainPlan
 from vesselseg.registry import LOOPS
+
+
+class LateDataLoader(DataLoader):
+    """A DataLoader that starts when the first batch is asked for, not when it is iterated over.
+
+    mmengine's loop starts it before the model is built. Batches that are received meanwhile are spoiled: while
+    DeepSpeed partitions a model under construction (ZeRO-3), it replaces torch's functions that make tensors.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 @LOOPS.register_module()

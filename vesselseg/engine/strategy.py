@@ -76,6 +76,11 @@ class VesselStrategy(DeepSpeedStrategy):
             load_trained(built.sa2va, Path(self.load_from))
         return built
 
+    def ready_to_predict(self) -> AbstractContextManager:
+        """While it lasts, a Predictor can use the model: what it reads from outside of modules is gathered (ZeRO-3)."""
+        parameters = _read_from_outside(self.model.model.module.sa2va) if self.stage == 3 else []
+        return deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3)
+
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> DeepSpeedOptimWrapper:
         """The optimizer over what trains. optim_wrapper: lr, betas and weight_decay."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad] if model else []
@@ -116,7 +121,8 @@ class VesselStrategy(DeepSpeedStrategy):
         if self.stage in (1, 2):
             wrapper.model.optimizer.check_grad_overflow = True
         if self.stage == 3:
-            _gather_with_root(model)
+            for parameter in _read_from_outside(wrapper.model.module.sa2va):
+                deepspeed.zero.register_external_parameter(model, parameter)
         return wrapper
 
     def _partitioned(self) -> AbstractContextManager:
@@ -159,20 +165,13 @@ def _offloads_optimizer(zero: dict[str, Any] | None) -> bool:
     return offload.get("device", "none") not in ("none", None)
 
 
-def _gather_with_root(model: Any) -> None:
-    """Weights of modules whose own forward is never called are gathered around the whole forward and backward pass.
+def _read_from_outside(sa2va: Any) -> list[nn.Parameter]:
+    """Weights of modules whose own forward is never called, around which DeepSpeed would gather them.
 
-    DeepSpeed gathers a weight around the forward of the module that owns it; these are read from outside. They are
-    small: rows of the new tokens, SAM2's vectors for missing memory and missing prompts.
+    They are small: rows of the new tokens, SAM2's vectors for missing memory and missing prompts.
     """
-    sa2va = model.sa2va
-    read_from_outside = [
-        *sa2va.new_tokens.parameters(),
-        *sa2va.grounding.sam2.parameters(recurse=False),
-        *sa2va.grounding.sam2.sam_prompt_encoder.parameters(),
-    ]
-    for parameter in read_from_outside:
-        deepspeed.zero.register_external_parameter(model, parameter)
+    sam2 = sa2va.grounding.sam2
+    return [*sa2va.new_tokens.parameters(), *sam2.parameters(recurse=False), *sam2.sam_prompt_encoder.parameters()]
 
 
 def _assign_partitioned(target: Tensor, tensor: Tensor) -> None:
