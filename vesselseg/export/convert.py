@@ -46,11 +46,13 @@ def convert(
     dtype: torch.dtype = torch.float32,
     base: str | None = None,
     force: bool = False,
+    model_config: dict[str, Any] | None = None,
 ) -> Check:
     """Write the folder next to `out` and move it there once it has passed the check.
 
     images: real images that checkpoint and folder are compared on. dtype: of the stored weights; with bf16 the
     comparison is made with the merged weights already rounded, since rounding them is what bf16 asks for.
+    model_config: arguments of `build_model` for a checkpoint of the published code, which holds none.
     Raises UserError where `out` exists, the checkpoint does not fit its base, or the check fails.
     """
     if out.exists() and not force:
@@ -61,7 +63,7 @@ def convert(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        check = _write_and_check(checkpoint, part, images, dtype, base)
+        check = _write_and_check(checkpoint, part, images, dtype, base, model_config)
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     finally:
@@ -70,9 +72,14 @@ def convert(
 
 
 def _write_and_check(
-    checkpoint: Path, folder: Path, images: Sequence[Path], dtype: torch.dtype, base: str | None
+    checkpoint: Path,
+    folder: Path,
+    images: Sequence[Path],
+    dtype: torch.dtype,
+    base: str | None,
+    model_config: dict[str, Any] | None,
 ) -> Check:
-    model, content = build_from_training_file(checkpoint, base=base)
+    model, content = build_from_training_file(checkpoint, base=base, model_config=model_config)
     model.eval()
     tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
     pictures = [_open(path) for path in images]

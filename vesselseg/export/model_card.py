@@ -23,7 +23,7 @@ Fine-tuned with vesselseg {version}. InternVL reads the image and the request, S
 | data fingerprint | `{fingerprint}` |
 | trained for | {trained} |
 | validation Dice | {dice} |
-| threshold | {threshold:.2f}, chosen on the validation split |
+| threshold | {threshold:.2f}, {chosen} |
 | SAM2 view | {sam_size} x {sam_size} pixels |
 
 ## Use
@@ -64,6 +64,7 @@ def write_model_card(folder: Path, model: Sa2VA, checkpoint: dict[str, Any]) -> 
         trained=f"{iterations} iterations" + (f" ({epochs:.2f} epochs)" if epochs is not None else ""),
         dice=f"{dice:.4f}" if dice is not None else "unknown",
         threshold=model.config.threshold,
+        chosen="no split chose it" if checkpoint.get("published") else "chosen on the validation split",
         sam_size=model.grounding.image_size,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -117,14 +117,15 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 def checkpoint_state(model: Sa2VA) -> dict[str, Tensor]:
     """What a checkpoint must hold: every parameter that trains, and what no weight file could give again.
 
-    A SAM2 that started from random weights answers through frozen parts and buffers too (position matrix, IoU head).
+    A SAM2 that started from random weights answers through frozen parts and buffers too (position matrix, IoU head),
+    and a checkpoint that training started from may have changed parts that are frozen now.
     """
-    drawn = {
+    not_in_base = {
         name: value.detach()
         for name, value in model.state_dict(keep_vars=True).items()
-        if name.startswith(model.drawn_at_random)
+        if name.startswith(model.drawn_at_random) or name in model.changed_by_load
     }
-    return {**drawn, **trainable_state(model)}
+    return {**not_in_base, **trainable_state(model)}
 
 
 PARTS = (

@@ -55,6 +55,7 @@ class Sa2VA(nn.Module):
         self.grounding = grounding
         self.image_token_id = image_token_id
         self.drawn_at_random: tuple[str, ...] = ()  # name prefixes of parts that no weight file was read for
+        self.changed_by_load: tuple[str, ...] = ()  # frozen entries in which a loaded checkpoint differs from the base
 
     def forward(self, batch: Batch) -> Output:
         """One image encoding per image, however many objects its conversation names."""

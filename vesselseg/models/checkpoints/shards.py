@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vesselseg.errors import WeightsError
+from vesselseg.models.checkpoints.pickles import load_pickle, state_dict_of
 
 WeightStream = Iterator[tuple[str, Tensor]]
 
@@ -64,29 +63,6 @@ def _opened(path: Path) -> Any:
         raise WeightsError(
             f"{path}: not readable as safetensors ({error}); it is cut short, download it again"
         ) from None
-
-
-def load_pickle(path: Path) -> Any:
-    """A torch file opened so that it cannot run code; raises WeightsError with the reason."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"{path}: refused, since it cannot be opened as plain tensors ({reason}). It is cut short or carries code; "
-            "get it again from its source or convert it to safetensors where you trust it"
-        ) from None
-
-
-def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file: bare, or under `model` (SAM2) or `state_dict` (mmengine)."""
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path}: holds no state dict of tensors")
-    return content
 
 
 def _index(folder: Path, name: str) -> dict[str, str] | None:

@@ -1,57 +1,119 @@
 """A training checkpoint `.pth`: what trains, and what is needed to use it.
 
-Plain types and tensors only, so that it opens without running code: `state_dict` (see `checkpoint_state`),
-`model_config` (arguments of `build_model`), `threshold`, `data_fingerprint`, `config`, `versions`, `meta`.
+Ours holds plain types and tensors only, so that it opens without running code: `state_dict` (see `checkpoint_state`),
+`model_config` (arguments of `build_model`), `threshold`, `data_fingerprint`, `config`, `versions`, `meta`. Those of the
+published code (see `published_training`) hold no settings; which of the two a file is shows in its content.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vesselseg.errors import WeightsError
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.load import raise_for_keys
-from vesselseg.models.checkpoints.shards import load_pickle
+from vesselseg.models.checkpoints.pickles import load_pickle, state_dict_of
+from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD
+from vesselseg.models.checkpoints.published_training import is_published_training, published_to_ours, required_names
 from vesselseg.models.lora import checkpoint_state
 from vesselseg.models.sa2va import Sa2VA
 
+logger = logging.getLogger(__name__)
+
 REQUIRED = ("state_dict", "model_config", "threshold")
+UNCHOSEN_THRESHOLD = 0.5  # the published code's; no validation split chose it
 
 
-def read_training_file(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; raises WeightsError where the file is none of ours or is cut short."""
+def read_training_file(path: Path, model_config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The content of a checkpoint; raises WeightsError where the file is none or is cut short.
+
+    model_config: arguments of `build_model` for a checkpoint of the published code, which holds none; such a content
+    has `published` set. Ignored for our own.
+    """
+    if path.is_dir():
+        raise WeightsError(
+            f"{path} is a folder, not a checkpoint file; DeepSpeed leaves such folders, and the zero_to_fp32.py in it "
+            "makes one file of it"
+        )
     if not path.exists():
         raise WeightsError(f"{path} does not exist; checkpoints are the files iter_N.pth and best.pth of a work folder")
     content = load_pickle(path)
+    if is_published_training(content):
+        return _published_content(content, path, model_config)
     missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
     if missing:
         raise WeightsError(f"{path}: not a checkpoint of vesselseg, it lacks {', '.join(missing)}")
     return content
 
 
-def load_trainable(model: Sa2VA, state: dict[str, Tensor], source: str) -> None:
-    """Copy a checkpoint's tensors into a model that needs exactly these; raises WeightsError otherwise."""
-    targets = checkpoint_state(model)
+def load_trainable(
+    model: Sa2VA,
+    state: dict[str, Tensor],
+    source: str,
+    *,
+    required: Collection[str] | None = None,
+    first_rows: Collection[str] = (),
+) -> None:
+    """Copy a checkpoint's tensors into a model; nothing is copied where they do not fit (WeightsError).
+
+    required: names that must be there; default: all that a checkpoint of this model holds. first_rows: tables of which
+    only the first rows are given. Further entries of the model are taken as well: where they differ from what the model
+    has read from its base, they are in `model.changed_by_load` and so in later checkpoints.
+    """
+    targets = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
+    kept = checkpoint_state(model).keys()
     shapes = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(target.shape)}"
-        for name, target in targets.items()
-        if name in state and state[name].shape != target.shape
+        f"{name} is {tuple(tensor.shape)}, expected {tuple(targets[name].shape)}"
+        for name, tensor in state.items()
+        if name in targets and _expected(targets[name], tensor, name in first_rows) != tuple(tensor.shape)
     ]
-    missing, unexpected = targets.keys() - state.keys(), state.keys() - targets.keys()
+    missing = (kept if required is None else set(required)) - state.keys()
+    unexpected = [name for name in state if name not in targets]
     raise_for_keys(source, missing=sorted(missing), unexpected=sorted(unexpected), misshapen=shapes)
-    for name, target in targets.items():
-        target.copy_(state[name])
+    if _unties(model, state):
+        targets = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
+    for name, tensor in state.items():
+        target = targets[name][: len(tensor)] if name in first_rows else targets[name]
+        if name not in kept:
+            _note_change(model, name, target, tensor, source)
+        target.copy_(tensor)
+
+
+def load_checkpoint(model: Sa2VA, content: dict[str, Any], source: str) -> None:
+    """Put a checkpoint of either kind (see `read_training_file`) into a model; raises WeightsError."""
+    state, kind = checkpoint_tensors(model, content, source)
+    load_trainable(model, state, source, **kind)
+
+
+def checkpoint_tensors(
+    model: Sa2VA, content: dict[str, Any], source: str
+) -> tuple[dict[str, Tensor], dict[str, Collection[str]]]:
+    """A checkpoint's tensors under the model's names, and the further arguments of `load_trainable` for it."""
+    if not content.get("published"):
+        return content["state_dict"], {}
+    state = published_to_ours(content["state_dict"], model, source)
+    return state, {"required": required_names(model), "first_rows": (EMBEDDING, HEAD)}
 
 
 def build_from_training_file(
-    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, base: str | None = None
+    path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    base: str | None = None,
+    model_config: dict[str, Any] | None = None,
 ) -> tuple[Sa2VA, dict[str, Any]]:
-    """The trained model and the checkpoint's content. base: the base folder, where it has moved."""
-    content = read_training_file(path)
+    """The trained model and the checkpoint's content.
+
+    base: the base folder, where it has moved. model_config: see `read_training_file`.
+    """
+    content = read_training_file(path, model_config)
     arguments = {**content["model_config"], "gradient_checkpointing": False}
     if base is not None:
         arguments["base"] = base
@@ -63,6 +125,54 @@ def build_from_training_file(
             "train from a base folder with weights"
         )
     model = build_model(**arguments, device=device, dtype=dtype)
-    load_trainable(model, content["state_dict"], str(path))
+    with torch.no_grad():
+        load_checkpoint(model, content, str(path))
     model.config.threshold = float(content["threshold"])
     return model, content
+
+
+def _published_content(content: dict[str, Any], path: Path, model_config: dict[str, Any] | None) -> dict[str, Any]:
+    if model_config is None:
+        raise WeightsError(
+            f"{path}: a checkpoint of the published code, which holds no settings. Give a config with its base folder, "
+            "SAM2 file and LoRA alpha: python tools/convert_to_hf.py CONFIG CHECKPOINT --save-path OUT, or load_from "
+            "in a config to train on"
+        )
+    meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
+    return {
+        "published": True,
+        "state_dict": state_dict_of(content, path),
+        "model_config": model_config,
+        "threshold": UNCHOSEN_THRESHOLD,
+        "meta": {"iter": meta["iter"]} if isinstance(meta.get("iter"), int) else {},
+    }
+
+
+def _expected(target: Tensor, tensor: Tensor, first_rows: bool) -> tuple[int, ...]:
+    return (min(len(target), len(tensor)), *target.shape[1:]) if first_rows else tuple(target.shape)
+
+
+def _note_change(model: Sa2VA, name: str, target: Tensor, tensor: Tensor, source: str) -> None:
+    changed = target != tensor.to(target)
+    if not bool(changed.any()):
+        return
+    model.changed_by_load = (*model.changed_by_load, name)
+    if name in (EMBEDDING, HEAD):
+        rows = int(changed.any(dim=1).sum())
+        logger.info("%s: %d of %d rows of the base's %s are changed and kept", source, rows, len(target), name)
+
+
+def _unties(model: Sa2VA, state: dict[str, Tensor]) -> bool:
+    """Give the head a table of its own where embedding and head were one and the checkpoint tells them apart."""
+    embedding, head = model.language_model.get_input_embeddings(), model.language_model.get_output_embeddings()
+    given = [state[name] for name in (EMBEDDING, HEAD) if name in state]
+    if head.weight is not embedding.weight or not given or (len(given) == 2 and torch.equal(*given)):
+        return False
+    if hasattr(head.weight, "ds_id"):
+        raise WeightsError(
+            "embedding and head are one table in the base and two in the checkpoint, which ZeRO-3 cannot split; take a "
+            "config with ZeRO-2"
+        )
+    head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=embedding.weight.requires_grad)
+    model.config.llm_config["tie_word_embeddings"] = False
+    return True
