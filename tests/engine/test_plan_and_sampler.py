@@ -71,7 +71,7 @@ def take_part(rank: int, world_size: int, images: int, folder: str) -> None:
     torch.distributed.all_gather_object(gathered, batches)
     if rank == 0:
         torch.save(gathered, os.path.join(folder, "seen.pt"))  # noqa: PTH118
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()  # and no destroy_process_group, which hangs now and then with torch 2.6 and gloo
 
 
 class Items(torch.utils.data.Dataset):
