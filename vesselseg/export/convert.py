@@ -81,7 +81,8 @@ def _write_and_check(
 ) -> Check:
     model, content = build_from_training_file(checkpoint, base=base, model_config=model_config)
     model.eval()
-    tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
+    source = read_base_folder(base or content["model_config"]["base"])
+    tokenizer = source.tokenizer
     pictures = [_open(path) for path in images]
     predictor = Predictor(model, processor_for(model.config, tokenizer), model.config.threshold)
     if dtype == torch.float32:
@@ -92,9 +93,10 @@ def _write_and_check(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype).float()
         before = _predict(predictor, pictures)
-    write_published_folder(model, tokenizer, folder, dtype=dtype, extra={"auto_map": AUTO_MAP})
+    write_published_folder(model, tokenizer, folder, dtype=dtype, extra={"auto_map": AUTO_MAP}, kept=source.fields)
     write_remote_code(folder)
     write_model_card(folder, model, content)
+    del model, predictor  # the folder's own copy takes their place in memory
     check = compare(before, _predict_exported(folder, pictures))
     if check.probability > TOLERANCE:
         raise UserError(

@@ -11,6 +11,7 @@ from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
+from vesselseg.models.checkpoints.hub import hub_name
 from vesselseg.models.checkpoints.training_file import build_from_training_file
 
 FROZEN = {
@@ -25,14 +26,14 @@ FROZEN = {
 def load_predictor(
     path: str | Path, device: str = "auto", dtype: torch.dtype | None = None, base: str | None = None
 ) -> Predictor:
-    """The predictor of an exported Hugging Face folder, or of a checkpoint `.pth` with its base folder.
+    """The predictor of an exported or published Sa2VA folder, local or on the hub, or of a checkpoint `.pth`.
 
     device: `auto` takes the GPU if there is one. dtype: bf16 on a GPU that has it, else float32.
     base: where a checkpoint's base folder lies now, if it has moved. Raises WeightsError.
     """
     path, place = Path(path), choose_device(device)
     dtype = dtype or default_dtype(place)
-    if path.is_dir() and (path / "config.json").exists():
+    if (path.is_dir() and (path / "config.json").exists()) or hub_name(path):
         model = build_model(str(path), trainable=FROZEN, device=place, dtype=dtype)
         tokenizer = read_base_folder(path).tokenizer
     elif path.suffix == ".pth":
@@ -41,7 +42,7 @@ def load_predictor(
     else:
         raise WeightsError(
             f"{path} is neither an exported model folder (with config.json) nor a checkpoint (.pth); "
-            "name one of them, e.g. work_dirs/RUN/best.pth"
+            "name one of them, e.g. work_dirs/RUN/best.pth, or a model of the hub, e.g. ByteDance/Sa2VA-InternVL3-8B"
         )
     model.eval().requires_grad_(False)
     return Predictor(model, processor_for(model.config, tokenizer), model.config.threshold)

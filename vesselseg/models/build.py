@@ -43,8 +43,10 @@ def build_model(
 ) -> Sa2VA:
     """Read a base folder and make the model that trains.
 
-    base: folder of an InternVL or Sa2VA model. sam2: `variant`, `version`, `image_size`, `trunk` (sizes), and
-    `checkpoint`, a file of SAM2's; without one, an InternVL base gets a SAM2 with random weights, and says so.
+    base: folder of an InternVL or Sa2VA model, or its name on the hub.
+    sam2: `variant`, `version`, `image_size`, `trunk` (sizes), and `checkpoint`, a file of SAM2's; without one, an
+    InternVL base gets a SAM2 with random weights, and says so. A base that holds a SAM2 of its own keeps it, with its
+    sizes: only `image_size` is taken then.
     lora, trainable: fields of `Lora` and `Trainable`.
     max_tiles: InternVL tiles per image without the thumbnail, in training and prediction alike; None: the base's limit.
     random_weights: take shapes and tokenizer from the folder and no weights (for measuring memory and speed).
@@ -53,9 +55,7 @@ def build_model(
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     folder = read_base_folder(base)
-    settings = dict(sam2 or {})
-    sam2_file = settings.pop("checkpoint", None)
-    folder.config.grounding_config = {**folder.config.grounding_config, **settings}
+    sam2_file = _settle_sam2(folder, sam2 or {})
     folder.config.max_dynamic_patch = min(max_tiles or folder.config.max_dynamic_patch, folder.config.max_dynamic_patch)
     switches = Trainable(**(trainable or {}))
     empty = construction is None and not random_weights
@@ -89,6 +89,20 @@ def _place(device: torch.device | str, dtype: torch.dtype) -> Any:
         torch.set_default_dtype(before)
 
 
+def _settle_sam2(folder: BaseFolder, sam2: dict[str, Any]) -> str | None:
+    """Put SAM2's sizes into the folder's config; returns the file that its weights come from, if any."""
+    settings = {name: value for name, value in sam2.items() if name != "checkpoint"}
+    if not _holds_sam2(folder):
+        folder.config.grounding_config = {**folder.config.grounding_config, **settings}
+        return sam2.get("checkpoint")
+    if "grounding_config" in folder.fields:
+        settings = {name: value for name, value in settings.items() if name == "image_size"}
+    folder.config.grounding_config = {**folder.config.grounding_config, **settings}
+    if sam2.get("checkpoint"):
+        logger.info("%s holds a SAM2 of its own: sam2.checkpoint is not read", folder.path)
+    return None
+
+
 def _load(
     model: Sa2VA,
     folder: BaseFolder,
@@ -97,7 +111,7 @@ def _load(
     dtype: torch.dtype,
     assign: Assign | None,
 ) -> None:
-    holds_masks = folder.layout == "sa2va" and _holds_sam2(folder)
+    holds_masks = _holds_sam2(folder)
     load_weights(
         model,
         folder.stream(),
@@ -119,4 +133,4 @@ def _load(
 
 
 def _holds_sam2(folder: BaseFolder) -> bool:
-    return any(name.startswith("grounding_encoder.") for name in folder_names(folder.path))
+    return folder.layout == "sa2va" and any(name.startswith("grounding_encoder.") for name in folder_names(folder.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
@@ -9,6 +10,8 @@ from transformers.models.internvl.configuration_internvl import InternVLVisionCo
 
 NEW_TOKENS = ("[SEG]", "<p>", "</p>", "<vp>", "</vp>")  # in the order in which Sa2VA appends them to the vocabulary
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
+
+LANGUAGE_MODELS = ("qwen2", "internlm2", "llama")  # llm_config.model_type
 
 SAM2_LARGE = {"variant": "large", "version": "2.0", "image_size": 1024}
 
@@ -68,7 +71,8 @@ class Sa2VAConfig(PretrainedConfig):
 
     def text(self, attention: str = "sdpa") -> Qwen2Config | LlamaConfig:
         """The language model's configuration as transformers' own class; InternLM2 becomes Llama."""
-        fields = {key: value for key, value in self.llm_config.items() if key not in _LLM_DROPPED}
+        # transformers writes into the dicts that it is given, and the published code refuses what it adds to them.
+        fields = {key: copy.deepcopy(value) for key, value in self.llm_config.items() if key not in _LLM_DROPPED}
         kind = self.llm_config.get("model_type")
         if kind == "qwen2":
             return Qwen2Config(**fields, attn_implementation=attention)

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vesselseg.errors import WeightsError
 from vesselseg.models.checkpoints import hf_layout, published_layout
+from vesselseg.models.checkpoints.hub import local_folder
 from vesselseg.models.checkpoints.shards import WeightStream, stream_folder
-from vesselseg.models.sa2va_config import IMAGE_TOKENS, NEW_TOKENS, Sa2VAConfig
+from vesselseg.models.sa2va_config import IMAGE_TOKENS, LANGUAGE_MODELS, NEW_TOKENS, Sa2VAConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class BaseFolder:
     """layout: `internvl` (published), `internvl_hf` (transformers' own) or `sa2va` (with mask decoder).
 
     has_new_tokens: whether the five tokens are part of vocabulary and tables already.
+    fields: config.json as it stands, to be kept where the folder is written again; empty for transformers' own layout.
     """
 
     path: Path
@@ -33,6 +35,7 @@ class BaseFolder:
     tokenizer: PreTrainedTokenizerBase
     image_token_id: int
     has_new_tokens: bool
+    fields: dict[str, Any]
 
     def stream(self) -> WeightStream:
         """Every tensor under our names; new-token rows are cut out of the tables, or start at the tables' mean."""
@@ -75,8 +78,11 @@ def mean_rows(table: Tensor, count: int, chunk: int = 8192) -> Tensor:
 
 
 def read_base_folder(path: str | Path) -> BaseFolder:
-    """Look at a folder; raises WeightsError if it is not one that vesselseg can start from."""
-    folder = Path(path)
+    """Look at a folder; raises WeightsError if it is not one that vesselseg can start from.
+
+    path: a folder, or OWNER/NAME or OWNER/NAME@REVISION of the hub (see `hub`).
+    """
+    folder = local_folder(path)
     content = _read_config(folder)
     layout, config = _layout(folder, content)
     tokenizer = _read_tokenizer(folder)
@@ -87,7 +93,8 @@ def read_base_folder(path: str | Path) -> BaseFolder:
     _check_vocabulary(folder, tokenizer, ids, int(config.llm_config["vocab_size"]), all(present))
     config.new_token_start = ids[0]
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKENS[2])
-    return BaseFolder(folder, layout, config, tokenizer, image_token_id, all(present))
+    fields = {} if layout == "internvl_hf" else content
+    return BaseFolder(folder, layout, config, tokenizer, image_token_id, all(present), fields)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -121,10 +128,27 @@ def _layout(folder: Path, content: Any) -> tuple[str, Sa2VAConfig]:
     lacking += [f"vision_config.{name}" for name in _VISION_FIELDS if name not in content["vision_config"]]
     if lacking:
         raise WeightsError(f"{path}: lacks {', '.join(lacking)}; download it again")
+    _check_supported(path, content)
     fields = {key: value for key, value in content.items() if key not in ("architectures", "auto_map", "model_type")}
     architecture = " ".join(content.get("architectures") or [])
     sa2va = content.get("model_type") == "sa2va_chat" or "Sa2VA" in architecture
     return ("sa2va" if sa2va else "internvl"), Sa2VAConfig(**fields)
+
+
+_ONLY = {"ps_version": ("v2",), "select_layer": (-1,), "pad2square": (False,)}
+
+
+def _check_supported(path: Path, content: dict[str, Any]) -> None:
+    """Families that this package has no class for, and settings of InternVL's first versions."""
+    kind = content["llm_config"]["model_type"]
+    if kind not in LANGUAGE_MODELS:
+        raise WeightsError(
+            f"{path}: its language model is {kind!r}; supported are {', '.join(LANGUAGE_MODELS)} (InternVL 2.5, "
+            "InternVL3 and Sa2VA of these). Take another base"
+        )
+    wrong = [f"{key} = {content[key]!r}" for key, values in _ONLY.items() if content.get(key, values[0]) not in values]
+    if wrong:
+        raise WeightsError(f"{path}: {', '.join(wrong)}; expected {_ONLY}. Take a newer base")
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ Published folders hold `vision_model.*`, `mlp1.*`, `language_model.*` and, in Sa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def to_ours(name: str, tensor: Tensor, config: Sa2VAConfig) -> Iterator[tuple[st
         yield from _vision_layer_to_ours(layer.group(1).replace(".layers.", ".layer."), layer.group(2), tensor)
     elif layer and layer.group(2).startswith("attention.wqkv."):
         kind = layer.group(2).rsplit(".", 1)[1]
-        for part, piece in zip("qkv", split_wqkv(tensor, config)):
+        for part, piece in zip("qkv", _split_or_whole(tensor, config)):
             yield f"{layer.group(1)}self_attn.{part}_proj.{kind}", piece
     elif layer:
         yield layer.group(1) + _rename(layer.group(2), _INTERNLM2_LAYER), tensor
@@ -77,19 +77,31 @@ def to_ours(name: str, tensor: Tensor, config: Sa2VAConfig) -> Iterator[tuple[st
 
 def from_ours(state: dict[str, Tensor], config: Sa2VAConfig) -> dict[str, Tensor]:
     """Our state dict -> published names, with attention fused again; the inverse of `to_ours` for every tensor."""
+    return {
+        name: join([state[source] for source in sources], sources[0], config)
+        for name, sources in published_sources(state, config).items()
+    }
+
+
+def published_sources(names: Iterable[str], config: Sa2VAConfig) -> dict[str, tuple[str, ...]]:
+    """Published name -> the names of ours that it is made of, in our order: three where it is fused, else one."""
     fused_llm = config.llm_config.get("model_type") == "internlm2"
-    published: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    published: dict[str, tuple[str, ...]] = {}
+    for name in names:
         parts = _fusable(name, fused_llm)
         if parts is None:
-            published[_from_ours_name(name, fused_llm)] = tensor
+            published[_from_ours_name(name, fused_llm)] = (name,)
         elif parts[0] == "q":
-            q, k, v = (state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv")
-            if name.startswith("vision_model."):
-                published[parts[1]] = torch.cat([q, k, v])
-            else:
-                published[parts[1]] = fuse_wqkv(q, k, v, config)
+            published[parts[1]] = tuple(name.replace("q_proj", f"{letter}_proj") for letter in "qkv")
     return published
+
+
+def join(tensors: Sequence[Tensor], first: str, config: Sa2VAConfig) -> Tensor:
+    """The tensors of one published entry as one. first: our name of the first of them."""
+    if len(tensors) == 1:
+        return tensors[0]
+    q, k, v = tensors
+    return torch.cat(list(tensors)) if first.startswith("vision_model.") else fuse_wqkv(q, k, v, config)
 
 
 def split_wqkv(wqkv: Tensor, config: Sa2VAConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,6 +110,13 @@ def split_wqkv(wqkv: Tensor, config: Sa2VAConfig) -> tuple[Tensor, Tensor, Tenso
     parts = wqkv.reshape(groups, per_group + 2, head_dim, *wqkv.shape[1:])
     q, k, v = parts[:, :per_group], parts[:, per_group], parts[:, per_group + 1]
     return q.flatten(0, 2), k.flatten(0, 1), v.flatten(0, 1)
+
+
+def _split_or_whole(wqkv: Tensor, config: Sa2VAConfig) -> tuple[Tensor, ...]:
+    """A tensor of another shape is passed on as it is, to be told together with all others that do not fit."""
+    groups, per_group, head_dim = _attention_shape(config)
+    fits = wqkv.dim() > 0 and len(wqkv) == groups * (per_group + 2) * head_dim
+    return split_wqkv(wqkv, config) if fits else (wqkv,) * 3
 
 
 def fuse_wqkv(q: Tensor, k: Tensor, v: Tensor, config: Sa2VAConfig) -> Tensor:

@@ -3,42 +3,92 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD, from_ours
+from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD, join, published_sources
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sa2va_config import Sa2VAConfig
 
-SHARD_SIZE = "5GB"
+SHARD_BYTES = 5_000_000_000
+# Fields of the base's config.json that say whose code reads the folder; ours says so itself.
+NOT_KEPT = ("architectures", "auto_map", "_name_or_path")
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "internlm2": "InternLM2ForCausalLM", "llama": "LlamaForCausalLM"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of the folder: its published name, our names that it is made of, and its size."""
+
+    name: str
+    sources: tuple[str, ...]
+    bytes: int
 
 
 def write_published_folder(
-    model: Sa2VA, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype, extra: dict[str, Any]
+    model: Sa2VA,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    extra: dict[str, Any],
+    kept: dict[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model without adapters. extra: further entries of config.json. The folder must exist."""
-    state = published_state(model, dtype)
-    save_torch_state_dict(state, folder, max_shard_size=SHARD_SIZE, metadata={"format": "pt"})
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # the library creates them readable by their owner only
+    """Write a model without adapters, one shard in memory at a time. The folder must exist.
+
+    extra: further entries of config.json. kept: fields of the base's config.json, which stay unless ours replace them.
+    """
+    shards = plan_shards(published_pieces(model, dtype), shard_bytes)
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    for name, shard in zip(names, shards):
+        save_file(dict(_tensors(model, shard, dtype)), str(folder / name), metadata={"format": "pt"})
+        (folder / name).chmod(0o644)
+    if len(shards) > 1:
+        _write_json(folder / "model.safetensors.index.json", _index(names, shards))
     tokenizer.save_pretrained(folder)
-    vocabulary = published_rows(model)
-    content = {**config_content(model.config, vocabulary, dtype), "image_token_id": model.image_token_id, **extra}
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {name: value for name, value in (kept or {}).items() if name not in NOT_KEPT}
+    content |= config_content(model.config, published_rows(model), dtype)
+    _write_json(folder / "config.json", {**content, "image_token_id": model.image_token_id, **extra})
 
 
 def published_state(model: Sa2VA, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Our state dict -> published names, the new tokens' rows put into the tables."""
-    ours = {name: value.detach().to("cpu", dtype) for name, value in model.state_dict().items()}
-    rows = {EMBEDDING: ours.pop("new_tokens.embedding"), HEAD: ours.pop("new_tokens.head")}
-    for table, new in rows.items():
-        ours[table] = put_rows(ours[table], new, model.new_tokens.start)
-    return {name: value.contiguous() for name, value in from_ours(ours, model.config).items()}
+    """All of a small model at once: published names, the new tokens' rows put into the tables."""
+    return dict(_tensors(model, published_pieces(model, dtype), dtype))
+
+
+def published_pieces(model: Sa2VA, dtype: torch.dtype) -> list[Piece]:
+    """What the folder will hold, in the model's order; reads no weight."""
+    entries = {name: value for name, value in model.state_dict().items() if not name.startswith("new_tokens.")}
+    pieces = []
+    for name, sources in published_sources(entries, model.config).items():
+        elements = sum(entries[source].numel() for source in sources)
+        if sources[0] in (EMBEDDING, HEAD):
+            elements = published_rows(model) * entries[sources[0]].shape[1]
+        pieces.append(Piece(name, sources, elements * dtype.itemsize))
+    return pieces
+
+
+def plan_shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
+    """Pieces in order, a new shard where the limit (bytes) would be passed."""
+    shards: list[list[Piece]] = [[]]
+    filled = 0
+    for piece in pieces:
+        if shards[-1] and filled + piece.bytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(piece)
+        filled += piece.bytes
+    return shards
 
 
 def put_rows(table: Tensor, rows: Tensor, start: int) -> Tensor:
@@ -54,6 +104,8 @@ def published_rows(model: Sa2VA) -> int:
 def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
     """config.json in the published fields."""
     llm = {**config.llm_config, "vocab_size": vocabulary, "tie_word_embeddings": False}
+    llm["architectures"] = llm.get("architectures") or [ARCHITECTURES[llm["model_type"]]]
+    vision = {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b", **config.vision_config}
     return {
         "architectures": ["VesselSegModel"],
         "model_type": config.model_type,
@@ -61,7 +113,7 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
         "torch_dtype": str(dtype).removeprefix("torch."),
         "hidden_size": llm["hidden_size"],
         "llm_config": llm,
-        "vision_config": config.vision_config,
+        "vision_config": vision,
         "grounding_config": config.grounding_config,
         "template": "internlm2_chat" if llm["model_type"] == "internlm2" else "qwen_chat",
         "force_image_size": config.force_image_size,
@@ -73,8 +125,33 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
         "ps_version": "v2",
         "select_layer": -1,
         "pad2square": False,
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
         "tie_word_embeddings": False,
         "new_token_start": config.new_token_start,
         "threshold": config.threshold,
         "default_phrase": config.default_phrase,
     }
+
+
+def _tensors(model: Sa2VA, pieces: list[Piece], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    entries = model.state_dict()
+    rows = {EMBEDDING: "new_tokens.embedding", HEAD: "new_tokens.head"}
+    for piece in pieces:
+        parts = [entries[source].detach().to("cpu", dtype) for source in piece.sources]
+        source = piece.sources[0]
+        if source in rows:
+            parts = [put_rows(parts[0], entries[rows[source]].detach().to("cpu", dtype), model.new_tokens.start)]
+        yield piece.name, join(parts, source, model.config).contiguous()
+
+
+def _index(names: list[str], shards: list[list[Piece]]) -> dict[str, Any]:
+    weight_map = {piece.name: name for name, shard in zip(names, shards) for piece in shard}
+    return {
+        "metadata": {"total_size": sum(piece.bytes for shard in shards for piece in shard)},
+        "weight_map": weight_map,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""A model's path: a local folder, or a repository of the Hugging Face hub.
+
+`OWNER/NAME` or `OWNER/NAME@REVISION` is a repository where no such folder exists. Only configs, tokenizers and
+safetensors are fetched, into the hub's own cache; interrupted downloads go on. Code is never fetched.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from vesselseg.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w./-]+))?")
+# Folders of a checkout; a path below them that does not exist is a mistake, not a repository.
+LOCAL = ("weights", "work_dirs", "data", "configs", "models", "checkpoints", "outputs", "tmp")
+FETCHED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
+NEVER = ("*.py", "*.pt", "*.bin")
+
+
+def hub_name(path: str | Path) -> tuple[str, str | None] | None:
+    """(repository, revision or None) if a path means the hub, else None."""
+    match = _REPOSITORY.fullmatch(str(path))
+    if match is None or Path(path).exists() or match.group(1) in LOCAL or Path(match.group(1)).is_dir():
+        return None
+    if Path(str(path)).suffix in (".pth", ".pt", ".safetensors", ".json", ".py"):
+        return None
+    return f"{match.group(1)}/{match.group(2)}", match.group(3)
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder that a path means, downloaded first if it is one of the hub; WeightsError where that fails."""
+    named = hub_name(path)
+    if named is None:
+        return Path(path)
+    repository, revision = named
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils import HfHubHTTPError
+
+    try:
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=list(FETCHED), ignore_patterns=list(NEVER))
+        )
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise WeightsError(_what_to_do(repository, revision, error)) from None
+    if revision is None:
+        logger.info("%s is taken at revision %s; pin it with %s@%s", repository, folder.name, repository, folder.name)
+    return folder
+
+
+def _what_to_do(repository: str, revision: str | None, error: Exception) -> str:
+    name = repository.split("/")[1]
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    pinned = f" --revision {revision}" if revision else ""
+    return (
+        f"{repository}{'@' + revision if revision else ''} is no folder here, not in the hub's cache and cannot be "
+        f"downloaded now ({reason[:200]}); on a machine with a network run: hf download {repository}{pinned} "
+        f"--exclude '*.py' --local-dir weights/{name}, bring the folder here and set the path to weights/{name}"
+    )
