@@ -59,12 +59,12 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     main = _grow(rng, root, heading, rng.uniform(0.62, 0.9), rng.uniform(*_ROOT_WIDTH), _THINNEST)
     branches = [main]
     places = rng.permutation(np.linspace(0.12, 0.68, 5))[: rng.integers(2, 5)]
-    side = rng.choice([-1.0, 1.0])
+    side = float(rng.choice([-1.0, 1.0]))
     for place in sorted(places):
         branches.append(_branch(rng, main, place, side))
         side = -side if rng.random() < 0.7 else side
     if len(branches) < 5 and rng.random() < 0.5:
-        branches.append(_branch(rng, branches[1], rng.uniform(0.3, 0.6), rng.choice([-1.0, 1.0])))
+        branches.append(_branch(rng, branches[1], rng.uniform(0.3, 0.6), float(rng.choice([-1.0, 1.0]))))
     visible = [_inside(branch) for branch in branches]
     tubes = [tube for tube in visible if len(tube.width) > _SHORTEST]
     catheter = _draw_catheter(rng, root, heading)

@@ -58,7 +58,7 @@ def expose(rng: np.random.Generator, absorption: np.ndarray, anatomy: Anatomy, c
     uneven = 1 + 0.2 * _clouds(rng, side, 5)  # blood and agent do not mix evenly
     light = np.exp(-(absorption + contrast * filled * uneven))
     light = cv2.GaussianBlur(light, (0, 0), rng.uniform(0.5, 0.85) * side / 256)
-    light *= _vignette(rng, side)
+    light = light * _vignette(rng, side)
     light = _normalise(light, rng)
     light += _grain(rng, side) * np.sqrt(np.maximum(light, 0.02))
     return np.asarray(np.clip(np.round(255 * _collimate(rng, light)), 0, 255), dtype=np.uint8)

@@ -73,7 +73,8 @@ def prepare(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.float3
         grey = cv2.createCLAHE(clipLimit=3.0, tileGridSize=(8, 8)).apply(np.ascontiguousarray(grey))
     values = grey.astype(np.float32)
     if params.background:
-        values -= cv2.GaussianBlur(values, (0, 0), params.background * min(values.shape), borderType=cv2.BORDER_REFLECT)
+        sigma = params.background * min(values.shape)
+        values = np.subtract(values, cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT))
     deviation = float(values.std())
     return (values - values.mean()) / np.float32(deviation if deviation > 0 else 1.0)
 

@@ -143,4 +143,4 @@ def _probability(
     bar.ax.xaxis.set_ticks_position("top")
     bar.ax.tick_params(labelsize=9, colors=_SOFT, length=0, pad=2)
     bar.ax.axvline(threshold, color="white", linewidth=1.5)
-    bar.outline.set_visible(False)
+    bar.ax.spines["outline"].set_visible(False)

@@ -46,7 +46,7 @@ class Stored:
         """(height, width) float32 in 0..1; as_probabilities: how 8-bit files of the folder are read."""
         if self.scale is None or (self.undecided and not as_probabilities):
             return (self.values != 0).astype(np.float32)
-        return (self.values / np.float32(self.scale)).astype(np.float32)
+        return np.divide(self.values, np.float32(self.scale)).astype(np.float32)
 
 
 class PredictionFolder:
