@@ -28,7 +28,7 @@ KEYS = {
     "strategy": "dict(type=VesselStrategy, ...): DeepSpeed's settings",
     "precision": "auto, bf16 or fp32",
     "seed": "whole number that seeds everything",
-    "load_from": "checkpoint .pth whose trained weights a new run starts from, or None",
+    "load_from": "what a new run starts from: a checkpoint .pth, an exported or published folder, or None",
     **dict.fromkeys(SECTIONS, "see vesselseg/engine/settings.py"),
 }
 PRECISIONS = ("auto", "bf16", "fp32")

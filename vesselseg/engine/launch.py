@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from vesselseg.engine.validation import validation_records
 from vesselseg.engine.work_dir import AUTO, claim, resume_folder
 from vesselseg.errors import UserError
 from vesselseg.inference.processor import Processor
+from vesselseg.models.checkpoints.hub import hub_name
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -80,6 +82,7 @@ def train(config: Config, work_dir: Path, resume: str | None = None, force: bool
 
 def run_training(config: Config, work_dir: Path, resume: str | None, force: bool) -> None:
     """The run itself, with torch's errors as they come."""
+    config = start_from_folder(config)
     parts = expand(config)
     strategy = _strategy(parts["strategy"], config, work_dir)
     rank = strategy.rank
@@ -114,6 +117,20 @@ def run_training(config: Config, work_dir: Path, resume: str | None, force: bool
         launcher="pytorch",
     )
     runner.train()
+
+
+def start_from_folder(config: Config) -> Config:
+    """`load_from` may name a whole model, exported or published: it takes the base's place.
+
+    Checkpoints refer to it then, and hold what trains, instead of all that a model of this size differs in.
+    """
+    path = config["load_from"]
+    if path is None or not (Path(path).is_dir() or hub_name(path)):
+        return config
+    values = copy.deepcopy(config.to_dict())
+    values["model"]["sa2va"]["base"] = str(path)
+    values["load_from"] = None
+    return Config(values, filename=config.filename)
 
 
 def build(values: dict[str, Any]) -> Any:
