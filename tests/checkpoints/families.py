@@ -12,12 +12,16 @@ from torch import Tensor
 from vesselseg.models.tiny_base import tiny_config, tiny_tokenizer
 
 
-def write_internlm2_base(folder: Path) -> dict[str, Tensor]:
-    """InternViT with RMSNorm and QK norm and InternLM2, written by the published names; returns the tensors."""
-    folder.mkdir(parents=True)
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(folder)
-    shapes = tiny_config(len(tokenizer), 64, 2, 112)
+def write_internlm2_base(folder: Path, vocabulary: int | None = None) -> dict[str, Tensor]:
+    """InternViT with RMSNorm and QK norm and InternLM2, written by the published names; returns the tensors.
+
+    vocabulary: of a tokenizer that lies in the folder already; None writes one of Qwen2's kind.
+    """
+    if vocabulary is None:
+        tokenizer = tiny_tokenizer()
+        tokenizer.save_pretrained(folder)
+        vocabulary = len(tokenizer)
+    shapes = tiny_config(vocabulary, 64, 2, 112)
     vision = {**shapes.vision_config, "norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}
     text = {
         **shapes.llm_config,
@@ -29,7 +33,7 @@ def write_internlm2_base(folder: Path) -> dict[str, Tensor]:
     config = {"model_type": "internvl_chat", "llm_config": text, "vision_config": vision, "force_image_size": 112}
     config |= {"template": "internvl2_5", "max_dynamic_patch": 6}
     (folder / "config.json").write_text(json.dumps(config))
-    state = internlm2_state(len(tokenizer))
+    state = internlm2_state(vocabulary)
     save_file(state, folder / "model.safetensors")
     return state
 

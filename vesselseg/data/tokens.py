@@ -22,6 +22,8 @@ class ConversationTokens:
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
+        # <s> of InternLM2; Qwen2's tokenizer puts nothing before a text. Sa2VA trains and asks with what is there.
+        self.opening = [number for number in self._ids("", whole=True)[:1] if number == tokenizer.bos_token_id]
 
     def encode(self, rounds: Sequence[tuple[str, str]], image_tokens: int, where: str = "") -> tuple[Tensor, Tensor]:
         """The image stands before the first question; labels cover the answers and their end token.
@@ -30,8 +32,8 @@ class ConversationTokens:
         Returns input_ids and labels, both (tokens,) int64. Raises UserError naming `where` if it is too long: cutting
         it would take [SEG] away from its mask. Raises ValueError if a question holds a token of the model's own.
         """
-        ids: list[int] = []
-        labels: list[int] = []
+        ids = list(self.opening)
+        labels = [IGNORE_LABEL] * len(ids)
         for number, (question, answer) in enumerate(rounds):
             refuse_control_tokens(question)
             image = f"{IMAGE_OPEN}{IMAGE_TOKEN * image_tokens}{IMAGE_CLOSE}\n" if number == 0 else ""
@@ -47,5 +49,5 @@ class ConversationTokens:
             )
         return torch.tensor(ids), torch.tensor(labels)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _ids(self, text: str, whole: bool = False) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=whole)["input_ids"]

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vesselseg.errors import WeightsError
 from vesselseg.models.checkpoints import hf_layout, published_layout
 from vesselseg.models.checkpoints.hub import local_folder
+from vesselseg.models.checkpoints.internlm2_tokenizer import is_internlm2_tokenizer, read_internlm2_tokenizer
 from vesselseg.models.checkpoints.shards import WeightStream, stream_folder
 from vesselseg.models.sa2va_config import IMAGE_TOKENS, LANGUAGE_MODELS, NEW_TOKENS, Sa2VAConfig
 
@@ -153,7 +154,12 @@ def _check_supported(path: Path, content: dict[str, Any]) -> None:
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        if is_internlm2_tokenizer(folder):
+            tokenizer = read_internlm2_tokenizer(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except WeightsError:
+        raise
     except Exception as error:  # the Rust reader of tokenizer.json raises bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{folder}: its tokenizer cannot be read ({reason}); download it again") from None
