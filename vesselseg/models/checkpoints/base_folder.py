@@ -38,9 +38,12 @@ class BaseFolder:
     has_new_tokens: bool
     fields: dict[str, Any]
 
-    def stream(self) -> WeightStream:
-        """Every tensor under our names; new-token rows are cut out of the tables, or start at the tables' mean."""
-        for name, tensor in stream_folder(self.path):
+    def stream(self, tensors: WeightStream | None = None) -> WeightStream:
+        """Every tensor under our names; new-token rows are cut out of the tables, or start at the tables' mean.
+
+        tensors: as the folder names them, in place of its own (see `stream_headers`).
+        """
+        for name, tensor in tensors or stream_folder(self.path):
             if self.layout == "internvl_hf":
                 renamed = iter([(hf_layout.hf_name_to_ours(name), tensor)])
             else:
@@ -56,7 +59,7 @@ class BaseFolder:
 
     def _new_rows(self, table: Tensor) -> Tensor:
         start = int(self.config.new_token_start or 0)
-        if self.has_new_tokens:
+        if self.has_new_tokens or table.is_meta:
             return table[start : start + len(NEW_TOKENS)]
         return mean_rows(table[:start], len(NEW_TOKENS))
 

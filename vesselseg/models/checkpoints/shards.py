@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -46,6 +47,34 @@ def folder_names(folder: Path) -> set[str]:
     return {name for name, _ in stream_folder(folder)}
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the folder's weights; raises WeightsError where one is missing."""
+    index = _index(folder, "model.safetensors.index.json") or _index(folder, "pytorch_model.bin.index.json")
+    if index:
+        _check_shards(folder, index)
+        return [folder / name for name in sorted(set(index.values()))]
+    single = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()]
+    if not single:
+        next(stream_folder(folder))  # raises
+    return single[:1]
+
+
+def stream_headers(folder: Path) -> WeightStream:
+    """Every tensor's name, shape and type, as a tensor on the meta device: no weight is read from safetensors."""
+    for file in weight_files(folder):
+        if file.suffix != ".safetensors":
+            yield from ((name, tensor.to("meta")) for name, tensor in stream_file(file))
+            continue
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                part = opened.get_slice(name)
+                yield name, torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype()), device="meta")
+
+
+# safetensors' names of types; others count as float32
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
 def stream_file(path: Path) -> WeightStream:
     """Every tensor of one file, .safetensors or a pickle of a state dict."""
     if path.suffix == ".safetensors":
@@ -75,13 +104,18 @@ def _index(folder: Path, name: str) -> dict[str, str] | None:
         raise WeightsError(f"{path}: not an index of shards ({error!r}); download it again") from None
 
 
-def _stream_index(folder: Path, weight_map: dict[str, str]) -> WeightStream:
+def _check_shards(folder: Path, weight_map: dict[str, str]) -> list[str]:
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (folder / shard).exists()]
     if missing:
         raise WeightsError(
             f"{folder}: {len(missing)} of {len(shards)} shards are missing, first {missing[0]}; download them"
         )
+    return shards
+
+
+def _stream_index(folder: Path, weight_map: dict[str, str]) -> WeightStream:
+    shards = _check_shards(folder, weight_map)
     for shard in shards:
         promised = {name for name, file in weight_map.items() if file == shard}
         for name, tensor in stream_file(folder / shard):

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.conftest import Training, environment, rows
+from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
+from vesselseg.config import load_config
+from vesselseg.engine.recipe import Wish, choose_accumulation, choose_runtime, write_leaf
+from vesselseg.errors import UserError
+from vesselseg.models.sam2_grounding import build_sam2
+
+BILLION = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("billions", "gib", "runtime"),
+    [
+        (2.3, 24, "zero2"),
+        (2.3, 12, "zero2"),
+        (8.2, 24, "zero2"),
+        (8.2, 20, "zero2_offload"),
+        (8.2, 16, "zero3_offload"),
+        (15.3, 24, "zero3_offload"),
+        (15.3, 40, "zero2"),
+        (25.7, 48, "zero3_offload"),
+        (25.7, 80, "zero2"),
+        (38.6, 80, "zero2"),
+    ],
+)
+def test_the_runtime_follows_size_and_memory(billions: float, gib: float, runtime: str) -> None:
+    assert choose_runtime(int(billions * BILLION), gib)[0] == runtime
+
+
+@pytest.mark.parametrize(("images", "processes", "steps"), [(10_000, 4, 8), (320, 4, 8), (160, 4, 4), (18, 4, 1)])
+def test_an_epoch_keeps_ten_optimizer_steps_where_it_can(images: int, processes: int, steps: int) -> None:
+    assert choose_accumulation(images, processes) == steps
+
+
+@pytest.fixture
+def configs(tmp_path: Path, repository: Path) -> Path:
+    """A folder of leaves of one's own."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "_base_").symlink_to(repository / "configs" / "_base_")
+    return folder
+
+
+def test_a_written_config_trains(training: Training, configs: Path, repository: Path, tmp_path: Path) -> None:
+    out = configs / "mine.py"
+    tool = [sys.executable, str(repository / "tools" / "new_config.py")]
+    wanted = ["--base", str(training.base), "--data", str(training.data), "--gpus", "1", "--sam2", "none"]
+    done = subprocess.run([*tool, *wanted, "--out", str(out)], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "bash tools/dist.sh train" in done.stdout
+    assert len(out.read_text().splitlines()) <= 25
+    # SAM2-L at 1024 pixels takes a CPU too long; everything else is as written.
+    small = {"variant": "tiny", "image_size": 64, "trunk": SAM2["trunk"]}
+    options = [f"model.sa2va.sam2.{name}={value}" for name, value in small.items()]
+    command = [
+        "bash",
+        str(repository / "tools" / "dist.sh"),
+        "train",
+        str(out),
+        "1",
+        "--work-dir",
+        str(tmp_path / "run"),
+    ]
+    command += ["--cfg-options", *options, "schedule.max_iters=2", "validation.max_images=1", "logging.interval=1"]
+    trained = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert len(rows(tmp_path / "run", "train")) == 2 and (tmp_path / "run" / "iter_2.pth").exists()
+
+
+def test_what_is_written_for_an_internvl_base_and_a_sam2_file(
+    training: Training, configs: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / 'sam2 "large".pt'
+    torch.save({"model": build_sam2({"variant": "tiny", "version": "2.1", "image_size": 64}).state_dict()}, file)
+    reason = write_leaf(Wish(str(training.base), training.data, 4, 0.5, str(file)), configs / "mine.py")
+    config = load_config(configs / "mine.py")
+    assert config["strategy"]["zero_optimization"]["stage"] == 3 and "stay in main memory" in reason
+    sam2 = config["model"]["sa2va"]["sam2"]
+    assert (sam2["checkpoint"], sam2["variant"], sam2["version"]) == (str(file), "tiny", "2.1")
+    assert config["schedule"]["accumulation"] == 1 and config["data_root"] == str(training.data)
+    with pytest.raises(UserError, match="exists; name another file or add --force"):
+        write_leaf(Wish(str(training.base), training.data, 4, 24, None), configs / "mine.py")
+    write_leaf(Wish(str(training.base), training.data, 0, 24, None), configs / "mine.py", force=True)
+    assert load_config(configs / "mine.py")["model"]["sa2va"]["sam2"]["checkpoint"] is None
+
+
+def test_what_cannot_be_trained_is_refused(training: Training, configs: Path, tmp_path: Path) -> None:
+    def message(out: Path, **changes: object) -> str:
+        values = {
+            "base": str(training.base),
+            "data": training.data,
+            "gpus": 1,
+            "gpu_gib": 24.0,
+            "sam2": None,
+            **changes,
+        }
+        with pytest.raises(ValueError) as raised:
+            write_leaf(Wish(**values), out)
+        assert not out.exists()
+        return str(raised.value)
+
+    assert "write it to configs/" in message(tmp_path / "mine.py")
+    assert "letters, digits and underscores" in message(configs / "my-config.py")
+    assert "holds no SAM2: get sam2_hiera_large.pt" in message(configs / "a.py", sam2="weights/none.pt")
+    checkpoint = save_checkpoint(shaken_model(training.base), tmp_path / "x.pth", model_arguments(training.base))
+    assert "not a model folder; name the folder" in message(configs / "a.py", base=str(checkpoint))
+    assert "a training checkpoint of vesselseg, not a SAM2 file" in message(configs / "a.py", sam2=str(checkpoint))
+    assert "annotations.json does not exist" in message(configs / "a.py", data=tmp_path / "nowhere")
