@@ -1,0 +1,183 @@
+"""Peak host memory of loading a base folder in bf16 on the CPU, and of writing it again, at published sizes.
+
+usage: python benchmarks/load_memory.py --sizes 2B 8B --folder /tmp/load_memory --out docs/results/load_memory.json
+
+The folder is generated (random blocks in the published layout, shards of 5 GB, a vocabulary of full size, SAM2-L) and
+deleted afterwards. RssAnon is memory of the process's own; pages of memory-mapped files, which the system takes back
+when it needs them, are in RSS only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.checkpoints.full_shapes import FAMILIES, config_of, published_shapes
+from vesselseg.models.sa2va_config import IMAGE_TOKENS, SAM2_LARGE
+from vesselseg.models.sam2_grounding import build_sam2
+
+NAMES = {"2B": "InternVL3-2B", "8B": "InternVL3-8B"}
+SHARD_BYTES = 5_000_000_000
+GIB = 2**30
+
+
+def main() -> None:
+    """Generate, measure in a process of its own, delete; for each size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--folder", type=Path, required=True, help="where to generate; must not exist")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure)))
+        return
+    args.folder.mkdir(parents=True)
+    results = {}
+    try:
+        for size in args.sizes:
+            base = args.folder / NAMES[size]
+            generate(base, NAMES[size])
+            command = [sys.executable, __file__, "--folder", str(args.folder), "--measure", str(base)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            results[size] = json.loads(done.stdout.splitlines()[-1])
+            print(size, json.dumps(results[size], indent=1), flush=True)
+            shutil.rmtree(base)
+    finally:
+        shutil.rmtree(args.folder)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def generate(base: Path, name: str) -> None:
+    """The folder of one size, as published: config, tokenizer, bf16 shards with their index, and SAM2's file."""
+    base.mkdir()
+    family = FAMILIES[name]
+    shapes = {key: shape for key, shape in published_shapes(family).items() if not key.startswith("text_hidden_fcs")}
+    block = (torch.randn(1 << 20) * 0.02).bfloat16()
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    files: dict[str, str] = {}
+    filled = 0
+
+    def write() -> None:
+        file = f"model-{len(shards):05d}.safetensors"
+        save_file(shards[-1], str(base / file), metadata={"format": "pt"})
+        files.update(dict.fromkeys(shards[-1], file))
+        shards[-1] = {}
+
+    for key, shape in shapes.items():
+        elements = int(torch.Size(shape).numel())
+        if filled + 2 * elements > SHARD_BYTES:
+            write()
+            shards.append({})
+            filled = 0
+        repeats = -(-elements // len(block))
+        shards[-1][key] = block.repeat(repeats)[:elements].reshape(shape).clone()
+        filled += 2 * elements
+    write()
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    config = config_of(family)
+    content = {"model_type": "internvl_chat", "llm_config": config.llm_config, "vision_config": config.vision_config}
+    (base / "config.json").write_text(json.dumps(content | {"template": "internvl2_5"}))
+    tokenizer_of(family.vocabulary).save_pretrained(base)
+    torch.save({"model": build_sam2(SAM2_LARGE).state_dict()}, base / "sam2_hiera_large.pt")
+
+
+def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
+    """As many tokens as the tables have rows."""
+    words = {f"word{number}": number for number in range(vocabulary - len(IMAGE_TOKENS))}
+    tokenizer = Tokenizer(models.BPE(words, []))
+    tokenizer.add_special_tokens(list(IMAGE_TOKENS))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+class Watch:
+    """Peaks of this process's memory, read every 5 ms."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, int] = {}
+        self.running = True
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        gc.collect()
+        self.before = memory()
+        self.started = time.monotonic()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self.started
+        self.running = False
+        self.thread.join()
+
+    def _run(self) -> None:
+        while self.running:
+            for name, value in memory().items():
+                self.peaks[name] = max(self.peaks.get(name, 0), value)
+            time.sleep(0.005)
+
+    def report(self) -> dict[str, float]:
+        """GiB above what the process held before, and seconds."""
+        grown = {f"peak_{name}_gib": round((self.peaks[name] - self.before[name]) / GIB, 3) for name in self.peaks}
+        return {**grown, "seconds": round(self.seconds, 1)}
+
+
+def memory() -> dict[str, int]:
+    """Bytes: VmRSS and its part RssAnon."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "RssAnon")))
+    return {name: int(value.split()[0]) * 1024 for name, value in values.items()}
+
+
+def measure(base: Path) -> dict[str, Any]:
+    """Load in bf16 with adapters, then write the folder again."""
+    from vesselseg.models.build import build_model
+    from vesselseg.models.checkpoints.base_folder import read_base_folder
+    from vesselseg.models.checkpoints.shards import weight_files
+    from vesselseg.models.checkpoints.write_published import write_published_folder
+    from vesselseg.models.lora import merge_lora
+
+    read_base_folder(base)  # tokenizers and configs are read before, so that the figures are the weights'
+    with Watch() as loading:
+        model = build_model(str(base), sam2={"checkpoint": str(base / "sam2_hiera_large.pt")}, dtype=torch.bfloat16)
+    tensors = [*model.parameters(), *model.buffers()]
+    held = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+    shards = [file.stat().st_size for file in weight_files(base)]
+    result: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "model_gib": round(held / GIB, 3),
+        "shards": len(shards),
+        "largest_shard_gib": round(max(shards) / GIB, 3),
+        "load": loading.report(),
+    }
+    merge_lora(model)
+    tokenizer, out = read_base_folder(base).tokenizer, base / "written"
+    out.mkdir()
+    limit = 2_000_000_000
+    with Watch() as writing:
+        write_published_folder(model, tokenizer, out, dtype=torch.bfloat16, extra={}, shard_bytes=limit)
+    result["write"] = {"shard_limit_gib": round(limit / GIB, 3), **writing.report()}
+    return result
+
+
+if __name__ == "__main__":
+    main()
