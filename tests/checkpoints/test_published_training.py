@@ -314,3 +314,38 @@ def test_a_table_shared_by_embedding_and_head_is_told_apart(tmp_path: Path, sam2
 def write_tiny(folder: Path) -> Path:
     write_tiny_base(folder)
     return folder
+
+
+class Calls:
+    """A pickle entry that calls something while it is opened."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def test_code_in_the_file_is_refused_and_not_run(state: dict[str, Tensor], tmp_path: Path) -> None:
+    file = save(state, tmp_path / "x.pth", hook=Calls(Path.touch, tmp_path / "sprung"))
+    with pytest.raises(WeightsError, match=r"x\.pth: refused, .*\(Unsupported global: GLOBAL pathlib"):
+        read_training_file(file, {})
+    # The names that mmengine's histories need are taken by stand-ins: they open no way to anything that runs.
+    file = save(state, tmp_path / "y.pth", hook=Calls(getattr, HistoryBuffer, "mean"))
+    assert read_training_file(file, {})["state_dict"].keys() == state.keys()
+    content = torch.load(file, weights_only=False)
+    assert content["hook"] is HistoryBuffer.mean  # what an unguarded reader would have reached
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_of_sam2_that_is_cut_short_or_carries_code(arguments: dict[str, Any], tmp_path: Path) -> None:
+    whole = Path(arguments["sam2"]["checkpoint"]).read_bytes()
+    file = tmp_path / "sam2_hiera_tiny.pt"
+    changed = {**arguments, "sam2": {**SAM2, "checkpoint": str(file)}}
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match=r"sam2_hiera_tiny\.pt: refused, .* It is cut short or carries code"):
+        build_model(**changed)
+    torch.save({"model": {"weight": torch.zeros(1)}, "hook": Calls(Path.touch, tmp_path / "sprung")}, file)
+    with pytest.raises(WeightsError, match=r"sam2_hiera_tiny\.pt: refused"):
+        build_model(**changed)
+    assert not (tmp_path / "sprung").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,19 @@ def load_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # a damaged pickle fails in any way that its bytes lead to
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise WeightsError(
-            f"{path}: refused, since it cannot be opened as plain tensors ({reason}). It is cut short or carries code; "
-            "get it again from its source or convert it to safetensors where you trust it"
+            f"{path}: refused, since it cannot be opened as plain tensors ({_reason(error)}). It is cut short or "
+            "carries code; get it again from its source or convert it to safetensors where you trust it"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to open the file all the same."""
+    found = re.search(
+        r"Unsupported (?:global|class|operand)[^\n]*?(?= was not an allowed| by default|\.? Please|\n|$)", str(error)
+    )
+    lines = str(error).splitlines() or [type(error).__name__]
+    return found.group(0) if found else lines[0][:300]
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
