@@ -14,7 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAINING_ONLY = ("mmengine", "xtuner", "deepspeed")
-LEAVES = ("vesselseg.errors", "vesselseg.html", "vesselseg.cli")  # rooms that anyone may import
+LEAVES = ("vesselseg.errors", "vesselseg.html", "vesselseg.cli", "vesselseg.output_folder")  # rooms that anyone may import
 PURE = (
     "vesselseg.data.batch",
     "vesselseg.data.manifest",
@@ -48,6 +48,7 @@ RULES = {
     "vesselseg.errors": Rule((), ("torch", *TRAINING_ONLY)),
     "vesselseg.cli": Rule(("vesselseg.data.manifest", "vesselseg.errors"), ("torch", *TRAINING_ONLY)),
     "vesselseg.html": Rule((), ("torch", *TRAINING_ONLY)),
+    "vesselseg.output_folder": Rule(("vesselseg.errors",), ("torch", *TRAINING_ONLY)),
     "vesselseg.registry": Rule((), ("torch",)),
     **{name: Rule((), TRAINING_ONLY if name.endswith("batch") else ("torch", *TRAINING_ONLY)) for name in PURE},
     "vesselseg.data": Rule((*LEAVES, *PURE), TRAINING_ONLY),

@@ -17,11 +17,11 @@ from vesselseg.data.manifest import Record, read_manifest, write_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Scored, cases, evaluate, image_path
 from vesselseg.evaluation.metrics import image_metrics
-from vesselseg.evaluation.output import whole_folder
 from vesselseg.evaluation.panels import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, choose_cases, difference
 from vesselseg.evaluation.report import write_evaluation
 from vesselseg.evaluation.sources import FolderSource, ModelSource, PredictionSource, open_source
 from vesselseg.inference.load import load_predictor
+from vesselseg.output_folder import whole_folder
 
 
 def _open(drawn: Drawn, folder: Path) -> PredictionSource:
