@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "README.zh-CN.md", "CHANGELOG.md", "docs/architecture.md", "docs/results.md", "docs/weights.md")
+DOCUMENTS = (
+    "README.md",
+    "README.zh-CN.md",
+    "CHANGELOG.md",
+    "docs/architecture.md",
+    "docs/results.md",
+    "docs/weights.md",
+)
 
 
 def text_of(document: str) -> str:

@@ -14,7 +14,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAINING_ONLY = ("mmengine", "xtuner", "deepspeed")
-LEAVES = ("vesselseg.errors", "vesselseg.html", "vesselseg.cli", "vesselseg.output_folder")  # rooms that anyone may import
+# Rooms that anyone may import.
+LEAVES = ("vesselseg.errors", "vesselseg.html", "vesselseg.cli", "vesselseg.output_folder")
 PURE = (
     "vesselseg.data.batch",
     "vesselseg.data.manifest",

@@ -14,6 +14,7 @@ from PIL import Image
 from tests import tiny
 from tests.evaluation.drawn_data import Drawn
 from vesselseg.data.manifest import Record, read_manifest, write_manifest
+from vesselseg.errors import UserError
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Scored, cases, evaluate, image_path
 from vesselseg.evaluation.metrics import image_metrics
@@ -203,7 +204,7 @@ def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_force_never_deletes_a_folder_that_is_no_earlier_output(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years")
-    with pytest.raises(EvaluationError, match="no earlier output"), whole_folder(tmp_path / "out", True, "marker"):
+    with pytest.raises(UserError, match="no earlier output"), whole_folder(tmp_path / "out", True, "marker"):
         pass
     assert (tmp_path / "out" / "thesis.txt").exists()
 

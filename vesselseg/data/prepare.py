@@ -29,6 +29,7 @@ from vesselseg.data.prepare_report import Prepared, build_report, write_report, 
 from vesselseg.data.source_files import SourceFiles, list_source, name_files
 from vesselseg.data.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
 from vesselseg.errors import UserError
+from vesselseg.output_folder import move_into_place, temporary_folder
 
 DEFAULT_TEXT = "blood vessel"
 _PARALLEL_FROM = 24  # files; below that a process pool takes longer to start than it saves
@@ -74,14 +75,17 @@ def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
     _check_places(source, out, options.force)
     _check_options(options)
     with ExitStack() as stack:
-        building = stack.enter_context(_temporary_folder(out, "building"))
+        building = stack.enter_context(temporary_folder(out, "building"))
         if source.is_dir():
             root, within = source, None
         else:
-            root = within = stack.enter_context(_temporary_folder(out, "unpacking"))
+            root = within = stack.enter_context(temporary_folder(out, "unpacking"))
             unpack(source, root, options.max_gib, options.max_files)
         report = _build(root, within, source, building, options)
-        _move_into_place(building, out)
+        replaced = out.exists()
+        move_into_place(building, out)
+        if replaced:
+            _log.info("replaced %s", out)
     return report
 
 
@@ -253,37 +257,3 @@ def _describe_findings(head: str, findings: list[Finding]) -> str:
     shown = "\n  ".join(finding.as_text() for finding in findings[:20])
     more = f"\n  and {len(findings) - 20} more" if len(findings) > 20 else ""
     return f"{head}; nothing was written:\n  {shown}{more}"
-
-
-@contextmanager
-def _temporary_folder(out: Path, purpose: str) -> Iterator[Path]:
-    """A folder beside ``out``, on the same file system, so that renaming it is one step; removed afterwards."""
-    parent = out.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.{purpose}-", dir=parent))
-    except OSError as error:
-        raise UserError(f"--out {out}: no folder can be made in {parent}: {error.strerror}; choose another") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move_into_place(building: Path, out: Path) -> None:
-    """Rename the finished folder; an existing one is kept aside until the new one stands."""
-    mask = os.umask(0)
-    os.umask(mask)
-    building.chmod(0o777 & ~mask)  # mkdtemp makes folders that only the owner may read
-    if not out.exists():
-        building.rename(out)
-        return
-    aside = building.with_name(building.name + ".old")
-    out.rename(aside)
-    try:
-        building.rename(out)
-    except OSError:
-        aside.rename(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-    _log.info("replaced %s", out)

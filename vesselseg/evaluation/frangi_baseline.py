@@ -17,8 +17,8 @@ from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import image_path, phrase_truths
 from vesselseg.evaluation.frangi import THRESHOLD, FrangiParams, apply_frangi
 from vesselseg.evaluation.frangi_search import tune_frangi
-from vesselseg.evaluation.output import whole_folder
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
+from vesselseg.output_folder import whole_folder
 
 _log = logging.getLogger(__name__)
 
