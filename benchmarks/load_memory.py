@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -42,10 +43,11 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--folder", type=Path, required=True, help="where to generate; must not exist")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--ranks", type=int, default=1, help="2 or more: partitioned as ZeRO-3 does, loading only")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.measure)))
+        print(json.dumps(measure(args.measure) if args.ranks == 1 else measure_partitioned(args.measure)))
         return
     args.folder.mkdir(parents=True)
     results = {}
@@ -53,11 +55,8 @@ def main() -> None:
         for size in args.sizes:
             base = args.folder / NAMES[size]
             generate(base, NAMES[size])
-            command = [sys.executable, __file__, "--folder", str(args.folder), "--measure", str(base)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            results[size] = json.loads(done.stdout.splitlines()[-1])
+            found = [json.loads(text.splitlines()[-1]) for text in run(base, args.folder, args.ranks)]
+            results[size] = found[0] if args.ranks == 1 else {f"rank {rank}": one for rank, one in enumerate(found)}
             print(size, json.dumps(results[size], indent=1), flush=True)
             shutil.rmtree(base)
     finally:
@@ -65,6 +64,25 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def run(base: Path, folder: Path, ranks: int) -> list[str]:
+    """What each of the measuring processes printed."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--ranks", str(ranks), "--measure", str(base)]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871", "WORLD_SIZE": str(ranks)}
+    processes = [
+        subprocess.Popen(
+            command,
+            text=True,
+            stdout=subprocess.PIPE,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""},
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit("a measuring process failed; its message stands above")
+    return outputs
 
 
 def generate(base: Path, name: str) -> None:
@@ -177,6 +195,30 @@ def measure(base: Path) -> dict[str, Any]:
         write_published_folder(model, tokenizer, out, dtype=torch.bfloat16, extra={}, shard_bytes=limit)
     result["write"] = {"shard_limit_gib": round(limit / GIB, 3), **writing.report()}
     return result
+
+
+def measure_partitioned(base: Path) -> dict[str, Any]:
+    """This rank's share of loading with weights partitioned from the start, as a run with ZeRO-3 does it."""
+    import deepspeed
+
+    from vesselseg.engine.strategy import assign_partitioned
+    from vesselseg.models.build import build_model
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    settings = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}
+    with Watch() as loading:
+        model = build_model(
+            str(base),
+            sam2={"checkpoint": str(base / "sam2_hiera_large.pt")},
+            dtype=torch.bfloat16,
+            construction=lambda: deepspeed.zero.Init(config_dict_or_path=settings),
+            assign=assign_partitioned,
+        )
+    parameters = list(model.parameters())
+    whole = sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
+    held = sum((parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter).nbytes for parameter in parameters)
+    return {"parameters": whole, "held_gib": round(held / GIB, 3), "load": loading.report()}
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class VesselStrategy(DeepSpeedStrategy):
             return model
         placement: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         if self.stage == 3:
-            placement.update(device="cpu", construction=self._partitioned, assign=_assign_partitioned)
+            placement.update(device="cpu", construction=self._partitioned, assign=assign_partitioned)
         built = MODELS.build({**model, **placement})
         if self.load_from is not None:
             load_trained(built.sa2va, Path(self.load_from))
@@ -174,7 +174,7 @@ def _read_from_outside(sa2va: Any) -> list[nn.Parameter]:
     return [*sa2va.new_tokens.parameters(), *sam2.parameters(recurse=False), *sam2.sam_prompt_encoder.parameters()]
 
 
-def _assign_partitioned(target: Tensor, tensor: Tensor) -> None:
+def assign_partitioned(target: Tensor, tensor: Tensor) -> None:
     """Put a tensor that every process has read into a parameter whose pieces lie on different processes."""
     if not hasattr(target, "ds_id"):
         target.copy_(tensor)
