@@ -76,7 +76,8 @@ def train(config: Config, work_dir: Path, resume: str | None = None, force: bool
             raise
         raise LostProcessError("another process of this job ended; the run goes on with --resume auto") from error
     finally:
-        if torch.distributed.is_initialized():
+        # NCCL warns where its group is not ended; gloo needs no end, and with torch 2.6 it hangs there now and then.
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
             torch.distributed.destroy_process_group()
 
 

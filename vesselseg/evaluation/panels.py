@@ -139,7 +139,8 @@ def _probability(
     if binary:
         return
     bar = figure.colorbar(shown, cax=axis.inset_axes((0.48, 1.045, 0.52, 0.028)), orientation="horizontal")
-    bar.set_ticks([0, threshold, 1], labels=["0", f"threshold {threshold:.2f}", "1"])
+    ends = [end for end in (0, 1) if abs(end - threshold) > 0.3]  # nearer ones would lie under the threshold's label
+    bar.set_ticks([*ends, threshold], labels=[*map(str, ends), f"threshold {threshold:.2f}"])
     bar.ax.xaxis.set_ticks_position("top")
     bar.ax.tick_params(labelsize=9, colors=_SOFT, length=0, pad=2)
     bar.ax.axvline(threshold, color="white", linewidth=1.5)
