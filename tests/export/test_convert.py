@@ -204,6 +204,8 @@ def test_existing_folder_is_kept(checkpoint: Path, images: list[Path], tmp_path:
     (out / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="--force"):
         convert(checkpoint, out, images)
+    with pytest.raises(UserError, match=r"config\.json"):
+        convert(checkpoint, out, images, force=True)
     assert (out / "mine.txt").read_text() == "keep"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,11 @@ from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.training_file import build_from_training_file
 from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.lora import merge_lora
+from vesselseg.output_folder import whole_folder
 
 logger = logging.getLogger(__name__)
 
+MARKER = "config.json"  # what an earlier export holds; --force replaces no other folder
 TOLERANCE = 1e-3  # largest difference of a probability between checkpoint and folder, both in float32
 
 
@@ -55,20 +56,10 @@ def convert(
     model_config: arguments of `build_model` for a checkpoint of the published code, which holds none.
     Raises UserError where `out` exists, the checkpoint does not fit its base, or the check fails.
     """
-    if out.exists() and not force:
-        raise UserError(f"{out} exists; name another folder or add --force to replace it")
     if not images:
         raise UserError("no image to compare checkpoint and folder on; name some with --images FOLDER")
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        check = _write_and_check(checkpoint, part, images, dtype, base, model_config)
-        shutil.rmtree(out, ignore_errors=True)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return check
+    with whole_folder(out, force, MARKER) as building:
+        return _write_and_check(checkpoint, building, images, dtype, base, model_config)
 
 
 def _write_and_check(
