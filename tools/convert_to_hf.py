@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from vesselseg.cli import run_tool
+from vesselseg.engine.console import quieten_imports
 from vesselseg.errors import UserError
 from vesselseg.export.check_images import find_check_images
 from vesselseg.export.convert import convert
 from vesselseg.models.checkpoints.training_file import read_training_file
 
+quieten_imports()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -44,7 +44,7 @@ def test_new_rows_start_near_the_mean_of_each_table(tiny_base: Path) -> None:
 
 
 def test_what_no_file_held_is_said_and_remembered(tiny_base: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         model = build_model(**model_arguments(tiny_base))
     assert "SAM2 starts from random weights" in caplog.text
     assert model.drawn_at_random == ("seg_projector.", "new_tokens.", "grounding.")

@@ -23,6 +23,11 @@ def quieten_imports() -> None:
     warnings.filterwarnings("ignore")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).addFilter(_errors_only)  # DeepSpeed sets its own level anew when it is imported
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager
