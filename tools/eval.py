@@ -29,7 +29,7 @@ def main() -> None:
     arguments = _arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _check_paths(arguments)
-    source = open_source(arguments.source, read_manifest(arguments.data), arguments.device)
+    source = open_source(arguments.source, read_manifest(arguments.data), arguments.device, arguments.base)
     evaluation = evaluate(
         arguments.data, arguments.split, source, arguments.threshold, arguments.batch, arguments.seed, _progress
     )
@@ -51,6 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; appears whole or not at all")
     parser.add_argument("--batch", type=_positive, default=4, help="images given to the model at once (default: 4)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--base", help="a checkpoint's base folder, if it has moved since training")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--force", action="store_true", help="replace an earlier evaluation in --out")
     return parser.parse_args()

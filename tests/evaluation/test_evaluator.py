@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,17 @@ def checkpoint(tiny_base: Path, tmp_path: Path) -> Path:
     """A training checkpoint of the real classes, a megabyte, with random weights."""
     arguments = tiny.model_arguments(tiny_base)
     return tiny.save_checkpoint(tiny.shaken_model(tiny_base), tmp_path / "tiny.pth", arguments)
+
+
+def test_the_base_of_a_checkpoint_may_have_moved(drawn: Drawn, tiny_base: Path, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(tiny_base, here)
+    path = tiny.save_checkpoint(tiny.shaken_model(here), tmp_path / "tiny.pth", tiny.model_arguments(here))
+    here.rename(there)
+    with pytest.raises(UserError, match="--base"):
+        open_source(path, read_manifest(drawn.folder), "cpu")
+    source = open_source(path, read_manifest(drawn.folder), "cpu", base=str(there))
+    assert evaluate(drawn.folder, "test", source).items
 
 
 def test_a_checkpoint_goes_through_the_one_inference_path(drawn: Drawn, checkpoint: Path, tmp_path: Path) -> None:

@@ -103,10 +103,13 @@ class ModelSource:
         return [prediction.probabilities for prediction in predictions]
 
 
-def open_source(path: Path, records: Sequence[Record], device: str = "auto") -> PredictionSource:
+def open_source(
+    path: Path, records: Sequence[Record], device: str = "auto", base: str | None = None
+) -> PredictionSource:
     """What lies at path: a ``.pth`` file is a checkpoint, a folder with ``config.json`` a model, another one masks.
 
-    records: the whole dataset's. Raises EvaluationError for anything else.
+    records: the whole dataset's. base: where a checkpoint's base folder lies now, if it has moved.
+    Raises EvaluationError for anything else.
     """
     path = Path(path)
     if path.is_dir() and not (path / "config.json").exists():
@@ -121,4 +124,4 @@ def open_source(path: Path, records: Sequence[Record], device: str = "auto") -> 
     # The model's libraries take many seconds to import: a folder of masks is scored without them.
     from vesselseg.inference.load import load_predictor
 
-    return ModelSource(path, load_predictor(path, device=device), records)
+    return ModelSource(path, load_predictor(path, device=device, base=base), records)

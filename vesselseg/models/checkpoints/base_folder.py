@@ -108,7 +108,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(
             f"{path} does not exist. The base must be a folder with config.json, tokenizer and weights, e.g. a "
-            "download of OpenGVLab/InternVL3-8B; set it in the config or with --cfg-options"
+            "download of OpenGVLab/InternVL3-8B; set it in the config or with --cfg-options; for a "
+            "checkpoint whose base has moved, with --base"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({error}); download it again") from None
