@@ -129,7 +129,6 @@ def _load(
         load_sam2_file(model.grounding.sam2, Path(sam2_file))
     elif not holds_masks:
         model.drawn_at_random += ("grounding.",)
-        logger.debug("SAM2 starts from random weights: %s holds none and sam2.checkpoint is not set", folder.path)
 
 
 def _holds_sam2(folder: BaseFolder) -> bool:
