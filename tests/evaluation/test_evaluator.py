@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests import tiny
 from tests.evaluation.drawn_data import Drawn
-from vesselseg.data.manifest import Record, read_manifest, write_manifest
+from vesselseg.data.manifest import Record, image_path, read_manifest, write_manifest
 from vesselseg.errors import UserError
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import Scored, cases, evaluate, image_path
+from vesselseg.evaluation.evaluator import Scored, cases, evaluate
 from vesselseg.evaluation.metrics import image_metrics
 from vesselseg.evaluation.panels import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, choose_cases, difference
 from vesselseg.evaluation.report import write_evaluation

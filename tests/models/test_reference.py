@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tiny import TRUNK
 from vesselseg.data.image_views import logits_to_image
 from vesselseg.data.prompts import ANSWER
 from vesselseg.inference.processor import Processor, processor_for
@@ -23,14 +24,7 @@ from vesselseg.models.internvl import encode_tiles
 from vesselseg.models.sa2va import Sa2VA
 
 QUESTION = "Please segment blood vessel in this image."
-TINY_TRUNK = {
-    "embed_dim": 16,
-    "num_heads": 1,
-    "stages": [1, 1, 2, 1],
-    "global_att_blocks": [3],
-    "window_pos_embed_bkg_spatial_size": [7, 7],
-    "window_spec": [8, 4, 16, 8],
-}
+TINY_TRUNK = {**TRUNK, "window_spec": [8, 4, 16, 8]}
 FAMILIES = ["qwen2", "internlm2"]
 
 

@@ -149,6 +149,11 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
     return listed
 
 
+def image_path(folder: str | Path, record: Record) -> Path:
+    """The image file of a record of a dataset folder."""
+    return Path(folder) / "images" / record.image
+
+
 def read_split(folder: Path, split: str) -> list[Record]:
     """The records of one split, in the order of splits.json; raises ManifestError for unknown names."""
     if split not in SPLITS:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vesselseg.data.findings import FINDING_KINDS
-from vesselseg.data.manifest import Record
+from vesselseg.data.manifest import Record, image_path
 from vesselseg.data.prepare_report import Prepared
 from vesselseg.data.rasterise import record_masks
 from vesselseg.html import jpeg_data_uri, render
@@ -90,7 +90,7 @@ def _overlay(folder: Path, number: int, prepared: Prepared) -> dict[str, Any]:
 
 def _shrink(folder: Path, record: Record) -> tuple[np.ndarray, np.ndarray]:
     """Image (height, width, 3) and masks (objects, height, width) with a longer side of _SIDE pixels."""
-    with Image.open(folder / "images" / record.image) as opened:
+    with Image.open(image_path(folder, record)) as opened:
         image = np.array(opened.convert("RGB"))
     scale = _SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))

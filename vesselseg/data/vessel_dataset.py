@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from vesselseg.data.augment import Augment
 from vesselseg.data.batch import Example
 from vesselseg.data.image_views import ImageViews, as_rgb
-from vesselseg.data.manifest import ManifestError, Record, fingerprint, read_split
+from vesselseg.data.manifest import ManifestError, Record, fingerprint, image_path, read_split
 from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.data.rasterise import record_masks
 from vesselseg.data.tokens import ConversationTokens
@@ -105,7 +105,7 @@ class VesselDataset(Dataset):
 
     def image(self, record: Record) -> Image.Image:
         """The record's image as 8-bit RGB; raises ManifestError naming the file if it cannot be read."""
-        path = self.root / "images" / record.image
+        path = image_path(self.root, record)
         try:
             with Image.open(path) as opened:
                 opened.load()  # an RGB image is handed on as it is, and its file is closed here

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vesselseg.data.image_views import as_rgb
-from vesselseg.data.manifest import Record, fingerprint, read_manifest, read_split
+from vesselseg.data.manifest import Record, fingerprint, image_path, read_manifest, read_split
 from vesselseg.data.rasterise import record_masks
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRICS, image_metrics
@@ -168,11 +168,6 @@ def cases(evaluation: Evaluation, source: PredictionSource, chosen: Sequence[Sco
             prediction=apply_threshold(probabilities[number], evaluation.threshold.value),
             probabilities=probabilities[number],
         )
-
-
-def image_path(data: Path, record: Record) -> Path:
-    """The image file of a record."""
-    return Path(data) / "images" / record.image
 
 
 def _records_of(data: Path, split: str) -> list[Record]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vesselseg.data.image_views import as_rgb
-from vesselseg.data.manifest import Record, fingerprint, read_split
+from vesselseg.data.manifest import Record, fingerprint, image_path, read_split
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import image_path, phrase_truths
+from vesselseg.evaluation.evaluator import phrase_truths
 from vesselseg.evaluation.frangi import THRESHOLD, FrangiParams, apply_frangi
 from vesselseg.evaluation.frangi_search import tune_frangi
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from vesselseg.data.manifest import read_split
+from vesselseg.data.manifest import image_path, read_split
 from vesselseg.errors import UserError
 
 
@@ -26,7 +26,7 @@ def find_check_images(checkpoint: dict[str, Any], config: Path | None, folder: P
     for split in ("val", "train"):
         records = read_split(root, split)
         if records:
-            return [root / "images" / record.image for record in records[:count]]
+            return [image_path(root, record) for record in records[:count]]
     raise UserError(f"{root}: neither a validation nor a training image to check on; name some with --images FOLDER")
 
 

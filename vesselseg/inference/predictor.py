@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from vesselseg.data.collate import pad_conversations
 from vesselseg.data.image_views import as_rgb, logits_to_image
 from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.inference.processor import Processor
@@ -113,9 +113,7 @@ class Predictor:
             for question in asked:
                 ids, _ = self.processor.tokens.encode([(question, ANSWER)], count * self.processor.tokens_per_tile)
                 rows.append(ids)
-        lengths = torch.tensor([len(row) for row in rows])
-        input_ids = pad_sequence(rows, batch_first=True)
-        return input_ids, torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)
+        return pad_conversations(rows)
 
 
 def check_threshold(threshold: float) -> float:
