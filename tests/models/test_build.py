@@ -148,11 +148,11 @@ def test_transformers_own_folder_gives_transformers_own_answer(tmp_path: Path, t
     assert read_base_folder(tmp_path).layout == "internvl_hf"
     ours = build_model(str(tmp_path), sam2=SAM2, trainable={"llm": "frozen"}).eval()
     text = f"look <img>{'<IMG_CONTEXT>' * 32}</img> where is the vessel"
-    ids = torch.tensor([tiny_tokenizer()(text)["input_ids"]])
+    ids = torch.tensor(tiny_tokenizer()(text)["input_ids"])
     pixels = torch.randn(2, 3, 112, 112)
-    expected = theirs(input_ids=ids, pixel_values=pixels, output_hidden_states=True)
+    expected = theirs(input_ids=ids.unsqueeze(0), pixel_values=pixels, output_hidden_states=True)
     tiles = encode_tiles(ours.vision_model, ours.projector, pixels)
-    hidden = ours.read(ids, torch.ones_like(ids, dtype=torch.bool), tiles)
+    hidden = ours.read(ours.pack([ids]), tiles).unsqueeze(0)
     torch.testing.assert_close(hidden, expected.hidden_states[-1])
     logits = ours.new_tokens.logits(ours.language_model.lm_head, hidden)
     start = ours.new_tokens.start

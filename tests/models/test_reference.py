@@ -21,6 +21,7 @@ from vesselseg.inference.processor import Processor, processor_for
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.internvl import encode_tiles
+from vesselseg.models.packing import Packed
 from vesselseg.models.sa2va import Sa2VA
 
 QUESTION = "Please segment blood vessel in this image."
@@ -51,12 +52,12 @@ class Reference:
         return Image.open(self.folder / f"image_{number}.png").convert("RGB")
 
     @torch.inference_mode()
-    def hidden(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def hidden(self, number: int) -> tuple[Packed, torch.Tensor]:
         tiles = self.processor.views.tiles(self.image(number))
         ids, _ = self.processor.tokens.encode([(QUESTION, ANSWER)], len(tiles) * self.processor.tokens_per_tile)
-        ids = ids.unsqueeze(0)
+        conversations = self.model.pack([ids])
         encoded = encode_tiles(self.model.vision_model, self.model.projector, tiles)
-        return ids, self.model.read(ids, torch.ones_like(ids, dtype=torch.bool), encoded)
+        return conversations, self.model.read(conversations, encoded)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -81,12 +82,12 @@ def test_token_ids_and_tiles(reference: Reference, number: int) -> None:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_step_logits_and_seg_vector(reference: Reference, number: int) -> None:
-    ids, hidden = reference.hidden(number)
+    conversations, hidden = reference.hidden(number)
     answer = len(reference.golden["answer_ids"].ravel())
     with torch.inference_mode():
         head = reference.model.language_model.get_output_embeddings()
-        logits = reference.model.new_tokens.logits(head, hidden[0, -answer - 1 : -1])
-        prompt = reference.model.prompts(hidden, ids)
+        logits = reference.model.new_tokens.logits(head, hidden[-answer - 1 : -1])
+        prompt = reference.model.prompts(hidden, conversations)
     np.testing.assert_allclose(logits.numpy(), reference.golden[f"{number}/step_logits"], atol=1e-4)
     np.testing.assert_allclose(prompt.numpy(), reference.golden[f"{number}/seg_embed"][0], atol=1e-4)
 
@@ -96,10 +97,11 @@ def test_mask(reference: Reference, number: int) -> None:
     if "internlm2" in reference.folder.name:
         pytest.skip("the InternLM2 reference holds no mask decoder")
     image = reference.image(number)
-    ids, hidden = reference.hidden(number)
+    conversations, hidden = reference.hidden(number)
     with torch.inference_mode():
         features = reference.model.encode(reference.processor.views.square(image).unsqueeze(0))
-        low = reference.model.grounding.decode(features, reference.model.prompts(hidden, ids), torch.tensor([0]))
+        prompts = reference.model.prompts(hidden, conversations)
+        low = reference.model.grounding.decode(features, prompts, torch.tensor([0]))
     square = torch.nn.functional.interpolate(low.unsqueeze(1), size=(1024, 1024), mode="bilinear")
     golden = reference.golden[f"{number}/mask_logits_1024_stride8_f32norm"]
     np.testing.assert_allclose(square[..., ::8, ::8].numpy(), golden, atol=2e-2)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from tests.samples import SPECIMENS, batch_of, losses_of, processor_of
 from tests.tiny import shaken_model
-from vesselseg.data.batch import IGNORE_LABEL
+from vesselseg.data.batch import IGNORE_LABEL, Batch
 from vesselseg.models.lora import trainable_state
 from vesselseg.models.sa2va import Sa2VA
 
@@ -47,12 +48,16 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
+def answer_tokens(batch: Batch) -> int:
+    return sum(int((row != IGNORE_LABEL).sum()) for row in batch.labels)
+
+
 def test_one_mask_per_object_and_logits_where_labels_are(model: Sa2VA, tiny_base: Path) -> None:
     batch = batch_of(processor_of(model, tiny_base))
     output = model(batch)
     objects = sum(len(phrases) for _, _, phrases in SPECIMENS)
     assert output.mask_logits.shape == (objects, 32, 32)
-    labels = int((batch.labels != IGNORE_LABEL).sum())
+    labels = answer_tokens(batch)
     assert output.answer_logits.shape[0] == labels == len(output.answer_labels)
     assert output.answer_logits.shape[1] == model.new_tokens.start + 5
 
@@ -64,10 +69,12 @@ def test_answer_logits_are_the_next_tokens(model: Sa2VA, tiny_base: Path) -> Non
     with calls_of(model.language_model.model) as seen:
         output = model(batch)
     embeddings = seen[0][0]["inputs_embeds"]
-    full = model.language_model(inputs_embeds=embeddings, attention_mask=batch.attention_mask).logits
+    labels = pad_sequence(batch.labels, batch_first=True, padding_value=IGNORE_LABEL)
+    present = pad_sequence([torch.ones_like(row) for row in batch.labels], batch_first=True)
+    full = model.language_model(inputs_embeds=embeddings, attention_mask=present).logits
     own = model.new_tokens.logits(model.language_model.lm_head, seen[0][1].last_hidden_state)
     assert torch.equal(own[..., : model.new_tokens.start], full[..., : model.new_tokens.start])
-    expected = torch.nn.functional.cross_entropy(own[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
+    expected = torch.nn.functional.cross_entropy(own[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     found = torch.nn.functional.cross_entropy(output.answer_logits, output.answer_labels)
     torch.testing.assert_close(found, expected)
 
@@ -77,7 +84,7 @@ def test_the_head_sees_labelled_positions_only(model: Sa2VA, tiny_base: Path) ->
     with calls_of(model.language_model.lm_head) as seen:
         model(batch)
     assert len(seen) == 1
-    assert seen[0][1].shape[0] == int((batch.labels != IGNORE_LABEL).sum()) < batch.labels.numel() / 4
+    assert seen[0][1].shape[0] == answer_tokens(batch) < sum(len(row) for row in batch.labels) / 4
 
 
 def test_each_image_is_encoded_once(model: Sa2VA, tiny_base: Path) -> None:
@@ -108,10 +115,10 @@ def test_no_keys_and_values_are_kept(model: Sa2VA, tiny_base: Path) -> None:
 def test_a_batch_answers_as_its_images_one_by_one(model: Sa2VA, tiny_base: Path) -> None:
     processor = processor_of(model, tiny_base)
     batch = batch_of(processor)
-    assert len({int(row.sum()) for row in batch.attention_mask}) == len(SPECIMENS)  # padding is at work
+    assert len({len(row) for row in batch.input_ids}) == len(SPECIMENS)  # padding is at work
     together = model(batch)
     masks = together.mask_logits.split(list(batch.objects_per_image))
-    rows = (batch.labels != IGNORE_LABEL).sum(1).tolist()
+    rows = [int((row != IGNORE_LABEL).sum()) for row in batch.labels]
     answers = together.answer_logits.split(rows)
     for number in range(len(SPECIMENS)):
         alone = model(batch_of(processor, number))
@@ -124,10 +131,10 @@ def test_a_batch_answers_as_its_images_one_by_one(model: Sa2VA, tiny_base: Path)
 def test_later_objects_do_not_change_earlier_ones(model: Sa2VA, tiny_base: Path) -> None:
     batch = batch_of(processor_of(model, tiny_base), 1)
     seg = (batch.input_ids[0] == model.new_tokens.seg_id).nonzero().flatten()
-    changed = batch.input_ids.clone()
-    changed[0, seg[0] + 1 : seg[1]] = 65
+    changed = batch.input_ids[0].clone()
+    changed[seg[0] + 1 : seg[1]] = 65
     batch_changed = batch_of(processor_of(model, tiny_base), 1)
-    batch_changed.input_ids = changed
+    batch_changed.input_ids = (changed,)
     first, second = model(batch).mask_logits, model(batch_changed).mask_logits
     torch.testing.assert_close(first[0], second[0])
     assert (first[1] - second[1]).abs().max() > 1e-4

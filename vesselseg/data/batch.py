@@ -42,9 +42,9 @@ class Batch:
     tiles: (all tiles, 3, tile, tile) float32, image after image.
     tiles_per_image: (images,) how many of them belong to each image.
     sam_images: (images, 3, side, side) float32.
-    input_ids: (images, tokens) int64, padded on the right.
-    attention_mask: (images, tokens) bool, False on padding.
-    labels: (images, tokens) int64, IGNORE_LABEL where there is no loss.
+    input_ids: per image (tokens,) int64, without padding. They stay in main memory, as the labels do: the model finds
+        there what stands where, and moves what it needs.
+    labels: per image (tokens,) int64, IGNORE_LABEL where there is no loss.
     masks: per image (objects, height, width) uint8; empty tuple when predicting.
     objects_per_image: (images,) how many [SEG] each conversation holds.
     """
@@ -53,14 +53,13 @@ class Batch:
     tiles: Tensor
     tiles_per_image: tuple[int, ...]
     sam_images: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
+    input_ids: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
     objects_per_image: tuple[int, ...]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with every tensor on the device."""
+        """The same batch with views and masks on the device; conversations stay in main memory."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.collate import pad_conversations
 from vesselseg.data.image_views import as_rgb, logits_to_image
 from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.inference.processor import Processor
@@ -102,18 +101,17 @@ class Predictor:
         encoded = encode_tiles(model.vision_model, model.projector, torch.cat(tiles).to(device, dtype))
         per_image = encoded.split([len(of_image) for of_image in tiles])
         rows = torch.cat([per_image[number] for number in image_of_row.tolist()])
-        input_ids, attention_mask = self._conversations(questions, [len(of_image) for of_image in tiles])
-        hidden = model.read(input_ids.to(device), attention_mask.to(device), rows)
-        prompts = model.prompts(hidden, input_ids.to(device))
+        conversations = model.pack(self._conversations(questions, [len(of_image) for of_image in tiles]))
+        prompts = model.prompts(model.read(conversations, rows), conversations)
         return model.grounding.decode(model.encode(squares.to(device)), prompts, image_of_row)
 
-    def _conversations(self, questions: Sequence[Sequence[str]], tiles: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _conversations(self, questions: Sequence[Sequence[str]], tiles: Sequence[int]) -> list[Tensor]:
         rows = []
         for asked, count in zip(questions, tiles):
             for question in asked:
                 ids, _ = self.processor.tokens.encode([(question, ANSWER)], count * self.processor.tokens_per_tile)
                 rows.append(ids)
-        return pad_conversations(rows)
+        return rows
 
 
 def check_threshold(threshold: float) -> float:

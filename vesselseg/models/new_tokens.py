@@ -6,6 +6,8 @@ hold, to learn five rows. Here the tables stay as they are and the five rows are
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,12 +29,19 @@ class NewTokens(nn.Module):
         """Id of [SEG], the first new token."""
         return self.start
 
-    def embed(self, table: nn.Embedding, input_ids: Tensor) -> Tensor:
-        """input_ids: (...) int64. Returns (..., hidden): new rows for new ids, the table's rows for all others."""
-        new = (input_ids >= self.start) & (input_ids < self.start + self.count)
-        frozen = table(input_ids.masked_fill(new, 0))
+    def embed(self, table: Any, input_ids: Tensor, on_host: Tensor | None = None) -> Tensor:
+        """input_ids: (...) int64. Returns (..., hidden): new rows for new ids, the table's rows for all others.
+
+        on_host: the same ids in main memory, for a table that lies there (see `host_embedding`).
+        """
+        ids = input_ids if on_host is None else on_host
+        known = table(ids.masked_fill(self._is_new(ids), 0).to(table.weight.device, non_blocking=True))
         rows = self.embedding[(input_ids - self.start).clamp(0, self.count - 1)]
-        return torch.where(new.unsqueeze(-1), rows.to(frozen.dtype), frozen)
+        known = known.to(rows.device, non_blocking=True)
+        return torch.where(self._is_new(input_ids).unsqueeze(-1), rows.to(known.dtype), known)
+
+    def _is_new(self, ids: Tensor) -> Tensor:
+        return (ids >= self.start) & (ids < self.start + self.count)
 
     def logits(self, head: nn.Linear, hidden: Tensor) -> Tensor:
         """hidden: (..., hidden). Returns (..., vocabulary), the new ids' columns computed from the new rows."""

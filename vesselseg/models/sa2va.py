@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
-from vesselseg.data.batch import IGNORE_LABEL, Batch
+from vesselseg.data.batch import Batch
 from vesselseg.models.internvl import TileProjector, encode_tiles
 from vesselseg.models.new_tokens import NewTokens
+from vesselseg.models.packing import Packed, pack, read_padded
 from vesselseg.models.sa2va_config import Sa2VAConfig
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
 from vesselseg.models.seg_projector import SegProjector
@@ -54,44 +56,50 @@ class Sa2VA(nn.Module):
         self.seg_projector = seg_projector
         self.grounding = grounding
         self.image_token_id = image_token_id
+        # Another way through the decoder, (embeddings, lengths) -> hidden, both packed; None: transformers' own.
+        self.decoder: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
         self.drawn_at_random: tuple[str, ...] = ()  # name prefixes of parts that no weight file was read for
         self.changed_by_load: tuple[str, ...] = ()  # frozen entries in which a loaded checkpoint differs from the base
 
     def forward(self, batch: Batch) -> Output:
         """One image encoding per image, however many objects its conversation names."""
         tiles = encode_tiles(self.vision_model, self.projector, batch.tiles.to(self.dtype))
-        hidden = self.read(batch.input_ids, batch.attention_mask, tiles)
+        conversations = self.pack(batch.input_ids, batch.labels)
+        hidden = self.read(conversations, tiles)
         features = self.grounding.encode(batch.sam_images.to(self.dtype))
-        prompts = self.prompts(hidden, batch.input_ids)
+        prompts = self.prompts(hidden, conversations)
         counts = torch.tensor(batch.objects_per_image, device=prompts.device)
         image_of_object = torch.repeat_interleave(torch.arange(len(counts), device=prompts.device), counts)
         mask_logits = self.grounding.decode(features, prompts, image_of_object)
-        return Output(mask_logits, *self.answers(hidden, batch.labels))
+        return Output(mask_logits, *self.answers(hidden, conversations))
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor, tile_tokens: Tensor) -> Tensor:
+    def pack(self, rows: Sequence[Tensor], labels: Sequence[Tensor] | None = None) -> Packed:
+        """Conversations (tokens,) in main memory -> what the model reads, on its device."""
+        return pack(rows, labels, self.image_token_id, self.new_tokens.seg_id).to(self.device)
+
+    def read(self, conversations: Packed, tile_tokens: Tensor) -> Tensor:
         """Run the language model over conversations.
 
-        input_ids, attention_mask: (rows, tokens). tile_tokens: (tiles, tokens per tile, hidden), in the order in which
-        the image placeholders occur. Returns (rows, tokens, hidden), after the final norm.
+        tile_tokens: (tiles, tokens per tile, hidden), in the order in which the image placeholders occur. Returns
+        (all tokens, hidden), after the final norm, conversation after conversation.
         """
-        embeddings = self.new_tokens.embed(self.language_model.model.embed_tokens, input_ids)
-        is_image = input_ids == self.image_token_id
-        embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), tile_tokens.to(embeddings.dtype))
+        table = self.language_model.get_input_embeddings()
+        text = self.new_tokens.embed(table, conversations.text_ids, conversations.host_text_ids)
+        embeddings = torch.cat([text, tile_tokens.flatten(0, 1).to(text.dtype)])[conversations.order]
         if torch.is_grad_enabled() and not embeddings.requires_grad:
             embeddings.requires_grad_(True)  # a reentrant checkpoint passes no gradient on where its input has none
-        reader = self.language_model.model
-        # One pass over question and answer: nothing will read keys and values again.
-        return reader(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        if self.decoder is not None:
+            return self.decoder(embeddings, conversations.lengths)
+        return read_padded(self.language_model.model, embeddings, conversations.lengths)
 
-    def prompts(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
-        """Prompt vectors (objects, 256) from the positions where [SEG] is the input token, row after row."""
-        return self.seg_projector(hidden[input_ids == self.new_tokens.seg_id])
+    def prompts(self, hidden: Tensor, conversations: Packed) -> Tensor:
+        """Prompt vectors (objects, 256) from the places where [SEG] is the input token, in their order."""
+        return self.seg_projector(hidden[conversations.seg_places])
 
-    def answers(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def answers(self, hidden: Tensor, conversations: Packed) -> tuple[Tensor, Tensor]:
         """Next-token logits only where a label asks for them: the vocabulary is large, the answer short."""
-        wanted = labels[:, 1:] != IGNORE_LABEL
-        logits = self.new_tokens.logits(self.language_model.get_output_embeddings(), hidden[:, :-1][wanted])
-        return logits, labels[:, 1:][wanted]
+        head = self.language_model.get_output_embeddings()
+        return self.new_tokens.logits(head, hidden[conversations.answer_places]), conversations.answer_labels
 
     def encode(self, sam_images: Tensor) -> ImageFeatures:
         """SAM2's features of square views (images, 3, side, side)."""

@@ -1,0 +1,76 @@
+"""Conversations without padding: one row of tokens, and where in it everything stands.
+
+All places are found on the CPU, before anything moves to a GPU: finding them there would make the CPU wait for the GPU
+several times in every forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from vesselseg.data.batch import IGNORE_LABEL
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Conversations one behind the other.
+
+    lengths: tokens of each conversation. text_ids: (text tokens,) int64, all tokens but image placeholders, on the
+    device; host_text_ids: the same in main memory. order: (tokens,) int64, for each place its row in text tokens
+    followed by image tokens. seg_places: (objects,) int64, where [SEG] is the input token. answer_places: (answer
+    tokens,) int64, where the next token has a label; answer_labels: (answer tokens,) int64, that label.
+    """
+
+    lengths: tuple[int, ...]
+    text_ids: Tensor
+    host_text_ids: Tensor
+    order: Tensor
+    seg_places: Tensor
+    answer_places: Tensor
+    answer_labels: Tensor
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same on a device; the text's tokens stay in main memory as well."""
+        names = [field.name for field in fields(self) if field.name not in ("lengths", "host_text_ids")]
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+def pack(rows: Sequence[Tensor], labels: Sequence[Tensor] | None, image_token_id: int, seg_id: int) -> Packed:
+    """rows: (tokens,) int64 each, in main memory, without padding. labels: like rows, IGNORE_LABEL where none is."""
+    ids = torch.cat(list(rows))
+    is_image = ids == image_token_id
+    text = int((~is_image).sum())
+    order = torch.where(is_image, text + is_image.cumsum(0) - 1, (~is_image).cumsum(0) - 1)
+    wanted = torch.full_like(ids, IGNORE_LABEL)
+    if labels is not None:
+        # A token is predicted at the place before it, and never from another conversation.
+        wanted = torch.cat([torch.cat([row[1:], row.new_full((1,), IGNORE_LABEL)]) for row in labels])
+    answer_places = (wanted != IGNORE_LABEL).nonzero().squeeze(1)
+    return Packed(
+        lengths=tuple(len(row) for row in rows),
+        text_ids=ids[~is_image],
+        host_text_ids=ids[~is_image],
+        order=order,
+        seg_places=(ids == seg_id).nonzero().squeeze(1),
+        answer_places=answer_places,
+        answer_labels=wanted[answer_places],
+    )
+
+
+def read_padded(decoder: nn.Module, embeddings: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Hidden states through transformers' own forward pass, which wants rows of equal length: any decoder, any adapter.
+
+    embeddings: (tokens, hidden), conversations of these lengths. Returns (tokens, hidden), after the last norm.
+    """
+    rows = pad_sequence(embeddings.split(list(lengths)), batch_first=True)
+    present = torch.arange(rows.shape[1]) < torch.tensor(lengths).unsqueeze(1)
+    # One pass over question and answer: nothing will read keys and values again.
+    hidden = decoder(
+        inputs_embeds=rows, attention_mask=present.to(rows.device, non_blocking=True), use_cache=False
+    ).last_hidden_state
+    return torch.cat([row[:length] for row, length in zip(hidden, lengths)])
