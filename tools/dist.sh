@@ -36,8 +36,13 @@ shift 2
 [[ -f "$config" ]] || fail "$config does not exist; configs are in configs/"
 [[ "$gpus" =~ ^[0-9]+$ ]] || fail "GPUS must be a whole number, found '$gpus'"
 
+# The log counts from here.
+started="${EPOCHREALTIME:-$(date +%s)}"
+export VESSELSEG_STARTED="${started/,/.}"
+
 # The active environment, else the repository's own.
 python=python
+command -v python >/dev/null || python=python3
 if [[ -z "${VIRTUAL_ENV:-}" && -z "${CONDA_PREFIX:-}" && -x "$here/.venv/bin/python" ]]; then
     python="$here/.venv/bin/python"
 fi

@@ -56,13 +56,13 @@ def test_each_image_is_seen_once_per_epoch_by_exactly_one_process(training: Trai
 
 
 def test_a_resumed_run_sees_the_same_samples_in_the_same_order(training: Training, whole: Path, resumed: Path) -> None:
-    start = rows(resumed, "event")[-1]["iter"]
+    start = next(row["iter"] for row in rows(resumed, "event") if row["event"] == "resumed")
     assert 13 <= start < KILLED_AFTER and start % 9  # in the middle of an epoch
     assert training.seen(resumed) == [lines[start:] for lines in training.seen(whole)]
 
 
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(whole: Path, resumed: Path) -> None:
-    timing = ("images_per_s", "eta_s", "memory_gib")
+    timing = ("images_per_s", "iter_s", "data_s", "eta_s", "memory_gib")
     expected, found = (
         {row["iter"]: {key: value for key, value in row.items() if key not in timing} for row in rows(folder, "train")}
         for folder in (whole, resumed)
@@ -119,6 +119,9 @@ def test_logs(whole: Path) -> None:
         and row["memory_gib"] > 0
     )
     assert rows(whole, "train")[1]["grad_norm"] > 0 and rows(whole, "train")[-1]["lr"] < 1e-4
+    assert 0 <= row["data_s"] < row["iter_s"] == pytest.approx(2 / row["images_per_s"], rel=0.01)
+    started, first_step = (event for event in rows(whole, "event") if event["event"] in ("started", "first_step"))
+    assert 0 < started["seconds"] < first_step["seconds"] < 600 and started["memory_gib"] > 0
     # Validation is due at 8 and 16 and at the end; between optimizer steps it waits for the next one.
     assert [row["iter"] for row in rows(whole, "val")] == [9, 17, 18]
     assert list((whole / "tensorboard").glob("events*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class VesselTrainLoop(TrainLoop):
         self.plan = plan
         self.state = state
         self.resume_from = resume_from
+        self.asked = self.waited = 0.0  # when the last batch was asked for (perf_counter), seconds until it was there
 
     @property
     def iter(self) -> int:
@@ -65,7 +67,9 @@ class VesselTrainLoop(TrainLoop):
         self.runner.call_hook("before_train")
         while not self.finished:
             engine.train()
+            self.asked = time.perf_counter()
             batch = next(self.dataloader_iterator)
+            self.waited = time.perf_counter() - self.asked
             self.runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
             result = steps.run(batch)
             self.runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import sys
 import time
@@ -21,6 +22,8 @@ from vesselseg.registry import HOOKS
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
+STARTED = "VESSELSEG_STARTED"  # seconds since 1970 at which tools/dist.sh was called
+_IMPORTED = time.time()
 
 
 class RunLog:
@@ -41,7 +44,10 @@ class RunLog:
 class LogHook(Hook):
     """Means over all processes and over the iterations since the last line, and the last optimizer step's figures.
 
-    interval: iterations between lines. log: where rows go.
+    interval: iterations between lines. log: where rows go. Besides them, two events: `started`, when everything is in
+    place, and `first_step`, both with the seconds since the command was given.
+
+    Nothing waits for a GPU between lines. Times leave out validation and checkpoints.
     """
 
     priority = "BELOW_NORMAL"
@@ -52,14 +58,24 @@ class LogHook(Hook):
         self.sums: dict[str, Tensor] = {}
         self.counted = 0
         self.images = 0
-        self.started = self.window_started = time.perf_counter()
+        self.iterations = 0
+        self.waited = 0.0  # seconds for data
+        self.elsewhere = 0.0  # seconds in validation and checkpoints
+        self.started = self.window_started = self.left = time.perf_counter()
         self.first_iteration = 0
         self.gradient_norm: float | None = None
 
     def before_train(self, runner: Any) -> None:
-        """Start the clock."""
+        """Tell what it took to come here, and start the clock."""
         self.first_iteration = runner.iter
-        self.started = self.window_started = time.perf_counter()
+        memory = largest_memory(runner.strategy.device)
+        self.log.write("event", event="started", iter=runner.iter, seconds=seconds_since_command(), **memory)
+        self.started = self.window_started = self.left = time.perf_counter()
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Batch | None = None) -> None:
+        """Tell waiting for data from what other hooks did since the last iteration."""
+        self.waited += runner.train_loop.waited
+        self.elsewhere += runner.train_loop.asked - self.left
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Batch | None = None, outputs: StepResult | None = None
@@ -67,6 +83,7 @@ class LogHook(Hook):
         """Collect, and write a line when one is due."""
         result: StepResult = outputs  # type: ignore[assignment]
         self.images += len(result.image_ids)
+        self.iterations += 1
         if result.skipped:
             self._report_skip(runner, result)
         else:
@@ -78,8 +95,16 @@ class LogHook(Hook):
             if not result.stepped:
                 logger.warning("iteration %d: gradients were not finite, optimizer step left out", runner.iter)
                 self.log.write("event", event="step_left_out", iter=runner.iter)
+        if runner.iter == self.first_iteration + 1:
+            self._tell_first_step(runner)
         if runner.iter % self.interval == 0 or runner.train_loop.finished:
             self._write(runner)
+        self.left = time.perf_counter()
+
+    def _tell_first_step(self, runner: Any) -> None:
+        if runner.strategy.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.log.write("event", event="first_step", iter=runner.iter, seconds=seconds_since_command())
 
     def _report_skip(self, runner: Any, result: StepResult) -> None:
         own = {
@@ -97,7 +122,9 @@ class LogHook(Hook):
 
     def _write(self, runner: Any) -> None:
         losses = self._mean_losses(runner)
+        memory = largest_memory(runner.strategy.device)  # reads from the GPU, so that all of its work is in `now`
         now = time.perf_counter()
+        training = now - self.window_started - self.elsewhere
         plan, progress = runner.train_loop.plan, runner.train_loop.state.progress
         left = plan.iterations - runner.iter
         row: dict[str, Any] = {
@@ -108,11 +135,14 @@ class LogHook(Hook):
             **losses,
             "lr": plan.learning_rate(max(0, progress.optimizer_steps - 1)),
             "grad_norm": self.gradient_norm,
-            "images_per_s": runner.world_size * self.images / (now - self.window_started),
-            "memory_gib": round(peak_memory_gib(), 3),
+            "images_per_s": runner.world_size * self.images / training,
+            "iter_s": round(training / self.iterations, 5),
+            "data_s": round(self.waited / self.iterations, 5),
+            **memory,
             "eta_s": round(left * (now - self.started) / max(1, runner.iter - self.first_iteration)),
         }
-        self.sums, self.counted, self.images, self.window_started, self.gradient_norm = {}, 0, 0, now, None
+        self.sums, self.counted, self.images, self.iterations = {}, 0, 0, 0
+        self.waited, self.elsewhere, self.window_started, self.gradient_norm = 0.0, 0.0, now, None
         self.log.write("train", **row)
         if runner.rank == 0:
             logger.info(console_line(row, plan.iterations))
@@ -138,6 +168,24 @@ def console_line(row: dict[str, Any], iterations: int) -> str:
         f"iter {row['iter']:>5}/{iterations}  epoch {row['epoch']:.2f}  loss {loss}  lr {row['lr']:.2e}{norm}  "
         f"{row['images_per_s']:.2f} images/s  {row['memory_gib']:.1f} GiB  eta {timedelta(seconds=row['eta_s'])}"
     )
+
+
+def seconds_since_command() -> float:
+    """Since tools/dist.sh was called; without it, since this process imported its modules."""
+    return round(time.time() - float(os.environ.get(STARTED, _IMPORTED)), 2)
+
+
+def largest_memory(device: torch.device) -> dict[str, float | None]:
+    """`peak_memory_gib` and the GPU memory that torch has reserved at most, of the process with the most of each.
+
+    A collective call that reads from the device. Without a GPU nothing is reserved: None.
+    """
+    on_gpu = device.type == "cuda"
+    reserved = torch.cuda.max_memory_reserved() / GIB if on_gpu else 0.0
+    values = torch.tensor([peak_memory_gib(), reserved], dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+    allocated, reserved = values.tolist()
+    return {"memory_gib": round(allocated, 3), "memory_reserved_gib": round(reserved, 3) if on_gpu else None}
 
 
 def peak_memory_gib() -> float:
