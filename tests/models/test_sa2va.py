@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def test_each_image_is_encoded_once(model: Sa2VA, tiny_base: Path) -> None:
     batch = batch_of(processor_of(model, tiny_base))
     with calls_of(model.vision_model) as tiles, calls_of(model.grounding.sam2.image_encoder) as squares:
         model(batch)
-    assert [call[0]["pixel_values"].shape[0] for call in tiles] == [sum(batch.tiles_per_image)]
-    assert [call[0]["args"][0].shape[0] for call in squares] == [len(SPECIMENS)]
+    assert sum(call[0]["pixel_values"].shape[0] for call in tiles) == sum(batch.tiles_per_image)
+    assert sum(call[0]["args"][0].shape[0] for call in squares) == len(SPECIMENS)
 
 
 @pytest.mark.parametrize("switch", ENCODERS)
@@ -103,6 +104,50 @@ def test_a_frozen_encoder_keeps_no_graph(tiny_base: Path, switch: str, trains: b
         losses_of(model, batch_of(processor_of(model, tiny_base), 0))
     assert {tensor.requires_grad for tensor in tensors(dict(seen[0][1]))} >= {trains}
     assert any(tensor.grad_fn is not None for tensor in tensors(dict(seen[0][1]))) == trains
+
+
+@torch.no_grad()
+def test_a_frozen_encoder_takes_few_images_at_a_time(
+    model: Sa2VA, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(processor_of(model, tiny_base))
+    whole = model.encode_views(batch.tiles, batch.sam_images)
+    monkeypatch.setattr("vesselseg.models.internvl.TILES_AT_ONCE", 2)
+    monkeypatch.setattr("vesselseg.models.sam2_grounding.IMAGES_AT_ONCE", 1)
+    with calls_of(model.vision_model) as tiles, calls_of(model.grounding.sam2.image_encoder) as squares:
+        pieces = model.encode_views(batch.tiles, batch.sam_images)
+    assert {call[0]["pixel_values"].shape[0] for call in tiles} == {1, 2}
+    assert {call[0]["args"][0].shape[0] for call in squares} == {1}
+    for field in fields(whole):
+        torch.testing.assert_close(getattr(pieces, field.name), getattr(whole, field.name), msg=field.name)
+
+
+@pytest.mark.parametrize("projector", [False, True])
+@pytest.mark.parametrize("high_res_convs", [False, True])
+def test_losses_and_gradients_are_those_of_encoded_views(
+    tiny_base: Path, projector: bool, high_res_convs: bool
+) -> None:
+    switches = {"projector": projector, "high_res_convs": high_res_convs}
+    model = shaken_model(tiny_base, trainable=switches).train()
+    batch = batch_of(processor_of(model, tiny_base))
+    losses = losses_of(model, batch)
+    sum(losses.values()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert ("projector.linear_1.weight" in gradients) == projector
+    assert ("grounding.sam2.sam_mask_decoder.conv_s0.weight" in gradients) == high_res_convs
+    model.zero_grad()
+    encoded = model.encode_views(batch.tiles, batch.sam_images)
+    assert encoded.patches.shape[-1] == (256 if projector else 64)  # pixel-shuffled, or as the language model reads
+    assert (encoded.stride_8.shape[1], encoded.stride_4.shape[1]) == ((256, 256) if high_res_convs else (64, 32))
+    nothing = torch.empty(0)
+    with calls_of(model.vision_model) as tiles, calls_of(model.grounding.sam2.image_encoder) as squares:
+        found = losses_of(model, replace(batch, tiles=nothing, sam_images=nothing, encoded=encoded))
+    assert not tiles and not squares
+    sum(found.values()).backward()
+    for name, loss in losses.items():
+        assert torch.equal(found[name], loss), name
+    for name, gradient in gradients.items():
+        assert torch.equal(model.get_parameter(name).grad, gradient), name
 
 
 def test_no_keys_and_values_are_kept(model: Sa2VA, tiny_base: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import sam2
@@ -9,6 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import nn
 
 from tests.tiny import SAM2
@@ -138,3 +141,28 @@ def test_positions_keep_their_precision_in_half_type() -> None:
     exact.bfloat16()
     exact.sam2.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix = matrix
     assert torch.equal(exact._image_positions(), expected)
+
+
+@torch.inference_mode()
+def test_encoding_leaves_video_its_positions(grounding: SAM2Grounding, images: torch.Tensor) -> None:
+    before = grounding.sam2.image_encoder.neck.position_encoding
+    with patch.object(PositionEmbeddingSine, "forward", side_effect=AssertionError("computed for nothing")):
+        grounding.encode(images)
+    assert grounding.sam2.image_encoder.neck.position_encoding is before
+    assert grounding.sam2.forward_image(images)["vision_pos_enc"][0].shape == (2, 256, 32, 32)
+
+
+@torch.inference_mode()
+def test_one_prompt_for_each_image_needs_no_index(grounding: SAM2Grounding, images: torch.Tensor) -> None:
+    features, prompts = grounding.encode(images), torch.randn(2, 256, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(grounding.decode(features, prompts, None), grounding.decode(features, prompts, torch.arange(2)))
+
+
+@torch.inference_mode()
+def test_frozen_convolutions_belong_to_the_encoder(grounding: SAM2Grounding, images: torch.Tensor) -> None:
+    prompts, image_of_prompt = torch.randn(3, 256, generator=torch.Generator().manual_seed(4)), torch.tensor([0, 1, 1])
+    late = grounding.decode(grounding.encode(images), prompts, image_of_prompt)
+    frozen = copy.deepcopy(grounding).requires_grad_(False)
+    features = frozen.encode(images)
+    assert features.stride_8.shape[1:] == (64, 16, 16) and features.stride_4.shape[1:] == (32, 32, 32)
+    torch.testing.assert_close(frozen.decode(features, prompts, image_of_prompt), late)

@@ -13,12 +13,34 @@ IGNORE_LABEL = -100  # torch's cross_entropy default: positions without a langua
 
 
 @dataclass
+class EncodedViews:
+    """What the frozen encoders make of images' views, in the type of the weights.
+
+    patches: (tiles, tokens per tile, channels), pixel-shuffled patches of the vision tower: before the projector where
+        that trains, behind it where it is frozen.
+    embedding: (images, 256, side / 16, side / 16), SAM2's, with the no-memory embedding added.
+    stride_8: (images, 256 or 64, side / 8, side / 8). stride_4: (images, 256 or 32, side / 4, side / 4). The smaller
+        numbers where the decoder's convolutions for these levels are frozen.
+    """
+
+    patches: Tensor
+    embedding: Tensor
+    stride_8: Tensor
+    stride_4: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> EncodedViews:
+        """Every tensor changed."""
+        return EncodedViews(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass
 class Example:
     """One image with its conversation; what the dataset returns.
 
     image_id: path below ``images/``.
     tiles: (tiles, 3, tile, tile) float32, ImageNet-normalised views for the vision tower, thumbnail last.
     sam_image: (3, side, side) float32, ImageNet-normalised square view for SAM2.
+    encoded: what stands in for both views where it has been computed before, of one image; they are empty then.
     input_ids: (tokens,) int64, the conversation with one [SEG] per object, in the order of masks.
     labels: (tokens,) int64, input_ids on answer positions, IGNORE_LABEL elsewhere; not shifted.
     masks: (objects, height, width) uint8, 0 or 1, at the image's own size.
@@ -32,6 +54,7 @@ class Example:
     labels: Tensor
     masks: Tensor
     phrases: tuple[str, ...]
+    encoded: EncodedViews | None = None
 
 
 @dataclass
@@ -47,6 +70,7 @@ class Batch:
     labels: per image (tokens,) int64, IGNORE_LABEL where there is no loss.
     masks: per image (objects, height, width) uint8; empty tuple when predicting.
     objects_per_image: (images,) how many [SEG] each conversation holds.
+    encoded: what stands in for tiles and sam_images where it has been computed before; they are empty then.
     """
 
     image_ids: tuple[str, ...]
@@ -57,6 +81,7 @@ class Batch:
     labels: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
     objects_per_image: tuple[int, ...]
+    encoded: EncodedViews | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with views and masks on the device; conversations stay in main memory."""
@@ -69,7 +94,8 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)}
-        return replace(self, **changed, masks=tuple(change(mask) for mask in self.masks))
+        encoded = None if self.encoded is None else self.encoded.each(change)
+        return replace(self, **changed, masks=tuple(change(mask) for mask in self.masks), encoded=encoded)
 
     def __len__(self) -> int:
         return len(self.image_ids)

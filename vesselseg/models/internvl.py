@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
+from vesselseg.models.encoding import encode_images
 from vesselseg.models.sa2va_config import Sa2VAConfig
+
+TILES_AT_ONCE = 8  # of a frozen tower: enough to keep a GPU busy, and less memory than the language model takes
 
 
 class TileProjector(nn.Module):
@@ -24,10 +26,13 @@ class TileProjector(nn.Module):
         self.linear_2 = nn.Linear(text_hidden, text_hidden)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """patches: (tiles, side * side, vision_hidden). Returns (tiles, tokens, text_hidden)."""
+        """patches: (tiles, tokens, channels), pixel-shuffled. Returns (tiles, tokens, text_hidden)."""
+        return self.linear_2(nn.functional.gelu(self.linear_1(self.norm(patches))))
+
+    def shuffle(self, patches: Tensor) -> Tensor:
+        """The vision tower's patches (tiles, side * side, vision_hidden) as `forward` takes them, without weights."""
         side = int(patches.shape[1] ** 0.5)
-        tokens = pixel_shuffle(patches.unflatten(1, (side, side)), self.downsample_ratio).flatten(1, 2)
-        return self.linear_2(nn.functional.gelu(self.linear_1(self.norm(tokens))))
+        return pixel_shuffle(patches.unflatten(1, (side, side)), self.downsample_ratio).flatten(1, 2)
 
 
 def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:
@@ -53,9 +58,16 @@ def build_language_model(config: Sa2VAConfig, attention: str) -> PreTrainedModel
     return classes[text.model_type](text)
 
 
+def encode_patches(vision: InternVLVisionModel, projector: TileProjector, tiles: Tensor) -> Tensor:
+    """tiles: (tiles, 3, side, side), normalised. Returns (tiles, tokens per tile, channels), before the projector."""
+
+    def encode(some: Tensor) -> tuple[Tensor]:
+        patches = vision(pixel_values=some).last_hidden_state[:, 1:]  # without the class token
+        return (projector.shuffle(patches),)
+
+    return encode_images(vision, encode, tiles, TILES_AT_ONCE)[0]
+
+
 def encode_tiles(vision: InternVLVisionModel, projector: TileProjector, tiles: Tensor) -> Tensor:
     """tiles: (tiles, 3, side, side), normalised. Returns (tiles, tokens per tile, text hidden)."""
-    frozen = not any(parameter.requires_grad for parameter in vision.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-        patches = vision(pixel_values=tiles).last_hidden_state[:, 1:]  # without the class token
-    return projector(patches)
+    return projector(encode_patches(vision, projector, tiles))

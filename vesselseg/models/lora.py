@@ -28,7 +28,8 @@ class Trainable:
     """Which parts train. llm: `lora`, `full` or `frozen`; the others are switches.
 
     projector: the layers between vision tower and language model (27.5 M at 8B). seg_projector: those between language
-    model and SAM2 (13.8 M).
+    model and SAM2 (13.8 M). high_res_convs: SAM2's conv_s0 and conv_s1 train with the mask decoder (25 k); frozen, they
+    belong to the image encoder, whose features are then a fifth as large.
     """
 
     llm: str = "lora"
@@ -36,6 +37,7 @@ class Trainable:
     projector: bool = False
     seg_projector: bool = True
     mask_decoder: bool = True
+    high_res_convs: bool = True
     sam2_encoder: bool = False
     vision: bool = False
 
@@ -87,6 +89,8 @@ def set_trainable(model: Sa2VA, trainable: Trainable) -> None:
     model.seg_projector.requires_grad_(trainable.seg_projector)
     sam2 = model.grounding.sam2
     sam2.sam_mask_decoder.requires_grad_(trainable.mask_decoder)
+    for convolution in (sam2.sam_mask_decoder.conv_s0, sam2.sam_mask_decoder.conv_s1):
+        convolution.requires_grad_(trainable.mask_decoder and trainable.high_res_convs)
     if trainable.sam2_encoder:
         sam2.image_encoder.requires_grad_(True)
         sam2.sam_prompt_encoder.requires_grad_(True)

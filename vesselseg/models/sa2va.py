@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
-from vesselseg.data.batch import Batch
-from vesselseg.models.internvl import TileProjector, encode_tiles
+from vesselseg.data.batch import Batch, EncodedViews
+from vesselseg.models.encoding import trains
+from vesselseg.models.internvl import TileProjector, encode_patches
 from vesselseg.models.new_tokens import NewTokens
 from vesselseg.models.packing import Packed, pack, read_padded
 from vesselseg.models.sa2va_config import Sa2VAConfig
@@ -58,20 +59,37 @@ class Sa2VA(nn.Module):
         self.image_token_id = image_token_id
         # Another way through the decoder, (embeddings, lengths) -> hidden, both packed; None: transformers' own.
         self.decoder: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
+        self.embedding_on_host = False  # whether the embedding table is to go to main memory once all is loaded
         self.drawn_at_random: tuple[str, ...] = ()  # name prefixes of parts that no weight file was read for
         self.changed_by_load: tuple[str, ...] = ()  # frozen entries in which a loaded checkpoint differs from the base
 
     def forward(self, batch: Batch) -> Output:
         """One image encoding per image, however many objects its conversation names."""
-        tiles = encode_tiles(self.vision_model, self.projector, batch.tiles.to(self.dtype))
+        views = batch.encoded or self.encode_views(batch.tiles, batch.sam_images)
         conversations = self.pack(batch.input_ids, batch.labels)
-        hidden = self.read(conversations, tiles)
-        features = self.grounding.encode(batch.sam_images.to(self.dtype))
+        hidden = self.read(conversations, self.projector(views.patches) if trains(self.projector) else views.patches)
         prompts = self.prompts(hidden, conversations)
-        counts = torch.tensor(batch.objects_per_image, device=prompts.device)
-        image_of_object = torch.repeat_interleave(torch.arange(len(counts), device=prompts.device), counts)
-        mask_logits = self.grounding.decode(features, prompts, image_of_object)
+        features = ImageFeatures(views.embedding, views.stride_8, views.stride_4)
+        mask_logits = self.grounding.decode(features, prompts, self._image_of_object(batch.objects_per_image))
         return Output(mask_logits, *self.answers(hidden, conversations))
+
+    def encode_views(self, tiles: Tensor, sam_images: Tensor) -> EncodedViews:
+        """All that frozen weights make of images alone; see `EncodedViews` for what depends on which weights train.
+
+        tiles: (tiles, 3, tile, tile). sam_images: (images, 3, side, side). Both normalised.
+        """
+        patches = encode_patches(self.vision_model, self.projector, tiles.to(self.dtype))
+        if not trains(self.projector):
+            patches = self.projector(patches)
+        features = self.encode(sam_images)
+        return EncodedViews(patches, features.embedding, features.stride_8, features.stride_4)
+
+    def _image_of_object(self, objects_per_image: Sequence[int]) -> Tensor | None:
+        """(objects,) int64, None where it is one object each. Counted in main memory: a GPU would be waited for."""
+        if all(count == 1 for count in objects_per_image):
+            return None
+        listed = [image for image, count in enumerate(objects_per_image) for _ in range(count)]
+        return torch.tensor(listed, device=self.device)
 
     def pack(self, rows: Sequence[Tensor], labels: Sequence[Tensor] | None = None) -> Packed:
         """Conversations (tokens,) in main memory -> what the model reads, on its device."""

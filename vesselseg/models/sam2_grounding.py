@@ -6,7 +6,8 @@ language model's vector is appended to the sparse embeddings of one padding poin
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,15 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.transformer import RoPEAttention
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from vesselseg.models.encoding import encode_images, trains
 
 PROMPT_DIM = 256  # width of SAM2's prompt embeddings, in every variant
 MASK_STRIDE = 4  # pixels of the square view per pixel of the mask logits
+IMAGES_AT_ONCE = (
+    4  # of a frozen encoder: the GPU is busy with so many, and they take less memory than the decoder later
+)
 
 TRUNKS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -52,10 +59,11 @@ TRUNKS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class ImageFeatures:
-    """What the frozen half of SAM2 computes for each image, before the mask decoder's own convolutions.
+    """What the frozen half of SAM2 computes for each image.
 
     embedding: (images, 256, side / 16, side / 16), with the no-memory embedding added.
-    stride_8: (images, 256, side / 8, side / 8). stride_4: (images, 256, side / 4, side / 4).
+    stride_8: (images, 256, side / 8, side / 8). stride_4: (images, 256, side / 4, side / 4). Where the decoder's two
+    convolutions for them are frozen, they are behind these: 64 and 32 channels.
     """
 
     embedding: Tensor
@@ -77,34 +85,48 @@ class SAM2Grounding(nn.Module):
 
     def encode(self, images: Tensor) -> ImageFeatures:
         """images: (images, 3, side, side), normalised. The image encoder runs without gradients while it is frozen."""
-        encoder = self.sam2.image_encoder
-        frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            # The neck adds its levels in float32, whatever type the images have.
-            stride_4, stride_8, stride_16 = (level.to(images.dtype) for level in encoder(images)["backbone_fpn"])
-        no_memory = self.sam2.no_mem_embed.transpose(1, 2).unsqueeze(-1)
-        return ImageFeatures(stride_16 + no_memory, stride_8, stride_4)
+        with _without_positions(self.sam2.image_encoder.neck):
+            levels = encode_images(self.sam2.image_encoder, self._encode, images, IMAGES_AT_ONCE)
+        stride_4, stride_8, stride_16 = levels
+        return ImageFeatures(stride_16 + self.sam2.no_mem_embed.transpose(1, 2).unsqueeze(-1), stride_8, stride_4)
 
-    def decode(self, features: ImageFeatures, prompts: Tensor, image_of_prompt: Tensor) -> Tensor:
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        # The neck adds its levels in float32, whatever type the images have.
+        levels = self.sam2.image_encoder(images)["backbone_fpn"]
+        stride_4, stride_8, stride_16 = (level.to(images.dtype) for level in levels)
+        if self.convolves_late:
+            return stride_4, stride_8, stride_16
+        decoder = self.sam2.sam_mask_decoder
+        return decoder.conv_s0(stride_4), decoder.conv_s1(stride_8), stride_16
+
+    @property
+    def convolves_late(self) -> bool:
+        """Whether the two convolutions for the high-resolution levels train, and so belong to decoding."""
+        decoder = self.sam2.sam_mask_decoder
+        return trains(decoder.conv_s0) or trains(decoder.conv_s1)
+
+    def decode(self, features: ImageFeatures, prompts: Tensor, image_of_prompt: Tensor | None) -> Tensor:
         """One mask per prompt: of SAM2's three candidates the one with the highest predicted IoU.
 
-        prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features.
-        Returns (objects, side / 4, side / 4), logits before sigmoid. The object score does not blank a mask.
+        prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features; None: one prompt for each
+        image, in order. Returns (objects, side / 4, side / 4), logits before sigmoid. The object score does not blank
+        a mask.
         """
         decoder = self.sam2.sam_mask_decoder
-        high_resolution = [
-            decoder.conv_s0(features.stride_4)[image_of_prompt],
-            decoder.conv_s1(features.stride_8)[image_of_prompt],
-        ]
+        if self.convolves_late:
+            stride_4, stride_8 = decoder.conv_s0(features.stride_4), decoder.conv_s1(features.stride_8)
+            features = ImageFeatures(features.embedding, stride_8, stride_4)
+        if image_of_prompt is not None:
+            features = features.select(image_of_prompt)
         sparse, dense = self._prompt_embeddings(prompts)
         masks, predicted_iou, _, _ = decoder(
-            image_embeddings=features.embedding[image_of_prompt],
+            image_embeddings=features.embedding,
             image_pe=self._image_positions().to(prompts.dtype),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=True,
             repeat_image=False,
-            high_res_features=high_resolution,
+            high_res_features=[features.stride_4, features.stride_8],
         )
         best = predicted_iou.argmax(dim=1)
         return masks[torch.arange(len(masks), device=masks.device), best]
@@ -124,7 +146,25 @@ class SAM2Grounding(nn.Module):
     def _image_positions(self) -> Tensor:
         """(1, 256, side / 16, side / 16) float32, whatever type the weights have."""
         encoder = self.sam2.sam_prompt_encoder
-        return copy.deepcopy(encoder.pe_layer).float()(encoder.image_embedding_size).unsqueeze(0)
+        matrix = encoder.pe_layer.positional_encoding_gaussian_matrix
+        exact = {"positional_encoding_gaussian_matrix": matrix.float()}
+        return functional_call(encoder.pe_layer, exact, (encoder.image_embedding_size,)).unsqueeze(0)
+
+
+class _NoPositions(nn.Module):
+    def forward(self, level: Tensor) -> Tensor:
+        return level.new_empty(0)
+
+
+@contextmanager
+def _without_positions(neck: FpnNeck) -> Iterator[None]:
+    """The neck computes position encodings beside its levels, 67 MB for an image of 1024; only video needs them."""
+    kept = neck.position_encoding
+    neck.position_encoding = _NoPositions()
+    try:
+        yield
+    finally:
+        neck.position_encoding = kept
 
 
 def build_sam2(config: dict[str, Any]) -> SAM2Base:
@@ -168,7 +208,7 @@ def build_sam2(config: dict[str, Any]) -> SAM2Base:
 def _image_encoder(sizes: dict[str, Any]) -> ImageEncoder:
     trunk = Hiera(**{key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()})
     neck = FpnNeck(
-        position_encoding=PositionEmbeddingSine(num_pos_feats=256, normalize=True, scale=None, temperature=10000),
+        position_encoding=_sine_positions(256),
         d_model=PROMPT_DIM,
         backbone_channel_list=trunk.channel_list,
         fpn_top_down_levels=[2, 3],
@@ -197,7 +237,14 @@ def _memory_encoder() -> MemoryEncoder:
     block = CXBlock(dim=256, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True)
     return MemoryEncoder(
         out_dim=64,
-        position_encoding=PositionEmbeddingSine(num_pos_feats=64, normalize=True, scale=None, temperature=10000),
+        position_encoding=_sine_positions(64),
         mask_downsampler=MaskDownSampler(kernel_size=3, stride=2, padding=1),
         fuser=Fuser(block, num_layers=2),
+    )
+
+
+def _sine_positions(features: int) -> PositionEmbeddingSine:
+    """SAM2's own; without its cache, which would fill GPU memory while the model is built."""
+    return PositionEmbeddingSine(
+        num_pos_feats=features, normalize=True, scale=None, temperature=10000, warmup_cache=False
     )
