@@ -19,6 +19,7 @@ from xtuner.engine._strategy import DeepSpeedStrategy
 
 from vesselseg.engine.checkpoint import load_trained
 from vesselseg.errors import UserError
+from vesselseg.models.host_embedding import embedding_to_host
 from vesselseg.registry import MODELS, STRATEGIES
 
 PRECISION_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -74,6 +75,8 @@ class VesselStrategy(DeepSpeedStrategy):
         built = MODELS.build({**model, **placement})
         if self.load_from is not None:
             load_trained(built.sa2va, Path(self.load_from))
+        if built.sa2va.embedding_on_host and self.stage < 3:
+            embedding_to_host(built.sa2va)
         return built
 
     def ready_to_predict(self) -> AbstractContextManager:

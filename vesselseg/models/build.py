@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
+from vesselseg.errors import UserError
 from vesselseg.models.assemble import assemble
+from vesselseg.models.checkpointing import layers_to_recompute, recompute_layers
 from vesselseg.models.checkpoints.base_folder import BaseFolder, read_base_folder
 from vesselseg.models.checkpoints.load import Assign, load_sam2_file, load_weights
 from vesselseg.models.checkpoints.shards import folder_names
+from vesselseg.models.fused_decoder import FusedDecoder, wants_fused
 from vesselseg.models.internvl import build_language_model, build_vision_tower
 from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable
+from vesselseg.models.quantised import KINDS, draw_weights, mark_for_quantising, require_quantising
 from vesselseg.models.sa2va import Sa2VA
 
 logger = logging.getLogger(__name__)
@@ -33,8 +37,12 @@ def build_model(
     trainable: dict[str, Any] | None = None,
     *,
     max_tiles: int | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | int = False,
+    activations_on_host: bool = False,
+    quantise: str | None = None,
     attention: str = "sdpa",
+    fused: bool | str = "auto",
+    embedding_on_host: bool = False,
     random_weights: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "float32",
@@ -49,32 +57,60 @@ def build_model(
     sizes: only `image_size` is taken then.
     lora, trainable: fields of `Lora` and `Trainable`.
     max_tiles: InternVL tiles per image without the thumbnail, in training and prediction alike; None: the base's limit.
+    gradient_checkpointing: True, False, or how many decoder layers, from the first on, are recomputed in the backward
+    pass. activations_on_host: what these keep waits in main memory.
+    quantise: None or `nf4`, the frozen linear layers of the language model's blocks in 4 bits (see `quantised`).
+    fused: compute the adapted language model with `fused_decoder`: True, False or `auto` (on a GPU, weights not
+    partitioned). embedding_on_host: wish that the frozen embedding table goes to main memory (`embedding_to_host`),
+    which whoever loads further weights does afterwards.
     random_weights: take shapes and tokenizer from the folder and no weights (for measuring memory and speed).
     construction, assign: for partitioned weights (ZeRO-3): context to construct the big parts in, and how to fill them.
-    Raises WeightsError where folder, file and model do not fit.
+    Raises WeightsError where folder, file and model do not fit, UserError where settings do not go together.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     folder = read_base_folder(base)
     sam2_file = _settle_sam2(folder, sam2 or {})
     folder.config.max_dynamic_patch = min(max_tiles or folder.config.max_dynamic_patch, folder.config.max_dynamic_patch)
-    switches = Trainable(**(trainable or {}))
-    empty = construction is None and not random_weights
+    switches, adapters = Trainable(**(trainable or {})), Lora(**(lora or {}))
+    _check_quantise(quantise, switches, partitioned=construction is not None, device=device)
+    empty = construction is None and (not random_weights or quantise is not None)
     with _place(device, dtype):
         with init_empty_weights(include_buffers=False) if empty else (construction or contextlib.nullcontext)():
             vision = build_vision_tower(folder.config, attention)
             language = build_language_model(folder.config, attention)
         model = assemble(folder.config, vision, language, folder.image_token_id)
     model.grounding.sam2.sam_prompt_encoder.pe_layer.float()  # positions are computed in float32
+    if quantise:
+        mark_for_quantising(language)
     if not random_weights:
         _load(model, folder, sam2_file, device, dtype, assign)
+    elif quantise:
+        for part in (vision, language):
+            draw_weights(part, device, dtype)
     if switches.llm == "lora":
-        attach_lora(model, Lora(**(lora or {})))
-    if gradient_checkpointing:
+        attach_lora(model, adapters)
+    recomputed = layers_to_recompute(gradient_checkpointing, len(language.model.layers))
+    if recomputed:
         # Partitioned weights are gone when a non-reentrant checkpoint compares what it recomputes with what it saved.
-        reentrant = construction is not None
-        language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    set_trainable(model, switches)
+        recompute_layers(language, recomputed, reentrant=construction is not None, on_host=activations_on_host)
+    set_trainable(model, switches, adapters.modules_to_save)
+    if switches.llm == "lora" and wants_fused(fused, torch.device(device), partitioned=construction is not None):
+        model.decoder = FusedDecoder(language.model, recomputed, activations_on_host)
+    model.embedding_on_host = embedding_on_host
     return model
+
+
+def _check_quantise(quantise: str | None, switches: Trainable, partitioned: bool, device: torch.device | str) -> None:
+    if quantise not in KINDS:
+        raise UserError(f"model.sa2va.quantise is {quantise!r}; expected None or 'nf4'")
+    if quantise and partitioned:
+        raise UserError('model.sa2va.quantise="nf4" does not work with partitioned weights (ZeRO-3); take ZeRO-2')
+    if quantise and switches.llm == "full":
+        raise UserError(
+            'weights in 4 bits cannot train: set model.sa2va.trainable.llm="lora" or model.sa2va.quantise=None'
+        )
+    if quantise:
+        require_quantising(device)
 
 
 @contextlib.contextmanager
