@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from vesselseg.engine.plan import TrainPlan
+from vesselseg.engine.plan import Behind, TrainPlan
 from vesselseg.engine.sampler import StreamSampler
 from vesselseg.engine.settings import Schedule
 
@@ -52,6 +52,39 @@ def test_a_resumed_sampler_goes_on_where_the_whole_one_was() -> None:
     for rank in range(3):
         whole = list(StreamSampler(plan(10, 3, epochs=4, micro_batch=2), rank, seed=5))
         assert list(StreamSampler(plan(10, 3, epochs=4, micro_batch=2), rank, seed=5, start=3)) == whole[3:]
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (4, 1), (3, 2)])
+def test_with_other_processes_the_stream_goes_on_where_it_was(sizes: tuple[int, int]) -> None:
+    """Two processes take 5 iterations of 2 x 1 images; then others take over, in the middle of the second epoch."""
+    first = plan(8, 2, epochs=3)
+    later = TrainPlan(8, sizes[0], Schedule(epochs=3, micro_batch=sizes[1]), Behind(5, 10, 1))
+    seen = [sample for rank in range(2) for batch in list(StreamSampler(first, rank, 1))[:5] for sample in batch]
+    for rank in range(sizes[0]):
+        seen += [sample for batch in StreamSampler(later, rank, 1, start=5) for sample in batch]
+    counted = Counter(item for item in seen if item[0] < 3)
+    assert counted == {(epoch, index): 1 for epoch in range(3) for index in range(8)}
+    assert len(seen) - sum(counted.values()) == later.filled_up
+    assert later.epoch(5) == first.epoch(5) == 1.25
+
+
+def test_the_learning_rate_of_a_run_with_other_processes_goes_on_from_its_place() -> None:
+    settings = {"epochs": 1, "accumulation": 1, "lr": 1.0, "warmup_ratio": 0.1}
+    whole = plan(400, 4, **settings)
+    assert whole.optimizer_steps == 100
+    one = TrainPlan(400, 1, Schedule(**settings), Behind(50, 200, 50))  # type: ignore[arg-type]
+    assert (one.iterations, one.optimizer_steps, one.warmup_steps) == (250, 250, 40)
+    for step in range(50, 100):
+        assert one.learning_rate(50 + (step - 50) * 4) == pytest.approx(whole.learning_rate(step), abs=1e-9)
+    early = TrainPlan(400, 8, Schedule(**settings), Behind(4, 16, 4))  # type: ignore[arg-type]
+    assert [early.learning_rate(step) for step in (4, 5)] == pytest.approx([0.6, 0.8])
+    assert early.learning_rate(early.optimizer_steps - 1) < 0.01
+
+
+def test_a_run_that_is_done_stays_done_with_other_processes() -> None:
+    done = TrainPlan(10, 3, Schedule(epochs=2, max_iters=4), Behind(9, 20, 2))
+    assert (done.iterations, done.optimizer_steps) == (9, 2) and done.learning_rate(1) >= 0
+    assert list(StreamSampler(done, 0, seed=0, start=9)) == [] and "9 in all" in done.describe()
 
 
 def test_epochs_and_seeds_differ_in_order() -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from vesselseg.engine.checkpoint import RunIdentity, find_checkpoints, prune, read_run_state
+from vesselseg.engine.checkpoint import RunIdentity, RunState, Sizes, find_checkpoints, prune, read_run_state
+from vesselseg.engine.micro_steps import Progress
+from vesselseg.engine.plan import Behind
+from vesselseg.engine.run_log import RunLog
 from vesselseg.engine.work_dir import claim, resume_folder
 from vesselseg.errors import UserError
 
-IDENTITY = RunIdentity(2, 10, 1, 8, 0, "abc", 2)
-STATE = (
-    '{"run": {"progress": {"iteration": 6, "optimizer_steps": 3, "skipped": 0, "skipped_in_a_row": 0}, '
-    '"best_dice": 0.5, "threshold": 0.3}, '
-    '"identity": {"world_size": 2, "images": 10, "micro_batch": 1, "accumulation": 8, "seed": 0, '
-    '"data_fingerprint": "abc", "zero_stage": 2}}'
-)
+IDENTITY = RunIdentity(images=10, seed=0, data_fingerprint="abc")
+RUN = RunState(Progress(iteration=6, optimizer_steps=3), 0.5, 0.3, Sizes(2, 1, 2))
+STATE = json.dumps({"run": asdict(RUN), "identity": asdict(IDENTITY)})
 
 
 def checkpoint(work_dir: Path, iteration: int, weights: bool = True, state: bool = True) -> Path:
@@ -80,15 +81,45 @@ def test_the_newest_checkpoints_are_kept_and_leftovers_deleted(tmp_path: Path) -
 
 
 def test_the_counters_come_back(tmp_path: Path) -> None:
-    state = read_run_state(checkpoint(tmp_path, 6), IDENTITY)
-    assert (state.progress.iteration, state.progress.optimizer_steps, state.best_dice) == (6, 3, 0.5)
+    assert read_run_state(checkpoint(tmp_path, 6), IDENTITY) == RUN
 
 
-def test_another_number_of_processes_or_other_data_is_refused_with_all_differences(tmp_path: Path) -> None:
+def test_other_data_or_another_order_is_refused_with_all_differences(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 6)
     with pytest.raises(UserError) as caught:
-        read_run_state(folder, RunIdentity(4, 10, 1, 8, 0, "other", 2))
+        read_run_state(folder, RunIdentity(10, 1, "other"))
     message = str(caught.value)
-    assert "world_size: 2 there, 4 now" in message and "data_fingerprint: abc there, other now" in message
-    assert "images" not in message.split("\n", 1)[1].split("Start with")[0]
+    assert "seed: 0 there, 1 now" in message and "data_fingerprint: abc there, other now" in message
+    assert "images:" not in message
     assert f"load_from={tmp_path / 'iter_6.pth'}" in message
+
+
+def test_a_checkpoint_that_this_node_does_not_see_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must lie on a file system that all of them share"):
+        read_run_state(tmp_path / "iter_6.resume", IDENTITY)
+
+
+def test_a_run_goes_on_at_the_same_image_with_other_sizes() -> None:
+    state = RunState(Progress(iteration=6, optimizer_steps=3), sizes=Sizes(2, 1, 2))
+    assert not state.go_on_with(Sizes(2, 1, 2)) and state.behind == Behind()
+    assert state.go_on_with(Sizes(4, 2, 1)) and state.behind == Behind(6, 12, 3)
+    state.progress.iteration = 8
+    assert state.images_seen == 12 + 2 * 8
+    assert state.go_on_with(Sizes(1, 1, 1)) and state.behind == Behind(8, 28, 3)
+
+
+def test_rows_of_a_log_that_come_again_are_set_aside(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl", active=True)
+    for iteration in (1, 2, 3):
+        log.write("train", iter=iteration)
+    log.write("event", event="began")
+    with log.path.open("a") as file:
+        file.write('{"kind": "tra')
+    before = log.path.read_text()
+    log.go_on_after(2)
+    kept = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [row.get("iter") for row in kept] == [1, 2, None]
+    aside = (tmp_path / RunLog.CUT_OFF).read_text()
+    assert sorted((log.path.read_text() + aside).splitlines()) == sorted(before.splitlines())
+    log.go_on_after(2)
+    assert (tmp_path / RunLog.CUT_OFF).read_text() == aside

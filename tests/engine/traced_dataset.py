@@ -18,9 +18,10 @@ class Traced(Dataset):
     """The data set given, with one line "epoch index image" per example in FOLDER/RANK.txt."""
 
     def __init__(
-        self, dataset: VesselDataset, trace: str, poison: tuple[int, int] | None, dies_after: int | None
+        self, dataset: VesselDataset, trace: str, poison: tuple[int, int] | None, dies_after: int | None, dies_by: int
     ) -> None:
         self.left = dies_after
+        self.dies_by = dies_by
         self.dataset = dataset
         self.path = Path(trace) / f"{os.environ['RANK']}.txt"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,9 +34,9 @@ class Traced(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, item: tuple[int, int]) -> Example:
-        if self.left is not None and os.environ["RANK"] == "1":
+        if self.left is not None and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.dies_by)
             self.left -= 1
         example = self.dataset[item]
         with self.path.open("a") as file:
@@ -59,9 +60,13 @@ def traced_dataset(
     limit: int | None = None,
     poison: tuple[int, int] | None = None,
     dies_after: int | None = None,
+    dies_by: int = signal.SIGKILL,
 ) -> Traced:
-    """poison: (epoch, index) whose picture is NaN. dies_after: process 1 kills itself after so many examples."""
+    """poison: (epoch, index) whose picture is NaN.
+
+    dies_after: the last process sends itself the signal `dies_by` after so many examples.
+    """
     dataset = training_dataset(
         data_root, model_base, sam_image_size, split, max_length, max_tiles, augment, vary_questions, seed, limit
     )
-    return Traced(dataset, trace, tuple(poison) if poison else None, dies_after)
+    return Traced(dataset, trace, tuple(poison) if poison else None, dies_after, dies_by)

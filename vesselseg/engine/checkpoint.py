@@ -1,8 +1,9 @@
-"""Checkpoints: what trains as one file for everyone, and DeepSpeed's shards beside it for resuming.
+"""Checkpoints: what trains as one file for everyone, and a folder beside it for resuming.
 
 ``iter_N.pth`` holds the trained weights, the model's settings, the whole config, the data's fingerprint, versions and
-the threshold; torch.load(weights_only=True) reads it. ``iter_N.resume/`` holds optimizer shards, random states and
-counters. Both are written under another name and renamed when they are complete.
+the threshold; torch.load(weights_only=True) reads it. ``iter_N.resume/`` holds the optimizer's state, random states
+and counters, none of which depends on how many processes wrote it. Both are written under another name and renamed
+when they are complete. The first process writes; where the work folder is one for all nodes, all of them read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +25,8 @@ import torch
 from torch import Tensor
 
 from vesselseg.engine.micro_steps import Progress
+from vesselseg.engine.optimizer_state import read_optimizer_state, write_optimizer_state
+from vesselseg.engine.plan import Behind
 from vesselseg.errors import UserError
 from vesselseg.models.checkpoints.training_file import checkpoint_tensors, load_trainable, read_training_file
 from vesselseg.models.lora import checkpoint_state
@@ -30,8 +34,21 @@ from vesselseg.models.sa2va import Sa2VA
 
 PACKAGES = ("vesselseg", "torch", "torchvision", "transformers", "peft", "sam2", "deepspeed", "mmengine", "xtuner")
 UNFINISHED = ".unfinished"
-SHARDS = "deepspeed"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RANDOM_FILE = "random.pt"
 STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how many images an iteration and an optimizer step take."""
+
+    world_size: int = 1
+    micro_batch: int = 1
+    accumulation: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.world_size} process(es) x micro-batch {self.micro_batch} x accumulation {self.accumulation}"
 
 
 @dataclass
@@ -39,24 +56,37 @@ class RunState:
     """Everything that counts up during a run.
 
     best_dice, threshold: of the validation with the highest Dice so far, None and 0.5 before the first one.
+    sizes: of the present iterations. behind: what was done with other ones.
     """
 
     progress: Progress = field(default_factory=Progress)
     best_dice: float | None = None
     threshold: float = 0.5
+    sizes: Sizes = field(default_factory=Sizes)
+    behind: Behind = field(default_factory=Behind)
+
+    @property
+    def images_seen(self) -> int:
+        """Place in the stream of images."""
+        new = self.progress.iteration - self.behind.iterations
+        return self.behind.images + new * self.sizes.world_size * self.sizes.micro_batch
+
+    def go_on_with(self, sizes: Sizes) -> bool:
+        """Take other sizes from here on; returns whether they are others. The run goes on at the same image."""
+        changed = sizes != self.sizes
+        if changed:
+            self.behind = Behind(self.progress.iteration, self.images_seen, self.progress.optimizer_steps)
+            self.sizes = sizes
+        return changed
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What must be the same for a resumed run to go on exactly."""
+    """What must be the same for a resumed run to go on: the images and the order in which they come."""
 
-    world_size: int
     images: int
-    micro_batch: int
-    accumulation: int
     seed: int
     data_fingerprint: str
-    zero_stage: int
 
     def check(self, saved: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError listing every difference from what a checkpoint was written with."""
@@ -65,8 +95,8 @@ class RunIdentity:
         if wrong:
             listed = "\n  ".join(wrong)
             raise UserError(
-                f"{folder} cannot be resumed: the samples and optimizer shards would not fit\n  {listed}\n"
-                "Start with the same settings, or start a new run from its weights with --cfg-options "
+                f"{folder} cannot be resumed: images would be missed or repeated\n  {listed}\n"
+                "Start with the same data and seed, or start a new run from its weights with --cfg-options "
                 f"load_from={weights_file(folder)}"
             )
 
@@ -131,42 +161,56 @@ def write_weights(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None
 def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdentity) -> None:
     """Write iter_N.resume; every process calls it."""
     temporary = folder.with_name(folder.name + UNFINISHED)
-    if process_rank() == 0:
+    first = process_rank() == 0
+    if first:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    torch.distributed.barrier()
-    engine.save_checkpoint(str(temporary), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
-    torch.save(random_state(), temporary / f"random_{process_rank()}.pt")
-    torch.distributed.barrier()
-    if process_rank() == 0:
+    write_optimizer_state(temporary / OPTIMIZER_FILE, engine)
+    random: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(random, random_state())
+    if first:
+        torch.save(random, temporary / RANDOM_FILE)
         content = {"run": asdict(state), "identity": asdict(identity)}
         (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        _flush_to_disk(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     torch.distributed.barrier()
 
 
 def read_run_state(folder: Path, identity: RunIdentity) -> RunState:
-    """Counters of a checkpoint; raises UserError where it cannot go on exactly."""
+    """Counters of a checkpoint; raises UserError where it cannot be gone on from."""
     try:
         content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         run = content["run"]
-        state = RunState(Progress(**run["progress"]), run["best_dice"], run["threshold"])
+        parts = {"progress": Progress, "sizes": Sizes, "behind": Behind}
+        state = RunState(**{**run, **{name: kind(**run[name]) for name, kind in parts.items()}})
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is not on {socket.gethostname()}; the work dir of several nodes must lie on a file system that "
+            "all of them share, under the same path"
+        ) from None
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: not a complete checkpoint to resume from ({error})") from None
+        raise UserError(f"{folder}: not a complete checkpoint of this version to resume from ({error!r})") from None
     identity.check(content["identity"], folder)
     return state
 
 
 def restore(folder: Path, engine: Any) -> None:
-    """Weights, optimizer and this process's random state from iter_N.resume."""
-    loaded, _ = engine.load_checkpoint(str(folder), tag=SHARDS, load_module_strict=False)
-    if loaded is None:
-        raise UserError(f"{folder}: DeepSpeed finds no checkpoint in it; resume from another one")
-    random = torch.load(folder / f"random_{process_rank()}.pt", weights_only=True)
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
+    """Optimizer state and this process's random state from iter_N.resume; the weights are in iter_N.pth.
+
+    With another number of processes, random states are drawn anew, from the run's seed and the iteration.
+    """
+    read_optimizer_state(folder / OPTIMIZER_FILE, engine)
+    saved = torch.load(folder / RANDOM_FILE, weights_only=True)
+    if len(saved) != torch.distributed.get_world_size():
+        iteration = int(re.sub(r"\D", "", folder.stem) or 0)
+        torch.manual_seed((torch.initial_seed() + 1_000_003 * iteration) % 2**63)
+        return
+    own = saved[process_rank()]
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
 
 
 def random_state() -> dict[str, Tensor]:
@@ -185,6 +229,13 @@ def prune(work_dir: Path, keep: int) -> None:
         weights_file(folder).unlink(missing_ok=True)
     for leftover in Path(work_dir).glob(f"*{UNFINISHED}"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Before a folder gets its final name, so that a power cut leaves no complete-looking one."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def process_rank() -> int:

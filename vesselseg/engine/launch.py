@@ -18,7 +18,7 @@ from vesselseg.config import config_text, expand
 from vesselseg.data.collate import collate
 from vesselseg.data.vessel_dataset import VesselDataset
 from vesselseg.engine import console
-from vesselseg.engine.checkpoint import RunIdentity, RunState, read_run_state, weights_file
+from vesselseg.engine.checkpoint import RunIdentity, RunState, Sizes, read_run_state, weights_file
 from vesselseg.engine.config_check import import_name
 from vesselseg.engine.loop import LateDataLoader, VesselTrainLoop
 from vesselseg.engine.memory import out_of_memory_message
@@ -26,7 +26,7 @@ from vesselseg.engine.milestones import CheckpointFacts, CheckpointHook, Validat
 from vesselseg.engine.plan import TrainPlan
 from vesselseg.engine.run_log import LogHook, RunLog
 from vesselseg.engine.sampler import StreamSampler
-from vesselseg.engine.settings import Loader, read_section
+from vesselseg.engine.settings import Loader, Schedule, read_section
 from vesselseg.engine.start_report import StartReportHook
 from vesselseg.engine.strategy import VesselStrategy
 from vesselseg.engine.validation import validation_records
@@ -90,16 +90,17 @@ def run_training(config: Config, work_dir: Path, resume: str | None, force: bool
     console.set_up(rank)
     resume_from = _on_first_process(rank, lambda: _claim(work_dir, resume, force))
     dataset = build(parts["train_dataset"])
-    plan = TrainPlan(len(dataset), strategy.world_size, read_section(config, "schedule"))
-    identity = run_identity(config, strategy, dataset)
-    state = RunState() if resume_from is None else read_run_state(resume_from, identity)
+    identity = RunIdentity(len(dataset), config["seed"], dataset.fingerprint)
     if rank == 0:
         console.also_to_file(work_dir / "train.log")
         (work_dir / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
-    _announce(work_dir, resume, resume_from, state)
+    state, plan = _state_and_plan(resume_from, identity, strategy, read_section(config, "schedule"))
+    if resume == AUTO and resume_from is None:
+        logger.info("--resume auto: no complete checkpoint in %s, starting anew", work_dir)
     strategy.load_from = config["load_from"] if resume_from is None else str(weights_file(resume_from))
     log = RunLog(work_dir / "log.jsonl", active=rank == 0)
     if resume_from is not None:
+        log.go_on_after(state.progress.iteration)
         log.write("event", event="resumed", iter=state.progress.iteration, folder=str(resume_from))
     sampler = StreamSampler(plan, rank, config["seed"], state.progress.iteration)
     runner = VesselRunner(
@@ -141,17 +142,25 @@ def build(values: dict[str, Any]) -> Any:
     return (import_name(kind) if isinstance(kind, str) else kind)(**arguments)
 
 
-def run_identity(config: Config, strategy: VesselStrategy, dataset: VesselDataset) -> RunIdentity:
-    """What a resumed run must share with the one that it goes on from."""
-    return RunIdentity(
-        world_size=strategy.world_size,
-        images=len(dataset),
-        micro_batch=config["schedule"]["micro_batch"],
-        accumulation=config["schedule"]["accumulation"],
-        seed=config["seed"],
-        data_fingerprint=dataset.fingerprint,
-        zero_stage=strategy.stage,
-    )
+def _state_and_plan(
+    resume_from: Path | None, identity: RunIdentity, strategy: VesselStrategy, schedule: Schedule
+) -> tuple[RunState, TrainPlan]:
+    """What is done and what is to do. A run that was resumed with other sizes goes on at the same image."""
+    sizes = Sizes(strategy.world_size, schedule.micro_batch, schedule.accumulation)
+    state = RunState(sizes=sizes) if resume_from is None else read_run_state(resume_from, identity)
+    earlier = state.sizes
+    changed = state.go_on_with(sizes)
+    plan = TrainPlan(identity.images, strategy.world_size, schedule, state.behind)
+    done = state.progress
+    if resume_from is not None:
+        logger.info("resuming %s at iteration %d", resume_from, done.iteration)
+    if changed:
+        logger.info(
+            "%s now, %s before: going on at image %d of %d, %d iterations and %d optimizer steps are left",
+            *(sizes, earlier, state.images_seen, identity.images * schedule.epochs),
+            *(plan.iterations - done.iteration, plan.optimizer_steps - done.optimizer_steps),
+        )
+    return state, plan
 
 
 def _strategy(values: dict[str, Any], config: Config, work_dir: Path) -> VesselStrategy:
@@ -173,13 +182,6 @@ def _claim(work_dir: Path, resume: str | None, force: bool) -> Path | None:
     if moved is not None:
         logger.info("the earlier run's results now lie in %s", moved)
     return folder
-
-
-def _announce(work_dir: Path, resume: str | None, resume_from: Path | None, state: RunState) -> None:
-    if resume_from is not None:
-        logger.info("resuming %s at iteration %d", resume_from, state.progress.iteration)
-    elif resume == AUTO:
-        logger.info("--resume auto: no complete checkpoint in %s, starting anew", work_dir)
 
 
 def _on_first_process(rank: int, decide: Callable[[], T]) -> T:

@@ -29,6 +29,8 @@ _IMPORTED = time.time()
 class RunLog:
     """Writes rows of log.jsonl; on every process but the first it writes nothing."""
 
+    CUT_OFF = "log.cut_off.jsonl"
+
     def __init__(self, path: Path, active: bool) -> None:
         self.path = path
         self.active = active
@@ -38,6 +40,26 @@ class RunLog:
         if self.active:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def go_on_after(self, iteration: int) -> None:
+        """Move rows of later iterations, which a resumed run goes through again, to log.cut_off.jsonl.
+
+        So is a last row that was not written to its end.
+        """
+        if not self.active or not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _is_row_until(line, iteration)]
+        if len(kept) == len(lines):
+            return
+        with self.path.with_name(self.CUT_OFF).open("a", encoding="utf-8") as file:
+            file.writelines(line.rstrip("\n") + "\n" for line in lines if not _is_row_until(line, iteration))
+        unfinished = self.path.with_name(self.path.name + ".unfinished")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        unfinished.replace(self.path)
+        logger.info(
+            "%d row(s) of log.jsonl after iteration %d now lie in %s", len(lines) - len(kept), iteration, self.CUT_OFF
+        )
 
 
 @HOOKS.register_module()
@@ -157,6 +179,15 @@ class LogHook(Hook):
         means = torch.stack([self.sums[name] for name in names]) / self.counted
         torch.distributed.all_reduce(means)
         return {name: float(value) / runner.world_size for name, value in zip(names, means)}
+
+
+def _is_row_until(line: str, iteration: int) -> bool:
+    """Whether a line is a whole row of this iteration or an earlier one."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return line.endswith("\n") and row.get("iter", 0) <= iteration
 
 
 def console_line(row: dict[str, Any], iterations: int) -> str:

@@ -17,7 +17,8 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     The stream is one shuffled epoch after another, each order drawn from (seed, epoch). Iteration i takes the next
     ``world_size * micro_batch`` positions, and each process its own share of them: no image is missed or repeated
     within an epoch, however many processes there are. Which images an iteration takes depends on nothing but the
-    plan, the seed and i, so a resumed run goes on with the same images in the same order.
+    plan, the seed and i, so a resumed run goes on with the same images in the same order. With another number of
+    processes it goes on at the same place in the stream.
 
     start: the first iteration, counted from 0.
     """
@@ -35,7 +36,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = lru_cache(maxsize=2)(self._order)
         for iteration in range(self.start, self.plan.iterations):
-            first = iteration * self.plan.images_per_iteration + self.rank * self.batch_size
+            first = self.plan.images_after(iteration) + self.rank * self.batch_size
             places = (divmod(first + offset, self.plan.images) for offset in range(self.batch_size))
             yield [(epoch, int(order(epoch)[place])) for epoch, place in places]
 

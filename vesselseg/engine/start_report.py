@@ -44,9 +44,10 @@ def parameter_report(model: Sa2VA, bytes_per_weight: int) -> str:
     frozen = sum(count.frozen for count in counts.values())
     lines.append(f"{'all':<20}{trainable:>15,}{frozen:>15,}")
     weights = checkpoint_elements(model) * bytes_per_weight
-    # To resume: weights again, and in float32 their master copy and Adam's two moments.
-    shards = trainable * (bytes_per_weight + 12)
+    optimizer = trainable * 12  # in float32: a master copy of the weights and Adam's two moments
     if "grounding." in model.drawn_at_random:
         lines.append("SAM2 starts from random weights: the base holds none and model.sa2va.sam2.checkpoint is not set")
-    lines.append(f"a checkpoint takes about {weights / 1e6:,.1f} MB and {shards / 1e6:,.1f} MB more to resume from it")
+    lines.append(
+        f"a checkpoint takes about {weights / 1e6:,.1f} MB and {optimizer / 1e6:,.1f} MB more to resume from it"
+    )
     return "\n".join(lines)

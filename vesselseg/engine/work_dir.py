@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from vesselseg.engine.checkpoint import find_checkpoints, weights_file
+from vesselseg.engine.run_log import RunLog
 from vesselseg.errors import UserError
 
 AUTO = "auto"
-RESULTS = ("iter_*.pth", "iter_*.resume", "best.pth", "log.jsonl")
+RESULTS = ("iter_*.pth", "iter_*.resume", "best.pth", "log.jsonl", RunLog.CUT_OFF)
 
 
 def results_in(work_dir: Path) -> list[Path]:
@@ -51,7 +52,7 @@ def claim(work_dir: Path, *, resuming: bool, anew_by_auto: bool, force: bool) ->
     results = results_in(work_dir)
     if resuming or not results:
         return None
-    if anew_by_auto and all(path.name == "log.jsonl" for path in results):
+    if anew_by_auto and all(path.name in ("log.jsonl", RunLog.CUT_OFF) for path in results):
         return None
     if not force:
         named = ", ".join(path.name for path in results[:4])
