@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NOISY = ("DeepSpeed", "torch.utils.cpp_extension", "torch.distributed", "mmengine", "xtuner", "transformers", "numexpr")
+NOISY = (
+    "DeepSpeed",
+    "torch.utils.cpp_extension",
+    "torch.distributed",
+    "mmengine",
+    "xtuner",
+    "transformers",
+    "numexpr",
+    "bitsandbytes",
+)
 
 
 def quieten_imports() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from vesselseg.errors import UserError
+from vesselseg.models.quantised import Nf4Linear, number_of_weights
 from vesselseg.models.sa2va import Sa2VA
+
+TABLES = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -16,11 +21,19 @@ class Lora:
     """Low-rank adapters on every linear layer of the language model's blocks (Hu et al. 2021).
 
     r: rank. alpha: the update is scaled by alpha / r. dropout: on the adapter's input, 0 to 1.
+    modules_to_save: of `embed_tokens` and `lm_head` those whose whole tables train beside the adapters (1.09 G
+    parameters at 8B for both; the rows of the new tokens train without them).
     """
 
     r: int = 64
     alpha: int = 128
     dropout: float = 0.1
+    modules_to_save: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.modules_to_save if name not in TABLES]
+        if unknown:
+            raise UserError(f"lora.modules_to_save holds {', '.join(unknown)}; it takes {' and '.join(TABLES)}")
 
 
 @dataclass(frozen=True)
@@ -60,13 +73,15 @@ def attach_lora(model: Sa2VA, lora: Lora) -> None:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Replace every adapted layer by one with weight W + (alpha / r) B A, in place.
+    """Replace every adapted layer by one with weight W + (alpha / r) B A, in place; W must not be in 4 bits.
 
     The sum is taken in float32 and rounded once: summed in bf16, a small update would be lost in a large weight.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             layer = module.get_base_layer()
+            if isinstance(layer, Nf4Linear):
+                raise ValueError(f"{name} is in 4 bits; build the model without quantise and merge into that")
             for adapter in module.active_adapters:
                 a: Tensor = module.lora_A[adapter].weight  # type: ignore[assignment]
                 b: Tensor = module.lora_B[adapter].weight  # type: ignore[assignment]
@@ -76,14 +91,14 @@ def merge_lora(model: nn.Module) -> None:
             setattr(model.get_submodule(owner), leaf, layer)
 
 
-def set_trainable(model: Sa2VA, trainable: Trainable) -> None:
-    """Set requires_grad of every parameter; adapters train with llm="lora" only."""
+def set_trainable(model: Sa2VA, trainable: Trainable, tables: Sequence[str] = ()) -> None:
+    """Set requires_grad of every parameter; adapters, and whole tables of these names, train with llm="lora" only."""
     model.requires_grad_(False)
     if trainable.llm == "full":
         model.language_model.requires_grad_(True)
     if trainable.llm == "lora":
         for name, parameter in model.language_model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+            parameter.requires_grad_("lora_" in name or name.split(".")[-2] in tables)
     model.new_tokens.requires_grad_(trainable.new_tokens)
     model.projector.requires_grad_(trainable.projector)
     model.seg_projector.requires_grad_(trainable.seg_projector)
@@ -158,7 +173,7 @@ def count_parameters(model: nn.Module) -> dict[str, PartCount]:
     counts = {part: PartCount() for part, _ in PARTS}
     for name, parameter in model.named_parameters():
         part = next((part for part, mark in PARTS if mark in name and (mark == "lora_" or name.startswith(mark))), None)
-        elements = int(getattr(parameter, "ds_numel", parameter.numel()))
+        elements = number_of_weights(parameter)
         count = counts.setdefault(part or "other", PartCount())
         if parameter.requires_grad:
             count.trainable += elements

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vesselseg.errors import WeightsError
 from vesselseg.models.checkpoints.shards import WeightStream, stream_file
+from vesselseg.models.quantised import Nf4Linear
 
 Assign = Callable[[Tensor, Tensor], None]  # (parameter or buffer of the model, tensor read)
 
@@ -93,6 +94,9 @@ def _put(
             owner, _, leaf = name.rpartition(".")
             created = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)
             module = model.get_submodule(owner)
+            if isinstance(module, Nf4Linear) and leaf == "weight":
+                module.pack(created)
+                return
             module._parameters[leaf] = nn.Parameter(created, requires_grad=target.requires_grad)
         elif assign is not None:
             assign(target, tensor)

@@ -114,7 +114,8 @@ def build_from_training_file(
     base: the base folder, where it has moved. model_config: see `read_training_file`.
     """
     content = read_training_file(path, model_config)
-    arguments = {**content["model_config"], "gradient_checkpointing": False}
+    # Merging and predicting go onto the weights as the base holds them, not onto their 4-bit copy.
+    arguments = {**content["model_config"], "gradient_checkpointing": False, "quantise": None}
     if base is not None:
         arguments["base"] = base
     for key in ("device", "dtype"):
