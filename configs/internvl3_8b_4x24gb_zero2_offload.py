@@ -1,12 +1,14 @@
-"""InternVL3-8B and SAM2-L on 4 GPUs of 24 GB with ZeRO-2 and the optimizer on the CPU."""
+"""InternVL3-8B and SAM2-L on 4 GPUs of 24 GB: ZeRO-2 with the optimizer on the CPU."""
 
 from mmengine.config import read_base
 
 with read_base():
     from ._base_.datasets.vessel import *
     from ._base_.models.internvl3 import *
-    from ._base_.runtime.default import *
+    from ._base_.runtime.stored_features import *
     from ._base_.runtime.zero2_offload import *
     from ._base_.schedules.adamw_3e import *
 
 model.sa2va.base = "weights/InternVL3-8B"
+model.sa2va.trainable.high_res_convs = False
+schedule.update(micro_batch=8, accumulation=1)

@@ -1,4 +1,4 @@
-"""InternVL3-8B and SAM2-L on 4 GPUs of 24 GB with ZeRO-3 and parameters and optimizer on the CPU."""
+"""InternVL3-8B and SAM2-L on 4 GPUs of 24 GB: ZeRO-3 with parameters and optimizer on the CPU."""
 
 from mmengine.config import read_base
 
@@ -10,3 +10,4 @@ with read_base():
     from ._base_.schedules.adamw_3e import *
 
 model.sa2va.base = "weights/InternVL3-8B"
+schedule.update(micro_batch=8, accumulation=1)

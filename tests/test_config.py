@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from vesselseg.config import ConfigError, config_text, expand, load_config, pars
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LEAVES = sorted(CONFIGS.glob("*.py"))
+BASELINES = sorted((CONFIGS / "baselines").glob("*.py"))
+RECIPES = [path for path in LEAVES if re.search(r"_\dx\d+gb", path.stem)]  # internvl3_8b_4x24gb_zero3
 HEADER = """from mmengine.config import read_base
 with read_base():
     from ._base_.datasets.vessel import *
@@ -35,25 +38,39 @@ def problems(path: Path, **overrides: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*LEAVES, *BASELINES], ids=lambda path: path.stem)
 def test_every_leaf_loads_and_is_short(path: Path) -> None:
     config = load_config(path)
     assert len(path.read_text().splitlines()) <= 25
     assert set(expand(config)) == {"model", "train_dataset", "strategy"}
 
 
-@pytest.mark.parametrize("path", [path for path in LEAVES if "internvl3" in path.stem], ids=lambda path: path.stem)
-def test_recipes_follow_the_failed_run_without_its_copied_tables(path: Path) -> None:
+@pytest.mark.parametrize("path", [*RECIPES, *BASELINES], ids=lambda path: path.stem)
+def test_recipes_follow_the_failed_run_and_only_baselines_copy_its_tables(path: Path) -> None:
     config = load_config(path)
     schedule, sa2va = config["schedule"], config["model"]["sa2va"]
-    assert dict(sa2va["lora"]) == {"r": 64, "alpha": 128, "dropout": 0.1}
+    tables = {"modules_to_save": ["embed_tokens", "lm_head"]} if path in BASELINES else {}
+    assert dict(sa2va["lora"]) == {"r": 64, "alpha": 128, "dropout": 0.1, **tables}
     assert (schedule["lr"], schedule["weight_decay"], schedule["warmup_ratio"]) == (2e-5, 0.05, 0.1)
-    assert (schedule["epochs"], schedule["accumulation"], schedule["clip"]) == (3, 8, 1.0)
-    assert "modules_to_save" not in config_text(config)
+    assert (schedule["epochs"], schedule["clip"]) == (3, 1.0)
     zero = config["strategy"]["zero_optimization"]
-    assert zero["stage"] == (3 if "zero3" in path.stem else 2)
     assert bool(zero.get("offload_optimizer")) == ("offload" in path.stem)
     assert zero["reduce_bucket_size"] == 20_000_000
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_what_their_names_say(path: Path) -> None:
+    """model_size_GPUSxMEMORYgb: as many images per step whatever the GPUs, and 4 bits where weights need them."""
+    config = load_config(path)
+    model, size, place = path.stem.split("_")[:3]
+    gpus, memory = (int(number) for number in place.removesuffix("gb").split("x"))
+    schedule, sa2va = config["schedule"], config["model"]["sa2va"]
+    assert schedule["micro_batch"] * schedule["accumulation"] * gpus == 32
+    assert {"internvl3": "InternVL3-", "sa2va": "Sa2VA-"}[model] + size.upper() in sa2va["base"]
+    weights = 2 * int(size.removesuffix("b")) * 1.1
+    assert (sa2va["quantise"] == "nf4") == (gpus == 1 and weights + 4 > memory)
+    shared_out = "zero3" in path.stem or (gpus > 1 and weights + 4 > memory)
+    assert config["strategy"]["zero_optimization"]["stage"] == (3 if shared_out else 2)
 
 
 def test_a_value_has_one_home_and_reaches_every_part(leaf: Path) -> None:

@@ -1,0 +1,13 @@
+"""InternVL3-14B and SAM2-L on 4 GPUs of 24 GB: ZeRO-3, 32 images per optimizer step."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ._base_.datasets.vessel import *
+    from ._base_.models.internvl3 import *
+    from ._base_.runtime.default import *
+    from ._base_.runtime.zero3 import *
+    from ._base_.schedules.adamw_3e import *
+
+model.sa2va.base = "weights/InternVL3-14B"
+schedule.update(micro_batch=8, accumulation=1)

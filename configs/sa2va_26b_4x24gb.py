@@ -1,0 +1,14 @@
+"""Sa2VA-26B (InternViT-6B, InternLM2.5-20B, SAM2-L of its own) on 4 GPUs of 24 GB: ZeRO-3."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ._base_.datasets.vessel import *
+    from ._base_.models.internvl3 import *
+    from ._base_.runtime.default import *
+    from ._base_.runtime.zero3 import *
+    from ._base_.schedules.adamw_3e import *
+
+model.sa2va.base = "weights/Sa2VA-26B"
+model.sa2va.sam2.checkpoint = None
+schedule.update(micro_batch=4, accumulation=2)
