@@ -10,35 +10,61 @@ import torch
 from tests.engine.conftest import Training, environment, rows
 from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
 from vesselseg.config import load_config
-from vesselseg.engine.recipe import Wish, choose_accumulation, choose_runtime, write_leaf
+from vesselseg.engine import recipe
+from vesselseg.engine.recipe import Sizes, Wish, choose_batch, choose_runtime, write_leaf
 from vesselseg.errors import UserError
 from vesselseg.models.sam2_grounding import build_sam2
 
-BILLION = 1_000_000_000
+# Parameters: encoders with SAM2-L, decoder blocks, the rest (tables, projector)
+MODELS = {
+    "2B": Sizes(528_000_000, 1_310_000_000, 480_000_000),
+    "8B": Sizes(528_000_000, 6_530_000_000, 1_130_000_000),
+    "14B": Sizes(528_000_000, 13_220_000_000, 1_620_000_000),
+    "26B": Sizes(5_760_000_000, 18_720_000_000, 1_290_000_000),
+    "38B": Sizes(5_760_000_000, 31_200_000_000, 1_660_000_000),
+}
 
 
 @pytest.mark.parametrize(
-    ("billions", "gib", "runtime"),
+    ("model", "gpus", "gib", "runtime", "quantise"),
     [
-        (2.3, 24, "zero2"),
-        (2.3, 12, "zero2"),
-        (8.2, 24, "zero2"),
-        (8.2, 20, "zero2_offload"),
-        (8.2, 16, "zero3_offload"),
-        (15.3, 24, "zero3_offload"),
-        (15.3, 40, "zero2"),
-        (25.7, 48, "zero3_offload"),
-        (25.7, 80, "zero2"),
-        (38.6, 80, "zero2"),
+        ("2B", 1, 24, "zero2", False),
+        ("2B", 1, 12, "zero2", False),
+        ("8B", 1, 24, "zero2", False),
+        ("8B", 4, 20, "zero2_offload", False),
+        ("8B", 1, 16, "zero2", True),
+        ("8B", 1, 12, "zero2", True),
+        ("8B", 4, 11, "zero3_offload", False),
+        ("14B", 1, 24, "zero2", True),
+        ("14B", 1, 12, "zero3_offload", False),
+        ("14B", 1, 40, "zero2", False),
+        ("26B", 1, 24, "zero3_offload", False),
+        ("26B", 4, 24, "zero3", False),
+        ("26B", 1, 80, "zero2", False),
+        ("38B", 1, 80, "zero2", False),
     ],
 )
-def test_the_runtime_follows_size_and_memory(billions: float, gib: float, runtime: str) -> None:
-    assert choose_runtime(int(billions * BILLION), gib)[0] == runtime
+def test_the_runtime_follows_size_and_memory(model: str, gpus: int, gib: float, runtime: str, quantise: bool) -> None:
+    choice = choose_runtime(MODELS[model], gpus, gib)
+    assert (choice.runtime, choice.quantise) == (runtime, quantise)
 
 
-@pytest.mark.parametrize(("images", "processes", "steps"), [(10_000, 4, 8), (320, 4, 8), (160, 4, 4), (18, 4, 1)])
-def test_an_epoch_keeps_ten_optimizer_steps_where_it_can(images: int, processes: int, steps: int) -> None:
-    assert choose_accumulation(images, processes) == steps
+@pytest.mark.parametrize(
+    ("images", "processes", "micro_batch", "expected"),
+    [
+        (10_000, 4, 8, (8, 1)),
+        (10_000, 1, 8, (8, 4)),
+        (10_000, 4, 1, (1, 8)),
+        (320, 4, 4, (4, 2)),
+        (160, 4, 4, (4, 1)),
+        (160, 4, 1, (1, 4)),
+        (18, 4, 4, (1, 1)),
+    ],
+)
+def test_an_epoch_keeps_ten_optimizer_steps_where_it_can(
+    images: int, processes: int, micro_batch: int, expected: tuple[int, int]
+) -> None:
+    assert choose_batch(images, processes, micro_batch) == expected
 
 
 @pytest.fixture
@@ -91,6 +117,18 @@ def test_what_is_written_for_an_internvl_base_and_a_sam2_file(
         write_leaf(Wish(str(training.base), training.data, 4, 24, None), configs / "mine.py")
     write_leaf(Wish(str(training.base), training.data, 0, 24, None), configs / "mine.py", force=True)
     assert load_config(configs / "mine.py")["model"]["sa2va"]["sam2"]["checkpoint"] is None
+
+
+def test_a_card_that_is_too_small_gets_4_bits_and_stored_features(
+    training: Training, configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "SAM2_PARAMETERS", 3_000_000_000)  # 5.6 GiB that leave the card
+    reason = write_leaf(Wish(str(training.base), training.data, 1, 8, None), configs / "mine.py")
+    assert "in 4 bits do" in reason
+    config = load_config(configs / "mine.py")
+    assert config["model"]["sa2va"]["quantise"] == "nf4" and config["strategy"]["zero_optimization"]["stage"] == 2
+    assert config["model"]["sa2va"]["trainable"]["high_res_convs"] is False
+    assert "runtime.stored_features" in (configs / "mine.py").read_text()
 
 
 def test_what_cannot_be_trained_is_refused(training: Training, configs: Path, tmp_path: Path) -> None:

@@ -10,13 +10,20 @@ from pathlib import Path
 from vesselseg.config import load_config
 from vesselseg.data.manifest import read_split
 from vesselseg.errors import UserError
+from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.inspection import SAM2_FILE, Inspection, inspect
 
 SAM2_PARAMETERS = 224_000_000  # SAM2-L, added to a base that holds none
-WORKING_GIB = 6.0  # activations, adapters with their optimizer states, CUDA itself, at one image of one tile
+WORKING_GIB = 6.0  # activations, adapters with their optimizer states, CUDA itself
 WITHOUT_OPTIMIZER_GIB = 4.0  # the same with the optimizer states on the CPU
+ENCODING_GIB = 2.0  # what encoders need beside all weights while their features are computed and stored
+GATHERED_GIB = 2.0  # whole layers that ZeRO-3 holds for the moment
+NF4_BYTES = 0.516  # per weight: 4 bits, a byte for each 64 of them, and scales of those bytes
 STEPS_PER_EPOCH = 10  # at least so many optimizer steps, down to an accumulation of 1
-ACCUMULATION = 8  # that of configs/_base_/schedules
+IMAGES_PER_STEP = 32  # as in the recipes of configs/
+MICRO_BATCH = 4  # with stored features, more images of one tile cost little memory
+STORED_MB = 10.3  # features of one 512x512 image with SAM2 at 1024
+STORE_LIMIT_GB = 60.0
 
 
 @dataclass(frozen=True)
@@ -30,26 +37,63 @@ class Wish:
     sam2: str | None
 
 
-def choose_runtime(parameters: int, gpu_gib: float) -> tuple[str, str]:
-    """(file of configs/_base_/runtime, why) for a frozen model of so many parameters in bf16 on each GPU.
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a frozen model: encoders (vision tower, SAM2), decoder blocks of the language model, the rest."""
 
-    ZeRO-2 keeps the frozen weights on every GPU, so they must fit with 6 GiB to spare, or with 4 where the optimizer
-    goes to the CPU; else ZeRO-3 keeps them in main memory.
+    encoders: int
+    blocks: int
+    rest: int
+
+    @property
+    def bf16_gib(self) -> float:
+        """All of it in bf16."""
+        return (self.encoders + self.blocks + self.rest) * 2 / 2**30
+
+    @property
+    def nf4_gib(self) -> float:
+        """With the blocks in 4 bits and without the encoders, which leave the GPU."""
+        return (self.blocks * NF4_BYTES + self.rest * 2) / 2**30
+
+    @property
+    def encoders_gib(self) -> float:
+        """The encoders in bf16."""
+        return self.encoders * 2 / 2**30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """runtime: file of configs/_base_/runtime. quantise: the frozen language model in 4 bits. reason: one sentence."""
+
+    runtime: str
+    quantise: bool
+    reason: str
+
+
+def choose_runtime(sizes: Sizes, gpus: int, gpu_gib: float) -> Choice:
+    """The first of these that fits: what is quick comes first.
+
+    ZeRO-2 keeps the frozen weights on every GPU, as they are, with the optimizer on the CPU, or in 4 bits; ZeRO-3
+    shares them out, and at last keeps them in main memory, from where every layer crosses the bus in every step.
     """
-    weights = parameters * 2 / 2**30
-    if weights + WORKING_GIB <= gpu_gib:
-        return "zero2", f"{weights:.1f} GiB of bf16 weights and {WORKING_GIB:.0f} GiB to work in fit"
+    weights, working = sizes.bf16_gib, WORKING_GIB
+    if weights + working <= gpu_gib:
+        return Choice("zero2", False, f"{weights:.1f} GiB of bf16 weights and {working:.0f} GiB to work in fit")
+    large = f"{weights:.1f} GiB of bf16 weights"
     if weights + WITHOUT_OPTIMIZER_GIB <= gpu_gib:
-        return (
-            "zero2_offload",
-            f"{weights:.1f} GiB of bf16 weights leave no room for the optimizer, which goes to the CPU",
-        )
-    return "zero3_offload", f"{weights:.1f} GiB of bf16 weights do not fit; they stay in main memory"
+        return Choice("zero2_offload", False, f"{large} leave no room for the optimizer, which goes to the CPU")
+    if max(sizes.nf4_gib + working, sizes.nf4_gib + sizes.encoders_gib + ENCODING_GIB) <= gpu_gib:
+        return Choice("zero2", True, f"{large} do not fit; {sizes.nf4_gib:.1f} GiB in 4 bits do, without the encoders")
+    if gpus > 1 and weights / gpus + working + GATHERED_GIB <= gpu_gib:
+        return Choice("zero3", False, f"{large} do not fit; a share of {weights / gpus:.1f} GiB on each GPU does")
+    return Choice("zero3_offload", False, f"{large} do not fit; they stay in main memory")
 
 
-def choose_accumulation(images: int, processes: int) -> int:
-    """Iterations per optimizer step: 8, or fewer where an epoch would have less than 10 steps."""
-    return max(1, min(ACCUMULATION, images // (processes * STEPS_PER_EPOCH)))
+def choose_batch(images: int, processes: int, micro_batch: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) for 32 images per optimizer step, or fewer for at least 10 steps per epoch."""
+    per_step = min(IMAGES_PER_STEP, images // STEPS_PER_EPOCH)
+    micro_batch = max(1, min(micro_batch, per_step // processes))
+    return micro_batch, max(1, per_step // (processes * micro_batch))
 
 
 def write_leaf(wish: Wish, out: Path, force: bool = False) -> str:
@@ -73,26 +117,45 @@ def leaf(wish: Wish) -> tuple[str, str]:
     if not train:
         raise UserError(f"{wish.data}: no training images; make the dataset folder with tools/prepare_data.py")
     own_sam2 = any(part.startswith("SAM2") for part in base.parameters)
-    runtime, reason = choose_runtime(base.total + (0 if own_sam2 else SAM2_PARAMETERS), wish.gpu_gib)
+    choice = choose_runtime(_sizes(base, own_sam2), wish.gpus, wish.gpu_gib)
     if wish.gpus == 0:
-        runtime, reason = "zero2", "on the CPU nothing is shared out"
+        choice = Choice("zero2", False, "on the CPU nothing is shared out")
+    stored = _stores(choice, wish.gpus, len(train))
+    micro_batch, accumulation = choose_batch(len(train), max(1, wish.gpus), MICRO_BATCH if stored else 1)
     settings = [
         f"data_root = {quoted(wish.data)}",
         f"model.sa2va.base = {quoted(wish.base)}",
         _sam2_setting(wish, own_sam2),
+        *(['model.sa2va.quantise = "nf4"'] if choice.quantise else []),
+        *(["model.sa2va.trainable.high_res_convs = False"] if stored else []),
+        f"schedule.update(micro_batch={micro_batch}, accumulation={accumulation})",
+        *([] if validation else ["validation.interval = None"]),
     ]
-    accumulation = choose_accumulation(len(train), max(1, wish.gpus))
-    if accumulation != ACCUMULATION:
-        settings.append(f"schedule.accumulation = {accumulation}")
-    if not validation:
-        settings.append("validation.interval = None")
     where = f"{wish.gpus} GPU(s) of {wish.gpu_gib:g} GiB" if wish.gpus else "the CPU"
     name = re.sub(r"[^\w .@+-]", "_", Path(wish.base).name)
-    title = f'"""{name} on {where}: {len(train)} training images, {runtime}."""'
-    bases = ("datasets.vessel", "models.internvl3", "runtime.default", f"runtime.{runtime}", "schedules.adamw_3e")
-    imports = [f"    from ._base_.{name} import *" for name in bases]
+    title = f'"""{name} on {where}: {len(train)} training images, {choice.runtime}."""'
+    output = "stored_features" if stored else "default"
+    files = ("datasets.vessel", "models.internvl3", f"runtime.{output}", f"runtime.{choice.runtime}")
+    imports = [f"    from ._base_.{name} import *" for name in (*files, "schedules.adamw_3e")]
     lines = [title, "", "from mmengine.config import read_base", "", "with read_base():", *imports, "", *settings]
-    return "\n".join(lines) + "\n", reason
+    return "\n".join(lines) + "\n", choice.reason
+
+
+def _stores(choice: Choice, gpus: int, images: int) -> bool:
+    """Whether encoder features are stored: where 4 bits count on it, else with ZeRO-2 where the disk is not flooded."""
+    return choice.quantise or (
+        gpus > 0 and choice.runtime.startswith("zero2") and images * STORED_MB <= STORE_LIMIT_GB * 1000
+    )
+
+
+def _sizes(base: Inspection, own_sam2: bool) -> Sizes:
+    text = read_base_folder(base.path).config.text()
+    tables = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
+    blocks = base.parameters["language model"] - tables
+    encoders = base.parameters["vision tower"] + (0 if own_sam2 else SAM2_PARAMETERS)
+    encoders += sum(count for part, count in base.parameters.items() if part.startswith("SAM2"))
+    rest = base.total + (0 if own_sam2 else SAM2_PARAMETERS) - encoders - blocks
+    return Sizes(encoders, blocks, rest)
 
 
 def _base(wish: Wish) -> Inspection:
