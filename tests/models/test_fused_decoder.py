@@ -156,7 +156,7 @@ def test_when_it_is_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 def test_kernels_on_a_gpu_give_what_torch_gives() -> None:
     torch.manual_seed(0)
     gate, up, weight = torch.randn(33, 64), torch.randn(33, 64), torch.rand(64)
-    heads, angles = torch.randn(33, 4, 16), torch.randn(33, 16)
+    heads, angles = torch.randn(33, 4, 16), torch.randn(33, 8).repeat(1, 2)
 
     def results(device: str) -> list[Tensor]:
         one, two, scale, places = gate.to(device), up.to(device), weight.to(device), angles.to(device)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from vesselseg.errors import UserError
@@ -41,18 +40,18 @@ class FusedDecoder:
 
     def __call__(self, embeddings: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """embeddings: (tokens, hidden), conversations of these lengths. Returns the same shape, after the last norm."""
-        places = torch.cat([torch.arange(length) for length in lengths]).to(embeddings.device, non_blocking=True)
-        cosine, sine = (part.squeeze(0) for part in self.decoder.rotary_emb(embeddings, places.unsqueeze(0)))
+        rows = Rows(lengths, embeddings.device)
+        cosine, sine = (part.squeeze(0) for part in self.decoder.rotary_emb(embeddings, rows.positions.unsqueeze(0)))
         hidden = embeddings
         training = self.decoder.training and torch.is_grad_enabled()
         for number, layer in enumerate(self.layers):
             if training and number < self.recomputed:
                 with self._keeping():
                     hidden = checkpoint(
-                        layer, hidden, lengths, cosine, sine, use_reentrant=True, preserve_rng_state=layer.dropout > 0
+                        layer, hidden, rows, cosine, sine, use_reentrant=True, preserve_rng_state=layer.dropout > 0
                     )
             else:
-                hidden = layer(hidden, lengths, cosine, sine)
+                hidden = layer(hidden, rows, cosine, sine)
         norm = self.decoder.norm
         return rms_norm(hidden, norm.weight, norm.variance_epsilon)
 
@@ -95,35 +94,81 @@ class FusedLayer:
         """Of the adapters; 0 outside of training."""
         return self.adapter_dropout if self.layer.training else 0.0
 
-    def __call__(self, hidden: Tensor, lengths: tuple[int, ...], cosine: Tensor, sine: Tensor) -> Tensor:
+    def __call__(self, hidden: Tensor, rows: Rows, cosine: Tensor, sine: Tensor) -> Tensor:
         """hidden: (tokens, hidden). cosine, sine: (tokens, head width). Returns (tokens, hidden)."""
         norm = self.layer.input_layernorm
         read = rms_norm(hidden, norm.weight, norm.variance_epsilon)
         parts = adapted(read, (self.query, self.key, self.value), self.dropout)
         query, key, value = (part.unflatten(1, (-1, self.head_width)) for part in parts)
         query, key = rotate(query, key, cosine, sine)
-        mixed = attend(query, key, value, lengths)
+        mixed = attend(query, key, value, rows)
         hidden = hidden + adapted(mixed, (self.out,), self.dropout)[0]
         norm = self.layer.post_attention_layernorm
         read = rms_norm(hidden, norm.weight, norm.variance_epsilon)
         return hidden + adapted_mlp(read, self.gate, self.up, self.down, self.dropout)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
     """Causal attention inside each conversation.
 
     query: (tokens, heads, width); key, value: (tokens, key heads, width). Returns (tokens, heads * width).
     """
-    q, k, v = (_rows(part, lengths).transpose(1, 2) for part in (query, key, value))
+    q, k, v = (rows.padded(part).transpose(1, 2) for part in (query, key, value))
     # Padding stands on the right, where no real token looks: a causal mask needs no other.
-    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2)
-    if len(set(lengths)) == 1:
-        return mixed.flatten(0, 1)
-    return torch.cat([row[:length] for row, length in zip(mixed, lengths)])
+    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return rows.packed(mixed.transpose(1, 2)).flatten(1)
 
 
-def _rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """(tokens, heads, width) -> (conversations, longest, heads, width); equal lengths are a view."""
-    if len(set(lengths)) == 1:
-        return packed.unflatten(0, (len(lengths), lengths[0]))
-    return pad_sequence(packed.split(list(lengths)), batch_first=True)
+class Rows:
+    """Packed tokens as rows of equal length and back; for conversations of equal length both are views.
+
+    lengths: tokens of each conversation. positions: (tokens,) int64, the place of each in its conversation.
+    """
+
+    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
+        self.count, self.longest = len(lengths), max(lengths)
+        within = torch.cat([torch.arange(length) for length in lengths])
+        row = torch.arange(self.count).repeat_interleave(torch.tensor(lengths))
+        self.positions = within.to(device, non_blocking=True)
+        self.places = None
+        if len(set(lengths)) > 1:
+            self.places = (row * self.longest + within).to(device, non_blocking=True)
+
+    def padded(self, packed: Tensor) -> Tensor:
+        """(tokens, ...) -> (conversations, longest, ...), zeros behind the shorter ones."""
+        if self.places is not None:
+            packed = _Spread.apply(packed, self.places, self.count * self.longest)
+        return packed.unflatten(0, (self.count, self.longest))
+
+    def packed(self, padded: Tensor) -> Tensor:
+        """(conversations, longest, ...) -> (tokens, ...)."""
+        flat = padded.flatten(0, 1)
+        return flat if self.places is None else _Collect.apply(flat, self.places)
+
+
+class _Spread(torch.autograd.Function):
+    """Rows to places of a larger tensor of zeros; torch's own gradients of indexing add up what never collides."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return rows.new_zeros(size, *rows.shape[1:]).index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The rows at places; the opposite of _Spread."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.size = len(rows)
+        ctx.save_for_backward(places)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        zeros = gradient.new_zeros(ctx.size, *gradient.shape[1:])
+        return zeros.index_copy_(0, ctx.saved_tensors[0], gradient), None
