@@ -93,6 +93,7 @@ def check_config(values: Mapping[str, Any]) -> list[str]:
         if _lookup(values, path) is not None:
             problems.append(f"{path}: this value's home is {home}; set it there")
     problems += check_sections(values)
+    problems += _feature_problems(values)
     problems += check_types({key: value for key, value in values.items() if key in KEYS})
     if values.get("precision", "auto") not in PRECISIONS:
         problems.append(f"precision must be one of {', '.join(PRECISIONS)}, found {values['precision']!r}")
@@ -173,6 +174,8 @@ def expand(config: Mapping[str, Any]) -> dict[str, Any]:
         "max_tiles": sa2va.get("max_tiles"),
         "seed": values["seed"],
     }
+    if values["features"]["store"] is not None:
+        dataset["variants"] = values["features"]["variants"]
     strategy = {
         **values["strategy"],
         "gradient_clipping": schedule["clip"],
@@ -181,6 +184,22 @@ def expand(config: Mapping[str, Any]) -> dict[str, Any]:
         "exclude_frozen_parameters": True,
     }
     return {"model": values["model"], "train_dataset": dataset, "strategy": strategy}
+
+
+def _feature_problems(values: Mapping[str, Any]) -> list[str]:
+    """What stored features do not go together with."""
+    store = _lookup(values, "features.store")
+    if store is None:
+        return []
+    problems = [
+        f"features.store={store!r} keeps what frozen encoders compute, but model.sa2va.trainable.{name} is True: that "
+        "changes with every step; set one of the two otherwise"
+        for name in ("vision", "sam2_encoder")
+        if _lookup(values, f"model.sa2va.trainable.{name}")
+    ]
+    if _lookup(values, "train_dataset.variants") is not None:
+        problems.append("train_dataset.variants: this value's home is features.variants where features are stored")
+    return problems
 
 
 def _lookup(values: Any, path: str) -> Any:

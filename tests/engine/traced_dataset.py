@@ -58,6 +58,7 @@ def traced_dataset(
     vary_questions: bool = True,
     seed: int = 0,
     limit: int | None = None,
+    variants: int | None = None,
     poison: tuple[int, int] | None = None,
     dies_after: int | None = None,
     dies_by: int = signal.SIGKILL,
@@ -67,6 +68,16 @@ def traced_dataset(
     dies_after: the last process sends itself the signal `dies_by` after so many examples.
     """
     dataset = training_dataset(
-        data_root, model_base, sam_image_size, split, max_length, max_tiles, augment, vary_questions, seed, limit
+        data_root,
+        model_base,
+        sam_image_size,
+        split,
+        max_length,
+        max_tiles,
+        augment,
+        vary_questions,
+        seed,
+        limit,
+        variants,
     )
     return Traced(dataset, trace, tuple(poison) if poison else None, dies_after, dies_by)

@@ -56,6 +56,11 @@ class Example:
     phrases: tuple[str, ...]
     encoded: EncodedViews | None = None
 
+    @property
+    def tile_count(self) -> int:
+        """InternVL tiles of the image."""
+        return len(self.tiles if self.encoded is None else self.encoded.patches)
+
 
 @dataclass
 class Batch:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from vesselseg.data.augment import Augment
-from vesselseg.data.batch import Example
+from vesselseg.data.batch import EncodedViews, Example
+from vesselseg.data.feature_store import FeatureStore, digest
 from vesselseg.data.image_views import ImageViews, as_rgb
 from vesselseg.data.manifest import ManifestError, Record, fingerprint, image_path, read_split
 from vesselseg.data.prompts import ANSWER, question_for
@@ -22,7 +27,30 @@ from vesselseg.data.tokens import ConversationTokens
 
 DEFAULT_PHRASE = "blood vessel"
 # what Pillow raises on damaged files, format by format, and on pictures that would fill the memory
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    Image.DecompressionBombError,
+)
+_TEXT = 1  # sets the draws of an epoch's questions apart from those of its augmentation
+
+
+@dataclass
+class View:
+    """An image as one augmentation leaves it: tiles and sam_image as in Example, masks in the record's order.
+
+    encoded: in place of both pictures, which are empty then.
+    """
+
+    tiles: Tensor
+    sam_image: Tensor
+    masks: Tensor
+    encoded: EncodedViews | None = None
 
 
 class VesselDataset(Dataset):
@@ -33,6 +61,7 @@ class VesselDataset(Dataset):
 
     data_root: dataset folder. split: train, val or test. tokenizer: with the new tokens. views: sizes of both views.
     tokens_per_tile: placeholders per tile. tokens: how conversations become ids. augment: None for none.
+    variants: augmented views per image, of which epoch e sees number e % variants; None: every epoch draws another.
     """
 
     def __init__(
@@ -47,6 +76,7 @@ class VesselDataset(Dataset):
         vary_questions: bool = True,
         seed: int = 0,
         limit: int | None = None,
+        variants: int | None = None,
     ) -> None:
         self.root = Path(data_root)
         self.split = split
@@ -61,6 +91,12 @@ class VesselDataset(Dataset):
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
         self.vary_questions = vary_questions
         self.seed = seed
+        self.variants = variants
+        self._stored: tuple[FeatureStore, Mapping[tuple[int, int], str]] | None = None
+
+    def use_features(self, store: FeatureStore, names: Mapping[tuple[int, int], str]) -> None:
+        """From now on, take views from a store. names: by (index, number of the view), as `view_name` makes them."""
+        self._stored = store, names
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -74,34 +110,58 @@ class VesselDataset(Dataset):
         """item: index, or (epoch, index) as the sampler hands it out."""
         epoch, index = item if isinstance(item, tuple) else (0, item)
         index = range(len(self.records))[index]
+        number = epoch if self.variants is None else epoch % self.variants
+        view = self._stored_view(index, number) or self.view(index, number)
+        return self._ask(self.records[index], view, np.random.default_rng((self.seed, epoch, index, _TEXT)))
+
+    def view(self, index: int, number: int) -> View:
+        """View `number` of an image, computed from its file."""
         record = self.records[index]
-        generator = np.random.default_rng((self.seed, epoch, index))
         image = self.image(record)
-        phrases, masks = self._objects(record, image.height, image.width)
+        masks = np.zeros((1, image.height, image.width), np.uint8)  # of an image without objects
+        if record.phrases:
+            masks = record_masks(record, image.height, image.width)
         if self.augment is not None:
-            pixels, masks = self.augment(np.asarray(image), masks, generator)
+            pixels, masks = self.augment(np.asarray(image), masks, np.random.default_rng((self.seed, number, index)))
             image = Image.fromarray(pixels)
+        return View(self.views.tiles(image), self.views.square(image), torch.from_numpy(masks))
+
+    def view_name(self, index: int, number: int) -> str:
+        """A digest of what the view depends on beside the settings of this data set; reads the image's file."""
+        record = self.records[index]
+        try:
+            content = hashlib.sha256(image_path(self.root, record).read_bytes()).hexdigest()
+        except OSError as error:
+            raise _unreadable(image_path(self.root, record), error) from None
+        drawn = None if self.augment is None else [number, index]
+        return digest([content, record.regions, drawn])
+
+    def _stored_view(self, index: int, number: int) -> View | None:
+        if self._stored is None:
+            return None
+        store, names = self._stored
+        encoded, masks = store.read(names[index, number])
+        return View(torch.empty(0), torch.empty(0), masks, encoded)
+
+    def _ask(self, record: Record, view: View, generator: np.random.Generator) -> Example:
+        """A view with questions about it; an image without objects is asked for the usual phrase, in vain."""
+        phrases = record.phrases or (self.usual_phrase,)
         order = generator.permutation(len(phrases)) if self.vary_questions else np.arange(len(phrases))
         phrases = tuple(phrases[number] for number in order)
-        tiles = self.views.tiles(image)
         choices = generator.integers(0, 2**31, len(phrases)) if self.vary_questions else np.zeros(len(phrases), int)
         rounds = [(_question(record, phrase, int(choice)), ANSWER) for phrase, choice in zip(phrases, choices)]
-        input_ids, labels = self.tokens.encode(rounds, len(tiles) * self.tokens_per_tile, where=record.image)
+        tiles = len(view.tiles if view.encoded is None else view.encoded.patches)
+        input_ids, labels = self.tokens.encode(rounds, tiles * self.tokens_per_tile, where=record.image)
         return Example(
             image_id=record.image,
-            tiles=tiles,
-            sam_image=self.views.square(image),
+            tiles=view.tiles,
+            sam_image=view.sam_image,
             input_ids=input_ids,
             labels=labels,
-            masks=torch.from_numpy(np.ascontiguousarray(masks[order])),
+            masks=view.masks[torch.from_numpy(order)],
             phrases=phrases,
+            encoded=view.encoded,
         )
-
-    def _objects(self, record: Record, height: int, width: int) -> tuple[tuple[str, ...], np.ndarray]:
-        """Phrases and masks; an image without objects is asked for the usual phrase, and the answer is empty."""
-        if record.phrases:
-            return record.phrases, record_masks(record, height, width)
-        return (self.usual_phrase,), np.zeros((1, height, width), np.uint8)
 
     def image(self, record: Record) -> Image.Image:
         """The record's image as 8-bit RGB; raises ManifestError naming the file if it cannot be read."""
@@ -111,7 +171,11 @@ class VesselDataset(Dataset):
                 opened.load()  # an RGB image is handed on as it is, and its file is closed here
                 return as_rgb(opened)
         except _UNREADABLE as error:
-            raise ManifestError(f"{path}: cannot be read as an image ({error}); prepare the data again") from None
+            raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ManifestError:
+    return ManifestError(f"{path}: cannot be read as an image ({error}); prepare the data again")
 
 
 def _question(record: Record, phrase: str, choice: int) -> str:

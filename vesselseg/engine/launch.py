@@ -20,6 +20,7 @@ from vesselseg.data.vessel_dataset import VesselDataset
 from vesselseg.engine import console
 from vesselseg.engine.checkpoint import RunIdentity, RunState, Sizes, read_run_state, weights_file
 from vesselseg.engine.config_check import import_name
+from vesselseg.engine.feature_filling import FeatureHook
 from vesselseg.engine.loop import LateDataLoader, VesselTrainLoop
 from vesselseg.engine.memory import out_of_memory_message
 from vesselseg.engine.milestones import CheckpointFacts, CheckpointHook, ValidationHook
@@ -224,6 +225,9 @@ def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog,
         LogHook(read_section(config, "logging").interval, log),
         CheckpointHook(read_section(config, "checkpoint"), facts, identity),
     ]
+    features = read_section(config, "features")
+    if features.store is not None:
+        hooks.append(FeatureHook(features, read_section(config, "loader"), dataset))
     validation = read_section(config, "validation")
     if validation.interval is not None:
         data_root = Path(config["data_root"])

@@ -108,12 +108,38 @@ class Logging:
         return found
 
 
+STORES = (None, "disk", "memory")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the frozen encoders make of the training images, computed once before training and kept.
+
+    store: None (computed in every iteration), `disk`, or `memory` (a folder in /dev/shm, removed when the run is done).
+    folder: of all stores on disk. variants: views per image, each augmented once; epoch e sees number e % variants.
+    """
+
+    store: str | None = None
+    folder: str = "work_dirs/features"
+    variants: int = 1
+
+    def problems(self) -> list[str]:
+        """Values without sense, one sentence each."""
+        found = _not_positive_integers(self, "variants")
+        if self.store not in STORES:
+            found.append(f"store must be None, 'disk' or 'memory', found {self.store!r}")
+        if not isinstance(self.folder, str) or not self.folder:
+            found.append(f"folder must name a folder, found {self.folder!r}")
+        return found
+
+
 SECTIONS: dict[str, type[Any]] = {
     "schedule": Schedule,
     "loader": Loader,
     "validation": Validation,
     "checkpoint": Checkpoint,
     "logging": Logging,
+    "features": Features,
 }
 
 

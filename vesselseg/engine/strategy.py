@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from xtuner.engine._strategy import DeepSpeedStrategy
 
 from vesselseg.engine.checkpoint import load_trained
+from vesselseg.engine.feature_filling import encoders_at_hand
 from vesselseg.errors import UserError
 from vesselseg.models.host_embedding import embedding_to_host
 from vesselseg.registry import MODELS, STRATEGIES
@@ -80,9 +81,15 @@ class VesselStrategy(DeepSpeedStrategy):
         return built
 
     def ready_to_predict(self) -> AbstractContextManager:
-        """While it lasts, a Predictor can use the model: what it reads from outside of modules is gathered (ZeRO-3)."""
-        parameters = _read_from_outside(self.model.model.module.sa2va) if self.stage == 3 else []
-        return deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3)
+        """While it lasts, a Predictor can use the model.
+
+        Encoders that training does without are back on the device; what is read from outside of modules is gathered
+        (ZeRO-3).
+        """
+        sa2va = self.model.model.module.sa2va
+        if self.stage < 3:
+            return encoders_at_hand(sa2va)
+        return deepspeed.zero.GatheredParameters(_read_from_outside(sa2va))
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> DeepSpeedOptimWrapper:
         """The optimizer over what trains. optim_wrapper: lr, betas and weight_decay."""

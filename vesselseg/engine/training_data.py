@@ -24,12 +24,14 @@ def training_dataset(
     vary_questions: bool = True,
     seed: int = 0,
     limit: int | None = None,
+    variants: int | None = None,
 ) -> VesselDataset:
     """The data set of one split.
 
     model_base: folder whose tokenizer and tile size are used. sam_image_size: side of SAM2's view in pixels.
     max_length: tokens of one conversation, more is an error. max_tiles: InternVL tiles per image without the thumbnail,
     None for the model's own limit. augment: ranges of `Augment`, None for none. limit: only the first so many images.
+    variants: views per image, repeated over the epochs; None: every epoch draws another.
     Raises ManifestError and WeightsError.
     """
     folder = read_base_folder(model_base)
@@ -45,4 +47,5 @@ def training_dataset(
         vary_questions=vary_questions,
         seed=seed,
         limit=limit,
+        variants=variants,
     )

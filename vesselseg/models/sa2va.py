@@ -84,6 +84,13 @@ class Sa2VA(nn.Module):
         features = self.encode(sam_images)
         return EncodedViews(patches, features.embedding, features.stride_8, features.stride_4)
 
+    def encoders(self) -> dict[str, nn.Module]:
+        """The frozen modules that nothing but `encode_views` reads, by name."""
+        decoder = self.grounding.sam2.sam_mask_decoder
+        modules = {"vision_model": self.vision_model, "image_encoder": self.grounding.sam2.image_encoder}
+        modules |= {"projector": self.projector, "conv_s0": decoder.conv_s0, "conv_s1": decoder.conv_s1}
+        return {name: module for name, module in modules.items() if not trains(module)}
+
     def _image_of_object(self, objects_per_image: Sequence[int]) -> Tensor | None:
         """(objects,) int64, None where it is one object each. Counted in main memory: a GPU would be waited for."""
         if all(count == 1 for count in objects_per_image):

@@ -14,6 +14,7 @@ model = dict(
             projector=False,
             seg_projector=True,
             mask_decoder=True,
+            high_res_convs=True,
             sam2_encoder=False,
             vision=False,
         ),
