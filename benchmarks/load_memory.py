@@ -22,25 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.checkpoints.full_shapes import FAMILIES, config_of, published_shapes
-from vesselseg.models.sa2va_config import IMAGE_TOKENS, SAM2_LARGE
-from vesselseg.models.sam2_grounding import build_sam2
+from benchmarks.shapes import SAM2_FILE, SIZES, write_base
 
-NAMES = {"2B": "InternVL3-2B", "8B": "InternVL3-8B"}
-SHARD_BYTES = 5_000_000_000
 GIB = 2**30
 
 
 def main() -> None:
     """Generate, measure in a process of its own, delete; for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["2B", "8B"])
     parser.add_argument("--folder", type=Path, required=True, help="where to generate; must not exist")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--ranks", type=int, default=1, help="2 or more: partitioned as ZeRO-3 does, loading only")
@@ -53,8 +46,8 @@ def main() -> None:
     results = {}
     try:
         for size in args.sizes:
-            base = args.folder / NAMES[size]
-            generate(base, NAMES[size])
+            base = args.folder / SIZES[size]
+            write_base(base, size, weights=True)
             found = [json.loads(text.splitlines()[-1]) for text in run(base, args.folder, args.ranks)]
             results[size] = found[0] if args.ranks == 1 else {f"rank {rank}": one for rank, one in enumerate(found)}
             print(size, json.dumps(results[size], indent=1), flush=True)
@@ -83,48 +76,6 @@ def run(base: Path, folder: Path, ranks: int) -> list[str]:
     if any(process.returncode for process in processes):
         raise SystemExit("a measuring process failed; its message stands above")
     return outputs
-
-
-def generate(base: Path, name: str) -> None:
-    """The folder of one size, as published: config, tokenizer, bf16 shards with their index, and SAM2's file."""
-    base.mkdir()
-    family = FAMILIES[name]
-    shapes = {key: shape for key, shape in published_shapes(family).items() if not key.startswith("text_hidden_fcs")}
-    block = (torch.randn(1 << 20) * 0.02).bfloat16()
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    files: dict[str, str] = {}
-    filled = 0
-
-    def write() -> None:
-        file = f"model-{len(shards):05d}.safetensors"
-        save_file(shards[-1], str(base / file), metadata={"format": "pt"})
-        files.update(dict.fromkeys(shards[-1], file))
-        shards[-1] = {}
-
-    for key, shape in shapes.items():
-        elements = int(torch.Size(shape).numel())
-        if filled + 2 * elements > SHARD_BYTES:
-            write()
-            shards.append({})
-            filled = 0
-        repeats = -(-elements // len(block))
-        shards[-1][key] = block.repeat(repeats)[:elements].reshape(shape).clone()
-        filled += 2 * elements
-    write()
-    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    config = config_of(family)
-    content = {"model_type": "internvl_chat", "llm_config": config.llm_config, "vision_config": config.vision_config}
-    (base / "config.json").write_text(json.dumps(content | {"template": "internvl2_5"}))
-    tokenizer_of(family.vocabulary).save_pretrained(base)
-    torch.save({"model": build_sam2(SAM2_LARGE).state_dict()}, base / "sam2_hiera_large.pt")
-
-
-def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
-    """As many tokens as the tables have rows."""
-    words = {f"word{number}": number for number in range(vocabulary - len(IMAGE_TOKENS))}
-    tokenizer = Tokenizer(models.BPE(words, []))
-    tokenizer.add_special_tokens(list(IMAGE_TOKENS))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 class Watch:
@@ -176,7 +127,7 @@ def measure(base: Path) -> dict[str, Any]:
 
     read_base_folder(base)  # tokenizers and configs are read before, so that the figures are the weights'
     with Watch() as loading:
-        model = build_model(str(base), sam2={"checkpoint": str(base / "sam2_hiera_large.pt")}, dtype=torch.bfloat16)
+        model = build_model(str(base), sam2={"checkpoint": str(base / SAM2_FILE)}, dtype=torch.bfloat16)
     tensors = [*model.parameters(), *model.buffers()]
     held = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
     shards = [file.stat().st_size for file in weight_files(base)]
@@ -210,7 +161,7 @@ def measure_partitioned(base: Path) -> dict[str, Any]:
     with Watch() as loading:
         model = build_model(
             str(base),
-            sam2={"checkpoint": str(base / "sam2_hiera_large.pt")},
+            sam2={"checkpoint": str(base / SAM2_FILE)},
             dtype=torch.bfloat16,
             construction=lambda: deepspeed.zero.Init(config_dict_or_path=settings),
             assign=assign_partitioned,

@@ -68,7 +68,7 @@ RULES = {
     ),
     "tools": Rule(("vesselseg",)),
     "configs": Rule(("vesselseg", "configs")),  # configs read their bases
-    "benchmarks": Rule(("vesselseg",)),
+    "benchmarks": Rule(("vesselseg", "benchmarks")),
 }
 
 

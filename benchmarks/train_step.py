@@ -1,0 +1,264 @@
+"""Memory and speed of trainings at full shapes: any set of configs in one call, each through tools/dist.sh.
+
+usage: python benchmarks/train_step.py --out DIR [--groups one_gpu] [--rows NAME ...] [--data FOLDER] [--budget-s 540]
+
+Rows come from benchmarks/train_step_rows.yaml. DIR gets rows.json and rows.md, written anew after every row; a row that
+stands in rows.json already is left out, so that a second call goes on where the first one ran out of time. What the
+columns mean stands in benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.plans import plan_of
+from benchmarks.runs import REPOSITORY, TIME_LIMIT, Outcome, train
+from benchmarks.shapes import SAM2_FILE, SIZES, TINY, forget, write_base
+from benchmarks.table import figures, markdown, with_rates
+from vesselseg.cli import run_tool
+from vesselseg.config import load_config
+from vesselseg.data.manifest import read_split
+from vesselseg.engine.console import muted, quieten_imports
+from vesselseg.errors import UserError
+
+ROWS = Path(__file__).with_name("train_step_rows.yaml")
+LINE_EVERY = 5  # iterations at least between two lines of the log: a line makes the GPU wait
+SHORTEST_S = 40.0  # a row is not begun with less time than this
+DRAWN = {"--count": 90, "--size": 512, "--seed": 0}  # the synthetic data set
+GIB = 2**30
+Results = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of the table.
+
+    shapes: 2B, 8B, 14B, 26B, or tiny. cap_gib: what torch may take of each GPU; None for all of it. steps: iterations,
+    rounded up to whole accumulation groups. limit_s: seconds that the row may take. checkpoint: write one at the end.
+    weights: read a base with full-size weights from the disk instead of drawing them. overrides: as --cfg-options.
+    """
+
+    name: str
+    config: str
+    shapes: str
+    gpus: int = 1
+    cap_gib: float | None = 23.0
+    steps: int = 30
+    limit_s: float = 120.0
+    checkpoint: bool = False
+    weights: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """scratch: for bases, features and runs. data: dataset folder; images: of its training split. machine: figures."""
+
+    scratch: Path
+    data: Path
+    images: int
+    machine: dict[str, Any]
+
+
+def main() -> int:
+    """Rows that are missing, one after the other, then their plans."""
+    args = parse_arguments()
+    deadline = time.monotonic() + args.budget_s
+    rows = choose(read_rows(args.file), args.groups, args.rows)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = read_results(args.out)
+    missing = [row for row in rows if args.again or results.get(row.name, {}).get("status", TIME_LIMIT) == TIME_LIMIT]
+    if missing and not args.plans_only:
+        place = prepare(args.scratch, args.data)
+        for row in missing:
+            left = deadline - time.monotonic()
+            if left < SHORTEST_S:
+                print(f"no time left: {row.name} and what follows are for the next call", flush=True)
+                break
+            results[row.name] = measure(row, place, min(row.limit_s, left))
+            write_results(args.out, results)
+    if not args.no_plans:
+        for row in (row for row in rows if row.name in results):
+            results[row.name].update(plan_of(row.config, row.gpus, row.cap_gib, plan_settings(row, args.scratch)))
+            write_results(args.out, results)
+    print((args.out / "rows.md").read_text(encoding="utf-8") if results else "no rows")
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line -> settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows.json and rows.md")
+    parser.add_argument("--file", type=Path, default=ROWS, help="rows in groups (default: %(default)s)")
+    parser.add_argument("--groups", nargs="+", default=[], help="groups of the file; default all")
+    parser.add_argument("--rows", nargs="+", default=[], help="names of rows; default all of the groups")
+    parser.add_argument("--data", type=Path, help="a prepared dataset folder; default: drawn angiograms of 512x512")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "vesselseg_train_step",
+                        help="base folders, data and runs (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--budget-s", type=float, default=540.0, help="no row begins later (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="also rows that stand in rows.json")
+    parser.add_argument("--no-plans", action="store_true", help="leave the planned peaks to a later call")
+    parser.add_argument("--plans-only", action="store_true", help="only add planned peaks; needs no GPU")
+    return parser.parse_args()
+
+
+def read_rows(file: Path) -> dict[str, list[Row]]:
+    """Groups of rows; raises UserError for unknown settings and for a name that stands there twice."""
+    known = {entry.name for entry in fields(Row)}
+    groups: dict[str, list[Row]] = {}
+    names: set[str] = set()
+    for group, entries in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+        for entry in entries:
+            if entry.keys() - known or entry.get("shapes") not in (*SIZES, TINY) or entry["name"] in names:
+                raise UserError(
+                    f"{file}, {group}: {entry}: expected unique names, shapes, and settings of {sorted(known)}"
+                )
+            names.add(entry["name"])
+        groups[group] = [Row(**entry) for entry in entries]
+    return groups
+
+
+def choose(groups: dict[str, list[Row]], wanted: Sequence[str], names: Sequence[str]) -> list[Row]:
+    """Rows by group and name; raises UserError for what is not there."""
+    unknown = set(wanted) - groups.keys()
+    rows = [row for group, entries in groups.items() if group in (wanted or groups) for row in entries]
+    unknown |= set(names) - {row.name for row in rows}
+    if unknown:
+        raise UserError(f"{', '.join(sorted(unknown))}: no such group or row; groups are {', '.join(groups)}")
+    return [row for row in rows if row.name in (names or {row.name})]
+
+
+def prepare(scratch: Path, data: Path | None) -> Place:
+    """Measure the machine; draw the data set where none is given."""
+    if data is None:
+        data = scratch / "data"
+        if not data.exists():
+            drawn = scratch / "drawn"
+            shutil.rmtree(drawn, ignore_errors=True)
+            options = [str(item) for pair in DRAWN.items() for item in pair]
+            tool("make_synthetic.py", "--out", str(drawn), *options, "--quiet")
+            tool("prepare_data.py", str(drawn), "--out", str(data), "--group-regex", "(p[0-9]+)_")
+    shown = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("machine.py"))], check=True, capture_output=True, text=True
+    )
+    return Place(scratch, data.resolve(), len(read_split(data, "train")), json.loads(shown.stdout))
+
+
+def tool(name: str, *arguments: str) -> None:
+    """One of tools/, quietly."""
+    command = [sys.executable, str(REPOSITORY / "tools" / name), *arguments]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def base_folder(row: Row, scratch: Path, weights: bool) -> Path:
+    """The row's base, written when it is first needed; of those with weights one is kept."""
+    bases = scratch / "bases"
+    folder = bases / (f"{row.shapes}_weights" if weights else row.shapes)
+    if not folder.exists():
+        for other in bases.glob("*_weights") if weights else ():
+            shutil.rmtree(other)
+        write_base(folder, row.shapes, weights)
+    return folder
+
+
+def base_settings(row: Row, scratch: Path, weights: bool) -> dict[str, Any]:
+    """Where the model's weights come from."""
+    folder = base_folder(row, scratch, weights)
+    return {
+        "model.sa2va.base": folder,
+        "model.sa2va.random_weights": not weights and row.shapes != TINY,
+        "model.sa2va.sam2.checkpoint": folder / SAM2_FILE if weights else None,
+    }
+
+
+def plan_settings(row: Row, scratch: Path) -> dict[str, Any]:
+    """Overrides that the plan of a row needs: no data, no weights."""
+    return {**base_settings(row, scratch, weights=False), **row.overrides}
+
+
+def measure(row: Row, place: Place, limit_s: float) -> dict[str, Any]:
+    """Run one row and describe it, whatever becomes of it."""
+    print(f"{time.strftime('%H:%M:%S')}  {row.name}", flush=True)
+    result = {**asdict(row), **{key: place.machine[key] for key in ("gpu", "torch", "ceiling_tflops")}}
+    work_dir = place.scratch / "run"
+    shutil.rmtree(work_dir, ignore_errors=True)
+    try:
+        settings = {**base_settings(row, place.scratch, row.weights), "data_root": place.data, **row.overrides}
+        with muted():  # checking a config imports DeepSpeed, which talks
+            schedule = load_config(REPOSITORY / row.config, settings)["schedule"]
+    except UserError as error:
+        return with_rates(result | asdict(Outcome("failed", str(error), 0.0)))
+    settings |= run_settings(row, place, schedule["micro_batch"], schedule["accumulation"])
+    if row.weights:
+        forget(base_folder(row, place.scratch, weights=True))
+    outcome = train(
+        REPOSITORY / row.config,
+        row.gpus,
+        work_dir,
+        settings,
+        environment=memory_cap(row.cap_gib, place.machine["gpu_bytes"]),
+        limit_s=limit_s,
+        last_iteration=None if row.checkpoint else settings["schedule.max_iters"],
+    )
+    found = figures(work_dir, schedule["micro_batch"], max(1, row.gpus))
+    sizes = {key: schedule[key] for key in ("micro_batch", "accumulation")}
+    print(f"          {outcome.status} after {outcome.seconds:.0f} s", flush=True)
+    return with_rates(result | sizes | asdict(outcome) | found)
+
+
+def run_settings(row: Row, place: Place, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    """Overrides that make a training a measurement: its length, its log, nothing else written."""
+    line_every = accumulation * math.ceil(LINE_EVERY / accumulation)  # each line averages over whole optimizer steps
+    steps = line_every * max(2, math.ceil(row.steps / line_every))
+    return {
+        "schedule.max_iters": steps,
+        "schedule.epochs": math.ceil(steps * micro_batch * max(1, row.gpus) / place.images),
+        "logging.interval": line_every,
+        "logging.tensorboard": False,
+        "validation.interval": None,
+        "checkpoint.interval": steps,
+    }
+
+
+def memory_cap(cap_gib: float | None, gpu_bytes: int | None) -> dict[str, str]:
+    """The environment that keeps torch's allocator below the cap, in every process of a run."""
+    if cap_gib is None or gpu_bytes is None:
+        return {}
+    share = math.floor(cap_gib * GIB / gpu_bytes * 1e6) / 1e6
+    settings = "expandable_segments:True" + (f",per_process_memory_fraction:{share}" if share < 1 else "")
+    return {"PYTORCH_CUDA_ALLOC_CONF": settings}
+
+
+def read_results(out: Path) -> Results:
+    """Rows of earlier calls by name."""
+    path = out / "rows.json"
+    return {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+
+
+def write_results(out: Path, results: Results) -> None:
+    """Both files, whole or not at all."""
+    complete = [with_rates(row) for row in results.values()]
+    for name, text in (("rows.json", json.dumps(complete, indent=1) + "\n"), ("rows.md", markdown(complete))):
+        unfinished = out / f"{name}.unfinished"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(out / name)
+
+
+if __name__ == "__main__":
+    quieten_imports()
+    run_tool(main)
