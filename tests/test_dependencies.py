@@ -28,7 +28,7 @@ USED_BY_OTHERS = {
     "setuptools": "deepspeed compiles its CPU operators with it",
 }
 # Imported where a model that trains needs it; predicting does without.
-ONLY_TO_TRAIN = {"bitsandbytes": "model.sa2va.quantise"}
+ONLY_TO_TRAIN = {"bitsandbytes": "model.sa2va.quantise", "liger_kernel": "model.sa2va.fused, on a GPU"}
 
 
 def project() -> dict[str, Any]:
