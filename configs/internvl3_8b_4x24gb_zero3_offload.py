@@ -5,9 +5,10 @@ from mmengine.config import read_base
 with read_base():
     from ._base_.datasets.vessel import *
     from ._base_.models.internvl3 import *
-    from ._base_.runtime.default import *
+    from ._base_.runtime.stored_features import *
     from ._base_.runtime.zero3_offload import *
     from ._base_.schedules.adamw_3e import *
 
 model.sa2va.base = "weights/InternVL3-8B"
+model.sa2va.trainable.high_res_convs = False
 schedule.update(micro_batch=8, accumulation=1)

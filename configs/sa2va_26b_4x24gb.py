@@ -5,10 +5,11 @@ from mmengine.config import read_base
 with read_base():
     from ._base_.datasets.vessel import *
     from ._base_.models.internvl3 import *
-    from ._base_.runtime.default import *
+    from ._base_.runtime.stored_features import *
     from ._base_.runtime.zero3 import *
     from ._base_.schedules.adamw_3e import *
 
 model.sa2va.base = "weights/Sa2VA-26B"
+model.sa2va.trainable.high_res_convs = False
 model.sa2va.sam2.checkpoint = None
 schedule.update(micro_batch=4, accumulation=2)

@@ -71,6 +71,7 @@ def test_recipes_are_what_their_names_say(path: Path) -> None:
     assert (sa2va["quantise"] == "nf4") == (gpus == 1 and weights + 4 > memory)
     shared_out = "zero3" in path.stem or (gpus > 1 and weights + 4 > memory)
     assert config["strategy"]["zero_optimization"]["stage"] == (3 if shared_out else 2)
+    assert (config["features"]["store"], sa2va["trainable"]["high_res_convs"]) == ("disk", False)
 
 
 def test_a_value_has_one_home_and_reaches_every_part(leaf: Path) -> None:
@@ -131,6 +132,26 @@ precision = "fp8"
     ):
         assert told in message
     assert "leaf.py: 15 problem(s)" in message
+
+
+def test_switches_that_do_not_go_together_are_told(leaf: Path) -> None:
+    switches = {
+        "quantise": "nf4",
+        "trainable__llm": "full",
+        "activations_on_host": True,
+        "gradient_checkpointing": False,
+    }
+    wrong = {f"model__sa2va__{name}": value for name, value in switches.items()}
+    wrong["model__sa2va__lora__modules_to_save"] = ["lm_head"]
+    message = problems(leaf, strategy__zero_optimization__stage=3, **wrong)
+    for told in (
+        "quantise: weights in 4 bits cannot be shared out (ZeRO-3); take runtime/zero2.py",
+        'quantise: weights in 4 bits cannot train; set model.sa2va.trainable.llm="lora"',
+        "activations_on_host: for recomputed layers only; set model.sa2va.gradient_checkpointing=True",
+        'lora.modules_to_save: tables train with model.sa2va.trainable.llm="lora" only',
+        "4 problem(s)",
+    ):
+        assert told in message
 
 
 def test_a_setting_that_a_signature_takes_can_be_set_though_no_base_names_it(leaf: Path) -> None:

@@ -93,7 +93,7 @@ def check_config(values: Mapping[str, Any]) -> list[str]:
         if _lookup(values, path) is not None:
             problems.append(f"{path}: this value's home is {home}; set it there")
     problems += check_sections(values)
-    problems += _feature_problems(values)
+    problems += _feature_problems(values) + _switch_problems(values)
     problems += check_types({key: value for key, value in values.items() if key in KEYS})
     if values.get("precision", "auto") not in PRECISIONS:
         problems.append(f"precision must be one of {', '.join(PRECISIONS)}, found {values['precision']!r}")
@@ -199,6 +199,24 @@ def _feature_problems(values: Mapping[str, Any]) -> list[str]:
     ]
     if _lookup(values, "train_dataset.variants") is not None:
         problems.append("train_dataset.variants: this value's home is features.variants where features are stored")
+    return problems
+
+
+def _switch_problems(values: Mapping[str, Any]) -> list[str]:
+    """Switches of the model that do not go together."""
+    sa2va = "model.sa2va."
+    quantised, lora = _lookup(values, f"{sa2va}quantise"), _lookup(values, f"{sa2va}trainable.llm") in (None, "lora")
+    problems = []
+    if quantised and _lookup(values, "strategy.zero_optimization.stage") == 3:
+        problems.append(f"{sa2va}quantise: weights in 4 bits cannot be shared out (ZeRO-3); take runtime/zero2.py")
+    if quantised and _lookup(values, f"{sa2va}trainable.llm") == "full":
+        problems.append(f'{sa2va}quantise: weights in 4 bits cannot train; set {sa2va}trainable.llm="lora"')
+    if _lookup(values, f"{sa2va}activations_on_host") and not _lookup(values, f"{sa2va}gradient_checkpointing"):
+        problems.append(
+            f"{sa2va}activations_on_host: for recomputed layers only; set {sa2va}gradient_checkpointing=True"
+        )
+    if _lookup(values, f"{sa2va}lora.modules_to_save") and not lora:
+        problems.append(f'{sa2va}lora.modules_to_save: tables train with {sa2va}trainable.llm="lora" only')
     return problems
 
 

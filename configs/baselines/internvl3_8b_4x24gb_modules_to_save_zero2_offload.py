@@ -14,3 +14,4 @@ with read_base():
 
 model.sa2va.base = "weights/InternVL3-8B"
 model.sa2va.lora.modules_to_save = ["embed_tokens", "lm_head"]
+model.sa2va.update(fused=False, embedding_on_host=False)

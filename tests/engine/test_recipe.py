@@ -96,6 +96,7 @@ def test_a_written_config_trains(training: Training, configs: Path, repository: 
         "--work-dir",
         str(tmp_path / "run"),
     ]
+    options.append(f"features.folder={tmp_path / 'features'}")
     command += ["--cfg-options", *options, "schedule.max_iters=2", "validation.max_images=1", "logging.interval=1"]
     trained = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert trained.returncode == 0, trained.stderr[-3000:]
