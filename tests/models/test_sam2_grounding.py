@@ -153,12 +153,6 @@ def test_encoding_leaves_video_its_positions(grounding: SAM2Grounding, images: t
 
 
 @torch.inference_mode()
-def test_one_prompt_for_each_image_needs_no_index(grounding: SAM2Grounding, images: torch.Tensor) -> None:
-    features, prompts = grounding.encode(images), torch.randn(2, 256, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(grounding.decode(features, prompts, None), grounding.decode(features, prompts, torch.arange(2)))
-
-
-@torch.inference_mode()
 def test_frozen_convolutions_belong_to_the_encoder(grounding: SAM2Grounding, images: torch.Tensor) -> None:
     prompts, image_of_prompt = torch.randn(3, 256, generator=torch.Generator().manual_seed(4)), torch.tensor([0, 1, 1])
     late = grounding.decode(grounding.encode(images), prompts, image_of_prompt)

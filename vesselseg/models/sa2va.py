@@ -91,10 +91,8 @@ class Sa2VA(nn.Module):
         modules |= {"projector": self.projector, "conv_s0": decoder.conv_s0, "conv_s1": decoder.conv_s1}
         return {name: module for name, module in modules.items() if not trains(module)}
 
-    def _image_of_object(self, objects_per_image: Sequence[int]) -> Tensor | None:
-        """(objects,) int64, None where it is one object each. Counted in main memory: a GPU would be waited for."""
-        if all(count == 1 for count in objects_per_image):
-            return None
+    def _image_of_object(self, objects_per_image: Sequence[int]) -> Tensor:
+        """(objects,) int64, counted in main memory: a GPU would be waited for."""
         listed = [image for image, count in enumerate(objects_per_image) for _ in range(count)]
         return torch.tensor(listed, device=self.device)
 

@@ -105,19 +105,18 @@ class SAM2Grounding(nn.Module):
         decoder = self.sam2.sam_mask_decoder
         return trains(decoder.conv_s0) or trains(decoder.conv_s1)
 
-    def decode(self, features: ImageFeatures, prompts: Tensor, image_of_prompt: Tensor | None) -> Tensor:
+    def decode(self, features: ImageFeatures, prompts: Tensor, image_of_prompt: Tensor) -> Tensor:
         """One mask per prompt: of SAM2's three candidates the one with the highest predicted IoU.
 
-        prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features; None: one prompt for each
-        image, in order. Returns (objects, side / 4, side / 4), logits before sigmoid. The object score does not blank
-        a mask.
+        prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features.
+        Returns (objects, side / 4, side / 4), logits before sigmoid. The object score does not blank a mask.
         """
         decoder = self.sam2.sam_mask_decoder
         if self.convolves_late:
             stride_4, stride_8 = decoder.conv_s0(features.stride_4), decoder.conv_s1(features.stride_8)
             features = ImageFeatures(features.embedding, stride_8, stride_4)
-        if image_of_prompt is not None:
-            features = features.select(image_of_prompt)
+        # Also for one prompt each: with partitioned weights (ZeRO-3) all processes must build the same graph.
+        features = features.select(image_of_prompt)
         sparse, dense = self._prompt_embeddings(prompts)
         masks, predicted_iou, _, _ = decoder(
             image_embeddings=features.embedding,
