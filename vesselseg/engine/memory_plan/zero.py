@@ -1,0 +1,189 @@
+"""What DeepSpeed 0.18 holds beside the model, in bytes: read in stage_1_and_2.py, stage3.py, partition_parameters.py.
+
+T: elements that train, P: one process's part of them, b: bytes per weight (2 in bf16). Names of what is held are the
+rows of the plan's table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vesselseg.engine.memory_plan.setup import Setup
+from vesselseg.engine.memory_plan.shapes import BLOCKS, NF4_BYTES, Shapes, Weight
+
+FROZEN, TRAINABLE, GATHERED = "frozen weights", "trainable weights", "gathered weights"
+MASTERS, MOMENTS = "float32 masters", "optimizer states"
+GRADIENTS, BUCKETS, STEP = "gradients", "communication buckets", "optimizer step"
+
+# `_has_inf_or_nan`: a float32 copy, three masks, and their result as float32.
+OVERFLOW_BYTES = 4 + 3 + 4
+NORM_BYTES = 8  # norms are taken in float64
+MOMENT_BYTES = 8  # two float32 moments
+MASTER_BYTES = 4
+# Dense weights are rounded up to this many elements for each process.
+ALIGNMENT = 2
+
+Rows = dict[str, float]
+
+
+@dataclass(frozen=True)
+class ZeroBytes:
+    """Bytes on one GPU. build: weights while the model is made. always: while it trains, once the first optimizer step
+    has made the moments. engine: at its start, in all. encoders: their weights, where stored features keep them away.
+    forward: gradients that wait for the next iterations of a group. backward: while gradients are reduced. step: in the
+    optimizer step.
+
+    gathered: weights of ZeRO-3 that are whole for the moment. host: main memory of one process.
+    """
+
+    build: Rows
+    always: Rows
+    engine: Rows
+    encoders: Rows
+    forward: Rows
+    backward: Rows
+    step: Rows
+    gathered: Rows = field(default_factory=dict)
+    host: Rows = field(default_factory=dict)
+
+
+def zero_bytes(setup: Setup, shapes: Shapes) -> ZeroBytes:
+    """By stage; stage 0 is DeepSpeed's own data parallelism, as stage 1 with everything on every GPU."""
+    return _stage_3(setup, shapes) if setup.stage == 3 else _stage_1_and_2(setup, shapes)
+
+
+def partition(elements: int, processes: int) -> int:
+    """One process's part."""
+    aligned = math.ceil(elements / (ALIGNMENT * processes)) * ALIGNMENT * processes
+    return aligned // processes
+
+
+def frozen_bytes(setup: Setup, weights: Iterable[Weight]) -> float:
+    """Frozen weights of a GPU that holds all of these."""
+    sizes = (NF4_BYTES if setup.quantised and w.in_4_bits else setup.bytes_per_weight for w in weights)
+    return sum(w.numel * size for w, size in zip(weights, sizes) if not w.trainable)
+
+
+def leaves_for_host(setup: Setup, shapes: Shapes, weight: Weight) -> bool:
+    """Whether it is the embedding table and waits in main memory."""
+    return weight.is_embedding and setup.embedding_on_host and not shapes.text.tie_word_embeddings
+
+
+def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
+    size, trains = setup.bytes_per_weight, shapes.trainable
+    part = partition(trains, 1 if setup.stage == 0 else setup.gpus)
+    largest, on_host = shapes.largest(trainable=True), setup.optimizer_on_host
+    here = [weight for weight in shapes.weights if not leaves_for_host(setup, shapes, weight)]
+    encoders = frozen_bytes(setup, [w for w in here if w.is_encoder]) if setup.store else 0.0
+    frozen = frozen_bytes(setup, here)
+    states: Rows = {} if on_host else {MASTERS: MASTER_BYTES * part, MOMENTS: MOMENT_BYTES * part}
+    # Weights are copied into a flat tensor; then the masters, beside zeros of a gradient that is dropped again.
+    start = size * trains if on_host else max(size * trains, 2 * MASTER_BYTES * part)
+    # With ZeRO-1 every process keeps all gradients until the step.
+    held = size * (part if setup.stage == 2 else trains)
+    pending = setup.schedule.accumulation > 1
+    forward: Rows
+    if on_host:
+        forward, backward = {GRADIENTS: size * largest}, _offloaded_gradients(setup, largest, part)
+    else:
+        # Reduced gradients go into a new buffer each iteration, beside the sum of the earlier ones.
+        forward, backward = {GRADIENTS: held * pending}, {GRADIENTS: held * (1 + pending)}
+    return ZeroBytes(
+        build={FROZEN: frozen_bytes(setup, shapes.weights), TRAINABLE: size * trains},
+        always={FROZEN: frozen - encoders, TRAINABLE: size * trains, **states},
+        engine={FROZEN: frozen, TRAINABLE: size * trains, STEP: start},
+        encoders={FROZEN: encoders},
+        forward=forward,
+        backward={**backward, BUCKETS: _buckets(setup, largest)},
+        step={} if on_host else {STEP: _step(size, part, min(largest, part))},
+        host=_offloaded_optimizer(setup, part, largest) if on_host else {},
+    )
+
+
+def _buckets(setup: Setup, largest: int) -> float:
+    """The bucket itself, twice with overlap_comm, and a copy of what spans two owners.
+
+    A gradient larger than the bucket is reduced by itself, and is held until then.
+    """
+    zero, copied = setup.zero, setup.gpus > 1
+    bucket = zero.reduce_bucket_size * (2 if zero.overlap_comm else 1)
+    alone = largest if largest > zero.reduce_bucket_size else 0
+    copy = 0 if not copied else max(alone, zero.reduce_bucket_size)
+    # With the optimizer on the host, a lone gradient is counted, and checked after its copy is gone.
+    return setup.bytes_per_weight * (bucket + (0 if setup.optimizer_on_host and alone else alone + copy))
+
+
+def _step(size: int, part: int, largest_piece: int) -> float:
+    """Checks and norm on one gradient after the other; then a flat copy, and that in float32."""
+    checks = size * part + max(OVERFLOW_BYTES, NORM_BYTES) * largest_piece
+    flattened = size * part + size * part + (MASTER_BYTES * part if size < MASTER_BYTES else 0)
+    return max(checks, flattened)
+
+
+def _offloaded_gradients(setup: Setup, largest: int, part: int) -> Rows:
+    """A buffer of the largest; each gradient is checked and its norm taken where it arises."""
+    size, alone = setup.bytes_per_weight, largest > setup.zero.reduce_bucket_size
+    checked = max(OVERFLOW_BYTES * largest, NORM_BYTES * min(largest, part))
+    return {GRADIENTS: size * largest * (2 if alone else 1) + checked}
+
+
+def _offloaded_optimizer(setup: Setup, part: int, largest: int) -> Rows:
+    """Pinned: masters, their gradients, weights on their way back, sums of gradients; moments are not pinned."""
+    size = setup.bytes_per_weight
+    pinned = [MASTER_BYTES * part, MASTER_BYTES * part, size * part, size * largest]
+    if setup.schedule.accumulation > 1:
+        pinned.append(size * part)
+    # Before they are pinned, masters and returning weights exist once more.
+    return {"optimizer": sum(map(pinned_bytes, pinned)) + MOMENT_BYTES * part + size * part}
+
+
+def pinned_bytes(size: float) -> int:
+    """torch rounds page-locked blocks up to a power of two."""
+    return 2 ** math.ceil(math.log2(size)) if size >= 1 else 0
+
+
+def _stage_3(setup: Setup, shapes: Shapes) -> ZeroBytes:
+    zero, size, processes = setup.zero, setup.bytes_per_weight, setup.gpus
+    small = sum(w.numel for w in shapes.weights if w.numel <= zero.param_persistence_threshold)
+    frozen = sum(math.ceil(w.numel / processes) for w in shapes.weights if not w.trainable)
+    part = sum(math.ceil(w.numel / processes) for w in shapes.weights if w.trainable)
+    weights: Rows = {} if setup.weights_on_host else {FROZEN: size * frozen, TRAINABLE: size * part}
+    states: Rows = {MASTERS: MASTER_BYTES * part, MOMENTS: MOMENT_BYTES * part, GRADIENTS: size * part}
+    bucket = size * zero.reduce_bucket_size
+    largest = shapes.largest(trainable=True)
+    on_host = setup.optimizer_on_host
+    host: Rows = {}
+    if setup.weights_on_host:
+        host["weights"] = size * frozen + pinned_bytes(size * part)
+    if on_host:
+        pinned = [MASTER_BYTES * part, size * part]
+        host["optimizer"] = sum(map(pinned_bytes, pinned)) + (MASTER_BYTES + MOMENT_BYTES) * part
+    return ZeroBytes(
+        build={**weights, GATHERED: size * 2 * shapes.largest()},
+        always={**weights, GATHERED: size * small, BUCKETS: bucket, **({} if on_host else states)},
+        # A second copy of the masters while the first is made.
+        engine={**weights, GATHERED: size * small, STEP: 0 if on_host else 2 * MASTER_BYTES * part},
+        encoders={},  # shares are not moved
+        forward={},
+        # Gradients are copied to be scattered; one that exceeds the bucket is reduced by itself.
+        backward={BUCKETS: bucket + (2 * size * largest if largest > zero.reduce_bucket_size else 0)},
+        step={} if on_host else {STEP: _step(size, part, min(largest, part))},
+        gathered={GATHERED: _gathered(setup, shapes)},
+        host=host,
+    )
+
+
+def _gathered(setup: Setup, shapes: Shapes) -> float:
+    """Most weights that are whole at once: the largest matrix or layer, prefetched ones, and those kept for reuse.
+
+    At the turn from forward to backward, layers within half of max_reuse_distance of it are kept.
+    """
+    zero, size = setup.zero, setup.bytes_per_weight
+    blocks = [weight.numel for weight in shapes.weights if weight.name.startswith(BLOCKS)]
+    largest = max(shapes.largest() + max(blocks), sum(blocks) // shapes.layers)  # a matrix at work, the head on its way
+    reused = min(zero.max_reuse_distance // 2, sum(blocks))
+    fetched = 2 * zero.prefetch_bucket_size  # gathered together, then copied apart
+    arriving = shapes.largest() // setup.gpus if setup.weights_on_host else 0
+    return size * (largest + reused + fetched + arriving)
