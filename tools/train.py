@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vesselseg.cli import run_tool
 from vesselseg.engine.console import muted, quieten_imports
+from vesselseg.engine.heartbeat import start_beating
 
 quieten_imports()
 HEAD_START = 5.0  # seconds in which the first process's message about the same mistake ends the whole job
@@ -53,6 +54,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def run() -> int:
     """main, with the same mistake told once instead of by every process."""
     rank = int(os.environ.get("RANK", "0"))
+    start_beating()
     try:
         main()
     except (Exception, SystemExit):

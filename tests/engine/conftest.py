@@ -51,6 +51,11 @@ class Training:
 
     def command(self, work_dir: Path, *arguments: str, processes: int = 2, **options: Any) -> list[str]:
         """tools/dist.sh train ... with small sizes; options are --cfg-options with __ for dots."""
+        start = ["bash", str(REPOSITORY / "tools" / "dist.sh"), "train"]
+        return [*start, *self.arguments(work_dir, *arguments, processes=processes, **options)]
+
+    def arguments(self, work_dir: Path, *arguments: str, processes: int, **options: Any) -> list[str]:
+        """What follows `train`."""
         values = {
             "data_root": self.data,
             "model__sa2va__base": self.base,
@@ -73,8 +78,7 @@ class Training:
         }
         listed = [f"{key.replace('__', '.')}={value}" for key, value in values.items()]
         config = str(REPOSITORY / "configs" / "tiny_cpu.py")
-        start = ["bash", str(REPOSITORY / "tools" / "dist.sh"), "train", config, str(processes)]
-        return [*start, "--work-dir", str(work_dir), *arguments, "--cfg-options", *listed]
+        return [config, str(processes), "--work-dir", str(work_dir), *arguments, "--cfg-options", *listed]
 
     def run(self, work_dir: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """A training to its end."""

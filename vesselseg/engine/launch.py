@@ -45,6 +45,7 @@ SIGNS_OF_A_LOST_PROCESS = (
     "Connection reset by peer",
     "remote process exited",
     "Broken pipe",
+    "Timed out waiting",
 )
 
 

@@ -2,8 +2,11 @@
 
     python -m vesselseg.engine.launcher GPUS SCRIPT [ARGUMENTS]
 
-GPUS: processes on this machine; 0 is one process on the CPU. Without a GPU, N processes train on the CPU. Reads NNODES,
-NODE_RANK, MASTER_ADDR and PORT from the environment; without PORT a free one is taken.
+GPUS: processes on this machine; 0 is one process on the CPU. Without a GPU, N processes train on the CPU. Reads from
+the environment: NNODES, NODE_RANK, MASTER_ADDR and PORT (without PORT a free one is taken), NODES_WAIT, the seconds in
+which all nodes must have called the first (900), and LOST_AFTER, the seconds without a sign of life after which a
+process or a node counts as lost (60: longer than a machine short of memory may stall, and everything has ended before
+two minutes are over). A loss ends the job on all nodes, each of which says who was lost.
 """
 
 from __future__ import annotations
@@ -13,17 +16,25 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from vesselseg.cli import run_tool
+from vesselseg.engine.heartbeat import FOLDER_VARIABLE, INTERVAL, Heartbeats
+from vesselseg.engine.nodes import Loss, Nodes
 from vesselseg.errors import UserError
 
 BAD_INPUT = 2
+CLOSING = 45.0  # seconds; torch ends processes that do not listen after 30
+GO_ON = "; all processes were stopped. The same command with --resume auto goes on from the last checkpoint"
 
 
 def main() -> int:
@@ -39,11 +50,86 @@ def launch(gpus: int, command: Sequence[str]) -> int:
     processes = max(1, gpus)
     set_environment(gpus, processes)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    config = launch_config(processes)
+    nodes = other_nodes(config)
+    memory = Path("/dev/shm")  # no disk that other writers could slow down
+    with tempfile.TemporaryDirectory(prefix="vesselseg_", dir=memory if memory.is_dir() else None) as folder:
+        os.environ[FOLDER_VARIABLE] = folder
+        if nodes is not None:
+            nodes.meet()
+        watch = Watch(Heartbeats(Path(folder), _number("LOST_AFTER", 60)), nodes)
+        watch.start()
+        own = run_processes(config, command)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the watch's, which may come a moment too late
+        watch.over.set()
+        watch.join()
+        return conclude(own, watch.cause, nodes)
+
+
+def run_processes(config: LaunchConfig, command: Sequence[str]) -> Loss | None:
+    """Run until all processes of this node have ended well, or one has not, or somebody ends the launcher."""
     try:
-        elastic_launch(launch_config(processes), sys.executable)("-u", *command)
-    except ChildFailedError as error:
-        return report(error)
-    return 0
+        try:
+            elastic_launch(config, sys.executable)("-u", *command)
+        except ChildFailedError as error:
+            return loss_of(error)
+    except SignalException as error:
+        name = signal.Signals(error.sigval).name
+        return Loss(f"the launcher{_on_this_node()} was ended by {name}{GO_ON}", 128 + error.sigval)
+    return None
+
+
+def conclude(own: Loss | None, found: Loss | None, nodes: Nodes | None) -> int:
+    """Say what ended the job, unless it is said already, here and to the other nodes; returns the exit status.
+
+    own: how this node's processes ended. found: what the watch has found, and said.
+    """
+    cause = found or own
+    if cause is not None and nodes is not None:
+        cause = nodes.tell(cause)
+    if nodes is not None:
+        nodes.leave()
+    if cause is None:
+        return 0
+    said_by_itself = cause == own and cause.status == BAD_INPUT
+    if found is None and not said_by_itself:
+        say(cause)
+    return cause.status
+
+
+class Watch(threading.Thread):
+    """Ends this node's processes when one of them is silent, or when another node has a loss to tell."""
+
+    def __init__(self, beats: Heartbeats, nodes: Nodes | None) -> None:
+        super().__init__(daemon=True)
+        self.beats = beats
+        self.nodes = nodes
+        self.cause: Loss | None = None
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Look once a second until it is over."""
+        while not self.over.wait(INTERVAL):
+            self.cause = self._silent_process() or (self.nodes.news() if self.nodes else None)
+            if self.cause is not None:
+                break
+        else:
+            return
+        say(self.cause)
+        if self.nodes is not None:
+            self.nodes.tell(self.cause)
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not self.over.wait(CLOSING):  # a process that cannot even be killed; those that can end without a launcher
+            os._exit(self.cause.status)
+
+    def _silent_process(self) -> Loss | None:
+        silent = self.beats.silent()
+        if silent is None:
+            return None
+        rank, process = silent
+        os.kill(process, signal.SIGKILL)
+        text = f"process {rank}{_on_this_node()} gave no sign of life for {self.beats.lost_after:.0f} s"
+        return Loss(f"{text}{GO_ON}", 128 + signal.SIGKILL)
 
 
 def check_devices(gpus: int) -> None:
@@ -90,13 +176,28 @@ def launch_config(processes: int) -> LaunchConfig:
     )
 
 
-def report(error: ChildFailedError) -> int:
-    """Say which process failed first; its own message stands above. Returns the job's exit status."""
+def other_nodes(config: LaunchConfig) -> Nodes | None:
+    """The other nodes of the job; None if there are none."""
+    if config.max_nodes == 1:
+        return None
+    address, _, port = config.rdzv_endpoint.rpartition(":")
+    waits = {"wait": _number("NODES_WAIT", 900), "lost_after": _number("LOST_AFTER", 60)}
+    return Nodes(config.max_nodes, config.rdzv_configs["rank"], address, int(port), **waits)
+
+
+def say(loss: Loss) -> None:
+    """On stderr."""
+    sys.stderr.write(f"error: {loss.text}\n")
+    sys.stderr.flush()
+
+
+def loss_of(error: ChildFailedError) -> Loss:
+    """Which process failed first; its own message stands above."""
     rank, failure = error.get_first_failure()
-    status = exit_status(failure)
-    if status != BAD_INPUT:
-        sys.stderr.write(f"error: process {rank} {_how(failure)}; all processes were stopped\n")
-    return status
+    ending = GO_ON if failure.exitcode < 0 else "; all processes were stopped"
+    if exit_status(failure) == BAD_INPUT:
+        ending = "; its message stands in the output of that node"
+    return Loss(f"process {rank}{_on_this_node()} {_how(failure)}{ending}", exit_status(failure))
 
 
 def exit_status(failure: ProcessFailure) -> int:
@@ -120,8 +221,16 @@ def _how(failure: ProcessFailure) -> str:
     if failure.exitcode >= 0:
         return f"ended with status {failure.exitcode} at {time.strftime('%H:%M:%S', time.localtime(failure.timestamp))}"
     name = signal.Signals(-failure.exitcode).name
-    hint = " (often the system's answer to too little main memory)" if name == "SIGKILL" else ""
-    return f"was ended by {name}{hint}"
+    hints = {
+        "SIGKILL": " (often the system's answer to too little main memory)",
+        "SIGABRT": " (often NCCL's end after a GPU error, or after waiting DEEPSPEED_TIMEOUT minutes for a process)",
+    }
+    return f"was ended by {name}{hints.get(name, '')}"
+
+
+def _on_this_node() -> str:
+    nodes = _number("NNODES", 1)
+    return f" on node {_number('NODE_RANK', 0)} ({socket.gethostname()})" if nodes > 1 else ""
 
 
 def _number(variable: str, default: int) -> int:

@@ -48,7 +48,7 @@ def write_optimizer_state(path: Path, engine: Any) -> None:
     with path.open("wb") as file:
         _write_header(file, parameters, kinds, steps)
         for tensor in _whole_tensors(parameters, kinds):
-            file.write(memoryview(tensor.to("cpu", torch.float32).reshape(-1).numpy()).cast("B"))
+            file.write(tensor.to("cpu", torch.float32).reshape(-1).numpy().data)
 
 
 def read_optimizer_state(path: Path, engine: Any) -> None:
@@ -108,7 +108,7 @@ def _check_names(path: Path, parameters: dict[str, nn.Parameter], kinds: tuple[s
         )
 
 
-def _put(parameter: nn.Parameter, value: Tensor, kind: str, source: str) -> None:
+def _put(parameter: Any, value: Tensor, kind: str, source: str) -> None:
     if list(value.shape) != _shape(parameter):
         raise WeightsError(f"{source} is {list(value.shape)}, expected {_shape(parameter)}; the model is another one")
     if not hasattr(parameter, "ds_id"):

@@ -1,0 +1,59 @@
+"""Signs of life of training processes, for the launcher of their node.
+
+A thread of each process touches a file once a second, whatever the process is busy with: compiling, filling a store,
+validating or writing a checkpoint may take as long as they need. A process that was stopped, or hangs inside the
+operating system or a driver, touches it no more. Time limits of collective operations tell less: they cannot know a
+long step from a lost process, so DeepSpeed's 30 minutes (DEEPSPEED_TIMEOUT) stay as the net behind this one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+FOLDER_VARIABLE = "VESSELSEG_HEARTBEATS"
+INTERVAL = 1.0
+ORPHANED = 1
+
+
+def start_beating() -> None:
+    """Give signs of life from now on, if a launcher asks for them; without that launcher, end."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder is not None:
+        file = Path(folder) / os.environ["RANK"]
+        file.write_text(str(os.getpid()))
+        threading.Thread(target=_beat, args=(file, os.getppid()), daemon=True).start()
+
+
+def _beat(file: Path, launcher: int) -> None:
+    with suppress(FileNotFoundError):  # the launcher removes its folder when it ends
+        while os.getppid() == launcher:
+            os.utime(file)
+            time.sleep(INTERVAL)
+    os._exit(ORPHANED)  # nobody would end this process, and it would keep its GPU
+
+
+class Heartbeats:
+    """What a launcher sees of its processes. folder: where they touch their files; lost_after: seconds."""
+
+    def __init__(self, folder: Path, lost_after: float) -> None:
+        self.folder = folder
+        self.lost_after = lost_after
+        self._seen: dict[str, tuple[float, float]] = {}  # by rank: what the file's clock said, and when it was new
+
+    def silent(self) -> tuple[int, int] | None:
+        """Rank and process id of a process that has given no sign of life for too long.
+
+        Counted in the launcher's own time, which stands still while the machine sleeps, from a process's first sign on.
+        """
+        now = time.monotonic()
+        for file in sorted(self.folder.iterdir()):
+            touched = file.stat().st_mtime
+            if file.name not in self._seen or self._seen[file.name][0] != touched:
+                self._seen[file.name] = (touched, now)
+            elif now - self._seen[file.name][1] > self.lost_after:
+                return int(file.name), int(file.read_text())
+        return None
