@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +208,26 @@ def test_existing_folder_is_kept(checkpoint: Path, images: list[Path], tmp_path:
     with pytest.raises(UserError, match=r"config\.json"):
         convert(checkpoint, out, images, force=True)
     assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_a_smaller_sam2_view_reaches_every_later_step(exported: Path, images: list[Path], tmp_path: Path) -> None:
+    """From a folder with SAM2 at 128: trained at 64, so predicted, converted and predicted again at 64."""
+    arguments = model_arguments(exported, sam2={"image_size": 64})
+    model = shaken_model(exported, sam2={"image_size": 64})
+    path = save_checkpoint(model, tmp_path / "best.pth", arguments)
+    convert(path, tmp_path / "hf", images)
+    answers = []
+    for place in (path, tmp_path / "hf"):
+        predictor = load_predictor(place, device="cpu")
+        assert predictor.model.grounding.image_size == predictor.processor.views.sam_size == 64
+        assert predictor.model.config.grounding_config["trunk"] == load_config_of(exported)["trunk"]
+        answers.append(predictor.predict([picture(7)], [["blood vessel"]])[0].probabilities)
+    np.testing.assert_allclose(*answers, atol=1e-5)
+    assert load_config_of(tmp_path / "hf")["image_size"] == 64 and load_config_of(exported)["image_size"] == 128
+
+
+def load_config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())["grounding_config"]
 
 
 def test_config_and_card(exported: Path) -> None:

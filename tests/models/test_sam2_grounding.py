@@ -133,6 +133,25 @@ def test_each_prompt_meets_its_own_image(grounding: SAM2Grounding, images: torch
     )
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("side", [64, 256])
+def test_weights_trained_at_one_size_work_at_another(grounding: SAM2Grounding, side: int) -> None:
+    """SAM2-L at 512 instead of 1024: no entry depends on the size, position embeddings are interpolated."""
+    other = SAM2Grounding({**SAM2, "image_size": side})
+    other.load_state_dict(grounding.state_dict())
+    trunk, grid = other.sam2.image_encoder.trunk, side // 4
+    found = trunk._get_pos_embed((grid, grid)).permute(0, 3, 1, 2)
+    window = trunk.pos_embed_window
+    whole = nn.functional.interpolate(trunk.pos_embed, size=(grid, grid), mode="bicubic")
+    torch.testing.assert_close(found, whole + window.tile(1, 1, grid // window.shape[2], grid // window.shape[3]))
+    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(3))
+    features = other.encode(images)
+    assert features.embedding.shape == (1, 256, side // 16, side // 16)
+    masks = other.decode(features, torch.zeros(1, 256), torch.tensor([0]))
+    assert masks.shape == (1, side // 4, side // 4) and torch.isfinite(masks).all()
+    assert other.sam2.sam_prompt_encoder.get_dense_pe().shape[2:] == (side // 16, side // 16)
+
+
 def test_positions_keep_their_precision_in_half_type() -> None:
     torch.manual_seed(0)
     exact = SAM2Grounding(SAM2)

@@ -12,13 +12,13 @@ from vesselseg.data.manifest import read_split
 from vesselseg.errors import UserError
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.inspection import SAM2_FILE, Inspection, inspect
+from vesselseg.models.quantised import NF4_BYTES
 
 SAM2_PARAMETERS = 224_000_000  # SAM2-L, added to a base that holds none
 WORKING_GIB = 6.0  # activations, adapters with their optimizer states, CUDA itself
 WITHOUT_OPTIMIZER_GIB = 4.0  # the same with the optimizer states on the CPU
 ENCODING_GIB = 2.0  # what encoders need beside all weights while their features are computed and stored
 GATHERED_GIB = 2.0  # whole layers that ZeRO-3 holds for the moment
-NF4_BYTES = 0.516  # per weight: 4 bits, a byte for each 64 of them, and scales of those bytes
 STEPS_PER_EPOCH = 10  # at least so many optimizer steps, down to an accumulation of 1
 IMAGES_PER_STEP = 32  # as in the recipes of configs/
 MICRO_BATCH = 4  # with stored features, more images of one tile cost little memory

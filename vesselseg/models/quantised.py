@@ -6,7 +6,6 @@ embeddings, vision tower and SAM2 are not quantised.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import torch
@@ -18,6 +17,7 @@ from vesselseg.errors import UserError
 
 KINDS: Final = (None, "nf4")
 BLOCK: Final = 64  # weights that share a scale
+NF4_BYTES: Final = 0.5 + 1 / BLOCK + 4 / (256 * BLOCK)  # per weight: 4 bits, a byte for each scale, a float for 256
 
 
 class Nf4Linear(nn.Linear):
@@ -27,11 +27,6 @@ class Nf4Linear(nn.Linear):
     """
 
     scales: Any = None  # bitsandbytes' QuantState; no buffer, so that no cast of the model reaches it
-
-    @property
-    def elements(self) -> int:
-        """Weights in the layer, packed or not."""
-        return self.in_features * self.out_features
 
     def pack(self, weight: Tensor) -> None:
         """Take a dense weight (out, in), on the device and in the type that are to be computed in."""
@@ -119,12 +114,6 @@ def require_quantising(device: torch.device | str) -> None:
             f"{torch.version.cuda}, the one of this torch, or cannot load it. `python -m bitsandbytes` says more; "
             "install another version of it or of torch, or set model.sa2va.quantise=None"
         ) from error
-
-
-def packed_bytes(elements: int) -> int:
-    """Bytes of so many weights: 4 bits each, a byte for each 64, a float32 for each 64 x 256."""
-    blocks = math.ceil(elements / BLOCK)
-    return math.ceil(elements / 2) + blocks + 4 * math.ceil(blocks / 256)
 
 
 def _bitsandbytes() -> Any:
