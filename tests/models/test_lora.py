@@ -11,9 +11,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from tests.samples import batch_of, losses_of, processor_of
-from tests.tiny import model_arguments, shaken_model
+from tests.tiny import LORA, model_arguments, shaken_model
+from vesselseg.errors import UserError, WeightsError
 from vesselseg.models.assemble import assemble
 from vesselseg.models.build import build_model
+from vesselseg.models.checkpoints.training_file import load_trainable
 from vesselseg.models.internvl import build_language_model, build_vision_tower
 from vesselseg.models.lora import (
     Lora,
@@ -65,6 +67,26 @@ def test_a_switch_trains_its_part_and_nothing_else(tiny_base: Path, switch: str)
     found = gradients(model, tiny_base)
     assert found.keys() == trained, "a parameter trains that no loss reaches, or the other way round"
     assert any(gradient.any() for gradient in found.values())
+
+
+def test_whole_tables_train_beside_the_adapters(tiny_base: Path) -> None:
+    """As the recipe does that others use; their gradients are full, and a checkpoint holds and needs them."""
+    lora = {**LORA, "modules_to_save": ["embed_tokens", "lm_head"]}
+    model = shaken_model(tiny_base, lora=lora)
+    tables = {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"}
+    plain = trainable_state(build_model(**model_arguments(tiny_base))).keys()
+    found = gradients(model, tiny_base)
+    assert found.keys() == plain | tables == trainable_state(model).keys()
+    for name in tables:
+        assert found[name].shape == model.get_parameter(name).shape and found[name].any()
+    other = shaken_model(tiny_base, seed=1, lora=lora)
+    state = {name: value.clone() for name, value in checkpoint_state(model).items()}
+    load_trainable(other, state, "here")
+    assert all(torch.equal(other.get_parameter(name), model.get_parameter(name)) for name in tables)
+    with pytest.raises(WeightsError, match=r"1 missing: language_model\.lm_head\.weight"):
+        load_trainable(other, {name: v for name, v in state.items() if "lm_head" not in name}, "here")
+    with pytest.raises(UserError, match=r"lora\.modules_to_save holds q_proj; it takes embed_tokens and lm_head"):
+        Lora(modules_to_save=["q_proj"])
 
 
 def test_all_switches_at_once(tiny_base: Path) -> None:
@@ -198,6 +220,9 @@ def test_what_trains_at_full_size() -> None:
     assert total + decoder.frozen == 179_498_053
     assert total == 179_093_792
     assert counts["language model"].frozen > 28 * blocks
+    set_trainable(model, Trainable(), ["embed_tokens", "lm_head"])
+    assert sum(count.trainable for count in count_parameters(model).values()) == total + 2 * 151674 * 3584
+    assert (total + decoder.frozen + 2 * 151674 * 3584) / 1e6 == pytest.approx(1266.7, abs=0.05)
     set_trainable(model, Trainable(projector=True))
     # LayerNorm of 4096, 4096 to 3584, 3584 to 3584
     assert count_parameters(model)["projector"].trainable == 2 * 4096 + 4097 * 3584 + 3585 * 3584
