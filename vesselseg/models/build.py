@@ -69,7 +69,7 @@ def build_model(
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     folder = read_base_folder(base)
-    sam2_file = _settle_sam2(folder, sam2 or {})
+    sam2_file = _settle_sam2(folder, sam2 or {}, random_weights)
     folder.config.max_dynamic_patch = min(max_tiles or folder.config.max_dynamic_patch, folder.config.max_dynamic_patch)
     switches, adapters = Trainable(**(trainable or {})), Lora(**(lora or {}))
     _check_quantise(quantise, switches, partitioned=construction is not None, device=device)
@@ -125,10 +125,12 @@ def _place(device: torch.device | str, dtype: torch.dtype) -> Any:
         torch.set_default_dtype(before)
 
 
-def _settle_sam2(folder: BaseFolder, sam2: dict[str, Any]) -> str | None:
+def _settle_sam2(folder: BaseFolder, sam2: dict[str, Any], random_weights: bool) -> str | None:
     """Put SAM2's sizes into the folder's config; returns the file that its weights come from, if any."""
     settings = {name: value for name, value in sam2.items() if name != "checkpoint"}
-    if not _holds_sam2(folder):
+    # With random weights the folder may be a config.json and a tokenizer, without a file to look into.
+    own = folder.layout == "sa2va" if random_weights else _holds_sam2(folder)
+    if not own:
         folder.config.grounding_config = {**folder.config.grounding_config, **settings}
         return sam2.get("checkpoint")
     if "grounding_config" in folder.fields:
