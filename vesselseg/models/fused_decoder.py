@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vesselseg.errors import UserError
+from vesselseg.models.checkpointing import kept_on_host
 from vesselseg.models.fused_linear import AdaptedLinear, adapted, adapted_mlp
 from vesselseg.models.kernels import missing_for_triton, rms_norm, rotate
 
@@ -58,7 +59,7 @@ class FusedDecoder:
     def _keeping(self) -> AbstractContextManager:
         if not self.activations_on_host:
             return contextlib.nullcontext()
-        return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+        return kept_on_host()
 
 
 def wants_fused(fused: bool | str, device: torch.device, partitioned: bool) -> bool:
