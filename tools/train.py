@@ -1,6 +1,6 @@
 """One training process; `bash tools/dist.sh train CONFIG GPUS` starts as many as needed.
 
-usage: bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force]
+usage: bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force] [--skip-plan]
                                             [--cfg-options KEY=VALUE ...]
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
     config = load_config(args.config, parse_overrides(args.cfg_options))
     work_dir = args.work_dir or Path("work_dirs") / args.config.stem
     try:
-        train(config, work_dir, resume=args.resume, force=args.force)
+        train(config, work_dir, resume=args.resume, force=args.force, skip_plan=args.skip_plan)
     except LostProcessError:
         time.sleep(HEAD_START)  # the launcher ends this process meanwhile and names the one that failed
         raise
@@ -44,7 +44,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("config", type=Path, help="a file of configs/")
     parser.add_argument("--work-dir", type=Path, help="where everything is written; default work_dirs/<config's name>")
     parser.add_argument("--resume", help="auto: the newest complete checkpoint of the work dir; or a checkpoint's path")
-    parser.add_argument("--force", action="store_true", help="move an earlier run's results aside and start anew")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="move an earlier run's results aside and start anew; also go on where the memory plan says it cannot fit",
+    )
+    parser.add_argument("--skip-plan", action="store_true", help="do not plan the memory before training")
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override, e.g. schedule.lr=1e-4"
     )

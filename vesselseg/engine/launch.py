@@ -23,6 +23,7 @@ from vesselseg.engine.config_check import import_name
 from vesselseg.engine.feature_filling import FeatureHook
 from vesselseg.engine.loop import LateDataLoader, VesselTrainLoop
 from vesselseg.engine.memory import out_of_memory_message
+from vesselseg.engine.memory_plan.check import check_memory, least_room, room_of
 from vesselseg.engine.milestones import CheckpointFacts, CheckpointHook, ValidationHook
 from vesselseg.engine.plan import TrainPlan
 from vesselseg.engine.run_log import LogHook, RunLog
@@ -63,14 +64,17 @@ class VesselRunner(FlexibleRunner):
         """Nothing: the versions stand in every checkpoint."""
 
 
-def train(config: Config, work_dir: Path, resume: str | None = None, force: bool = False) -> None:
+def train(
+    config: Config, work_dir: Path, resume: str | None = None, force: bool = False, skip_plan: bool = False
+) -> None:
     """Train; every process of the job calls it.
 
-    resume: None, `auto`, or a path (see `resume_folder`). force: move an earlier run's results aside.
+    resume: None, `auto`, or a path (see `resume_folder`). force: move an earlier run's results aside, and go on where
+    the memory plan says that the run cannot fit. skip_plan: do not plan.
     Raises UserError and its kin for what the user can correct.
     """
     try:
-        run_training(config, Path(work_dir), resume, force)
+        run_training(config, Path(work_dir), resume, force, skip_plan)
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory_message(config, error)) from error
     except (torch.distributed.DistError, RuntimeError) as error:
@@ -83,13 +87,18 @@ def train(config: Config, work_dir: Path, resume: str | None = None, force: bool
             torch.distributed.destroy_process_group()
 
 
-def run_training(config: Config, work_dir: Path, resume: str | None, force: bool) -> None:
+def run_training(
+    config: Config, work_dir: Path, resume: str | None = None, force: bool = False, skip_plan: bool = False
+) -> None:
     """The run itself, with torch's errors as they come."""
     config = start_from_folder(config)
     parts = expand(config)
     strategy = _strategy(parts["strategy"], config, work_dir)
     rank = strategy.rank
     console.set_up(rank)
+    if not skip_plan:
+        room = least_room(room_of(strategy.device, strategy.world_size))
+        _on_first_process(rank, lambda: check_memory(config, strategy.world_size, room, force))
     resume_from = _on_first_process(rank, lambda: _claim(work_dir, resume, force))
     dataset = build(parts["train_dataset"])
     identity = RunIdentity(len(dataset), config["seed"], dataset.fingerprint)

@@ -34,7 +34,7 @@ def text_changes(plan: MemoryPlan, proposed: list[Proposal]) -> list[str]:
     lines = [f"what makes it fit (--cfg-options){':' if together else ', any one of:'}"]
     for proposal in proposed:
         lines += [f"  {change.options}  ({change.cost})" for change in proposal.changes]
-        lines.append(f"    -> {_peak(proposal.plan)}")
+        lines.append(f"    -> {peak_line(proposal.plan)}")
     return lines
 
 
@@ -109,10 +109,11 @@ def _verdict(plan: MemoryPlan) -> str:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     if plan.tight:
         verdict = "fits tightly: torch must give kept blocks back now and then, which takes time"
-    return f"{_peak(plan)}: {verdict}"
+    return f"{peak_line(plan)}: {verdict}"
 
 
-def _peak(plan: MemoryPlan) -> str:
+def peak_line(plan: MemoryPlan) -> str:
+    """Peak and what there is, as one line."""
     usable = "" if plan.target.usable is None else f", torch may have {plan.target.usable / GIB:.2f}"
     allocated = f"peak {plan.peak / GIB:.2f} GiB allocated ({plan.peak_phase})"
     return f"{allocated}, about {plan.reserved / GIB:.2f} reserved{usable}"
