@@ -1,6 +1,7 @@
 """One training process; `bash tools/dist.sh train CONFIG GPUS` starts as many as needed.
 
 usage: bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force] [--skip-plan]
+                                            [--find-micro-batch]
                                             [--cfg-options KEY=VALUE ...]
 """
 
@@ -28,6 +29,13 @@ def main() -> None:
         from vesselseg.engine.launch import LostProcessError, train
 
     config = load_config(args.config, parse_overrides(args.cfg_options))
+    if args.find_micro_batch:
+        from vesselseg.engine.micro_batch_search import find_micro_batch
+
+        found = find_micro_batch(config)
+        if os.environ.get("RANK", "0") == "0":
+            print(found)
+        return
     work_dir = args.work_dir or Path("work_dirs") / args.config.stem
     try:
         train(config, work_dir, resume=args.resume, force=args.force, skip_plan=args.skip_plan)
@@ -50,6 +58,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="move an earlier run's results aside and start anew; also go on where the memory plan says it cannot fit",
     )
     parser.add_argument("--skip-plan", action="store_true", help="do not plan the memory before training")
+    parser.add_argument(
+        "--find-micro-batch", action="store_true", help="try which micro-batch fits, print it, and do not train"
+    )
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override, e.g. schedule.lr=1e-4"
     )

@@ -28,6 +28,11 @@ class ImageViews:
     max_tiles: int = 12
     use_thumbnail: bool = True
 
+    def tile_count(self, width: int, height: int) -> int:
+        """How many tiles `tiles` makes of an image of so many pixels, thumbnail included."""
+        columns, rows = tile_grid(width, height, self.min_tiles, self.max_tiles, self.tile_size)
+        return columns * rows + (1 if self.use_thumbnail and columns * rows > 1 else 0)
+
     def tiles(self, image: Image.Image) -> Tensor:
         """InternVL's dynamic tiling. Returns (tiles, 3, tile, tile) float32, normalised, thumbnail last."""
         size = self.tile_size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,8 +74,15 @@ def train(
     the memory plan says that the run cannot fit. skip_plan: do not plan.
     Raises UserError and its kin for what the user can correct.
     """
-    try:
+    with readable_errors(config):
         run_training(config, Path(work_dir), resume, force, skip_plan)
+
+
+@contextlib.contextmanager
+def readable_errors(config: Config) -> Iterator[None]:
+    """Torch's errors as messages for the user; ends the group of processes."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory_message(config, error)) from error
     except (torch.distributed.DistError, RuntimeError) as error:
@@ -93,7 +101,7 @@ def run_training(
     """The run itself, with torch's errors as they come."""
     config = start_from_folder(config)
     parts = expand(config)
-    strategy = _strategy(parts["strategy"], config, work_dir)
+    strategy = make_strategy(parts["strategy"], config, work_dir)
     rank = strategy.rank
     console.set_up(rank)
     if not skip_plan:
@@ -174,7 +182,8 @@ def _state_and_plan(
     return state, plan
 
 
-def _strategy(values: dict[str, Any], config: Config, work_dir: Path) -> VesselStrategy:
+def make_strategy(values: dict[str, Any], config: Config, work_dir: Path) -> VesselStrategy:
+    """The strategy of an expanded config, with which the processes meet."""
     strategy = build(
         {
             **values,

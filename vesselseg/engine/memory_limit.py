@@ -1,0 +1,145 @@
+"""What a process may take of a GPU, or of main memory, and a limit there at which allocations fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+GIB = 2**30
+KEPT_FREE = 0.03  # share of what a process may take
+UNLIMITED = resource.RLIM_INFINITY
+
+
+class MemoryLimit(Protocol):
+    """most: bytes that a trial may reach. All processes of a job have the same."""
+
+    most: float
+
+    def describe(self) -> str:
+        """For people."""
+
+    def restart(self) -> None:
+        """Forget the peak."""
+
+    def peak(self) -> float:
+        """Bytes at most since then."""
+
+    def wait(self) -> None:
+        """Until the device has done all that was asked of it."""
+
+    def release(self) -> None:
+        """Give back what is kept for later."""
+
+    def enforced(self, reserve: float) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, allocating beyond `most` less so many bytes fails."""
+
+
+def memory_limit(device: torch.device) -> MemoryLimit:
+    """Of this device, as small on every process as on the one with least; a collective call."""
+    limit: MemoryLimit = GpuLimit(device) if device.type == "cuda" else HostLimit()
+    least = torch.tensor(limit.most, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
+    limit.most = float(least)
+    return limit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, on a GPU or in main memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "bad_alloc"))
+
+
+class GpuLimit:
+    """torch's allocator has a limit of its own, which may be set already: a benchmark's, a user's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        torch.cuda.empty_cache()
+        free, self.total = torch.cuda.mem_get_info(device)
+        self.share = torch.cuda.get_per_process_memory_fraction(device)
+        room = min(self.share * self.total, free + torch.cuda.memory_reserved(device))
+        self.most = room * (1 - KEPT_FREE)
+
+    def describe(self) -> str:
+        """What of the GPU may be taken."""
+        return f"{self.most / GIB:.2f} GiB, {KEPT_FREE:.0%} of what is free being kept so"
+
+    def restart(self) -> None:
+        """Count from here."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> float:
+        """Allocated bytes."""
+        return float(torch.cuda.max_memory_allocated(self.device))
+
+    def wait(self) -> None:
+        """Until all kernels have run."""
+        torch.cuda.synchronize(self.device)
+
+    def release(self) -> None:
+        """Blocks that the allocator keeps."""
+        torch.cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def enforced(self, reserve: float) -> Iterator[None]:
+        """By the allocator, which gives kept blocks back before it fails."""
+        torch.cuda.set_per_process_memory_fraction((self.most - reserve) / self.total, self.device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(self.share, self.device)
+
+
+class HostLimit:
+    """The address space of this process (Linux): what it takes now, and its share of the memory that is free."""
+
+    def __init__(self) -> None:
+        self.before, _ = resource.getrlimit(resource.RLIMIT_AS)
+        in_use = _kilobytes("/proc/self/status", "VmSize")
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        most = in_use + _kilobytes("/proc/meminfo", "MemAvailable") / processes
+        if self.before != UNLIMITED:
+            most = min(most, self.before)
+        self.most = most - KEPT_FREE * (most - in_use)
+
+    def describe(self) -> str:
+        """What may be taken of the address space."""
+        return f"{self.most / GIB:.2f} GiB of address space in each process"
+
+    def restart(self) -> None:
+        """Count from here, where the system allows it."""
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> float:
+        """Resident bytes."""
+        return _kilobytes("/proc/self/status", "VmHWM")
+
+    def wait(self) -> None:
+        """Nothing: a CPU is done when it returns."""
+
+    def release(self) -> None:
+        """Nothing: the system's allocator gives large blocks back by itself."""
+
+    @contextlib.contextmanager
+    def enforced(self, reserve: float) -> Iterator[None]:
+        """By the operating system."""
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (int(self.most - reserve), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (self.before, hard))
+
+
+def _kilobytes(path: str, name: str) -> float:
+    """An entry of a file of /proc, in bytes."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) * 1024
