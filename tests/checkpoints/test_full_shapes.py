@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +12,15 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from tests.checkpoints.full_shapes import FAMILIES, Family, config_of, published_shapes
+from tests.tiny import SAM2
+from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.published_layout import from_ours, to_ours
 from vesselseg.models.internvl import TileProjector, build_language_model, build_vision_tower
 from vesselseg.models.lora import count_parameters
 from vesselseg.models.sa2va_config import SAM2_LARGE, Sa2VAConfig
 from vesselseg.models.sam2_grounding import SAM2Grounding
 from vesselseg.models.seg_projector import SegProjector
+from vesselseg.models.tiny_base import tiny_tokenizer
 
 
 @pytest.fixture(params=FAMILIES)
@@ -68,6 +74,27 @@ def test_sam2_has_metas_sizes(variant: str, millions: float) -> None:
     assert total == pytest.approx(millions, abs=0.1)
     counts = count_parameters(torch.nn.ModuleDict({"grounding": grounding}))
     assert sum(count.trainable + count.frozen for count in counts.values()) == round(total * 1e6)
+
+
+@pytest.mark.parametrize(("name", "lora"), [("InternVL3-14B", 275.3), ("InternVL2.5-26B", 327.2)])
+def test_large_bases_are_built_with_adapters(name: str, lora: float, tmp_path: Path) -> None:
+    """From config.json to what trains, without the weights: the large tower has RMSNorm, QK norm, no QKV bias."""
+    family = FAMILIES[name]
+    shapes = config_of(family)
+    fields = {"model_type": "internvl_chat", "llm_config": shapes.llm_config, "vision_config": shapes.vision_config}
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "template": "internvl2_5"}))
+    tiny_tokenizer().save_pretrained(tmp_path)
+    empty = partial(init_empty_weights, include_buffers=False)
+    model = build_model(
+        str(tmp_path), SAM2, {"r": 64}, random_weights=True, construction=empty, gradient_checkpointing=True
+    )
+    counts = count_parameters(model)
+    assert counts["LoRA"].trainable / 1e6 == pytest.approx(lora, abs=0.05)
+    for part, published in {"vision tower": "vision", "language model": "language"}.items():
+        assert counts[part].frozen / 1e6 == pytest.approx(family.millions[published], abs=5)
+    attention = model.vision_model.encoder.layer[0].attention
+    assert (type(attention.q_norm).__name__ == "InternVLVisionRMSNorm") == family.big_vision
+    assert (attention.q_proj.bias is None) == family.big_vision
 
 
 def test_dynamic_rope_scaling_is_kept() -> None:

@@ -72,3 +72,21 @@ def test_what_waits_leaves_the_gpu() -> None:
     value.sum().backward()
     expected = (start * 2).T @ torch.ones_like(value)
     torch.testing.assert_close(weight.grad, expected)
+
+
+def test_the_fused_path_sends_its_inputs_as_well(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    to_host = checkpointing._to_host
+
+    def watched(tensor: Tensor) -> tuple[torch.device, Tensor]:
+        sent.append(tensor.shape[-1])
+        return to_host(tensor)
+
+    monkeypatch.setattr(checkpointing, "_to_host", watched)
+    found = []
+    for on_host in (False, True):
+        model = shaken_model(tiny_base, fused=True, gradient_checkpointing=True, activations_on_host=on_host).train()
+        sum(losses_of(model, batch_of(processor_of(model, tiny_base), 0)).values()).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert sent.count(64) == (2 if on_host else 0)  # hidden size, once a layer
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
