@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from tests.tiny import SAM2
 from vesselseg.data.augment import Augment
-from vesselseg.data.batch import IGNORE_LABEL, Example
+from vesselseg.data.batch import IGNORE_LABEL, EncodedViews, Example
 from vesselseg.data.collate import collate
+from vesselseg.data.feature_store import FeatureStore
 from vesselseg.data.manifest import ManifestError, Record, write_manifest
 from vesselseg.data.prompts import QUESTIONS
 from vesselseg.data.vessel_dataset import VesselDataset
@@ -101,6 +103,90 @@ def test_questions_vary_over_epochs_unless_told_not_to(folder: Path, processor: 
     fixed = dataset(folder, processor, vary_questions=False)
     assert len({tuple(fixed[(epoch, 1)].input_ids.tolist()) for epoch in range(5)}) == 1
     assert fixed[1].phrases == RECORDS[1].phrases
+
+
+def test_variants_repeat_pictures_and_not_questions(folder: Path, processor: Processor) -> None:
+    samples = dataset(folder, processor, augment=Augment(), variants=2)
+    first, second, third = (samples[(epoch, 0)] for epoch in range(3))
+    assert torch.equal(first.sam_image, third.sam_image) and torch.equal(first.masks, third.masks)
+    assert not torch.equal(first.sam_image, second.sam_image)
+    questions = {tuple(samples[(epoch, 0)].input_ids.tolist()) for epoch in range(0, 40, 2)}
+    assert len(questions) == len(QUESTIONS)
+    free = dataset(folder, processor, augment=Augment())
+    assert torch.equal(free[(1, 0)].sam_image, second.sam_image)  # the first views are those of the first epochs
+    assert not torch.equal(free[(2, 0)].sam_image, first.sam_image)
+
+
+def test_a_views_name_tells_what_it_is_made_of(folder: Path, processor: Processor) -> None:
+    augmented, plain = dataset(folder, processor, augment=Augment()), dataset(folder, processor)
+    names = {augmented.view_name(index, number) for index in range(3) for number in range(2)}
+    names |= {plain.view_name(index, 0) for index in range(3)}
+    assert len(names) == 9
+    assert plain.view_name(0, 0) == plain.view_name(0, 1)  # without augmentation all views are one
+    before = [plain.view_name(index, 0) for index in range(3)]
+    save_as = Image.open(folder / "images" / "one.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    save_as.save(folder / "images" / "one.png")
+    after = [plain.view_name(index, 0) for index in range(3)]
+    assert after[0] != before[0] and after[1:] == before[1:]
+    write_dataset(folder, [RECORDS[0], Record("several.png", ((BAR,),), ("catheter",)), RECORDS[2]])
+    assert dataset(folder, processor).view_name(1, 0) != after[1]
+    (folder / "images" / "one.png").unlink()
+    with pytest.raises(ManifestError, match=r"one\.png: cannot be read as an image"):
+        plain.view_name(0, 0)
+
+
+def test_a_stored_view_stands_in_for_the_picture(folder: Path, processor: Processor, tmp_path: Path) -> None:
+    samples = dataset(folder, processor, augment=Augment(), variants=2)
+    computed = [samples[(epoch, 1)] for epoch in range(3)]
+    store = FeatureStore(tmp_path / "features", {})
+    store.create()
+    names, encoded = {}, []
+    for number in range(2):
+        view = samples.view(1, number)
+        levels = [torch.full((1, 2, 2, 2), float(number + level)) for level in range(3)]
+        encoded.append(EncodedViews(view.tiles.mean((1, 2, 3)).view(-1, 1, 1), *levels))
+        names[1, number] = samples.view_name(1, number)
+        store.write(names[1, number], encoded[number], view.masks, "several.png")
+    samples.use_features(store, names)
+    for epoch in range(3):
+        found = samples[(epoch, 1)]
+        assert found.tiles.numel() == found.sam_image.numel() == 0
+        assert all(torch.equal(value, getattr(found.encoded, name)) for name, value in vars(encoded[epoch % 2]).items())
+        assert torch.equal(found.masks, computed[epoch].masks)
+        assert torch.equal(found.input_ids, computed[epoch].input_ids) and found.phrases == computed[epoch].phrases
+        assert found.tile_count == computed[epoch].tile_count
+
+
+class Examples(Dataset):
+    def __init__(self, examples: list[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_loading_process_hands_over_the_same_batch(folder: Path, processor: Processor, stored: bool) -> None:
+    samples = dataset(folder, processor)
+    examples = [samples[index] for index in (0, 1, 6)]
+    if stored:
+        for number, example in enumerate(examples):
+            levels = (torch.randn(1, 4, side, side).bfloat16() for side in (2, 4, 8))
+            example.encoded = EncodedViews(torch.randn(number + 1, 4, 16).bfloat16(), *levels)
+            example.tiles = example.sam_image = torch.empty(0)
+    expected = collate(examples)
+    assert expected.tiles_per_image == ((1, 2, 3) if stored else tuple(len(one.tiles) for one in examples))
+    (found,) = DataLoader(Examples(examples), batch_size=3, num_workers=1, collate_fn=collate)
+    assert torch.equal(found.tiles, expected.tiles) and torch.equal(found.sam_images, expected.sam_images)
+    assert found.tiles_per_image == expected.tiles_per_image
+    assert (found.encoded is None) == (not stored)
+    if stored:
+        assert found.encoded.patches.shape == (6, 4, 16) and found.encoded.stride_4.dtype == torch.bfloat16
+        for name, value in vars(expected.encoded).items():
+            assert torch.equal(getattr(found.encoded, name), value), name
 
 
 def test_every_object_keeps_its_phrase_mask_and_seg(folder: Path, processor: Processor) -> None:

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from vesselseg.data.batch import EncodedViews
 from vesselseg.data.feature_store import FEATURES_VERSION, FeatureStore, weights_fingerprint
 from vesselseg.data.vessel_dataset import VesselDataset, View
+from vesselseg.engine.memory_plan.host import available_bytes
 from vesselseg.engine.run_log import GIB
 from vesselseg.engine.settings import Features, Loader
 from vesselseg.errors import UserError
@@ -264,18 +265,13 @@ def check_room(folder: Path, needed: int) -> None:
     """Raise UserError where a folder has less room than `needed` bytes; a folder in memory has what memory has free."""
     free, where = shutil.disk_usage(folder).free, "on this disk"
     if folder.is_relative_to(MEMORY_FOLDER):
-        free, where = min(free, _free_memory()), "of main memory (/dev/shm)"
+        free, where = min(free, available_bytes() or free), "of main memory (/dev/shm)"
     if needed > free:
         raise UserError(
             f"{folder}: features take about {needed / GIB:.1f} GiB more, {free / GIB:.1f} GiB are free {where}. Make "
             "room, set features.folder to another disk, lower features.variants, set "
             "model.sa2va.trainable.high_res_convs=False (a fifth of the size), or features.store=None"
         )
-
-
-def _free_memory() -> int:
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 class Progress:

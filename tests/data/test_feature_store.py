@@ -1,0 +1,158 @@
+"""Files of stored features: whole or not there, and never another key's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vesselseg.data.batch import EncodedViews
+from vesselseg.data.feature_store import ABANDONED_S, FeatureStore, weights_fingerprint
+from vesselseg.errors import UserError
+
+KEY = {"weights": "abc", "views": {"tile_size": 56}}
+
+
+def encoded_views(seed: int, tiles: int = 2) -> EncodedViews:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (tiles, 4, 16), (1, 8, 2, 2), (1, 4, 4, 4), (1, 2, 8, 8)
+    return EncodedViews(*(torch.randn(shape, generator=generator).bfloat16() for shape in shapes))
+
+
+def same(first: EncodedViews, second: EncodedViews) -> bool:
+    return all(torch.equal(value, getattr(second, name)) for name, value in vars(first).items())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    made = FeatureStore(tmp_path, KEY)
+    made.create()
+    return made
+
+
+@pytest.mark.parametrize("width", [16, 21])
+def test_what_is_read_is_what_was_written(store: FeatureStore, width: int) -> None:
+    encoded, masks = encoded_views(0), torch.randint(0, 2, (3, 10, width), dtype=torch.uint8)
+    assert not store.holds("one")
+    written = store.write("one", encoded, masks, "clip/one.png")
+    assert store.holds("one") and not store.holds("two")
+    found, found_masks = store.read("one")
+    assert same(found, encoded) and found.patches.dtype == torch.bfloat16
+    assert torch.equal(found_masks, masks)
+    assert store.bytes() == written == store.path("one").stat().st_size
+
+
+@pytest.mark.parametrize("left", [0, 5, 200, -1])
+def test_a_file_cut_short_is_noticed(store: FeatureStore, left: int) -> None:
+    store.write("one", encoded_views(0), torch.ones((1, 4, 4), dtype=torch.uint8), "one.png")
+    os.truncate(store.path("one"), left if left >= 0 else store.path("one").stat().st_size - 1)
+    assert not store.holds("one")
+    with pytest.raises(UserError, match=rf"{store.path('one')}: stored features are damaged or gone .*--resume auto"):
+        store.read("one")
+
+
+def test_a_missing_file_is_named(store: FeatureStore) -> None:
+    with pytest.raises(UserError, match=r"one\.safetensors: stored features are damaged or gone"):
+        store.read("one")
+
+
+def test_another_key_is_another_folder(tmp_path: Path, store: FeatureStore) -> None:
+    store.write("one", encoded_views(0), torch.ones((1, 4, 4), dtype=torch.uint8), "one.png")
+    other = FeatureStore(tmp_path, {**KEY, "weights": "abd"})
+    other.create()
+    assert not other.holds("one")
+    again = FeatureStore(tmp_path, dict(reversed(KEY.items())))
+    again.create()
+    assert again.holds("one")
+
+
+def test_a_key_changed_by_hand_is_refused(store: FeatureStore) -> None:
+    path = store.folder / "store.json"
+    path.write_text(path.read_text().replace("abc", "abd"))
+    with pytest.raises(UserError, match=rf"{path} was changed by hand.*remove {store.folder}"):
+        store.create()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"features cannot be kept there .*; set features\.folder"):
+        FeatureStore(tmp_path / "file", KEY).create()
+
+
+def test_a_write_that_fails_leaves_nothing_behind(store: FeatureStore) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"the features of one\.png cannot be written .*What is written is kept"):
+            store.write("one", encoded_views(0), torch.ones((1, 4, 4), dtype=torch.uint8), "one.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in store.folder.iterdir()] == ["store.json"]
+
+
+def test_what_killed_processes_leave_is_removed_later(store: FeatureStore) -> None:
+    old, new = store.folder / "a.host.1.unfinished", store.folder / "b.host.2.unfinished"
+    for path in (old, new):
+        path.touch()
+    before = time.time() - ABANDONED_S - 60
+    os.utime(old, (before, before))
+    store.remove_abandoned()
+    assert not old.exists() and new.exists()
+
+
+def test_a_store_that_is_used_is_not_removed(tmp_path: Path, store: FeatureStore) -> None:
+    first, second = store.use(), FeatureStore(tmp_path, KEY).use()
+    store.leave(first)
+    assert not store.remove_unless_used() and store.folder.exists()
+    child = os.fork()  # a loading process inherits the sign and may outlive it
+    if child == 0:
+        time.sleep(30)
+        os._exit(0)
+    store.leave(second)
+    assert store.remove_unless_used() and not store.folder.exists()
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    assert store.remove_unless_used()  # nothing there is fine
+
+
+def test_using_a_store_that_is_being_removed_makes_it_anew(store: FeatureStore) -> None:
+    remover = (store.folder / "store.json").open("rb")
+    fcntl.flock(remover, fcntl.LOCK_EX)
+    child = os.fork()
+    if child == 0:
+        remover.close()
+        os._exit(0 if store.use() and (store.folder / "store.json").exists() else 1)
+    time.sleep(0.2)
+    (store.folder / "store.json").unlink()
+    remover.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_fingerprint_tells_weights_apart() -> None:
+    weight = torch.randn(70, 90, generator=torch.Generator().manual_seed(0))
+    seen = {weights_fingerprint([("a", weight)])}
+    swapped, flipped = weight.clone(), weight.clone()
+    swapped[0, 0], swapped[3, 5] = weight[3, 5], weight[0, 0]
+    flipped[69, 89] = -flipped[69, 89]
+    for other in (swapped, flipped, weight.T, weight.bfloat16(), weight.view(90, 70), torch.zeros(70, 90)):
+        seen.add(weights_fingerprint([("a", other)]))
+    seen.add(weights_fingerprint([("b", weight)]))
+    seen.add(weights_fingerprint([("a", weight), ("b", weight)]))
+    assert len(seen) == 9
+    assert weights_fingerprint([("a", weight.T.clone().T)]) == weights_fingerprint([("a", weight)])
+
+
+def test_a_fingerprint_does_not_depend_on_how_a_tensor_is_cut() -> None:
+    """Tensors above four million elements are summed in pieces; places go on counting."""
+    long = torch.zeros((1 << 22) + 1, dtype=torch.int16)
+    found = set()
+    for place in (0, 1, (1 << 22) - 1, 1 << 22):
+        moved = long.clone()
+        moved[place] = 1
+        found.add(weights_fingerprint([("a", moved)]))
+    assert len(found) == 4
