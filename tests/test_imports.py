@@ -240,6 +240,8 @@ import matplotlib.figure, skimage.filters, scipy.ndimage, cv2, torchvision, pyco
 WATCHED_IMPORT = """
 import importlib, os, sys, tempfile
 written, complaints = [], []
+def uses_cuda(): return "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
+cuda_before = uses_cuda()  # bitsandbytes, which peft imports, asks the GPUs what they are
 def watch(event, arguments):
     if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
         written.append(arguments[0])
@@ -259,7 +261,7 @@ with tempfile.TemporaryFile() as file:
         if written: complaints.append(f"{name} wrote {written}")
         written.clear()
     os.dup2(kept[0], 1); os.dup2(kept[1], 2)
-if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized(): complaints.append("CUDA was initialised")
+if uses_cuda() and not cuda_before: complaints.append("CUDA was initialised")
 raise SystemExit("\\n".join(complaints) or 0)
 """
 
