@@ -60,13 +60,19 @@ def with_rates(result: dict[str, Any]) -> dict[str, Any]:
     """Add what follows from FLOPs per image, the ceiling and the plan."""
     seconds, tflop, ceiling = (result.get(name) for name in ("s_per_image", "tflop_per_image", "ceiling_tflops"))
     rate = tflop / seconds if seconds and tflop else None
-    peak, planned = (result.get(name) for name in ("peak_reserved_gib", "planned_peak_gib"))
+    peaks = {"planned_off_percent": ("planned_peak_gib", "peak_allocated_gib")}
+    peaks["planned_reserved_off_percent"] = ("planned_reserved_gib", "peak_reserved_gib")
+    off = {name: _off(result.get(planned), result.get(measured)) for name, (planned, measured) in peaks.items()}
     return {
         **result,
         "tflops_per_gpu": rate,
         "percent_of_ceiling": 100 * rate / ceiling if rate and ceiling else None,
-        "planned_off_percent": 100 * (planned / peak - 1) if planned and peak else None,
+        **off,
     }
+
+
+def _off(planned: float | None, measured: float | None) -> float | None:
+    return 100 * (planned / measured - 1) if planned and measured else None
 
 
 def _number(name: str, digits: int, factor: float = 1.0) -> Callable[[Result], str]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -93,9 +95,8 @@ def main() -> int:
             results[row.name] = measure(row, place, min(row.limit_s, left))
             write_results(args.out, results)
     if not args.no_plans:
-        for row in (row for row in rows if row.name in results):
-            results[row.name].update(plan_of(row.config, row.gpus, row.cap_gib, plan_settings(row, args.scratch)))
-            write_results(args.out, results)
+        add_plans([row for row in rows if row.name in results], results, args.scratch, args.data)
+        write_results(args.out, results)
     print((args.out / "rows.md").read_text(encoding="utf-8") if results else "no rows")
     return 0
 
@@ -186,9 +187,14 @@ def base_settings(row: Row, scratch: Path, weights: bool) -> dict[str, Any]:
     }
 
 
-def plan_settings(row: Row, scratch: Path) -> dict[str, Any]:
-    """Overrides that the plan of a row needs: no data, no weights."""
-    return {**base_settings(row, scratch, weights=False), **row.overrides}
+def add_plans(rows: Sequence[Row], results: Results, scratch: Path, data: Path | None) -> None:
+    """Planned peaks into the results of these rows; shapes suffice, and pictures of 512x512 where there is no data."""
+    data = data or scratch / "data"
+    shared = {"data_root": data.resolve()} if data.exists() else {}
+    settings = [{**shared, **base_settings(row, scratch, weights=False), **row.overrides} for row in rows]
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+        for row, plan in zip(rows, pool.map(plan_of, [results[row.name] for row in rows], settings)):
+            results[row.name].update(plan)
 
 
 def measure(row: Row, place: Place, limit_s: float) -> dict[str, Any]:
@@ -211,6 +217,7 @@ def measure(row: Row, place: Place, limit_s: float) -> dict[str, Any]:
         row.gpus,
         work_dir,
         settings,
+        flags=() if row.weights else ("--skip-plan",),  # a start from weights is timed as users see it
         environment=memory_cap(row.cap_gib, place.machine["gpu_bytes"]),
         limit_s=limit_s,
         last_iteration=None if row.checkpoint else settings["schedule.max_iters"],

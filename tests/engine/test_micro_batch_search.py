@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from tests.engine.conftest import REPOSITORY, Training, environment
+from vesselseg.config import load_config
 from vesselseg.data.vessel_dataset import VesselDataset
 from vesselseg.engine.memory_limit import is_out_of_memory
-from vesselseg.engine.micro_batch_search import Trial, longest_first, report, search
+from vesselseg.engine.micro_batch_search import Trial, longest_first, refuse_nothing, report, search
 from vesselseg.engine.settings import Schedule
 from vesselseg.engine.training_data import training_dataset
+from vesselseg.errors import UserError
 
 
 def trial(images: int, largest: int) -> Trial:
@@ -102,7 +104,9 @@ def test_processes_agree_where_only_one_of_them_runs_out_of_memory(training: Tra
     assert "Traceback" not in outcome.stderr
 
 
-def test_a_model_too_large_for_one_image_is_one_message(training: Training) -> None:
-    outcome = searched(training, room=700, processes=1, **{"model.sa2va.sam2.image_size": 1024})
-    assert outcome.returncode == 2
-    assert "not even a micro-batch of one image fits" in outcome.stderr and "1. " in outcome.stderr
+def test_a_model_too_large_for_one_image_is_one_message() -> None:
+    config = load_config(REPOSITORY / "configs" / "tiny_cpu.py")
+    with pytest.raises(UserError, match="not even a micro-batch of one image fits") as caught:
+        refuse_nothing(search(lambda images: trial(images, 0), most=64), config)
+    assert "1. model.sa2va.gradient_checkpointing=True" in str(caught.value)  # its micro-batch of 4 is no way out
+    refuse_nothing(search(lambda images: trial(images, 1), most=64), config)

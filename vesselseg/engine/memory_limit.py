@@ -14,6 +14,15 @@ import torch
 GIB = 2**30
 KEPT_FREE = 0.03  # share of what a process may take
 UNLIMITED = resource.RLIM_INFINITY
+# How torch and oneDNN word it.
+NO_MAIN_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "could not create a memory",
+    "could not execute a primitive",
+)
 
 
 class MemoryLimit(Protocol):
@@ -53,7 +62,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that an allocation failed, on a GPU or in main memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "bad_alloc"))
+    return any(sign in str(error) for sign in NO_MAIN_MEMORY)
+
+
+def allowed_share(device: torch.device) -> float:
+    """What torch's allocator may take of a GPU; torch 2.6 cannot tell, and takes all."""
+    return float(getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device))
 
 
 class GpuLimit:
@@ -63,7 +77,7 @@ class GpuLimit:
         self.device = device
         torch.cuda.empty_cache()
         free, self.total = torch.cuda.mem_get_info(device)
-        self.share = torch.cuda.get_per_process_memory_fraction(device)
+        self.share = allowed_share(device)
         room = min(self.share * self.total, free + torch.cuda.memory_reserved(device))
         self.most = room * (1 - KEPT_FREE)
 

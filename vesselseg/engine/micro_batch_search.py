@@ -74,10 +74,7 @@ def find_micro_batch(config: Config) -> str:
         examples = worst_examples(strategy, dataset, stored=config["features"]["store"] is not None)
         trials = Trials(strategy, examples, schedule, memory_limit(strategy.device))
         found = search(trials.run, max(LARGEST, schedule.micro_batch * schedule.accumulation))
-        if not found[1].fits:
-            config["schedule"]["micro_batch"] = 1
-            listed = "\n  ".join(f"{number}. {line}" for number, line in enumerate(remedies(config), start=1))
-            raise UserError(f"not even a micro-batch of one image fits; what to change, cheapest first\n  {listed}")
+        refuse_nothing(found, config)
         return report(found, schedule, trials.memory)
 
 
@@ -95,6 +92,15 @@ def search(run: Callable[[int], Trial], most: int) -> dict[int, Trial]:
         trials[middle] = run(middle)
         low, high = (middle, high) if trials[middle].fits else (low, middle)
     return dict(sorted(trials.items()))
+
+
+def refuse_nothing(trials: dict[int, Trial], config: Config) -> None:
+    """Raise UserError where not even one image fits."""
+    if trials[1].fits:
+        return
+    single = {**config, "schedule": {**config["schedule"], "micro_batch": 1}}
+    listed = "\n  ".join(f"{number}. {line}" for number, line in enumerate(remedies(single), start=1))
+    raise UserError(f"not even a micro-batch of one image fits; what to change, cheapest first\n  {listed}")
 
 
 def report(trials: dict[int, Trial], schedule: Schedule, memory: MemoryLimit) -> str:

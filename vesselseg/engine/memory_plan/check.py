@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vesselseg.engine.memory_limit import allowed_share
 from vesselseg.engine.memory_plan.cards import card_like
 from vesselseg.engine.memory_plan.changes import proposals
 from vesselseg.engine.memory_plan.host import available_bytes
@@ -47,9 +48,7 @@ def room_of(device: torch.device, processes: int) -> Room:
         return Room(None, host=host)
     free, total = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device)
-    # torch 2.6 cannot tell the limit.
-    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
-    usable = min(free + own - (NCCL_GIB * GIB if processes > 1 else 0), share * total)
+    usable = min(free + own - (NCCL_GIB * GIB if processes > 1 else 0), allowed_share(device) * total)
     taken = max(0.0, total - free - own - CONTEXT_GIB * GIB)
     return Room(usable, torch.cuda.get_device_name(device), total, taken, host)
 
