@@ -1,7 +1,7 @@
 """One training process; `bash tools/dist.sh train CONFIG GPUS` starts as many as needed.
 
 usage: bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force] [--skip-plan]
-                                            [--find-micro-batch]
+                                            [--find-micro-batch] [--profile [N]]
                                             [--cfg-options KEY=VALUE ...]
 """
 
@@ -38,7 +38,8 @@ def main() -> None:
         return
     work_dir = args.work_dir or Path("work_dirs") / args.config.stem
     try:
-        train(config, work_dir, resume=args.resume, force=args.force, skip_plan=args.skip_plan)
+        options = {"resume": args.resume, "force": args.force, "skip_plan": args.skip_plan, "profile": args.profile}
+        train(config, work_dir, **options)
     except LostProcessError:
         time.sleep(HEAD_START)  # the launcher ends this process meanwhile and names the one that failed
         raise
@@ -62,9 +63,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--find-micro-batch", action="store_true", help="try which micro-batch fits, print it, and do not train"
     )
     parser.add_argument(
+        "--profile", nargs="?", type=positive, const=5, metavar="N", help="look closely at N iterations (5), train on"
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override, e.g. schedule.lr=1e-4"
     )
     return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)
 
 
 def run() -> int:

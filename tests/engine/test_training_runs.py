@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 
 from tests.engine.conftest import IMAGES, Training, rows
 from vesselseg.config import load_config
+from vesselseg.engine.trace_summary import IDLE, ORDER, summarise
 from vesselseg.inference.load import load_predictor
 
 # 18 images x 2 epochs in 2 processes: 18 iterations, 9 of them an epoch. One picture of the first epoch is NaN.
@@ -21,7 +25,7 @@ POISON = (0, 5)
 @pytest.fixture(scope="module")
 def whole(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work_dir = tmp_path_factory.mktemp("runs") / "whole"
-    outcome = training.run(work_dir, train_dataset__poison=POISON)
+    outcome = training.run(work_dir, "--profile", "3", train_dataset__poison=POISON)
     assert outcome.returncode == 0, outcome.stderr
     (work_dir / "console.txt").write_text(outcome.stdout + outcome.stderr)
     return work_dir
@@ -126,6 +130,25 @@ def test_logs(whole: Path) -> None:
     assert [row["iter"] for row in rows(whole, "val")] == [9, 17, 18]
     assert list((whole / "tensorboard").glob("events*"))
     assert "eta" in (whole / "train.log").read_text()
+
+
+def test_a_profile_tells_where_time_and_memory_went(whole: Path) -> None:
+    with gzip.open(whole / "profile" / "trace.json.gz", "rt") as file:
+        trace = json.load(file)
+    names = Counter(event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation")
+    # Three iterations are made four, two whole accumulation groups: those after the four in which things settle.
+    skipped = sum(row["event"] == "skipped" and 5 <= row["iter"] <= 8 for row in rows(whole, "event"))
+    assert all(names[name] == 4 for name in ("load data", "forward", "encoders", "mask decoder", "hooks"))
+    assert names["loss"] == 8 and names["backward"] == 4 - skipped and names["optimizer"] >= 2 - skipped
+    text = (whole / "profile" / "summary.txt").read_text()
+    assert text.splitlines()[0].startswith("one iteration of process 0 takes ") and "mean of 4;" in text
+    shares = [float(share) for share in re.findall(r"([\d.]+) %", text)]
+    assert len(shares) == len(ORDER) - 1 and sum(shares) == pytest.approx(100, abs=0.6)
+    found = summarise(trace)
+    assert sum(found.seconds.values()) == pytest.approx(found.iteration)
+    assert all(found.seconds[line] > 0 for line in ORDER if line != IDLE)
+    assert max(found.memory, key=lambda line: found.memory[line]) in text
+    assert all(line in (whole / "console.txt").read_text() for line in text.splitlines())
 
 
 def test_the_last_checkpoints_are_kept_and_the_best(whole: Path, resumed: Path) -> None:

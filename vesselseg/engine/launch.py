@@ -27,6 +27,7 @@ from vesselseg.engine.memory import out_of_memory_message
 from vesselseg.engine.memory_plan.check import check_memory, least_room, room_of
 from vesselseg.engine.milestones import CheckpointFacts, CheckpointHook, ValidationHook
 from vesselseg.engine.plan import TrainPlan
+from vesselseg.engine.profile import ProfileHook
 from vesselseg.engine.run_log import LogHook, RunLog
 from vesselseg.engine.sampler import StreamSampler
 from vesselseg.engine.settings import Loader, Schedule, read_section
@@ -66,16 +67,22 @@ class VesselRunner(FlexibleRunner):
 
 
 def train(
-    config: Config, work_dir: Path, resume: str | None = None, force: bool = False, skip_plan: bool = False
+    config: Config,
+    work_dir: Path,
+    resume: str | None = None,
+    force: bool = False,
+    skip_plan: bool = False,
+    profile: int | None = None,
 ) -> None:
     """Train; every process of the job calls it.
 
     resume: None, `auto`, or a path (see `resume_folder`). force: move an earlier run's results aside, and go on where
-    the memory plan says that the run cannot fit. skip_plan: do not plan.
+    the memory plan says that the run cannot fit. skip_plan: do not plan. profile: how many iterations to look at
+    closely (see `ProfileHook`).
     Raises UserError and its kin for what the user can correct.
     """
     with readable_errors(config):
-        run_training(config, Path(work_dir), resume, force, skip_plan)
+        run_training(config, Path(work_dir), resume, force, skip_plan, profile)
 
 
 @contextlib.contextmanager
@@ -96,7 +103,12 @@ def readable_errors(config: Config) -> Iterator[None]:
 
 
 def run_training(
-    config: Config, work_dir: Path, resume: str | None = None, force: bool = False, skip_plan: bool = False
+    config: Config,
+    work_dir: Path,
+    resume: str | None = None,
+    force: bool = False,
+    skip_plan: bool = False,
+    profile: int | None = None,
 ) -> None:
     """The run itself, with torch's errors as they come."""
     config = start_from_folder(config)
@@ -106,7 +118,8 @@ def run_training(
     console.set_up(rank)
     if not skip_plan:
         room = least_room(room_of(strategy.device, strategy.world_size))
-        _on_first_process(rank, lambda: check_memory(config, strategy.world_size, room, force))
+        with torch.random.fork_rng(devices=[]):  # the plan draws weights, and all processes must draw the same ones
+            _on_first_process(rank, lambda: check_memory(config, strategy.world_size, room, force))
     resume_from = _on_first_process(rank, lambda: _claim(work_dir, resume, force))
     dataset = build(parts["train_dataset"])
     identity = RunIdentity(len(dataset), config["seed"], dataset.fingerprint)
@@ -122,6 +135,7 @@ def run_training(
         log.go_on_after(state.progress.iteration)
         log.write("event", event="resumed", iter=state.progress.iteration, folder=str(resume_from))
     sampler = StreamSampler(plan, rank, config["seed"], state.progress.iteration)
+    profiling = [] if profile is None else [ProfileHook(profile, plan, work_dir / "profile")]
     runner = VesselRunner(
         model=parts["model"],
         work_dir=str(work_dir),
@@ -132,7 +146,7 @@ def run_training(
         default_hooks=dict.fromkeys(
             ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
         ),
-        custom_hooks=_hooks(config, plan, dataset, log, identity),
+        custom_hooks=[*_hooks(config, plan, dataset, log, identity), *profiling],
         visualizer=_visualizer(config, work_dir, strategy.experiment_name),
         randomness={"seed": config["seed"]},
         launcher="pytorch",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader
 from xtuner.engine.runner import TrainLoop
 
@@ -68,10 +69,12 @@ class VesselTrainLoop(TrainLoop):
         while not self.finished:
             engine.train()
             self.asked = time.perf_counter()
-            batch = next(self.dataloader_iterator)
+            with record_function("load data"):
+                batch = next(self.dataloader_iterator)
             self.waited = time.perf_counter() - self.asked
             self.runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
             result = steps.run(batch)
-            self.runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=result)
+            with record_function("hooks"):
+                self.runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=result)
         self.runner.call_hook("after_train")
         return self.runner.model

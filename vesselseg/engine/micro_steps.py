@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from vesselseg.data.batch import Batch
 from vesselseg.engine.plan import TrainPlan
@@ -68,14 +69,20 @@ class MicroSteps:
         last = self.progress.iteration + 1 == self.plan.iterations
         boundary = self.pending + 1 == self.group or last
         self.engine.set_gradient_accumulation_boundary(boundary)
-        losses = self.engine(batch.to(self.engine.device))
-        loss = torch.stack(list(losses.values())).sum()
-        detached = {name: value.detach() for name, value in losses.items()}
+        with record_function("copy to device"):
+            on_device = batch.to(self.engine.device)
+        with record_function("forward"):
+            losses = self.engine(on_device)
+        with record_function("loss"):
+            loss = torch.stack(list(losses.values())).sum()
+            detached = {name: value.detach() for name, value in losses.items()}
+            finite = self._finite_everywhere(loss)
         self.progress.iteration += 1
-        if not self._finite_everywhere(loss):
+        if not finite:
             return self._skip(detached, batch)
         self.progress.skipped_in_a_row = 0
-        self.engine.backward(loss / self.group, scale_wrt_gas=False)
+        with record_function("backward"):
+            self.engine.backward(loss / self.group, scale_wrt_gas=False)
         self.pending += 1
         if not boundary:
             self._step()
@@ -101,7 +108,7 @@ class MicroSteps:
 
     def _step(self) -> None:
         # Under gloo, ZeRO-1 and 2 gather the new weights into views of a flat tensor that autograd would object to.
-        with torch.no_grad():
+        with torch.no_grad(), record_function("optimizer"):
             self.engine.step()
 
     def _finite_everywhere(self, loss: Tensor) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from mmengine.model import BaseModel
 from torch import Tensor
+from torch.profiler import record_function
 
 from vesselseg.data.batch import Batch
 from vesselseg.losses.total import TotalLoss
@@ -42,4 +43,5 @@ class TrainingModel(BaseModel):
         if mode != "loss":
             raise ValueError(f"TrainingModel answers mode 'loss' only, found {mode!r}; predict with a Predictor")
         output = self.sa2va(batch)
-        return self.loss(output.mask_logits, output.answer_logits, output.answer_labels, batch)
+        with record_function("loss"):
+            return self.loss(output.mask_logits, output.answer_logits, output.answer_labels, batch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
@@ -65,13 +66,18 @@ class Sa2VA(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """One image encoding per image, however many objects its conversation names."""
-        views = batch.encoded or self.encode_views(batch.tiles, batch.sam_images)
-        conversations = self.pack(batch.input_ids, batch.labels)
-        hidden = self.read(conversations, self.projector(views.patches) if trains(self.projector) else views.patches)
-        prompts = self.prompts(hidden, conversations)
-        features = ImageFeatures(views.embedding, views.stride_8, views.stride_4)
-        mask_logits = self.grounding.decode(features, prompts, self._image_of_object(batch.objects_per_image))
-        return Output(mask_logits, *self.answers(hidden, conversations))
+        with record_function("encoders"):
+            views = batch.encoded or self.encode_views(batch.tiles, batch.sam_images)
+            patches = self.projector(views.patches) if trains(self.projector) else views.patches
+        with record_function("language model"):
+            conversations = self.pack(batch.input_ids, batch.labels)
+            hidden = self.read(conversations, patches)
+            answers = self.answers(hidden, conversations)
+        with record_function("mask decoder"):
+            prompts = self.prompts(hidden, conversations)
+            features = ImageFeatures(views.embedding, views.stride_8, views.stride_4)
+            mask_logits = self.grounding.decode(features, prompts, self._image_of_object(batch.objects_per_image))
+        return Output(mask_logits, *answers)
 
     def encode_views(self, tiles: Tensor, sam_images: Tensor) -> EncodedViews:
         """All that frozen weights make of images alone; see `EncodedViews` for what depends on which weights train.
