@@ -20,6 +20,7 @@ class Recorder:
     """Stands for a DeepSpeed engine; losses are given, calls are kept."""
 
     device = torch.device("cpu")
+    flat_parameters = None  # as with ZeRO-3
 
     def __init__(self, losses: list[float]) -> None:
         self.losses = iter(losses)
@@ -58,7 +59,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 def batch() -> Batch:
     empty = torch.zeros(1, 0)
-    return Batch(("a.png",), empty, (1,), empty, empty.long(), empty.bool(), empty.long(), (), (0,))
+    return Batch(("a.png",), empty, (1,), empty, (empty[0].long(),), (empty[0].long(),), (), (0,))
 
 
 def steps(losses: list[float], accumulation: int) -> tuple[MicroSteps, Recorder]:

@@ -66,8 +66,8 @@ class VesselTrainLoop(TrainLoop):
         if self.resume_from is not None:
             restore(self.resume_from, engine)
         self.runner.call_hook("before_train")
+        engine.train()  # a Predictor puts it back after a validation
         while not self.finished:
-            engine.train()
             self.asked = time.perf_counter()
             with record_function("load data"):
                 batch = next(self.dataloader_iterator)

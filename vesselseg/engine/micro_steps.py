@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vesselseg.data.batch import Batch
+from vesselseg.engine.flat_parameters import FlatParameters
 from vesselseg.engine.plan import TrainPlan
 from vesselseg.errors import UserError
 
@@ -69,10 +70,11 @@ class MicroSteps:
         last = self.progress.iteration + 1 == self.plan.iterations
         boundary = self.pending + 1 == self.group or last
         self.engine.set_gradient_accumulation_boundary(boundary)
+        model = self.engine if self.flat is None else self.engine.module
         with record_function("copy to device"):
             on_device = batch.to(self.engine.device)
         with record_function("forward"):
-            losses = self.engine(on_device)
+            losses = model(on_device)
         with record_function("loss"):
             loss = torch.stack(list(losses.values())).sum()
             detached = {name: value.detach() for name, value in losses.items()}
@@ -82,18 +84,34 @@ class MicroSteps:
             return self._skip(detached, batch)
         self.progress.skipped_in_a_row = 0
         with record_function("backward"):
-            self.engine.backward(loss / self.group, scale_wrt_gas=False)
+            self._backward(loss / self.group, boundary)
         self.pending += 1
         if not boundary:
-            self._step()
             return StepResult(detached, batch.image_ids)
         return self._optimizer_step(detached, batch)
+
+    @property
+    def flat(self) -> FlatParameters | None:
+        """What trains as large tensors; None where DeepSpeed knows every parameter (ZeRO-3)."""
+        return self.engine.flat_parameters
+
+    def _backward(self, loss: Tensor, boundary: bool) -> None:
+        if self.flat is None:
+            self.engine.backward(loss, scale_wrt_gas=False)
+            if not boundary:
+                self._step()  # counts the micro-step
+            return
+        loss.backward()
+        if boundary:
+            self.engine.backward(self.flat.handing_over(), scale_wrt_gas=False)
 
     def _optimizer_step(self, losses: dict[str, Tensor], batch: Batch) -> StepResult:
         rate = self.plan.learning_rate(self.progress.optimizer_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self._step()
+        if self.flat is not None:
+            self.flat.clear()
         self.progress.optimizer_steps += 1
         self.pending = 0
         norm = self.engine.get_global_grad_norm()

@@ -1,9 +1,10 @@
 """Optimizer state as one file: float32 master weights and Adam's two moments, whole, by parameter name.
 
 DeepSpeed keeps them in flat pieces, cut differently for every number of processes and every ZeRO stage. Here each
-parameter is put together on all processes, written by the first one, and forgotten, so that nothing but one parameter
-is ever held beside the pieces. Reading takes from each whole tensor the piece that the process needs, whatever the
-number of processes and the stage are by then. The file is in the safetensors format, with the step count as metadata.
+tensor that DeepSpeed steps on is put together on all processes, written by the first one under the names of the
+parameters in it, and forgotten, so that nothing but one of them is ever held beside the pieces. Reading takes from
+each whole tensor the piece that the process needs, whatever the number of processes and the stage are by then. The file
+is in the safetensors format, with the step count as metadata.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from deepspeed.utils import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vesselseg.engine.flat_parameters import Piece
 from vesselseg.errors import WeightsError
 
 MASTER = "master"
@@ -40,48 +42,59 @@ def write_optimizer_state(path: Path, engine: Any) -> None:
     """
     steps = _steps_taken(engine)
     kinds = (MASTER, *MOMENTS) if steps else (MASTER,)
-    parameters = _trained(engine)
+    pieces = _pieces(engine)
     if torch.distributed.get_rank():
-        for _ in _whole_tensors(parameters, kinds):
+        for _ in _whole_tensors(pieces, kinds):
             continue
         return
     with path.open("wb") as file:
-        _write_header(file, parameters, kinds, steps)
-        for tensor in _whole_tensors(parameters, kinds):
+        _write_header(file, _by_name(pieces), kinds, steps)
+        for tensor in _whole_tensors(pieces, kinds):
             file.write(tensor.to("cpu", torch.float32).reshape(-1).numpy().data)
 
 
 def read_optimizer_state(path: Path, engine: Any) -> None:
     """Put a written state into an engine; every process reads its own pieces. Raises WeightsError."""
-    parameters = _trained(engine)
+    pieces = _pieces(engine)
     try:
         with safe_open(str(path), framework="pt") as file:
             steps = int((file.metadata() or {})["steps"])
             kinds = (MASTER, *MOMENTS) if steps else (MASTER,)
-            _check_names(path, parameters, kinds, set(file.keys()))
+            _check_names(path, _by_name(pieces), kinds, set(file.keys()))
             if steps:
                 _make_moments(engine, steps)
             for kind in kinds:
-                for name, parameter in parameters.items():
-                    _put(parameter, file.get_tensor(f"{kind}.{name}"), kind, f"{path}: {kind}.{name}")
+                for piece in pieces:
+                    values = [_read(file, f"{kind}.{name}", parameter, path) for name, parameter in piece.parts]
+                    _put(
+                        piece.whole, values[0] if len(values) == 1 else torch.cat([v.reshape(-1) for v in values]), kind
+                    )
     except (SafetensorError, OSError, KeyError) as error:
         raise WeightsError(
             f"{path}: no optimizer state, or one that is cut short ({error}); resume from another checkpoint"
         ) from None
 
 
-def _trained(engine: Any) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+def _pieces(engine: Any) -> list[Piece]:
+    """What DeepSpeed steps on, with the names of the parameters in it."""
+    if engine.flat_parameters is not None:
+        return engine.flat_parameters.pieces
+    trained = [(name, one) for name, one in engine.module.named_parameters() if one.requires_grad]
+    return [Piece(one, ((name, one),)) for name, one in trained]
 
 
-def _whole_tensors(parameters: dict[str, nn.Parameter], kinds: tuple[str, ...]) -> Iterator[Tensor]:
-    """Each float32 tensor, put together by all processes, in the order in which the file holds them."""
+def _by_name(pieces: list[Piece]) -> dict[str, nn.Parameter]:
+    return {name: parameter for piece in pieces for name, parameter in piece.parts}
+
+
+def _whole_tensors(pieces: list[Piece], kinds: tuple[str, ...]) -> Iterator[Tensor]:
+    """Each piece in float32, put together by all processes, in the order in which the file holds its parameters."""
     for kind in kinds:
-        for parameter in parameters.values():
+        for piece in pieces:
             if kind == MASTER:
-                yield safe_get_full_fp32_param(parameter)
+                yield safe_get_full_fp32_param(piece.whole)
             else:
-                yield safe_get_full_optimizer_state(parameter, kind)
+                yield safe_get_full_optimizer_state(piece.whole, kind)
 
 
 def _write_header(file: IO[bytes], parameters: dict[str, nn.Parameter], kinds: tuple[str, ...], steps: int) -> None:
@@ -108,9 +121,16 @@ def _check_names(path: Path, parameters: dict[str, nn.Parameter], kinds: tuple[s
         )
 
 
-def _put(parameter: Any, value: Tensor, kind: str, source: str) -> None:
+def _read(file: Any, entry: str, parameter: nn.Parameter, path: Path) -> Tensor:
+    value = file.get_tensor(entry)
     if list(value.shape) != _shape(parameter):
-        raise WeightsError(f"{source} is {list(value.shape)}, expected {_shape(parameter)}; the model is another one")
+        raise WeightsError(
+            f"{path}: {entry} is {list(value.shape)}, expected {_shape(parameter)}; the model is another one"
+        )
+    return value
+
+
+def _put(parameter: Any, value: Tensor, kind: str) -> None:
     if not hasattr(parameter, "ds_id"):
         if kind == MASTER:
             safe_set_full_fp32_param(parameter, value)

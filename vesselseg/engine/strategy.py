@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -19,6 +20,7 @@ from xtuner.engine._strategy import DeepSpeedStrategy
 
 from vesselseg.engine.checkpoint import load_trained
 from vesselseg.engine.feature_filling import encoders_at_hand
+from vesselseg.engine.flat_parameters import FlatParameters
 from vesselseg.errors import UserError
 from vesselseg.models.host_embedding import embedding_to_host
 from vesselseg.registry import MODELS, STRATEGIES
@@ -51,6 +53,7 @@ class VesselStrategy(DeepSpeedStrategy):
         # With this object alive, transformers partitions weights by itself while it builds a model; `build_model` does
         # that here, for the parts that need it.
         self.hf_deepspeed_config = None
+        self.flat: FlatParameters | None = None
         self.load_from: str | None = None  # checkpoint whose trained weights the model starts from
         if self.rank == 0:
             Path(self._log_dir).rmdir()  # mmengine's own folder for logs; everything lies in the work folder itself
@@ -93,9 +96,13 @@ class VesselStrategy(DeepSpeedStrategy):
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> DeepSpeedOptimWrapper:
         """The optimizer over what trains. optim_wrapper: lr, betas and weight_decay."""
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad] if model else []
-        if not parameters:
+        named = [(name, one) for name, one in model.named_parameters() if one.requires_grad] if model else []
+        if not named:
             raise UserError("nothing trains: every switch of model.sa2va.trainable is off; switch one on")
+        parameters = [parameter for _, parameter in named]
+        if self.stage in (1, 2):
+            self.flat = FlatParameters(named)
+            parameters = self.flat.wholes
         if _offloads_optimizer(self.config.get("zero_optimization")):
             optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=True, **optim_wrapper)
         else:
@@ -123,13 +130,16 @@ class VesselStrategy(DeepSpeedStrategy):
     def _wrap_model(self, model: nn.Module) -> Any:
         """deepspeed.initialize, which casts buffers with the weights; rotary frequencies must keep their precision."""
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-        wrapper = super()._wrap_model(model)
+        with self.flat.known_to(model) if self.flat is not None else contextlib.nullcontext():
+            wrapper = super()._wrap_model(model)
         for name, buffer in buffers.items():
             owner, _, leaf = name.rpartition(".")
-            model.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)
+            model.get_submodule(owner)._buffers[leaf] = placed = buffer.to(self.device)
+            torch.distributed.broadcast(placed, 0)  # a buffer may be drawn at random: the same one everywhere
         # Gradients that overflow skip the step on every process instead of poisoning the weights.
         if self.stage in (1, 2):
             wrapper.model.optimizer.check_grad_overflow = True
+        wrapper.model.flat_parameters = self.flat
         if self.stage == 3:
             for parameter in _read_from_outside(wrapper.model.module.sa2va):
                 deepspeed.zero.register_external_parameter(model, parameter)
