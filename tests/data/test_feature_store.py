@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,19 @@ def same(first: EncodedViews, second: EncodedViews) -> bool:
     return all(torch.equal(value, getattr(second, name)) for name, value in vars(first).items())
 
 
+def in_child(work: Callable[[], None]) -> int:
+    """Start it in a process of its own, which ends with 0 where it is done; returns the process's number."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
     made = FeatureStore(tmp_path, KEY)
@@ -45,6 +59,27 @@ def test_what_is_read_is_what_was_written(store: FeatureStore, width: int) -> No
     assert same(found, encoded) and found.patches.dtype == torch.bfloat16
     assert torch.equal(found_masks, masks)
     assert store.bytes() == written == store.path("one").stat().st_size
+
+
+def test_processes_may_write_the_same_views_at_once(store: FeatureStore) -> None:
+    """Whoever comes last replaces a whole file by a whole file; a reader never sees a part."""
+    masks, names = torch.ones((1, 8, 8), dtype=torch.uint8), [f"view{number}" for number in range(20)]
+
+    def write() -> None:
+        for number, name in enumerate(names * 5):
+            store.write(name, encoded_views(number % len(names), tiles=50), masks, name)
+
+    children, seen = [in_child(write), in_child(write)], 0
+    while children:
+        for number, name in enumerate(names):
+            if store.path(name).exists():
+                assert same(store.read(name)[0], encoded_views(number, tiles=50))
+                seen += 1
+        ended = [os.waitpid(child, os.WNOHANG) for child in children]
+        assert not any(status for _, status in ended)
+        children = [child for child, (number, _) in zip(children, ended) if number == 0]
+    assert seen and all(store.holds(name) for name in names)
+    assert len(list(store.folder.iterdir())) == len(names) + 1
 
 
 @pytest.mark.parametrize("left", [0, 5, 200, -1])
@@ -109,10 +144,7 @@ def test_a_store_that_is_used_is_not_removed(tmp_path: Path, store: FeatureStore
     first, second = store.use(), FeatureStore(tmp_path, KEY).use()
     store.leave(first)
     assert not store.remove_unless_used() and store.folder.exists()
-    child = os.fork()  # a loading process inherits the sign and may outlive it
-    if child == 0:
-        time.sleep(30)
-        os._exit(0)
+    child = in_child(lambda: time.sleep(30))  # a loading process inherits the sign and may outlive it
     store.leave(second)
     assert store.remove_unless_used() and not store.folder.exists()
     os.kill(child, 9)
@@ -123,10 +155,13 @@ def test_a_store_that_is_used_is_not_removed(tmp_path: Path, store: FeatureStore
 def test_using_a_store_that_is_being_removed_makes_it_anew(store: FeatureStore) -> None:
     remover = (store.folder / "store.json").open("rb")
     fcntl.flock(remover, fcntl.LOCK_EX)
-    child = os.fork()
-    if child == 0:
+
+    def use() -> None:
         remover.close()
-        os._exit(0 if store.use() and (store.folder / "store.json").exists() else 1)
+        sign = store.use()
+        assert (store.folder / "store.json").exists() and not sign.closed
+
+    child = in_child(use)
     time.sleep(0.2)
     (store.folder / "store.json").unlink()
     remover.close()
