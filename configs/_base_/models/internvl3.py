@@ -7,7 +7,7 @@ model = dict(
     sa2va=dict(
         base="weights/InternVL3-8B",
         sam2=dict(variant="large", version="2.0", checkpoint="weights/sam2_hiera_large.pt", image_size=1024),
-        lora=dict(r=64, alpha=128, dropout=0.1),
+        lora=dict(r=64, alpha=128, dropout=0.0),  # dropout=0.1 makes a step a fifth longer and takes 0.8 GiB at 8B
         trainable=dict(
             llm="lora",
             new_tokens=True,
