@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Start a training in one or more processes.
 #
-#   bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force] [--cfg-options KEY=VALUE ...]
+#   bash tools/dist.sh train CONFIG GPUS [--work-dir DIR] [--resume auto|PATH] [--force] [--profile [N]]
+#                                        [--skip-plan] [--find-micro-batch] [--cfg-options KEY=VALUE ...]
 #
 # GPUS      processes on this machine; 0 is one process on the CPU. Without a GPU, N processes train on the CPU.
-# Several machines: the same command on each, with NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
+# Several machines: the same command on each, with NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment, or
+# tools/slurm.sh. NODES_WAIT (900): seconds in which all must have called the first one. LOST_AFTER (60): seconds without
+# a sign of life after which a process or a machine counts as lost, and the job ends.
 set -euo pipefail
 
 usage() {
-    sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
 }
 
 fail() {
