@@ -104,7 +104,8 @@ def take_part(rank: int, world_size: int, images: int, folder: str) -> None:
     torch.distributed.all_gather_object(gathered, batches)
     if rank == 0:
         torch.save(gathered, os.path.join(folder, "seen.pt"))  # noqa: PTH118
-    torch.distributed.barrier()  # and no destroy_process_group, which hangs now and then with torch 2.6 and gloo
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads now and then hang (torch 2.6) or abort (2.12) while an interpreter ends
 
 
 class Items(torch.utils.data.Dataset):
