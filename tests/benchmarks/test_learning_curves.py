@@ -23,6 +23,7 @@ SHARED = {
 }
 
 
+@pytest.mark.e2e
 def test_two_ways_run_side_by_side_and_are_compared(tmp_path: Path) -> None:
     names = list(VARIANTS)
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "learning_curves.py"), "--out", str(tmp_path / "out")]

@@ -45,8 +45,8 @@ class MemoryLimit(Protocol):
     def release(self) -> None:
         """Give back what is kept for later."""
 
-    def enforced(self, reserve: float) -> contextlib.AbstractContextManager[None]:
-        """While it lasts, allocating beyond `most` less so many bytes fails."""
+    def enforced(self) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, allocating beyond `most` fails."""
 
 
 def memory_limit(device: torch.device) -> MemoryLimit:
@@ -102,9 +102,9 @@ class GpuLimit:
         torch.cuda.empty_cache()
 
     @contextlib.contextmanager
-    def enforced(self, reserve: float) -> Iterator[None]:
+    def enforced(self) -> Iterator[None]:
         """By the allocator, which gives kept blocks back before it fails."""
-        torch.cuda.set_per_process_memory_fraction((self.most - reserve) / self.total, self.device)
+        torch.cuda.set_per_process_memory_fraction(self.most / self.total, self.device)
         try:
             yield
         finally:
@@ -143,10 +143,10 @@ class HostLimit:
         """Nothing: the system's allocator gives large blocks back by itself."""
 
     @contextlib.contextmanager
-    def enforced(self, reserve: float) -> Iterator[None]:
+    def enforced(self) -> Iterator[None]:
         """By the operating system."""
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (int(self.most - reserve), hard))
+        resource.setrlimit(resource.RLIMIT_AS, (int(self.most), hard))
         try:
             yield
         finally:

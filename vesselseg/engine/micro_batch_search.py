@@ -1,9 +1,9 @@
 """The largest micro-batch that fits, found by trying: forward, backward, and what an optimizer step adds to them.
 
 Processes must not wait for each other in vain, so the stages of ZeRO are tried in two ways. Up to ZeRO-2 every process
-tries a size by itself, without reducing gradients, and all of them agree afterwards; memory may run out. ZeRO-3 gathers
-weights within every layer, where a process that has run out of memory would leave the others waiting: there a size is
-tried only if the smaller ones say that it will fit.
+tries a size by itself, as gradients are not reduced before the optimizer step, and all of them agree afterwards; memory
+may run out. ZeRO-3 gathers weights within every layer, where a process that has run out of memory would leave others
+waiting: there a size is tried only if the smaller ones say that it will fit.
 """
 
 from __future__ import annotations
@@ -135,8 +135,6 @@ class Trials:
         schedule = replace(schedule, accumulation=min(2, schedule.accumulation), max_iters=None, epochs=10**6)
         self.plan = TrainPlan(len(examples), strategy.world_size, schedule)
         self.done: list[Trial] = []
-        self.rest = 0.0  # bytes that DeepSpeed adds to a trial without it
-        self.apart = 0 < strategy.stage < 3  # gradients are reduced by hooks, which can be left out
         self.engine.train()
         self.memory.restart()
         self.before = self.memory.peak()
@@ -153,27 +151,12 @@ class Trials:
         return trial
 
     def _first(self, images: int) -> Trial:
-        """Alone, then as in training: from here on it is known what DeepSpeed adds."""
-        self._reduce_gradients(False)
+        """Alone, then with an optimizer step: what it leaves behind is there in all later trials."""
         alone = self._attempt(images, self._alone)
         if not alone.fits:
             return alone
-        self._reduce_gradients(True)
         whole = self._attempt(images, self._group)
-        self._reduce_gradients(False)
-        self.rest = max(0.0, whole.peak - alone.peak)
-        return whole if not whole.fits else replace(alone, peak=alone.peak + self.rest)
-
-    def _reduce_gradients(self, wanted: bool) -> None:
-        """Whether a gradient that is complete goes to DeepSpeed, which sends it to other processes."""
-        optimizer = self.engine.optimizer
-        if not self.apart:
-            return
-        if wanted:
-            optimizer.create_gradient_handling_hooks()
-        else:
-            while optimizer._grad_acc_hooks:
-                optimizer._grad_acc_hooks.pop().remove()
+        return replace(alone, peak=max(alone.peak, whole.peak)) if whole.fits else whole
 
     def _will_fit(self, images: int) -> bool:
         """What the trials so far say: a straight line through the last two, or, of one, all that it took."""
@@ -193,7 +176,7 @@ class Trials:
         seconds, failed = 0.0, False
         self.memory.restart()
         try:
-            with self.memory.enforced(self.rest):
+            with self.memory.enforced():
                 for _ in range(2):
                     started = time.perf_counter()
                     times = work(batch)
@@ -207,25 +190,20 @@ class Trials:
             fitting = max((trial.images for trial in self.done if trial.fits), default=0)
             raise UserError(f"a micro-batch of {images} ran out of memory; the largest that fitted is {fitting}")
         # Out here the error is gone, and with it the frames that held the activations.
-        peak = self.memory.peak() + self.rest
-        self._clear()
+        peak = self.memory.peak()
+        if self.engine.flat_parameters is not None:
+            self.engine.flat_parameters.clear()
+        gc.collect()
+        self.memory.release()
         worst = torch.tensor([float(failed), seconds, peak], dtype=torch.float64, device=self.strategy.device)
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
         failed_anywhere, seconds, peak = worst.tolist()
         return Trial(images, peak, None if failed_anywhere else seconds)
 
-    def _clear(self) -> None:
-        for parameter in self.engine.module.parameters():
-            parameter.grad = None
-        gc.collect()
-        self.memory.release()
-
     def _alone(self, batch: Batch) -> int:
         """Forward and backward without a word to other processes."""
         losses = self.engine.module(batch.to(self.strategy.device))
         torch.stack(list(losses.values())).sum().backward()
-        for parameter in self.engine.module.parameters():
-            parameter.grad = None
         return 1
 
     def _group(self, batch: Batch) -> int:
