@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from vesselseg.engine.memory_plan.changes import possible_changes
 from vesselseg.engine.run_log import GIB, peak_memory_gib
 
 
@@ -44,29 +46,14 @@ def costly_settings(config: Mapping[str, Any]) -> list[str]:
 
 
 def remedies(config: Mapping[str, Any]) -> list[str]:
-    """Changes that this config has not made yet, cheapest first."""
-    sa2va, zero = config["model"]["sa2va"], config["strategy"].get("zero_optimization", {})
-    micro_batch, accumulation = config["schedule"]["micro_batch"], config["schedule"]["accumulation"]
-    found = []
-    if micro_batch > 1:
-        found.append(
-            f"schedule.micro_batch={micro_batch // 2} schedule.accumulation={accumulation * 2} (same images per step)"
-        )
-    if not sa2va.get("gradient_checkpointing"):
-        found.append("model.sa2va.gradient_checkpointing=True (a third slower)")
-    if sa2va.get("max_tiles") != 1:
-        found.append("model.sa2va.max_tiles=1 (256 language tokens per image; less detail for the language model)")
-    found.append("close other programs that use this card (nvidia-smi lists them)")
-    if any(zero.get(name, 0) > 5e7 for name in ("reduce_bucket_size", "allgather_bucket_size")):
-        found.append("strategy.zero_optimization.reduce_bucket_size=20000000 and allgather_bucket_size likewise")
-    if not zero.get("offload_optimizer"):
-        found.append("a config with the optimizer on the CPU, such as configs/internvl3_8b_4x24gb_zero2_offload.py")
-    if zero.get("stage") != 3:
-        found.append("more GPUs and ZeRO-3, such as configs/internvl3_8b_4x24gb_zero3_offload.py (slow)")
-    if sa2va["sam2"]["image_size"] > 512:
-        found.append("model.sa2va.sam2.image_size=512 (thin vessels are lost first)")
-    found.append("a smaller base model, such as InternVL3-2B")
-    return found
+    """Changes that this config has not made yet, cheapest first; those that the memory plan knows too."""
+    changes = possible_changes(config, int(os.environ.get("WORLD_SIZE", "1")))
+    return [
+        "close other programs that use this card (nvidia-smi lists them)",
+        *(f"{change.options} ({change.cost})" for change in changes),
+        "a smaller base model, such as InternVL3-2B",
+        "tools/plan_memory.py tells what each of these would save",
+    ]
 
 
 def _capacity() -> str:

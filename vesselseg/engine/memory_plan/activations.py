@@ -7,6 +7,7 @@ decoder layer calls Triton kernels, which need a GPU: what it keeps is added up 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vesselseg.data.batch import EncodedViews
 from vesselseg.engine.memory_plan.images import Images
 from vesselseg.engine.memory_plan.live_bytes import Held, held_by
 from vesselseg.engine.memory_plan.setup import Setup
 from vesselseg.engine.memory_plan.shapes import Shapes
 from vesselseg.losses.total import TotalLoss
-from vesselseg.models.sam2_grounding import PROMPT_DIM, ImageFeatures
+from vesselseg.models.encoding import trains
+from vesselseg.models.internvl import TILES_AT_ONCE, encode_patches
+from vesselseg.models.lora import Lora
+from vesselseg.models.sam2_grounding import IMAGES_AT_ONCE, PROMPT_DIM, ImageFeatures
 
 # Copies of the packed embeddings on the way into the decoder (text rows, joined, put in order), and out of the norm.
 COPIES_OF_HIDDEN = 4
@@ -58,7 +61,7 @@ def activations_of(setup: Setup, shapes: Shapes, images: Images) -> Activations:
     count = setup.schedule.micro_batch
     tokens, objects = images.tokens_of(count), images.objects_of(count)
     size = setup.bytes_per_weight / 2  # the model on the meta device is a bf16 one
-    encoding, features = _encoding(shapes, count, images.tiles * count)
+    encoding, features = encoding_bytes(setup, shapes, count, images.tiles * count)
     answers = max(1, round(images.answer_tokens * count))
     loss = tuple(sorted((setup.values["model"].get("loss") or {}).items()))
     masks, logits = _masks(shapes, count, objects, answers, (images.height, images.width), loss)
@@ -66,7 +69,7 @@ def activations_of(setup: Setup, shapes: Shapes, images: Images) -> Activations:
     layer = _fused_layer(setup, shapes, tokens) if setup.fused else _plain_layer(shapes, tokens)
     unpacked = _unpacked(shapes) if setup.quantised else 0
     return Activations(
-        encoding=int(size * encoding.peak),
+        encoding=int(size * encoding),
         features=int(size * features),
         masks=int(size * masks),
         logits=int(size * logits),
@@ -75,36 +78,60 @@ def activations_of(setup: Setup, shapes: Shapes, images: Images) -> Activations:
     )
 
 
-def encoding_bytes(shapes: Shapes, images: int, tiles: int) -> int:
-    """Of the encoders at work on so many images and tiles, in bf16."""
-    return _encoding(shapes, images, tiles)[0].peak
+def encoding_bytes(setup: Setup, shapes: Shapes, images: int, tiles: int) -> tuple[int, int]:
+    """(encoders at work on so many images and tiles, their features), in bf16.
+
+    Both grow evenly: one image and one tile are looked at. Frozen encoders take a few at a time.
+    """
+    tile, image = _one_tile(shapes), _one_image(shapes)
+    left = tiles * tile.left, images * image.left
+    at_once = not shapes.encoders_frozen or setup.stage == 3  # partitioned weights are gathered once
+    patches = _in_pieces(tile, tiles, tiles if at_once else TILES_AT_ONCE)
+    features = _in_pieces(image, images, images if at_once else IMAGES_AT_ONCE)
+    return max(patches, left[0] + features), sum(left)
 
 
-@functools.lru_cache(maxsize=32)
-def _encoding(shapes: Shapes, images: int, tiles: int) -> tuple[Held, int]:
-    """(while encoding, bytes of the features)"""
-    model = shapes.model
-    tile, side = model.config.force_image_size, model.grounding.image_size
-    pixels = _empty(tiles, 3, tile, tile), _empty(images, 3, side, side)
+def _in_pieces(one: Held, count: int, at_once: int) -> int:
+    """Peak of `count`; with several pieces the last one's, or what all leave when it is put together."""
+    if count <= at_once:
+        return count * one.peak
+    return max((count - at_once) * one.left + at_once * one.peak, 2 * count * one.left)
 
-    def encode() -> EncodedViews:
-        with torch.set_grad_enabled(not shapes.encoders_frozen):
-            return model.encode_views(*pixels)
 
-    if shapes.encoders_frozen:
-        held, views = held_by(encode)
-        return held, held.left
+@functools.lru_cache(maxsize=8)
+def _one_tile(shapes: Shapes) -> Held:
+    model, side = shapes.model, shapes.model.config.force_image_size
+    pixels = _empty(1, 3, side, side)
 
-    def encode_and_back() -> None:
-        views = encode()
-        parts = views.patches, views.embedding, views.stride_8, views.stride_4
-        torch.stack([part.sum() for part in parts if part.requires_grad]).sum().backward()
+    def encode() -> tuple[Tensor]:
+        patches = encode_patches(model.vision_model, model.projector, pixels)
+        return (patches if trains(model.projector) else model.projector(patches),)
 
+    return _encoded(shapes, encode)
+
+
+@functools.lru_cache(maxsize=8)
+def _one_image(shapes: Shapes) -> Held:
+    grounding = shapes.model.grounding
+    pixels = _empty(1, 3, grounding.image_size, grounding.image_size)
+
+    def encode() -> tuple[Tensor, ...]:
+        features = grounding.encode(pixels)
+        return features.embedding, features.stride_8, features.stride_4
+
+    return _encoded(shapes, encode)
+
+
+def _encoded(shapes: Shapes, encode: Callable[[], tuple[Tensor, ...]]) -> Held:
+    """Forward, and backward too where something trains; without the gradients of weights."""
     forward, views = held_by(encode)
+    learns = any(view.requires_grad for view in views)
     del views
-    whole, _ = held_by(encode_and_back)
-    model.zero_grad(set_to_none=True)
-    return Held(max(forward.peak, whole.peak - whole.left), 0), forward.left
+    if not learns:
+        return forward
+    both, _ = held_by(lambda: torch.stack([view.sum() for view in encode() if view.requires_grad]).sum().backward())
+    shapes.model.zero_grad(set_to_none=True)
+    return Held(max(forward.peak, both.peak - both.left), forward.left)
 
 
 @functools.lru_cache(maxsize=32)
@@ -171,13 +198,13 @@ def _fused_layer(setup: Setup, shapes: Shapes, tokens: int) -> Layer:
     text = shapes.text
     hidden, inner = int(text.hidden_size), int(text.intermediate_size)
     keys = hidden // int(text.num_attention_heads) * int(text.num_key_value_heads)
-    lora = setup.sa2va.get("lora") or {}
-    rank, dropout = int(lora.get("r", 64)), bool(lora.get("dropout", 0.1))
+    lora = Lora(**(setup.sa2va.get("lora") or {}))
+    rank, dropout = lora.r, lora.dropout > 0
     attention = 2 * (hidden + hidden + 2 * keys + hidden + hidden)  # norm's output; q, k, v; mixed, and packed again
     mlp = 2 * (hidden + hidden + 2 * inner)  # sum behind attention, norm's output; gate, up
     adapters = 2 * 7 * rank + (3 * hidden + inner if dropout else 0)  # reduced inputs; dropout masks of four inputs
-    # Backward through the last product: gate * up anew, its gradient, one masked copy; gradients of the layer's ends.
-    gradients = 2 * (3 * inner + 3 * hidden)
+    # Backward through the last product: gate * up anew, its gradient, a masked copy; gradients of the layer's ends.
+    gradients = 2 * ((3 if dropout else 2) * inner + 3 * hidden)
     kept = attention + mlp + adapters
     return Layer(tokens * kept, tokens * (kept + gradients), tokens * 2 * hidden)
 

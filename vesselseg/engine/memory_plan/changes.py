@@ -11,6 +11,7 @@ from typing import Any
 from vesselseg.config import apply_overrides, check_config
 from vesselseg.engine.memory_plan.plan import MemoryPlan, Target, plan_memory
 from vesselseg.engine.memory_plan.setup import Setup
+from vesselseg.models.lora import Lora
 
 SMALL_BUCKET = 20_000_000
 LARGE_BUCKET = 50_000_000
@@ -143,7 +144,7 @@ def _slower(setup: Setup) -> Iterator[Change]:
 def _lossy(setup: Setup) -> Iterator[Change]:
     """What costs accuracy."""
     sa2va = setup.sa2va
-    rank = int((sa2va.get("lora") or {}).get("r", 64))
+    rank = Lora(**(sa2va.get("lora") or {})).r
     if sa2va.get("max_tiles") != 1:
         yield Change({"model.sa2va.max_tiles": 1}, "less detail for the language model")
     if setup.llm == "lora" and rank > 16:

@@ -137,33 +137,25 @@ def _phases(
     inputs = 0 if setup.activations_on_host else again * act.layer.input
     stored = inputs + (layers - again) * act.layer.kept + act.hidden
     at_work = max(0, act.layer.at_work - act.layer.kept * (again < layers))
-    running = _joined(zero.always, zero.forward, {WORKSPACE: workspace})
     working = {WORKSPACE: workspace}
-    phases = {
-        "build": zero.build,
-        "engine start": _joined(zero.engine, working),
-        "masks": _joined(
-            running,
-            zero.gathered,
-            {ds.BUCKETS: setup.bytes_per_weight * setup.zero.reduce_bucket_size},
-            {ACTIVATIONS: stored + act.masks, LOGITS: act.logits, FEATURES: act.features},
-        ),
-        "language model": _joined(
-            zero.always, zero.backward, zero.gathered, working, {ACTIVATIONS: stored + at_work, FEATURES: act.features}
-        ),
-        "optimizer step": _joined(zero.always, zero.step, working),
-    }
-    one = {ENCODING: encoding_bytes(shapes, 1, images.tiles)}
-    if setup.store is None:
+    running = _joined(zero.always, working)
+    phases = {"build": zero.build, "engine start": _joined(zero.engine, working)}
+    if setup.store is not None:
+        some = {ENCODING: encoding_bytes(setup, shapes, IMAGES_AT_ONCE, IMAGES_AT_ONCE * images.tiles)[0]}
+        before = {name: value for name, value in zero.always.items() if name != ds.MOMENTS}
+        phases["feature store"] = _joined(before, zero.encoders, working, some)
+    else:
         # Encoders run first: nothing of the language model is kept yet.
         phases["encoders"] = _joined(running, zero.gathered, {ENCODING: act.encoding})
-    else:
-        some = {ENCODING: encoding_bytes(shapes, IMAGES_AT_ONCE, IMAGES_AT_ONCE * images.tiles)}
-        phases["feature store"] = _joined(
-            {name: value for name, value in zero.always.items() if name != ds.MOMENTS}, zero.encoders, working, some
-        )
+    kept = {FEATURES: act.features}
+    phases["masks"] = _joined(running, zero.gathered, kept, {ACTIVATIONS: stored + act.masks, LOGITS: act.logits})
+    phases["language model"] = _joined(running, zero.gathered, kept, zero.backward, {ACTIVATIONS: stored + at_work})
+    if zero.reduction:
+        phases["reduction"] = _joined(running, zero.reduction)
+    phases["optimizer step"] = _joined(running, zero.step)
     if setup.validation.interval is not None:
-        phases["validation"] = _joined(zero.always, zero.encoders, zero.gathered, working, one)
+        one = {ENCODING: encoding_bytes(setup, shapes, 1, images.tiles)[0]}
+        phases["validation"] = _joined(running, zero.encoders, zero.gathered, one)
     return phases
 
 

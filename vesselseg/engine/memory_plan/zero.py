@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from vesselseg.engine.flat_parameters import LARGEST
 from vesselseg.engine.memory_plan.setup import Setup
 from vesselseg.engine.memory_plan.shapes import BLOCKS, NF4_BYTES, Shapes, Weight
 
@@ -32,8 +33,8 @@ Rows = dict[str, float]
 class ZeroBytes:
     """Bytes on one GPU. build: weights while the model is made. always: while it trains, once the first optimizer step
     has made the moments. engine: at its start, in all. encoders: their weights, where stored features keep them away.
-    forward: gradients that wait for the next iterations of a group. backward: while gradients are reduced. step: in the
-    optimizer step.
+    backward: gradients while they arise. reduction: while they are shared out, where that is not then but afterwards.
+    step: in the optimizer step.
 
     gathered: weights of ZeRO-3 that are whole for the moment. host: main memory of one process.
     """
@@ -42,9 +43,9 @@ class ZeroBytes:
     always: Rows
     engine: Rows
     encoders: Rows
-    forward: Rows
     backward: Rows
     step: Rows
+    reduction: Rows = field(default_factory=dict)
     gathered: Rows = field(default_factory=dict)
     host: Rows = field(default_factory=dict)
 
@@ -72,47 +73,43 @@ def leaves_for_host(setup: Setup, shapes: Shapes, weight: Weight) -> bool:
 
 
 def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
+    """DeepSpeed knows the large tensors of `flat_parameters`, whose gradients collect outside of it."""
     size, trains = setup.bytes_per_weight, shapes.trainable
     part = partition(trains, 1 if setup.stage == 0 else setup.gpus)
-    largest, on_host = shapes.largest(trainable=True), setup.optimizer_on_host
+    largest, on_host = max(shapes.largest(trainable=True), min(LARGEST, trains)), setup.optimizer_on_host
     here = [weight for weight in shapes.weights if not leaves_for_host(setup, shapes, weight)]
     encoders = frozen_bytes(setup, [w for w in here if w.is_encoder]) if setup.store else 0.0
     frozen = frozen_bytes(setup, here)
+    trained: Rows = {TRAINABLE: size * trains, GRADIENTS: size * trains}
     states: Rows = {} if on_host else {MASTERS: MASTER_BYTES * part, MOMENTS: MOMENT_BYTES * part}
-    # Weights are copied into a flat tensor; then the masters, beside zeros of a gradient that is dropped again.
-    start = size * trains if on_host else max(size * trains, 2 * MASTER_BYTES * part)
-    # With ZeRO-1 every process keeps all gradients until the step.
-    held = size * (part if setup.stage == 2 else trains)
-    pending = setup.schedule.accumulation > 1
-    forward: Rows
-    if on_host:
-        forward, backward = {GRADIENTS: size * largest}, _offloaded_gradients(setup, largest, part)
-    else:
-        # Reduced gradients go into a new buffer each iteration, beside the sum of the earlier ones.
-        forward, backward = {GRADIENTS: held * pending}, {GRADIENTS: held * (1 + pending)}
+    # DeepSpeed copies the weights into a tensor of its own; then the masters, beside zeros of a dropped gradient.
+    start = size * trains + (0 if on_host else 2 * MASTER_BYTES * part)
     return ZeroBytes(
         build={FROZEN: frozen_bytes(setup, shapes.weights), TRAINABLE: size * trains},
-        always={FROZEN: frozen - encoders, TRAINABLE: size * trains, **states},
-        engine={FROZEN: frozen, TRAINABLE: size * trains, STEP: start},
+        always={FROZEN: frozen - encoders, **trained, **states},
+        engine={FROZEN: frozen, **trained, STEP: start},
         encoders={FROZEN: encoders},
-        forward=forward,
-        backward={**backward, BUCKETS: _buckets(setup, largest)},
+        backward={GRADIENTS: size * shapes.largest(trainable=True)},  # until it is added to the collected one
+        reduction=_reduction(setup, largest, part),
         step={} if on_host else {STEP: _step(size, part, min(largest, part))},
         host=_offloaded_optimizer(setup, part, largest) if on_host else {},
     )
 
 
-def _buckets(setup: Setup, largest: int) -> float:
-    """The bucket itself, twice with overlap_comm, and a copy of what spans two owners.
+def _reduction(setup: Setup, largest: int, part: int) -> Rows:
+    """At the end of an accumulation group: one large gradient after the other is copied, reduced and shared out.
 
-    A gradient larger than the bucket is reduced by itself, and is held until then.
+    The bucket is there twice with overlap_comm, and once more, as a copy, where it spans two owners. A gradient larger
+    than the bucket is reduced by itself. With the optimizer on the host, each passes through a buffer and is checked.
     """
-    zero, copied = setup.zero, setup.gpus > 1
+    zero, size = setup.zero, setup.bytes_per_weight
     bucket = zero.reduce_bucket_size * (2 if zero.overlap_comm else 1)
-    alone = largest if largest > zero.reduce_bucket_size else 0
-    copy = 0 if not copied else max(alone, zero.reduce_bucket_size)
-    # With the optimizer on the host, a lone gradient is counted, and checked after its copy is gone.
-    return setup.bytes_per_weight * (bucket + (0 if setup.optimizer_on_host and alone else alone + copy))
+    copy = max(zero.reduce_bucket_size, largest) if setup.gpus > 1 else 0
+    if not setup.optimizer_on_host:
+        kept = part if setup.stage == 2 else 0
+        return {BUCKETS: size * (bucket + copy), GRADIENTS: size * (largest + kept)}
+    checked = max(OVERFLOW_BYTES * largest, NORM_BYTES * min(largest, part))
+    return {BUCKETS: size * bucket, GRADIENTS: 2 * size * largest + max(size * copy, checked)}
 
 
 def _step(size: int, part: int, largest_piece: int) -> float:
@@ -120,13 +117,6 @@ def _step(size: int, part: int, largest_piece: int) -> float:
     checks = size * part + max(OVERFLOW_BYTES, NORM_BYTES) * largest_piece
     flattened = size * part + size * part + (MASTER_BYTES * part if size < MASTER_BYTES else 0)
     return max(checks, flattened)
-
-
-def _offloaded_gradients(setup: Setup, largest: int, part: int) -> Rows:
-    """A buffer of the largest; each gradient is checked and its norm taken where it arises."""
-    size, alone = setup.bytes_per_weight, largest > setup.zero.reduce_bucket_size
-    checked = max(OVERFLOW_BYTES * largest, NORM_BYTES * min(largest, part))
-    return {GRADIENTS: size * largest * (2 if alone else 1) + checked}
 
 
 def _offloaded_optimizer(setup: Setup, part: int, largest: int) -> Rows:
@@ -166,7 +156,6 @@ def _stage_3(setup: Setup, shapes: Shapes) -> ZeroBytes:
         # A second copy of the masters while the first is made.
         engine={**weights, GATHERED: size * small, STEP: 0 if on_host else 2 * MASTER_BYTES * part},
         encoders={},  # shares are not moved
-        forward={},
         # Gradients are copied to be scattered; one that exceeds the bucket is reduced by itself.
         backward={BUCKETS: bucket + (2 * size * largest if largest > zero.reduce_bucket_size else 0)},
         step={} if on_host else {STEP: _step(size, part, min(largest, part))},
