@@ -14,7 +14,7 @@ from tests.samples import batch_of, losses_of, processor_of
 from tests.tiny import LORA, shaken_model
 from vesselseg.errors import UserError
 from vesselseg.models import fused_decoder, kernels
-from vesselseg.models.fused_linear import AdaptedLinear, adapted, adapted_mlp
+from vesselseg.models.fused_linear import AdaptedLinear, adapted, adapted_mlp, collect
 from vesselseg.models.host_embedding import HostEmbedding, embedding_to_host
 from vesselseg.models.sa2va import Sa2VA
 
@@ -68,6 +68,25 @@ def random_layer(inputs: int, outputs: int, rank: int, bias: bool) -> AdaptedLin
     base = nn.Linear(inputs, outputs, bias=bias).double().requires_grad_(False)
     a, b = torch.randn(rank, inputs).double() * 0.3, torch.randn(outputs, rank).double() * 0.3
     return AdaptedLinear(base, nn.Parameter(a), nn.Parameter(b), 1.7)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_can_add_up_where_they_are_collected(dropout: float) -> None:
+    torch.manual_seed(0)
+    layers = [random_layer(5, 4, 2, True), random_layer(5, 3, 1, False)]
+    inputs = torch.randn(3, 5).double()
+    parameters = [p for layer in layers for p in (layer.a, layer.b)]
+    found = []
+    for collecting in (False, True):
+        for parameter in parameters:
+            parameter.grad = None
+            if collecting:
+                collect(parameter, torch.ones_like(parameter))
+        torch.manual_seed(1)
+        torch.cat(adapted(inputs.requires_grad_(), layers, dropout), dim=1).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in parameters])
+    for plain, collected in zip(*found):
+        torch.testing.assert_close(collected, plain + 1)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

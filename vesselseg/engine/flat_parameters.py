@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vesselseg.models.fused_linear import collect
+
 LARGEST = 20_000_000  # elements of a large tensor, unless a single parameter is larger
 
 
@@ -47,7 +49,7 @@ class FlatParameters:
             for _, parameter in piece.parts:
                 end = start + parameter.numel()
                 parameter.data = piece.whole.data[start:end].view(parameter.shape)
-                parameter.grad = gradient[start:end].view(parameter.shape)
+                collect(parameter, gradient[start:end].view(parameter.shape))
                 start = end
 
     @contextlib.contextmanager

@@ -45,6 +45,8 @@ class VesselStrategy(DeepSpeedStrategy):
     def __init__(self, *, precision: str = "auto", **settings: Any) -> None:
         self.device = local_device()
         self.precision = resolve_precision(precision, self.device)
+        # cuDNN plans an attention anew for every length of conversation, which takes longer than a step's arithmetic.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         if self.precision == "bf16":
             settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
         if _offloads_optimizer(settings.get("zero_optimization")):

@@ -129,7 +129,7 @@ class Rows:
     def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
         self.count, self.longest = len(lengths), max(lengths)
         within = torch.cat([torch.arange(length) for length in lengths])
-        row = torch.arange(self.count).repeat_interleave(torch.tensor(lengths))
+        row = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])
         self.positions = within.to(device, non_blocking=True)
         self.places = None
         if len(set(lengths)) > 1:

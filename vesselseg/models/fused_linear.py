@@ -20,6 +20,17 @@ from vesselseg.models.kernels import swiglu, swiglu_gradient
 from vesselseg.models.quantised import frozen_weight
 
 
+def collect(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Let a parameter's gradients add up in this tensor, also without autograd's knowing."""
+    parameter.grad = gradient
+    parameter.collects_gradients = True  # type: ignore[attr-defined]
+
+
+def collects(parameter: nn.Parameter) -> bool:
+    """Whether a backward pass may add to ``parameter.grad`` itself: nobody else waits for the gradient."""
+    return getattr(parameter, "collects_gradients", False)
+
+
 @dataclass(frozen=True)
 class AdaptedLinear:
     """base: the frozen layer. a: (rank, in), b: (out, rank). The layer adds scaling * b a x."""
@@ -43,7 +54,7 @@ class AdaptedLinear:
 
 
 def adapted(inputs: Tensor, layers: Sequence[AdaptedLinear], dropout: float = 0.0) -> tuple[Tensor, ...]:
-    """The outputs (tokens, out) of layers on one input (tokens, in).
+    """The outputs (tokens, out) of layers on one input (tokens, in), all of one scaling.
 
     dropout: probability that an adapter misses an entry of the input; layers on one input miss the same entries.
     """
@@ -119,7 +130,7 @@ def _backward(
     kept: Tensor | None,
     layers: Sequence[AdaptedLinear],
     dropout: float,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor | None]]:
     """Gradients of the input and of (a, b, a, b, ...)."""
     ranks = [len(layer.a) for layer in layers]
     of_input: Tensor | None = None
@@ -127,15 +138,25 @@ def _backward(
     for gradient, part, layer in zip(gradients, reduced.split(ranks, dim=1), layers):
         weight = frozen_weight(layer.base)
         of_input = gradient @ weight if of_input is None else of_input.addmm_(gradient, weight)
-        of_reduced.append((gradient @ layer.b).mul_(layer.scaling))
-        of_b.append((gradient.T @ part).mul_(layer.scaling))
+        of_reduced.append(gradient @ layer.b)
+        of_b.append(_learned(layer.b, gradient, part, layer.scaling))
     joined = torch.cat(of_reduced, dim=1)
+    scale = layers[0].scaling
     stacked = torch.cat([layer.a for layer in layers])
+    seen = inputs
     if kept is None:
-        of_a = joined.T @ inputs
-        of_input = of_input.addmm_(joined, stacked)  # type: ignore[union-attr]
+        of_input = of_input.addmm_(joined, stacked, alpha=scale)  # type: ignore[union-attr]
     else:
-        scale = 1 / (1 - dropout)
-        of_a = (joined.T @ (inputs * kept)).mul_(scale)
+        scale /= 1 - dropout
+        seen = inputs * kept
         of_input = of_input.addcmul_(joined @ stacked, kept, value=scale)  # type: ignore[union-attr]
-    return of_input, [gradient for pair in zip(of_a.split(ranks), of_b) for gradient in pair]
+    of_a = [_learned(layer.a, part, seen, scale) for layer, part in zip(layers, joined.split(ranks, dim=1))]
+    return of_input, [gradient for pair in zip(of_a, of_b) for gradient in pair]
+
+
+def _learned(parameter: nn.Parameter, left: Tensor, right: Tensor, scale: float) -> Tensor | None:
+    """scale * left^T right as a parameter's gradient, or None where it was added to what has collected."""
+    if collects(parameter):
+        parameter.grad.addmm_(left.T, right, alpha=scale)  # type: ignore[union-attr]
+        return None
+    return (left.T @ right).mul_(scale)
