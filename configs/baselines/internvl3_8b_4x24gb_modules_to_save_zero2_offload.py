@@ -13,5 +13,5 @@ with read_base():
     from .._base_.schedules.adamw_3e import *
 
 model.sa2va.base = "weights/InternVL3-8B"
-model.sa2va.lora.modules_to_save = ["embed_tokens", "lm_head"]
+model.sa2va.lora.update(dropout=0.1, modules_to_save=["embed_tokens", "lm_head"])
 model.sa2va.update(fused=False, embedding_on_host=False)
