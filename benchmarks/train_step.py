@@ -210,6 +210,7 @@ def measure(row: Row, place: Place, limit_s: float) -> dict[str, Any]:
     except UserError as error:
         return with_rates(result | asdict(Outcome("failed", str(error), 0.0)))
     settings |= run_settings(row, place, schedule["micro_batch"], schedule["accumulation"])
+    settings["features.folder"] = work_dir / "features"  # every row fills its own, so that starts compare
     if row.weights:
         forget(base_folder(row, place.scratch, weights=True))
     outcome = train(

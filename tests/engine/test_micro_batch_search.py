@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -110,3 +111,15 @@ def test_a_model_too_large_for_one_image_is_one_message() -> None:
         refuse_nothing(search(lambda images: trial(images, 0), most=64), config)
     assert "1. model.sa2va.gradient_checkpointing=True" in str(caught.value)  # its micro-batch of 4 is no way out
     refuse_nothing(search(lambda images: trial(images, 1), most=64), config)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_allocators_limit_decides(training: Training, tmp_path: Path) -> None:
+    share = 0.8 * 2**30 / torch.cuda.get_device_properties(0).total_memory
+    limit = f"expandable_segments:True,per_process_memory_fraction:{share:.6f}"
+    command = training.command(tmp_path, "--find-micro-batch", processes=1, model__sa2va__sam2__image_size=512)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTORCH_CUDA_ALLOC_CONF": limit}
+    outcome = subprocess.run(command, text=True, capture_output=True, env=environment, check=False)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    assert re.search(r"the largest that fits: \d+ \(of 0\.7\d GiB", outcome.stdout) and "does not fit" in outcome.stdout
