@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 
@@ -65,7 +66,13 @@ def missing_for_triton() -> str | None:
 
 
 def _on_triton(tensor: Tensor) -> bool:
-    return tensor.is_cuda and missing_for_triton() is None
+    return tensor.is_cuda and _nothing_missing()
+
+
+@functools.cache
+def _nothing_missing() -> bool:
+    # Looked up once: a look takes longer than a kernel.
+    return missing_for_triton() is None
 
 
 def _rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
