@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vesselseg.data.image_views import ImageViews, tile_grid
 from vesselseg.data.manifest import Record, image_path, read_split
 from vesselseg.data.prompts import ANSWER, QUESTIONS, question_for
 from vesselseg.inference.processor import Processor
@@ -59,14 +58,14 @@ def training_images(values: Mapping[str, Any], processor: Processor, count: int 
         return _images(processor, [("blood vessel",)], (ASSUMED_SIDE, ASSUMED_SIDE), count or ASSUMED_IMAGES, True)
     records = read_split(root, settings.get("split", "train"))[: settings.get("limit")]
     sizes = [_size(image_path(root, record)) for record in records[:LOOKED_INTO]]
-    largest = max(sizes, key=lambda size: _tiles(processor.views, size), default=(ASSUMED_SIDE, ASSUMED_SIDE))
+    largest = max(sizes, key=lambda size: processor.views.tile_count(*size), default=(ASSUMED_SIDE, ASSUMED_SIDE))
     return _images(processor, _phrases(records), largest, count or len(records), False)
 
 
 def _images(
     processor: Processor, phrases: Sequence[tuple[str, ...]], size: tuple[int, int], count: int, assumed: bool
 ) -> Images:
-    tiles = _tiles(processor.views, size)
+    tiles = processor.views.tile_count(*size)
     picture = tiles * processor.tokens_per_tile
     lengths = {named: _lengths(processor, named) for named in set(phrases)}
     means = [sum(lengths[named]) / len(lengths[named]) for named in phrases]
@@ -99,11 +98,6 @@ def _lengths(processor: Processor, phrases: tuple[str, ...]) -> list[int]:
         ids: torch.Tensor = processor.tokens.encode(rounds, 0)[0]
         found.append(len(ids))
     return found
-
-
-def _tiles(views: ImageViews, size: tuple[int, int]) -> int:
-    columns, rows = tile_grid(*size, views.min_tiles, views.max_tiles, views.tile_size)
-    return columns * rows + (1 if views.use_thumbnail and columns * rows > 1 else 0)
 
 
 def _size(path: Path) -> tuple[int, int]:
