@@ -29,7 +29,8 @@ cd "$SLURM_SUBMIT_DIR" # SLURM runs a copy of this file, which lies elsewhere
 [[ -f tools/dist.sh ]] || fail "$SLURM_SUBMIT_DIR holds no tools/dist.sh; submit from the repository's folder"
 
 NNODES="$SLURM_JOB_NUM_NODES"
-MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+MASTER_ADDR="${hosts%%$'\n'*}"
 PORT="${PORT:-$((20000 + SLURM_JOB_ID % 10000))}" # jobs that share a node must not share a port
 export NNODES MASTER_ADDR PORT
 

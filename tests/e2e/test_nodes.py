@@ -74,8 +74,11 @@ def submit(training: Training, folder: Path, work_dir: Path, processes: int, **o
         ["bash", str(REPOSITORY / "tools" / "slurm.sh"), *training.arguments(work_dir, processes=processes, **options)],
         env={**environment(), **job, "PATH": path, "NODES_OUT": str(folder), "LOST_AFTER": str(LOST_AFTER)},
         cwd=folder,
+        text=True,
+        capture_output=True,
         check=False,
     )
+    assert outcome.stderr == ""
     return outcome.returncode, [(folder / f"node_{node}.txt").read_text() for node in range(2)]
 
 
@@ -98,7 +101,8 @@ def test_a_run_that_is_killed_and_hangs_on_two_nodes_ends_as_if_nothing_had_been
     status, said = submit(training, folder, broken, 1, **SETTINGS, train_dataset__dies_after=14)
     assert status == 128 + signal.SIGKILL and time.monotonic() - started < 120
     for text in said:
-        assert f"error: process 1 on node 1 ({HOST}) was ended by SIGKILL" in text and "Traceback" not in text
+        assert f"error: process 1 on node 1 ({HOST}) was ended by SIGKILL" in text
+        assert "Traceback" not in text and "signal, shutting down" not in text
     images = seen(training, broken, 12)
 
     # Two nodes of two processes, the last of which stops in the third iteration, and hangs.

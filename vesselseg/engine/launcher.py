@@ -49,7 +49,7 @@ def launch(gpus: int, command: Sequence[str]) -> int:
     check_devices(gpus)
     processes = max(1, gpus)
     set_environment(gpus, processes)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # torch tells in its own words what is told here
     config = launch_config(processes)
     nodes = other_nodes(config)
     memory = Path("/dev/shm")  # no disk that other writers could slow down
