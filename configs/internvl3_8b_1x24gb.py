@@ -11,4 +11,5 @@ with read_base():
 
 model.sa2va.base = "weights/InternVL3-8B"
 model.sa2va.trainable.high_res_convs = False
-schedule.update(micro_batch=8, accumulation=4)
+model.sa2va.gradient_checkpointing = 24
+schedule.update(micro_batch=16, accumulation=2)
