@@ -49,6 +49,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, An
     return json.loads((folder / "out" / "rows.json").read_text()), (folder / "out" / "rows.md").read_text()
 
 
+@pytest.mark.e2e
 def test_each_row_gets_its_figures(outcome: tuple[list[dict[str, Any]], str]) -> None:
     alone, _, two = outcome[0]
     assert [row["status"] for row in outcome[0]] == ["ok", "failed", "ok"]
@@ -62,6 +63,7 @@ def test_each_row_gets_its_figures(outcome: tuple[list[dict[str, Any]], str]) ->
     assert [line["iter"] for line in alone["log"]] == [5, 10, 15]
 
 
+@pytest.mark.e2e
 def test_a_row_that_cannot_run_says_why_and_stops_no_other(outcome: tuple[list[dict[str, Any]], str]) -> None:
     rows, table = outcome
     assert "schedule.micro_batch must be a whole number above 0" in rows[1]["message"]

@@ -95,7 +95,7 @@ def searched(training: Training, room: int, processes: int, **options: Any) -> s
 
 
 def test_processes_agree_where_only_one_of_them_runs_out_of_memory(training: Training) -> None:
-    outcome = searched(training, room=1700, processes=2)
+    outcome = searched(training, room=1500, processes=2)
     assert outcome.returncode == 0, outcome.stderr[-2000:]
     sizes = {int(size): told for size, told in re.findall(r"^ +(\d+) +(\S.*)$", outcome.stdout, flags=re.MULTILINE)}
     too_large = [size for size, told in sizes.items() if told == "does not fit"]
