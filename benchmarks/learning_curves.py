@@ -153,6 +153,7 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
         "model.sa2va.trainable.sam2_encoder": False,
         "model.sa2va.trainable.vision": False,
         "model.sa2va.gradient_checkpointing": True,
+        "precision": "bf16",
         "features.store": None,
         "features.folder": args.scratch / "features",
         "schedule.max_iters": args.iterations,
