@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vesselseg.engine import flat_parameters
-from vesselseg.engine.flat_parameters import FlatParameters
+from vesselseg.engine.flat_parameters import FlatParameters, worth_laying
 from vesselseg.engine.micro_steps import MicroSteps
 from vesselseg.engine.optimizer_state import read_optimizer_state, write_optimizer_state
 from vesselseg.engine.plan import TrainPlan
@@ -129,3 +129,8 @@ def test_parameters_are_views_after_every_step() -> None:
         for _, parameter in piece.parts:
             assert parameter.data_ptr() == start and parameter.grad is not None
             start += parameter.numel() * parameter.element_size()
+
+
+def test_a_whole_language_model_is_left_to_deepspeed() -> None:
+    assert worth_laying(179_069_120)  # the recipes for 8B
+    assert not worth_laying(1_266_276_352)  # whole tables beside adapters

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vesselseg.models.fused_linear import collect
 
 LARGEST = 20_000_000  # elements of a large tensor, unless a single parameter is larger
+MOST = 500_000_000  # elements that are laid end to end at all
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,12 @@ class FlatParameters:
     """Views of large tensors in the place of parameters that are named and train."""
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        self.pieces = [_piece(group) for group in _groups(parameters)]
-        self.gradients = [torch.zeros_like(piece.whole, requires_grad=False) for piece in self.pieces]
-        self.link()
+        self.pieces: list[Piece] = []
+        self.gradients: list[Tensor] = []
+        for group in _groups(parameters):
+            self.pieces.append(_piece(group))
+            self.gradients.append(torch.zeros_like(self.pieces[-1].whole, requires_grad=False))
+            _link(self.pieces[-1], self.gradients[-1])  # the parameters' own storage is free from here on
 
     @property
     def wholes(self) -> list[nn.Parameter]:
@@ -45,12 +49,7 @@ class FlatParameters:
     def link(self) -> None:
         """Make every parameter and its gradient a view, of the storage that the large tensor has now."""
         for piece, gradient in zip(self.pieces, self.gradients):
-            start = 0
-            for _, parameter in piece.parts:
-                end = start + parameter.numel()
-                parameter.data = piece.whole.data[start:end].view(parameter.shape)
-                collect(parameter, gradient[start:end].view(parameter.shape))
-                start = end
+            _link(piece, gradient)
 
     @contextlib.contextmanager
     def known_to(self, model: nn.Module) -> Iterator[None]:
@@ -83,6 +82,24 @@ class _HandOver(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[Any, ...]:
         return None, *ctx.gradients
+
+
+def worth_laying(elements: int) -> bool:
+    """Whether so many trained elements should be views of large tensors.
+
+    Each process collects all gradients, of which ZeRO-2 would keep its share only: 1 GB at the limit. With whole tables
+    or a whole language model, arithmetic hides what DeepSpeed does in Python anyway.
+    """
+    return elements <= MOST
+
+
+def _link(piece: Piece, gradient: Tensor) -> None:
+    start = 0
+    for _, parameter in piece.parts:
+        end = start + parameter.numel()
+        parameter.data = piece.whole.data[start:end].view(parameter.shape)
+        collect(parameter, gradient[start:end].view(parameter.shape))
+        start = end
 
 
 def _groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:

@@ -20,7 +20,7 @@ from xtuner.engine._strategy import DeepSpeedStrategy
 
 from vesselseg.engine.checkpoint import load_trained
 from vesselseg.engine.feature_filling import encoders_at_hand
-from vesselseg.engine.flat_parameters import FlatParameters
+from vesselseg.engine.flat_parameters import FlatParameters, worth_laying
 from vesselseg.errors import UserError
 from vesselseg.models.host_embedding import embedding_to_host
 from vesselseg.registry import MODELS, STRATEGIES
@@ -102,7 +102,7 @@ class VesselStrategy(DeepSpeedStrategy):
         if not named:
             raise UserError("nothing trains: every switch of model.sa2va.trainable is off; switch one on")
         parameters = [parameter for _, parameter in named]
-        if self.stage in (1, 2):
+        if self.stage in (1, 2) and worth_laying(sum(one.numel() for one in parameters)):
             self.flat = FlatParameters(named)
             parameters = self.flat.wholes
         if _offloads_optimizer(self.config.get("zero_optimization")):
