@@ -24,7 +24,10 @@ ACTIVATIONS, LOGITS = "activations", "logits"
 FEATURES, ENCODING, WORKSPACE = "encoder features", "encoders at work", "workspace"
 
 # Calibrated: torch keeps freed blocks for later, of sizes that do not all come again. A share of what comes and goes.
-FRAGMENTATION = 0.35
+FRAGMENTATION = 0.15
+# Calibrated: the same of what ZeRO-3 gathers and reduces on streams of its own. A block serves the stream that it was
+# made for, so that the computation cannot have what these have freed.
+FRAGMENTATION_OF_STREAMS = 0.65
 # A run may fit although its reserved memory does not: torch gives kept blocks back when it must. Below this share
 # beyond the peak it cannot.
 LEAST_FRAGMENTATION = 0.02
@@ -62,7 +65,7 @@ class MemoryPlan:
     trainable: int
     parameters: int
     phases: dict[str, Rows]
-    kept: float
+    always: Rows
     host: Host
     checkpoint: int
     resume: int
@@ -82,7 +85,13 @@ class MemoryPlan:
     @property
     def reserved(self) -> float:
         """Most bytes that torch takes from the GPU."""
-        return self.peak + FRAGMENTATION * (self.peak - self.kept)
+        return max((self._reserved(rows) for rows in self.phases.values()), default=0.0)
+
+    def _reserved(self, rows: Rows) -> float:
+        streams = sum(rows.get(name, 0) for name in (ds.GATHERED, ds.BUCKETS)) if self.setup.stage == 3 else 0
+        lasts = sum(value for name, value in self.always.items() if not (streams and name in (ds.GATHERED, ds.BUCKETS)))
+        total = sum(rows.values())
+        return total + FRAGMENTATION_OF_STREAMS * streams + FRAGMENTATION * max(0, total - streams - lasts)
 
     @property
     def fits(self) -> bool:
@@ -120,7 +129,7 @@ def plan_memory(config: Mapping[str, Any], target: Target) -> MemoryPlan:
         trainable=shapes.trainable,
         parameters=sum(weight.numel for weight in shapes.weights),
         phases=phases,
-        kept=sum(bytes_.always.values()),
+        always=bytes_.always,
         host=plan_host(setup, shapes, images, bytes_, activations, target.per_machine or target.gpus),
         checkpoint=shapes.in_checkpoint * size,
         resume=shapes.trainable * (ds.MASTER_BYTES + ds.MOMENT_BYTES),
@@ -148,7 +157,8 @@ def _phases(
         # Encoders run first: nothing of the language model is kept yet.
         phases["encoders"] = _joined(running, zero.gathered, {ENCODING: act.encoding})
     kept = {FEATURES: act.features}
-    phases["masks"] = _joined(running, zero.gathered, kept, {ACTIVATIONS: stored + act.masks, LOGITS: act.logits})
+    work = {ACTIVATIONS: stored + act.masks, LOGITS: act.logits}
+    phases["masks"] = _joined(running, zero.gathered, zero.head, kept, work)
     phases["language model"] = _joined(running, zero.gathered, kept, zero.backward, {ACTIVATIONS: stored + at_work})
     if zero.reduction:
         phases["reduction"] = _joined(running, zero.reduction)

@@ -10,18 +10,19 @@ from vesselseg.engine.memory_plan.setup import Setup
 from vesselseg.engine.memory_plan.shapes import BLOCKS, NF4_BYTES, Shapes
 from vesselseg.engine.plan import TrainPlan
 
-# Calibrated. Share of a card's matrix throughput that large products reach here.
-EFFICIENCY = 0.5
-# Seconds in which the CPU launches the kernels of one decoder layer's forward pass, fused and not.
-FUSED_LAUNCH, PLAIN_LAUNCH = 0.0006, 0.0020
+# All of these are calibrated on H200s (docs/results.md). Share of a card's matrix throughput that large products reach.
+EFFICIENCY = 0.65
+# Seconds that the launches of one decoder layer's forward pass keep the GPU waiting, fused and not.
+FUSED_LAUNCH, PLAIN_LAUNCH = 0.0010, 0.0020
 # Forward again and backward launch so many times as much.
 LAUNCHES_PER_PASS = 4
 # Mask decoder, losses, packing, the step of the engine: launches that do not depend on the language model.
-OTHER_LAUNCHES = 0.04
+OTHER_LAUNCHES = 0.02
 # ZeRO-3 gathers each matrix by itself: bookkeeping, the collective, release.
-GATHER = 0.0008
-# DeepSpeed's CPU Adam reads and writes this many bytes per element, at so many bytes per second and process.
-CPU_ADAM_BYTES, CPU_ADAM_RATE = 28, 10e9
+GATHER = 0.0004
+# DeepSpeed's CPU Adam reads and writes this many bytes per element, at so many bytes per second and process: 88e9 with
+# 16 cores of an H200's host, less where processes share memory of fewer channels.
+CPU_ADAM_BYTES, CPU_ADAM_RATE = 28, 50e9
 SAM2_LARGE_FLOPS = 1.6e12  # forward pass of the image encoder at 1024, for its 212.7 M parameters
 SAM2_LARGE_ENCODER = 212_703_280
 
@@ -42,8 +43,11 @@ class Time:
 
     @property
     def iteration(self) -> float:
-        """Arithmetic, memory traffic and launches run beside each other; communication does not."""
-        return max(self.arithmetic, self.memory, self.launches) + self.communication + self.optimizer
+        """Arithmetic and memory traffic run beside each other, the rest adds up.
+
+        Launches run ahead of long kernels and behind short ones; measured, their sum with arithmetic comes closest.
+        """
+        return max(self.arithmetic, self.memory) + self.launches + self.communication + self.optimizer
 
     @property
     def images_per_second(self) -> float:

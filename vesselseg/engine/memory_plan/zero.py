@@ -36,7 +36,8 @@ class ZeroBytes:
     backward: gradients while they arise. reduction: while they are shared out, where that is not then but afterwards.
     step: in the optimizer step.
 
-    gathered: weights of ZeRO-3 that are whole for the moment. host: main memory of one process.
+    gathered: weights of ZeRO-3 that are whole for the moment; head: while the largest arrives. host: main memory of one
+    process.
     """
 
     build: Rows
@@ -47,6 +48,7 @@ class ZeroBytes:
     step: Rows
     reduction: Rows = field(default_factory=dict)
     gathered: Rows = field(default_factory=dict)
+    head: Rows = field(default_factory=dict)
     host: Rows = field(default_factory=dict)
 
 
@@ -160,6 +162,9 @@ def _stage_3(setup: Setup, shapes: Shapes) -> ZeroBytes:
         backward={BUCKETS: bucket + (2 * size * largest if largest > zero.reduce_bucket_size else 0)},
         step={} if on_host else {STEP: _step(size, part, min(largest, part))},
         gathered={GATHERED: _gathered(setup, shapes)},
+        # What is prefetched ends with the weight that fills the bucket, here the head: it exists twice until that is
+        # copied apart.
+        head={GATHERED: size * shapes.largest()},
         host=host,
     )
 
