@@ -154,6 +154,13 @@ def test_switches_that_do_not_go_together_are_told(leaf: Path) -> None:
         assert told in message
 
 
+@pytest.mark.parametrize("stage", [0, 4, None])
+def test_a_config_without_zero_is_refused(leaf: Path, stage: int | None) -> None:
+    message = problems(leaf, strategy__zero_optimization__stage=stage)
+    assert f"strategy.zero_optimization.stage must be 1, 2 or 3, found {stage}" in message
+    assert "take runtime/zero2.py" in message
+
+
 def test_a_setting_that_a_signature_takes_can_be_set_though_no_base_names_it(leaf: Path) -> None:
     config = load_config(leaf, {"strategy.zero_optimization.round_robin_gradients": True})
     assert config["strategy"]["zero_optimization"]["round_robin_gradients"] is True

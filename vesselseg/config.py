@@ -32,6 +32,7 @@ KEYS = {
     **dict.fromkeys(SECTIONS, "see vesselseg/engine/settings.py"),
 }
 PRECISIONS = ("auto", "bf16", "fp32")
+ZERO_STAGES = (1, 2, 3)
 
 # A value that two parts need is set in one place only: {where it must not be set: its home}.
 HOMES = {
@@ -94,6 +95,12 @@ def check_config(values: Mapping[str, Any]) -> list[str]:
             problems.append(f"{path}: this value's home is {home}; set it there")
     problems += check_sections(values)
     problems += _feature_problems(values) + _switch_problems(values)
+    stage = _lookup(values, "strategy.zero_optimization.stage")
+    if "strategy" in values and stage not in ZERO_STAGES:
+        problems.append(
+            f"strategy.zero_optimization.stage must be 1, 2 or 3, found {stage!r}: checkpoints hold the "
+            "optimizer's state as ZeRO lays it out; take runtime/zero2.py, on one GPU too"
+        )
     problems += check_types({key: value for key, value in values.items() if key in KEYS})
     if values.get("precision", "auto") not in PRECISIONS:
         problems.append(f"precision must be one of {', '.join(PRECISIONS)}, found {values['precision']!r}")

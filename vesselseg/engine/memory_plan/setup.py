@@ -32,7 +32,7 @@ class Setup:
 
     @property
     def stage(self) -> int:
-        """ZeRO stage, 0 to 3."""
+        """ZeRO stage, 1 to 3."""
         return int(self.zero.stage)
 
     @property

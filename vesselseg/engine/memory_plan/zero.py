@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from vesselseg.engine.flat_parameters import LARGEST
+from vesselseg.engine.flat_parameters import LARGEST, worth_laying
 from vesselseg.engine.memory_plan.setup import Setup
 from vesselseg.engine.memory_plan.shapes import BLOCKS, NF4_BYTES, Shapes, Weight
 
@@ -53,7 +53,7 @@ class ZeroBytes:
 
 
 def zero_bytes(setup: Setup, shapes: Shapes) -> ZeroBytes:
-    """By stage; stage 0 is DeepSpeed's own data parallelism, as stage 1 with everything on every GPU."""
+    """By stage, 1 to 3."""
     return _stage_3(setup, shapes) if setup.stage == 3 else _stage_1_and_2(setup, shapes)
 
 
@@ -75,14 +75,19 @@ def leaves_for_host(setup: Setup, shapes: Shapes, weight: Weight) -> bool:
 
 
 def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
-    """DeepSpeed knows the large tensors of `flat_parameters`, whose gradients collect outside of it."""
+    """DeepSpeed knows the large tensors of `flat_parameters`, whose gradients collect outside of it.
+
+    Where more trains than is laid into large tensors, each process collects its share, in main memory with the optimizer.
+    """
     size, trains = setup.bytes_per_weight, shapes.trainable
-    part = partition(trains, 1 if setup.stage == 0 else setup.gpus)
-    largest, on_host = max(shapes.largest(trainable=True), min(LARGEST, trains)), setup.optimizer_on_host
+    flat = worth_laying(trains)
+    part = partition(trains, setup.gpus)
+    largest, on_host = max(shapes.largest(trainable=True), min(LARGEST, trains) if flat else 0), setup.optimizer_on_host
     here = [weight for weight in shapes.weights if not leaves_for_host(setup, shapes, weight)]
     encoders = frozen_bytes(setup, [w for w in here if w.is_encoder]) if setup.store else 0.0
     frozen = frozen_bytes(setup, here)
-    trained: Rows = {TRAINABLE: size * trains, GRADIENTS: size * trains}
+    collected = trains if flat or setup.stage == 1 else 0 if on_host else part
+    trained: Rows = {TRAINABLE: size * trains, GRADIENTS: size * collected}
     states: Rows = {} if on_host else {MASTERS: MASTER_BYTES * part, MOMENTS: MOMENT_BYTES * part}
     # DeepSpeed copies the weights into a tensor of its own; then the masters, beside zeros of a dropped gradient.
     start = size * trains + (0 if on_host else 2 * MASTER_BYTES * part)
@@ -92,7 +97,7 @@ def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
         engine={FROZEN: frozen, **trained, STEP: start},
         encoders={FROZEN: encoders},
         backward={GRADIENTS: size * shapes.largest(trainable=True)},  # until it is added to the collected one
-        reduction=_reduction(setup, largest, part),
+        reduction=_reduction(setup, largest, part if flat else 0),
         step={} if on_host else {STEP: _step(size, part, min(largest, part))},
         host=_offloaded_optimizer(setup, part, largest) if on_host else {},
     )
