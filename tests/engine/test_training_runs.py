@@ -156,6 +156,8 @@ def test_the_last_checkpoints_are_kept_and_the_best(whole: Path, resumed: Path) 
     assert sorted(path.name for path in whole.glob("*.pth")) == names
     assert sorted(path.name for path in whole.glob("*.resume")) == ["iter_17.resume", "iter_18.resume"]
     assert not list(resumed.glob("*.unfinished"))
+    folders = [path for run in (whole, resumed) for path in run.iterdir() if path.is_dir()]
+    assert all(any(folder.iterdir()) for folder in folders), folders  # mmengine's own for logs is gone
     best = torch.load(whole / "best.pth", weights_only=True)
     found = max(rows(whole, "val"), key=lambda row: row["dice"])
     assert best["meta"]["best_dice"] == found["dice"] and best["threshold"] == found["threshold"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import deepspeed
+import mmengine.dist
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
@@ -57,14 +58,13 @@ class VesselStrategy(DeepSpeedStrategy):
         self.hf_deepspeed_config = None
         self.flat: FlatParameters | None = None
         self.load_from: str | None = None  # checkpoint whose trained weights the model starts from
-        if self.rank == 0:
-            Path(self._log_dir).rmdir()  # mmengine's own folder for logs; everything lies in the work folder itself
+        self._remove_log_folder()
         self._log_dir = self.work_dir
 
     @property
     def stage(self) -> int:
-        """ZeRO stage, 0 to 3."""
-        return int(self.config.get("zero_optimization", {}).get("stage", 0))
+        """ZeRO stage, 1 to 3."""
+        return int(self.config["zero_optimization"]["stage"])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,6 +114,12 @@ class VesselStrategy(DeepSpeedStrategy):
     def build_logger(self, *_: Any, **__: Any) -> MMLogger:
         """mmengine's own messages: warnings only, and no file of its own."""
         return MMLogger.get_instance(self.experiment_name, logger_name="mmengine", log_level="ERROR")
+
+    def _remove_log_folder(self) -> None:
+        """Every process has made mmengine's folder for logs by now; everything lies in the work folder itself."""
+        mmengine.dist.barrier()
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            Path(self._log_dir).rmdir()
 
     def _setup_distributed(self, launcher: str | None = None, backend: str | None = None, **_: Any) -> None:
         """nccl on GPUs, gloo on CPUs, through DeepSpeed, which also keeps its own state of it."""
