@@ -26,12 +26,13 @@ from vesselseg.engine.memory_plan.images import training_images
 from vesselseg.engine.memory_plan.live_bytes import held_by
 from vesselseg.engine.memory_plan.plan import GIB, Target, plan_memory
 from vesselseg.engine.memory_plan.setup import Setup
-from vesselseg.engine.memory_plan.shapes import NF4_BYTES, shapes_of
+from vesselseg.engine.memory_plan.shapes import shapes_of
 from vesselseg.engine.memory_plan.zero import MASTERS, MOMENTS, TRAINABLE, pinned_bytes
 from vesselseg.models import fused_decoder, fused_linear
 from vesselseg.models.build import build_model
 from vesselseg.models.fused_decoder import FusedLayer
 from vesselseg.models.lora import count_parameters
+from vesselseg.models.quantised import NF4_BYTES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -156,7 +157,8 @@ def test_what_was_measured_is_planned(
 
 def test_the_failed_recipe_does_not_fit_and_the_leaf_does(folder_8b: Path) -> None:
     failed = planned("baselines/internvl3_8b_4x24gb_modules_to_save_zero2_offload", folder_8b, 4)
-    assert not failed.fits and failed.peak > 23.7 * GIB and failed.trainable > 1.2e9
+    assert not failed.fits and failed.trainable > 1.2e9
+    assert failed.peak / GIB == pytest.approx(24.07, rel=0.08)  # measured with a prototype of that recipe
     leaf_plan = planned("internvl3_8b_4x24gb", folder_8b, 4)
     assert leaf_plan.fits and not leaf_plan.tight and leaf_plan.trainable < 0.2e9
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from vesselseg.engine.flat_parameters import LARGEST, worth_laying
 from vesselseg.engine.memory_plan.setup import Setup
-from vesselseg.engine.memory_plan.shapes import BLOCKS, NF4_BYTES, Shapes, Weight
+from vesselseg.engine.memory_plan.shapes import BLOCKS, Shapes, Weight
+from vesselseg.models.quantised import NF4_BYTES
 
 FROZEN, TRAINABLE, GATHERED = "frozen weights", "trainable weights", "gathered weights"
 MASTERS, MOMENTS = "float32 masters", "optimizer states"
