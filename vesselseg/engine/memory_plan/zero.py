@@ -78,7 +78,7 @@ def leaves_for_host(setup: Setup, shapes: Shapes, weight: Weight) -> bool:
 def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
     """DeepSpeed knows the large tensors of `flat_parameters`, whose gradients collect outside of it.
 
-    Where more trains than is laid into large tensors, each process collects its share, in main memory with the optimizer.
+    Where more trains than is laid into them, each process collects its share, in main memory with the optimizer.
     """
     size, trains = setup.bytes_per_weight, shapes.trainable
     flat = worth_laying(trains)
