@@ -20,8 +20,6 @@ from vesselseg.models.sa2va import Sa2VA
 
 BLOCKS = "language_model.model.layers."
 EMBEDDING = "language_model.model.embed_tokens."
-# Bytes per weight in NF4: 4 bits, one byte per 64 of them, four bytes per 256 of these (double quantisation).
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from vesselseg.engine.memory_plan.cards import Card
 from vesselseg.engine.memory_plan.images import Images
 from vesselseg.engine.memory_plan.setup import Setup
-from vesselseg.engine.memory_plan.shapes import BLOCKS, NF4_BYTES, Shapes
+from vesselseg.engine.memory_plan.shapes import BLOCKS, Shapes
 from vesselseg.engine.plan import TrainPlan
+from vesselseg.models.quantised import NF4_BYTES
 
 # All of these are calibrated on H200s (docs/results.md). Share of a card's matrix throughput that large products reach.
 EFFICIENCY = 0.65
