@@ -19,6 +19,7 @@ from tests.engine.planned import leaf, planned, write_shapes
 from tests.engine.test_flat_parameters import engine_of
 from tests.tiny import TRUNK
 from vesselseg.config import load_config
+from vesselseg.engine import memory_limit
 from vesselseg.engine.memory_plan.check import MemoryPlanError, Room, check_memory, lacks, room_of
 from vesselseg.engine.memory_plan.plan import GIB
 from vesselseg.engine.memory_plan.setup import Setup
@@ -147,3 +148,30 @@ def test_training_stops_before_it_touches_anything_and_force_goes_on(training: T
     assert forced.returncode == 0, forced.stderr
     assert "going on all the same (--force)" in forced.stdout + forced.stderr
     assert (tmp_path / "run" / "iter_2.pth").is_file()
+
+
+def test_main_memory_is_what_the_system_and_the_control_groups_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "proc/meminfo": "MemTotal: 64000000 kB\nMemAvailable: 1000000 kB\n",
+        "proc/self/cgroup": "4:memory:/elsewhere\n0::/jobs/7\n",
+        # The cache of files read once is given back when a process needs it; that of files in use is not counted on.
+        "groups/jobs/memory.max": "900000000",
+        "groups/jobs/memory.current": "800000000",
+        "groups/jobs/memory.stat": "anon 100000000\ninactive_file 500000000\nactive_file 200000000\n",
+        "groups/jobs/7/memory.max": "max\n",
+        "groups/jobs/7/memory.current": "5",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory_limit, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory_limit, "CONTROL_GROUPS", tmp_path / "groups")
+    assert memory_limit.available_bytes() == 600_000_000
+    (tmp_path / "groups/jobs/7/memory.max").write_text("4\n")
+    assert memory_limit.available_bytes() == 0
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")  # a container without a limit of its own
+    assert memory_limit.available_bytes() == 1_024_000_000
+    (tmp_path / "proc/meminfo").unlink()
+    assert memory_limit.available_bytes() is None

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from vesselseg.data.batch import EncodedViews
 from vesselseg.data.feature_store import FEATURES_VERSION, FeatureStore, weights_fingerprint
 from vesselseg.data.vessel_dataset import VesselDataset, View
-from vesselseg.engine.memory_plan.host import available_bytes
+from vesselseg.engine.memory_limit import available_bytes
 from vesselseg.engine.run_log import GIB
 from vesselseg.engine.settings import Features, Loader
 from vesselseg.errors import UserError

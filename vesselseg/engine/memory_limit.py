@@ -14,6 +14,7 @@ import torch
 GIB = 2**30
 KEPT_FREE = 0.03  # share of what a process may take
 UNLIMITED = resource.RLIM_INFINITY
+PROC, CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # How torch and oneDNN word it.
 NO_MAIN_MEMORY = (
     "can't allocate memory",
@@ -116,9 +117,9 @@ class HostLimit:
 
     def __init__(self) -> None:
         self.before, _ = resource.getrlimit(resource.RLIMIT_AS)
-        in_use = _kilobytes("/proc/self/status", "VmSize")
+        in_use = _kilobytes("self/status", "VmSize")
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        most = in_use + _kilobytes("/proc/meminfo", "MemAvailable") / processes
+        most = in_use + (available_bytes() or 0) / processes
         if self.before != UNLIMITED:
             most = min(most, self.before)
         self.most = most - KEPT_FREE * (most - in_use)
@@ -134,7 +135,7 @@ class HostLimit:
 
     def peak(self) -> float:
         """Resident bytes."""
-        return _kilobytes("/proc/self/status", "VmHWM")
+        return _kilobytes("self/status", "VmHWM")
 
     def wait(self) -> None:
         """Nothing: a CPU is done when it returns."""
@@ -153,7 +154,40 @@ class HostLimit:
             resource.setrlimit(resource.RLIMIT_AS, (self.before, hard))
 
 
+def available_bytes() -> float | None:
+    """Main memory that new processes could have, None where the system does not tell.
+
+    What is free, within the limits of this process's control groups (cgroup v2): a container's, a batch job's. File
+    contents that the system would drop count as free.
+    """
+    found = [_kilobytes("meminfo", "MemAvailable")] if (PROC / "meminfo").is_file() else []
+    for group in _control_groups():
+        limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+        if limit.isdecimal() and used.isdecimal():
+            found.append(max(0.0, float(limit) - float(used) + _entry(group / "memory.stat", "inactive_file")))
+    return min(found) if found else None
+
+
+def _control_groups() -> list[Path]:
+    """The folder of this process's group and those above it; in a container the first may be the only one."""
+    own = next((line[3:] for line in _text(PROC / "self" / "cgroup").splitlines() if line.startswith("0::")), "/")
+    folder = CONTROL_GROUPS / own.strip("/")
+    return [folder, *(above for above in folder.parents if above.is_relative_to(CONTROL_GROUPS))]
+
+
 def _kilobytes(path: str, name: str) -> float:
     """An entry of a file of /proc, in bytes."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) * 1024
+    return _entry(PROC / path, f"{name}:") * 1024
+
+
+def _entry(path: Path, name: str) -> float:
+    """A number of a file of names and numbers; 0 where it does not stand there."""
+    words = (line.split() for line in _text(path).splitlines())
+    return float(next((line[1] for line in words if line and line[0] == name), 0))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from vesselseg.engine.memory_limit import allowed_share
+from vesselseg.engine.memory_limit import allowed_share, available_bytes
 from vesselseg.engine.memory_plan.cards import card_like
 from vesselseg.engine.memory_plan.changes import proposals
-from vesselseg.engine.memory_plan.host import available_bytes
 from vesselseg.engine.memory_plan.plan import CONTEXT_GIB, GIB, NCCL_GIB, MemoryPlan, Target, plan_memory
 from vesselseg.engine.memory_plan.report import peak_line, text_report
 from vesselseg.errors import UserError

@@ -1,9 +1,8 @@
-"""Main memory and disk of one machine, and what of both is free."""
+"""Main memory and disk that a training takes of one machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from vesselseg.engine.memory_plan.activations import Activations
 from vesselseg.engine.memory_plan.images import Images
@@ -50,25 +49,6 @@ def plan_host(
     if setup.store == "memory":
         memory["feature store"] = kept
     return Host({name: value for name, value in memory.items() if value}, kept if setup.store == "disk" else 0.0)
-
-
-def available_bytes() -> int | None:
-    """Main memory that a new process could have: what is free, within the limit of the container; None if unknown."""
-    found = []
-    for line in _text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    limit, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdecimal() and used.isdecimal():
-        found.append(max(0, int(limit) - int(used)))
-    return min(found) if found else None
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""
 
 
 def _loading(setup: Setup, shapes: Shapes, images: Images, act: Activations | None) -> float:
