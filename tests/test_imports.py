@@ -284,6 +284,8 @@ WITHOUT_TRAINING = f"""
 import importlib, sys
 for name in {TRAINING_ONLY!r}: sys.modules[name] = None
 for name in sys.argv[1:]: importlib.import_module(name)
+late = [name for name in ("peft", "bitsandbytes") if sys.modules.get(name)]
+if late: raise SystemExit(f"{{late}}: a start takes seconds longer for all who need no adapters")
 """
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vesselseg.errors import UserError
@@ -65,8 +65,9 @@ def attach_lora(model: Sa2VA, lora: Lora) -> None:
     names = sorted(
         {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     )
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, bias="none")
-    inject_adapter_in_model(config, model.language_model.model)
+    peft, sizes = _peft(), {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    config = peft.LoraConfig(**sizes, target_modules=names, bias="none")
+    peft.inject_adapter_in_model(config, model.language_model.model)
     for name, parameter in model.language_model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)  # peft creates adapters in float32
@@ -77,18 +78,27 @@ def merge_lora(model: nn.Module) -> None:
 
     The sum is taken in float32 and rounded once: summed in bf16, a small update would be lost in a large weight.
     """
+    adapted = _peft().tuners.lora.LoraLayer
     for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
+        if isinstance(module, adapted):
             layer = module.get_base_layer()
             if isinstance(layer, Nf4Linear):
                 raise ValueError(f"{name} is in 4 bits; build the model without quantise and merge into that")
             for adapter in module.active_adapters:
-                a: Tensor = module.lora_A[adapter].weight  # type: ignore[assignment]
-                b: Tensor = module.lora_B[adapter].weight  # type: ignore[assignment]
+                a: Tensor = module.lora_A[adapter].weight
+                b: Tensor = module.lora_B[adapter].weight
                 merged = layer.weight.data.float() + module.scaling[adapter] * (b.float() @ a.float())
                 layer.weight.data = merged.to(layer.weight.dtype)
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, layer)
+
+
+def _peft() -> Any:
+    """For those who need it: it takes seconds, with bitsandbytes, which on some CPUs tells of a missing kernel."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import peft
+
+    return peft
 
 
 def set_trainable(model: Sa2VA, trainable: Trainable, tables: Sequence[str] = ()) -> None:
