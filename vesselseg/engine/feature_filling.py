@@ -263,9 +263,10 @@ def _bytes(encoded: EncodedViews, masks: Tensor) -> int:
 
 def check_room(folder: Path, needed: int) -> None:
     """Raise UserError where a folder has less room than `needed` bytes; a folder in memory has what memory has free."""
-    free, where = shutil.disk_usage(folder).free, "on this disk"
-    if folder.is_relative_to(MEMORY_FOLDER):
-        free, where = min(free, available_bytes() or free), "of main memory (/dev/shm)"
+    free, where = float(shutil.disk_usage(folder).free), "on this disk"
+    available = available_bytes()
+    if folder.is_relative_to(MEMORY_FOLDER) and available is not None:
+        free, where = min(free, available), "of main memory (/dev/shm)"
     if needed > free:
         raise UserError(
             f"{folder}: features take about {needed / GIB:.1f} GiB more, {free / GIB:.1f} GiB are free {where}. Make "
