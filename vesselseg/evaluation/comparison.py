@@ -1,0 +1,266 @@
+"""Paired comparison of results on the same images: differences with intervals, Wilcoxon's test, wins and ties."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
+
+from vesselseg.evaluation.errors import EvaluationError, problem_list
+from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
+from vesselseg.evaluation.results import RESULTS_FILE
+from vesselseg.evaluation.statistics import bootstrap_interval
+
+TIE = 1e-9  # differences below it are rounding
+# Distances, errors and calibration: there the lower value wins. Overlaps and the like: the higher.
+_LOWER_IS_BETTER = ("hd", "assd", "asd", "betti", "ece", "brier", "error")
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One results.json. items: by (image, phrase). folder: where its panels lie."""
+
+    name: str
+    folder: Path
+    source: str
+    split: str
+    fingerprint: str
+    items: dict[Key, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of two results over the items that have it: difference = first - second.
+
+    low, high: 95 % bootstrap interval that resamples groups, None for one group. p: Wilcoxon's signed-rank test over
+    the items; p_groups: over the groups' means, None where every item is its own group. None where all are ties.
+    """
+
+    name: str
+    items: int
+    means: tuple[float, float]
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_groups: float | None
+    wins: int
+    ties: int
+    losses: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two results. differences: (items,) of the chosen metric, in the order of keys. p_adjusted: by Holm."""
+
+    first: int
+    second: int
+    chosen: Metric
+    metrics: list[Metric]
+    keys: list[Key]
+    differences: NDArray[np.float64]
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results, the keys that all of them have, every pair. left_out: items that not all have with the same truth."""
+
+    results: list[Results]
+    metric: str
+    keys: list[Key]
+    pairs: list[Pair]
+    groups: int
+    grouped: bool
+    left_out: int
+    notes: list[str]
+    seed: int
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the smaller value of a metric wins."""
+    return metric.startswith(_LOWER_IS_BETTER)
+
+
+def read_results(path: Path) -> Results:
+    """path: a results.json, or the folder that tools/eval.py wrote. Raises EvaluationError."""
+    file = path / RESULTS_FILE if path.is_dir() else path
+    if not file.is_file():
+        if path.is_dir() and (path / SETTINGS_FILE).is_file():
+            raise EvaluationError(
+                f"{path} holds predictions, which have no scores yet: python tools/eval.py {path} --data data/NAME "
+                "--out DIR, then compare DIR"
+            )
+        raise EvaluationError(f"{path}: no {RESULTS_FILE}; expected that file, or a folder that tools/eval.py wrote")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        items = {(item["image"], item["phrase"]): item for item in content["items"]}
+        data = content["data"]
+        read = Results(
+            path.name or str(path), file.parent, content["source"]["path"], data["split"], data["fingerprint"], items
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"{file}: no results of tools/eval.py ({type(error).__name__}: {error}); score the predictions anew"
+        ) from None
+    if not items:
+        raise EvaluationError(f"{file}: holds no scored image")
+    return read
+
+
+def compare(results: Sequence[Results], metric: str, common: bool = False, seed: int = 0) -> Comparison:
+    """Compare each result with each later one. common: on the items that all have, instead of refusing.
+
+    Raises EvaluationError where data, images or truths differ, and for a metric that is not in all of them.
+    """
+    results = [_by_image(one, results) for one in _named_apart(results)]
+    keys, left_out, problems = _shared(results)
+    if problems and not common:
+        advice = "A paired comparison needs the same images: evaluate on the same data and split, or add --common."
+        raise EvaluationError(problem_list("the results are not of the same images", problems, advice))
+    if not keys:
+        raise EvaluationError("the results share no image with the same truth: there is nothing to compare")
+    names = [name for name in results[0].items[keys[0]]["metrics"] if all(_has(one, keys, name) for one in results)]
+    if metric not in names:
+        raise EvaluationError(f"--metric {metric}: not in all results; expected one of {', '.join(names)}")
+    groups = [str(results[0].items[key]["group"]) for key in keys]
+    pairs = [_pair(results, a, b, names, metric, keys, groups, seed) for a, b in combinations(range(len(results)), 2)]
+    grouped = len(set(groups)) < len(keys)
+    return Comparison(results, metric, keys, _holm(pairs), len(set(groups)), grouped, left_out, problems, seed)
+
+
+def _named_apart(results: Sequence[Results]) -> list[Results]:
+    """Names that tell the results apart: folder names, with numbers where two are the same."""
+    names = [one.name.removesuffix(".json") for one in results]
+    parents = [
+        f"{one.folder.parent.name}/{name}" if names.count(name) > 1 else name for one, name in zip(results, names)
+    ]
+    apart = [f"{name} ({i})" if parents.count(name) > 1 else name for i, name in enumerate(parents, start=1)]
+    return [replace(one, name=name) for one, name in zip(results, apart)]
+
+
+def _by_image(one: Results, results: Sequence[Results]) -> Results:
+    """Items keyed by image alone where every result has one per image: a folder of masks names no phrase."""
+    if any(len({image for image, _ in result.items}) < len(result.items) for result in results):
+        return one
+    return replace(one, items={(image, ""): item for (image, _), item in one.items.items()})
+
+
+def _shared(results: Sequence[Results]) -> tuple[list[Key], int, list[str]]:
+    """(keys that all have with the same truth, in the first's order; how many items are not; what differs)."""
+    first, problems = results[0], []
+    everywhere = [key for key in first.items if all(key in one.items for one in results)]
+    same = [key for key in everywhere if len({_truth(one.items[key]) for one in results}) == 1]
+    for one in results[1:]:
+        if (one.fingerprint, one.split) != (first.fingerprint, first.split):
+            problems.append(
+                f"data: {first.name} is of split {first.split}, fingerprint {first.fingerprint}; "
+                f"{one.name} of split {one.split}, fingerprint {one.fingerprint}"
+            )
+        for has, lacks in ((first, one), (one, first)):
+            missing = [key for key in has.items if key not in lacks.items]
+            if missing:
+                problems.append(f"{len(missing)} item(s) of {has.name} are not in {lacks.name}: {_names(missing)}")
+    if len(same) < len(everywhere):
+        other = [key for key in everywhere if key not in set(same)]
+        problems.append(f"{len(other)} image(s) have another size or truth in another result: {_names(other)}")
+    return same, len({key for one in results for key in one.items}) - len(same), problems
+
+
+def _truth(item: dict[str, Any]) -> tuple[Any, ...]:
+    return item["height"], item["width"], item["truth_pixels"]
+
+
+def _names(keys: Sequence[Key]) -> str:
+    shown = ", ".join(f"{image} ({phrase})" if phrase else image for image, phrase in keys[:5])
+    return shown + (", ..." if len(keys) > 5 else "")
+
+
+def _has(one: Results, keys: Sequence[Key], name: str) -> bool:
+    return any(_is_number(one.items[key]["metrics"].get(name)) for key in keys)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _pair(
+    results: Sequence[Results],
+    first: int,
+    second: int,
+    names: Sequence[str],
+    chosen: str,
+    keys: list[Key],
+    groups: Sequence[str],
+    seed: int,
+) -> Pair:
+    def values(name: str) -> NDArray[np.float64]:
+        rows = [[results[i].items[key]["metrics"].get(name) for i in (first, second)] for key in keys]
+        return np.array([[v if _is_number(v) else np.nan for v in row] for row in rows], dtype=np.float64)
+
+    tables = {name: values(name) for name in names}
+    metrics = [measure(name, table, groups, seed) for name, table in tables.items() if _complete(table).any()]
+    main = next((one for one in metrics if one.name == chosen), None)
+    if main is None:
+        named = f"{results[first].name} and {results[second].name}"
+        raise EvaluationError(f"--metric {chosen}: no image has it both in {named}")
+    complete = _complete(tables[chosen])
+    differences = np.subtract(*tables[chosen][complete].T)
+    return Pair(first, second, main, metrics, [key for key, has in zip(keys, complete) if has], differences)
+
+
+def _complete(table: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(table).all(axis=1))
+
+
+def measure(name: str, table: NDArray[np.float64], groups: Sequence[str], seed: int = 0) -> Metric:
+    """One metric from its values (items, 2), first and second result; items without a number in both are left out."""
+    complete = _complete(table)
+    table, groups = table[complete], [group for group, has in zip(groups, complete) if has]
+    differences = table[:, 0] - table[:, 1]
+    low, high = bootstrap_interval(differences[:, None], groups, seed)
+    better = -differences if lower_is_better(name) else differences
+    distinct = sorted(set(groups))
+    means = np.array([differences[[group == name for group in groups]].mean() for name in distinct])
+    return Metric(
+        name=name,
+        items=len(table),
+        means=(float(table[:, 0].mean()), float(table[:, 1].mean())),
+        difference=float(differences.mean()),
+        low=None if low is None else float(low[0]),
+        high=None if high is None else float(high[0]),
+        p=signed_rank(differences),
+        p_groups=signed_rank(means) if 1 < len(distinct) < len(table) else None,
+        wins=int((better > TIE).sum()),
+        ties=int((np.abs(better) <= TIE).sum()),
+        losses=int((better < -TIE).sum()),
+    )
+
+
+def signed_rank(differences: NDArray[np.float64]) -> float | None:
+    """Two-sided p of Wilcoxon's signed-rank test, zeros left out; None where nothing differs."""
+    differing = differences[np.abs(differences) > TIE]
+    return float(wilcoxon(differing).pvalue) if len(differing) else None
+
+
+def _holm(pairs: list[Pair]) -> list[Pair]:
+    """p of the chosen metric (over groups where there are any), adjusted for the number of pairs."""
+    if len(pairs) < 2:
+        return pairs
+    tested = [one.chosen.p if one.chosen.p_groups is None else one.chosen.p_groups for one in pairs]
+    order = sorted((p, index) for index, p in enumerate(tested) if p is not None)
+    adjusted: dict[int, float] = {}
+    highest = 0.0
+    for rank, (p, index) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        adjusted[index] = highest
+    return [replace(one, p_adjusted=adjusted.get(index)) for index, one in enumerate(pairs)]

@@ -1,0 +1,1 @@
+"""Logs of trainings -> what happened in them."""
