@@ -17,10 +17,10 @@ from vesselseg.data.labelme import LabelFile
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 _KEPT_FORMATS = {"PNG": ".png", "JPEG": ".jpg"}
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # EXIF tag
 # what Pillow raises on damaged files, format by format
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
 
 
 class ImageError(ValueError):
@@ -63,9 +63,9 @@ def load_source_image(labels: LabelFile, json_path: Path, within: Path | None = 
         content = b""
         try:
             content = path.read_bytes() if path is not None else labels.image_data or b""
-            image, changes = _decode(content, labels.size)
-        except _DAMAGED as error:
-            failures.append(f"{name}: {_describe(error, content)}")
+            image, changes = decode_image(content, labels.size)
+        except DAMAGED as error:
+            failures.append(f"{name}: {describe_damage(error, content)}")
             continue
         if failures:
             notes.append(("image_fallback", f"{'; '.join(failures)}; used {name} instead"))
@@ -112,7 +112,7 @@ def _is_image_file(path: Path, json_path: Path, within: Path | None) -> bool:
         return False
 
 
-def _decode(content: bytes, label_size: tuple[int, int] | None) -> tuple[Image.Image, list[tuple[str, str]]]:
+def decode_image(content: bytes, label_size: tuple[int, int] | None) -> tuple[Image.Image, list[tuple[str, str]]]:
     """Decode all pixels, so that a cut-off file is found here; turn the picture as LabelMe showed it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -142,8 +142,8 @@ def _upright(image: Image.Image, label_size: tuple[int, int] | None) -> Image.Im
 def _stored_form(
     image: Image.Image, content: bytes, notes: list[tuple[str, str]]
 ) -> tuple[bytes, str, list[tuple[str, str]]]:
-    if image.mode in _DEEP_MODES:
-        return _png(_to_eight_bits(image)), ".png", [*notes, ("sixteen_bit", _describe_depth(image))]
+    if image.mode in DEEP_MODES:
+        return _png(_to_eight_bits(image)), ".png", [*notes, ("sixteen_bit", describe_depth(image))]
     if image.format in _KEPT_FORMATS:
         return content, _KEPT_FORMATS[image.format], notes
     plain = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
@@ -156,7 +156,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
 
 
-def _describe_depth(image: Image.Image) -> str:
+def describe_depth(image: Image.Image) -> str:
+    """What is done to an image in one of DEEP_MODES, and the range of its values."""
     values = np.asarray(image)
     return f"more than 8 bits per pixel; values {values.min():g} to {values.max():g} are scaled to 0 to 255"
 
@@ -168,7 +169,8 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _describe(error: Exception, content: bytes) -> str:
+def describe_damage(error: Exception, content: bytes) -> str:
+    """Why a file's bytes, read or not, make no image; error: one of DAMAGED."""
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if not content:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vesselseg.errors import WeightsError
+from vesselseg.errors import UserError, WeightsError
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
 from vesselseg.models.build import build_model
@@ -49,8 +49,13 @@ def load_predictor(
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` -> cuda if there is one, else cpu; any other name as it is."""
+    """`auto` -> cuda if there is one, else cpu; any other name as it is. Raises UserError for one that is not there."""
     if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the device {device!r} cannot be used ({reason}); name auto, cpu or cuda:0") from None
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

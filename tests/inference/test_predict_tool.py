@@ -1,0 +1,396 @@
+"""tools/predict.py as the user runs it: files, resuming, broken input, exit status."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tests.evaluation.drawn_data import REPOSITORY, call_tool
+from tests.labelme_files import run as prepare_labels
+from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+from vesselseg.data.manifest import read_manifest
+from vesselseg.data.rasterise import record_masks
+from vesselseg.evaluation.prediction_folder import PredictionFolder
+from vesselseg.inference import predict_files as module
+from vesselseg.inference.load import load_predictor
+from vesselseg.inference.predictor import Predictor
+
+ALL = "masks,probs,overlay,labelme,coco"
+NAMES = ("frame 1.png", "x.jpg", "x.PNG", "patient ä/造影 01.TIF", "patient ä/x.tif", "二/x.tif")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "best.pth"
+    return save_checkpoint(shaken_model(tiny_base), path, model_arguments(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def predictor(model: Path) -> Predictor:
+    return load_predictor(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def middle(predictor: Predictor) -> float:
+    """A threshold that random weights give masks at which are neither empty nor full."""
+    return round(float(np.median(predictor.predict([picture(0)], [["blood vessel"]])[0].probabilities)), 4)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for number, name in enumerate(NAMES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number, 90 + 20 * number, 70 + 5 * number).save(folder / name)
+    (folder / "frame 1.json").write_text("{}")  # what lies beside images is passed over
+    return folder
+
+
+def call(model: Path, source: Path, out: Path, *arguments: object) -> int:
+    return call_tool("predict.py", model, source, "--out", out, "--device", "cpu", *arguments)
+
+
+def summary(out: Path) -> dict[str, Any]:
+    return json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+
+
+def entries(out: Path) -> dict[str, dict[str, Any]]:
+    return {entry["file"]: entry for entry in summary(out)["files"]}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first & second).sum() / max(1, (first | second).sum()))
+
+
+def test_everything_is_written(
+    model: Path, predictor: Predictor, middle: float, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, phrases = tmp_path / "out", ["blood vessel", "left artery"]
+    asked = [argument for phrase in phrases for argument in ("--phrase", phrase)]
+    assert call(model, images, out, *asked, "--threshold", middle, "--save", ALL, "--batch", 4) == 0
+    assert "6 predicted, 0 failed" in capsys.readouterr().out
+    found = entries(out)
+    assert sorted(found) == sorted(NAMES)
+    assert len({entry["name"].casefold() for entry in found.values()}) == len(NAMES)
+    assert found["patient ä/x.tif"]["name"] == "patient ä/x" and found["二/x.tif"]["name"] == "二/x"
+    coco = COCO(out / "coco.json")
+    for name, entry in found.items():
+        with Image.open(images / name) as image:
+            alone = predictor.predict([image.copy()], [phrases], middle)[0]
+        assert entry["bytes"] == (images / name).stat().st_size and len(entry["sha256"]) == 64
+        assert entry["threshold"] == middle and entry["seconds"] > 0
+        for number, tag in enumerate(("_blood_vessel", "_left_artery")):
+            stored = pixels(out / f"probabilities/{entry['name']}{tag}.png")
+            assert stored.dtype == np.uint16
+            np.testing.assert_allclose(stored / 65535, alone.probabilities[number], atol=1e-4)
+            mask = pixels(out / f"masks/{entry['name']}{tag}.png")
+            assert set(np.unique(mask)) <= {0, 255} and mask.shape == alone.masks.shape[1:]
+            assert ((mask > 0) != alone.masks[number]).mean() < 1e-3
+            assert entry["objects"][number]["share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
+            _check_coco(coco, name, phrases[number], mask > 0)
+        drawn = pixels(out / f"overlays/{entry['name']}.png")
+        assert drawn.shape == (*alone.masks.shape[1:], 3)
+        assert 0 < entry["share"] <= 1
+    assert 0.05 < np.mean([entry["share"] for entry in found.values()]) < 0.98
+
+
+def _check_coco(coco: COCO, file: str, phrase: str, mask: np.ndarray) -> None:
+    [image] = [item for item in coco.imgs.values() if item["file_name"] == file]
+    [category] = coco.getCatIds(catNms=[phrase])
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=image["id"], catIds=category))
+    assert len(annotations) == int(mask.any())
+    for annotation in annotations:
+        np.testing.assert_array_equal(coco.annToMask(annotation).astype(bool), mask)
+        assert annotation["area"] == mask.sum() and 0 < annotation["score"] <= 1
+
+
+def test_labels_prepare_again(model: Path, middle: float, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(20, 120, 80).save(images / "turned.jpg", exif=turned)
+    Image.fromarray(np.asarray(picture(21).convert("L")).astype(np.uint16) * 200).save(images / "deep.png")
+    assert call(model, images, out, "--threshold", middle, "--save", "masks,labelme") == 0
+    report = prepare_labels(out / "labelme", tmp_path / "data")
+    assert {finding["code"] for finding in report["findings"]} <= {"turned", "sixteen_bit"}
+    records = {record.image.rsplit(".", 1)[0]: record for record in read_manifest(tmp_path / "data")}
+    found = entries(out)
+    assert len(records) == len(found) == len(NAMES) + 2
+    assert (found["turned.jpg"]["width"], found["turned.jpg"]["height"]) == (80, 120)
+    for entry in found.values():
+        mask = pixels(out / f"masks/{entry['name']}.png") > 0
+        again = record_masks(records[entry["name"]], *mask.shape).astype(bool).max(axis=0)
+        assert iou(again, mask) >= 0.98, entry["file"]
+
+
+def test_probabilities_can_be_evaluated(model: Path, images: Path, tmp_path: Path) -> None:
+    """One phrase: files are named as images are, which tools/eval.py asks for."""
+    (images / "x.jpg").unlink()
+    names = [name for name in NAMES if name != "x.jpg"]
+    assert call(model, images, tmp_path / "out", "--save", "probs") == 0
+    folder = PredictionFolder(tmp_path / "out/probabilities", names)
+    sizes = {name: pixels(images / name).shape[:2] for name in names}
+    folder.check(sizes)
+    assert folder.holds_probabilities
+    assert not (tmp_path / "out/masks").exists() and not (tmp_path / "out/coco.json").exists()
+    assert summary(tmp_path / "out")["threshold"] == 0.4
+    assert summary(tmp_path / "out")["threshold_origin"] == "stored with the model"
+
+
+def write_odd_files(folder: Path) -> None:
+    """Pictures in every odd form that is accepted, and files that are none."""
+    folder.mkdir()
+    grey = picture(1, 100, 60).convert("L")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 200).save(folder / "deep.tif")
+    for mode, name in (("RGBA", "alpha.png"), ("P", "palette.gif"), ("CMYK", "print.jpg"), ("1", "bits.bmp")):
+        grey.convert("RGB").convert(mode).save(folder / name)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey.save(folder / "turned.JPG", exif=turned)
+    Image.new("L", (1, 1)).save(folder / "dot.png")
+    (folder / "empty.png").touch()
+    grey.save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:1000])
+    (folder / "text.png").write_text("no picture")
+    (folder / "run.MP4").write_bytes(b"0000")
+    (folder / "scan.dcm").write_bytes(bytes(128) + b"DICM")
+    shutil.copy(folder / "scan.dcm", folder / "hidden.png")
+    header = bytearray((folder / "whole.png").read_bytes())
+    header[16:24] = (20_000).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    (folder / "huge.png").write_bytes(header)
+
+
+def test_broken_files_are_listed_and_the_rest_goes_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_odd_files(tmp_path / "odd")
+    assert call(model, tmp_path / "odd", tmp_path / "out", "--batch", 3) == 1
+    reasons = {
+        "cut.png": "damaged or cut off",
+        "dot.png": "1x1 pixels; expected at least 8 a side",
+        "empty.png": "the file is empty (0 bytes)",
+        "hidden.png": "DICOM files are not read yet",
+        "huge.png": "too large: more than 178 million pixels",
+        "run.MP4": "videos are not read yet",
+        "scan.dcm": "DICOM files are not read yet",
+        "text.png": "not an image that Pillow can read",
+    }
+    found = entries(tmp_path / "out")
+    shown = capsys.readouterr()
+    assert {name for name, entry in found.items() if "error" in entry} == set(reasons)
+    for name, reason in reasons.items():
+        assert reason in found[name]["error"] and f"{name}: {found[name]['error']}" in shown.err
+    done = {name: entry for name, entry in found.items() if "error" not in entry}
+    assert set(done) == {"deep.tif", "alpha.png", "palette.gif", "print.jpg", "bits.bmp", "turned.JPG", "whole.png"}
+    assert summary(tmp_path / "out")["counts"] == {"done": 7, "failed": 8}
+    for name, entry in done.items():
+        size = (100, 60) if name == "turned.JPG" else (60, 100)
+        assert pixels(tmp_path / f"out/masks/{entry['name']}.png").shape == size
+    assert "8 bits per pixel" in done["deep.tif"]["notes"][0]
+    assert "EXIF orientation is applied" in done["turned.JPG"]["notes"][0]
+    assert done["alpha.png"]["notes"] == ["transparent pixels are taken as black"]
+
+
+def times(out: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in (out / "masks").rglob("*.png")}
+
+
+def test_what_is_finished_is_skipped(
+    model: Path, middle: float, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (images / "二/x.tif").write_bytes(b"")
+    assert call(model, images, out, "--save", "masks,coco") == 1
+    before, masks = times(out), len(COCO(out / "coco.json").imgs)
+    assert call(model, images, out, "--save", "masks,coco") == 1
+    assert "0 predicted, 5 finished before, 1 failed" in capsys.readouterr().out
+    assert times(out) == before and len(COCO(out / "coco.json").imgs) == masks == 5
+    picture(50).save(images / "二/x.tif")  # repaired
+    picture(51).save(images / "frame 1.png")  # changed
+    (out / "masks/patient ä/x.png").unlink()  # lost
+    assert call(model, images, out, "--save", "masks,coco") == 0
+    assert "3 predicted, 3 finished before, 0 failed" in capsys.readouterr().out
+    assert call(model, images, out, "--save", "masks,coco", "--threshold", middle) == 0
+    assert "6 predicted, 0 failed" in capsys.readouterr().out
+    assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel") == 0
+    assert len(times(out)) == 12 and not (out / "coco.json").exists()  # none of the earlier phrase is left
+
+
+def test_another_model_predicts_again(model: Path, tiny_base: Path, images: Path, tmp_path: Path) -> None:
+    other = save_checkpoint(shaken_model(tiny_base, seed=1), tmp_path / "other.pth", model_arguments(tiny_base))
+    assert call(model, images / "x.jpg", tmp_path / "out") == 0
+    first = entries(tmp_path / "out")["x.jpg"]
+    assert call(other, images / "x.jpg", tmp_path / "out", "--base", tiny_base) == 0
+    second = entries(tmp_path / "out")["x.jpg"]
+    assert first["model"] != second["model"] and first["sha256"] == second["sha256"]
+
+
+def test_an_interrupted_run_goes_on(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+    predict = Predictor.predict
+
+    def interrupted(self: Predictor, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(Predictor, "predict", interrupted)
+    assert call(model, images, tmp_path / "out", "--batch", 2) == 130
+    assert summary(tmp_path / "out")["counts"] == {"done": 4, "failed": 0}
+    assert call(model, images, tmp_path / "out", "--batch", 2) == 0
+    assert "2 predicted, 4 finished before" in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "images", tmp_path / "out"
+    source.mkdir()
+    for number in range(60):
+        picture(number % 3).save(source / f"{number}.png")
+    command = [sys.executable, "tools/predict.py", model, source, "--out", out, "--device", "cpu", "--batch", "1"]
+    process = subprocess.Popen(
+        [*map(str, command), "--save", ALL], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    state, limit = out / "predictions.jsonl", time.monotonic() + 300
+    while time.monotonic() < limit and not (state.exists() and state.stat().st_size > 3000):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state.write_bytes(state.read_bytes()[:-20])  # as a kill in the middle of a line leaves it
+    assert call(model, source, out, "--save", ALL) == 0
+    printed = capsys.readouterr().out
+    predicted, skipped = (int(word) for word in (printed.split(": ")[1].split()[0], printed.split(", ")[1].split()[0]))
+    assert predicted + skipped == 60 and 0 < skipped < 60
+    assert summary(out)["counts"] == {"done": 60, "failed": 0}
+    assert len(COCO(out / "coco.json").imgs) == 60
+    assert [path for path in out.rglob("*") if path.suffix == ".part"] == []
+
+
+def test_a_list_of_paths(model: Path, images: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    lines = ["images/x.jpg", "", str(images / "二/x.tif"), "images/../images/x.jpg", "images/gone.png", "images"]
+    listing.write_text("\n".join(lines), encoding="utf-8")
+    assert call(model, listing, tmp_path / "out") == 1
+    found = entries(tmp_path / "out")
+    assert sorted(found) == ["images", "images/gone.png", "images/x.jpg", "images/二/x.tif"]
+    assert found["images/gone.png"]["error"] == "no such file"
+    assert "directory" in found["images"]["error"]
+    assert (tmp_path / "out/masks/images/二/x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "expected"),
+    [
+        ("gone", [], "does not exist"),
+        ("run.mp4", [], "videos are not read yet"),
+        ("scan.dcm", [], "DICOM files are not read yet"),
+        ("notes.pdf", [], "expected an image"),
+        ("empty.txt", [], "no path in it"),
+        ("scans", [], "no image in it"),
+        ("images", ["--out", "{images}/out"], "is input"),
+        ("images/x.jpg", ["--out", "{images}"], "so it is no output of this tool|holds the input"),
+        ("images", ["--out", "{foreign}"], "so it is no output of this tool"),
+        ("images", ["--phrase", "a [SEG]"], "a token of the model's own"),
+        ("images", ["--phrase", " "], "the phrase is empty"),
+        ("images", ["--phrase", "x" * 10_000], "at most 500"),
+        ("images", ["--threshold", "1.5"], "between 0 and 1"),
+        ("images", ["--save", "masks,movie"], "found movie"),
+        ("images", ["--batch", "0"], "whole number"),
+        ("images", ["--device", "abacus"], "cannot be used"),
+    ],
+)
+def test_bad_input_ends_in_one_message(
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+    arguments: list[str],
+    expected: str,
+) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "foreign").mkdir()
+    for name in ("run.mp4", "scan.dcm", "notes.pdf", "empty.txt", "scans/a.dcm", "foreign/thesis.doc"):
+        (tmp_path / name).touch()
+    filled = [text.format(images=images, foreign=tmp_path / "foreign") for text in arguments]
+    assert call(model, tmp_path / source, tmp_path / "out", *filled) == 2
+    message = capsys.readouterr().err
+    assert any(words in message for words in expected.split("|")) and "Traceback" not in message
+    assert not (tmp_path / "out").exists() and not (images / "out").exists()
+    assert sorted(path.name for path in (tmp_path / "foreign").iterdir()) == ["thesis.doc"]
+
+
+def test_a_model_that_is_none(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(images, images, tmp_path / "out") == 2
+    assert "neither an exported model folder" in capsys.readouterr().err
+
+
+def test_two_calls_at_once(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(model, images / "x.jpg", tmp_path / "out") == 0
+    held = os.open(tmp_path / "out", os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert call(model, images, tmp_path / "out") == 2
+    finally:
+        os.close(held)
+    assert "another call is writing to it" in capsys.readouterr().err
+
+
+def test_a_batch_too_large_for_the_device_is_taken_apart(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = Predictor.predict
+
+    def small(self: Predictor, images: list[Image.Image], *arguments: Any) -> Any:
+        if len(images) > 1 or images[0].width > 180:
+            raise torch.OutOfMemoryError
+        return predict(self, images, *arguments)
+
+    monkeypatch.setattr(Predictor, "predict", small)
+    assert call(model, images, tmp_path / "out") == 1
+    failed = [name for name, entry in entries(tmp_path / "out").items() if "error" in entry]
+    assert failed == ["二/x.tif"]
+
+
+def test_images_wait_for_no_more_than_a_batch(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays flat: large images go one by one, and what is read is never more than two batches ahead."""
+    (tmp_path / "in").mkdir()
+    for number in range(7):
+        picture(number).save(tmp_path / f"in/{number}.png")
+    sizes: list[int] = []
+    predict = Predictor.predict
+
+    def counted(self: Predictor, images: list[Image.Image], *arguments: Any) -> Any:
+        sizes.append(len(images))
+        return predict(self, images, *arguments)
+
+    monkeypatch.setattr(Predictor, "predict", counted)
+    assert call(model, tmp_path / "in", tmp_path / "out", "--batch", 3) == 0
+    assert sizes == [3, 3, 1]
+    monkeypatch.setattr(module, "_BATCH_PIXELS", 2 * 150 * 120)
+    sizes.clear()
+    assert call(model, tmp_path / "in", tmp_path / "other", "--batch", 3) == 0
+    assert sum(sizes) == 7 and max(sizes) == 2

@@ -1,0 +1,100 @@
+"""Polygons that draw the mask they come from, and names that never meet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.labelme_files import run as prepare_labels
+from tests.tiny import picture
+from vesselseg.data.manifest import read_manifest
+from vesselseg.data.rasterise import rasterise, record_masks
+from vesselseg.inference.mask_polygons import mask_polygons
+from vesselseg.inference.predictor import Prediction
+from vesselseg.inference.result_files import labelme_content, phrase_tags
+from vesselseg.inference.result_folder import name_outputs
+
+
+def redrawn(mask: np.ndarray) -> np.ndarray:
+    polygons = [polygon.ravel().tolist() for polygon in mask_polygons(mask)]
+    return rasterise(polygons, *mask.shape).astype(bool)
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+def loops() -> np.ndarray:
+    """A thin vessel tree with loops, rings in rings, single pixels, and pieces at the border."""
+    mask = np.zeros((200, 260), np.uint8)
+    for radius, width in ((80, 3), (60, 1), (40, 6), (10, 2)):
+        cv2.circle(mask, (110, 100), radius, 1, width)
+    cv2.line(mask, (0, 0), (259, 199), 1, 2)
+    cv2.line(mask, (30, 199), (200, 0), 1, 1)
+    mask[5, 250], mask[199, 0], mask[100:130, 258:] = 1, 1, 1
+    return mask.astype(bool)
+
+
+def test_every_small_mask_is_drawn_exactly() -> None:
+    """All of 3 x 4 pixels: dots, lines, diagonal rings, holes."""
+    for bits in range(1, 1 << 12, 3):
+        mask = (bits >> np.arange(12) & 1).reshape(3, 4).astype(bool)
+        np.testing.assert_array_equal(redrawn(mask), mask)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_noise_and_trees_are_drawn_again(share: float) -> None:
+    noise = np.random.default_rng(3).random((120, 100)) < share
+    smooth = cv2.GaussianBlur(np.random.default_rng(4).standard_normal((256, 256)), (0, 0), 3)
+    tree = np.abs(smooth) < share * smooth.std()
+    for mask in (noise, tree, loops()):
+        assert iou(redrawn(mask), mask) >= 0.98
+        assert len(mask_polygons(mask)) == cv2.connectedComponents(mask.astype(np.uint8))[0] - 1
+
+
+def test_an_outline_is_simplified() -> None:
+    disc = np.zeros((200, 200), np.uint8)
+    cv2.circle(disc, (100, 100), 80, 1, -1)
+    [polygon] = mask_polygons(disc)
+    assert len(polygon) < 125  # a quarter of its border pixels
+    distance = np.hypot(*(polygon - 100.5).T)
+    assert distance.max() <= 80.5 and distance.min() >= 78.5
+
+
+def test_an_empty_and_a_full_mask() -> None:
+    assert mask_polygons(np.zeros((9, 9), bool)) == []
+    assert redrawn(np.ones((9, 12), bool)).all()
+
+
+def test_holes_come_back_through_preparing(tmp_path: Path) -> None:
+    masks = np.stack([loops(), np.zeros_like(loops()), loops()[::-1]])
+    found = Prediction(masks.astype(np.float32), masks, ("vessel", "nothing", "artery"), 0.5)
+    picture(1, 260, 200).save(tmp_path / "a b.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a b.json").write_text(json.dumps(labelme_content(found, "../a b.png")))
+    report = prepare_labels(
+        tmp_path / "labels", tmp_path / "data", labels={"vessel": "vessel", "artery": "artery"}, per_shape=True
+    )
+    assert {finding["code"] for finding in report["findings"]} == {"empty_split"}  # of one file, that is
+    [record] = read_manifest(tmp_path / "data")
+    assert record.phrases == ("vessel", "artery")  # the pieces of a phrase share a group_id
+    for drawn, mask in zip(record_masks(record, 200, 260).astype(bool), (masks[0], masks[2])):
+        assert iou(drawn, mask) >= 0.98
+
+
+def test_tags() -> None:
+    assert phrase_tags(["blood vessel"]) == [""]
+    assert phrase_tags(["a/b", "A b", "左冠 状", "??"]) == ["_a_b", "_A_b_2", "_左冠_状", "_phrase"]
+
+
+def test_names_never_meet() -> None:
+    files = ["a.jpg", "a.png", "A.tif", "s/a.png", "a_x.png", "a_y.png"]
+    names = name_outputs(files, ["_x", "_z"], {"a.png": "a"})
+    assert names["a.png"] == "a" and names["a.jpg"] == "a_jpg" and names["s/a.png"] == "s/a"
+    assert names["a_x.png"] == "a_x_png"  # a_x is what a's phrase x is called
+    written = [f"{name}{tag}".casefold() for name in names.values() for tag in ("", "_x", "_z")]
+    assert len(set(written)) == len(written)

@@ -1,0 +1,131 @@
+"""The results of one image, written: masks, probabilities, an overlay, a LabelMe file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vesselseg.data.prepare_page import draw_overlay
+from vesselseg.data.rasterise import encode
+from vesselseg.inference.mask_polygons import mask_polygons
+from vesselseg.inference.predictor import Prediction
+
+KINDS = ("masks", "probs", "overlay", "labelme", "coco")
+PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as tools/eval.py reads it
+_LABELME_VERSION = "5.5.0"
+_LONGEST_TAG = 40  # characters
+
+
+def phrase_tags(phrases: Sequence[str]) -> list[str]:
+    """What a file name adds per phrase: nothing for a single one, else "_" and the phrase in letters and digits."""
+    if len(phrases) == 1:
+        return [""]
+    tags: list[str] = []
+    for phrase in phrases:
+        plain = "_" + (re.sub(r"[^\w-]+", "_", phrase).strip("_")[:_LONGEST_TAG] or "phrase")
+        tag, number = plain, 2
+        while tag.casefold() in (known.casefold() for known in tags):
+            tag, number = f"{plain}_{number}", number + 1
+        tags.append(tag)
+    return tags
+
+
+class ResultWriter:
+    """Writes below out/masks, out/probabilities, out/overlays and out/labelme; a file appears whole."""
+
+    def __init__(self, out: Path, phrases: Sequence[str], kinds: Sequence[str]) -> None:
+        self.out = Path(out)
+        self._tags = phrase_tags(phrases)
+        self._kinds = kinds
+
+    def write(self, name: str, image: Image.Image, source: Path, prediction: Prediction) -> list[str]:
+        """Write the results of the image (upright RGB) that was read from source; returns their paths below out."""
+        written: list[str] = []
+        for tag, mask, probability in zip(self._tags, prediction.masks, prediction.probabilities):
+            if "masks" in self._kinds:
+                written.append(self._png(f"masks/{name}{tag}.png", mask.astype(np.uint8) * 255))
+            if "probs" in self._kinds:
+                scaled = np.round(probability * PROBABILITY_SCALE).astype(np.uint16)
+                written.append(self._png(f"probabilities/{name}{tag}.png", scaled))
+        if "overlay" in self._kinds:
+            drawn = draw_overlay(np.asarray(image), prediction.masks.astype(np.uint8))
+            written.append(self._png(f"overlays/{name}.png", drawn))
+        if "labelme" in self._kinds:
+            path = f"labelme/{name}.json"
+            content = labelme_content(prediction, _relative_path(source, self.out / path))
+            written.append(
+                self._file(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
+            )
+        return written
+
+    def _png(self, name: str, pixels: np.ndarray) -> str:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        return self._file(name, buffer.getvalue())
+
+    def _file(self, name: str, content: bytes) -> str:
+        path = self.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+        return name
+
+
+def labelme_content(prediction: Prediction, image_path: str) -> dict[str, Any]:
+    """A LabelMe 5 file: a polygon per connected piece, those of one phrase with the same group_id."""
+    shapes = [
+        {
+            "label": phrase,
+            "points": polygon.round(2).tolist(),
+            "group_id": group,
+            "description": "",
+            "shape_type": "polygon",
+            "flags": {},
+            "mask": None,
+        }
+        for group, (phrase, mask) in enumerate(zip(prediction.phrases, prediction.masks))
+        for polygon in mask_polygons(mask)
+    ]
+    height, width = prediction.masks.shape[1:]
+    return {
+        "version": _LABELME_VERSION,
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+    }
+
+
+def describe_objects(prediction: Prediction) -> list[dict[str, Any]]:
+    """Per phrase: pixels of its mask, their share of the image, and their mean probability, 0 where there are none."""
+    return [
+        {
+            "phrase": phrase,
+            "pixels": int(mask.sum()),
+            "share": round(float(mask.mean()), 6),
+            "score": round(float(probability[mask].mean()), 6) if mask.any() else 0.0,
+        }
+        for phrase, mask, probability in zip(prediction.phrases, prediction.masks, prediction.probabilities)
+    ]
+
+
+def run_length_codes(prediction: Prediction) -> list[Any]:
+    """COCO's run-length code of each mask."""
+    return [encode(mask) for mask in prediction.masks]
+
+
+def _relative_path(image: Path, json_path: Path) -> str:
+    """imagePath: from the JSON's folder to the image, through no link, with forward slashes."""
+    place = image.parent.resolve() / image.name
+    return Path(os.path.relpath(place, json_path.parent.resolve())).as_posix()

@@ -1,0 +1,183 @@
+"""The folder that predictions are written to: what is finished, and how the next call goes on from there.
+
+`predictions.jsonl` holds one line per file, written after the file's results, so a run may be killed at any moment.
+`predictions.json` and `coco.json` are made of it when a run ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from vesselseg.errors import UserError
+
+STATE_FILE, SUMMARY_FILE, COCO_FILE = "predictions.jsonl", "predictions.json", "coco.json"
+FORMAT = 1  # raise it with every change of what is written: results of another format are made again
+Entry = dict[str, Any]
+
+
+class ResultFolder:
+    """Entries by file. An entry has `file`, `name` and either `error` or `model`, `options`, `outputs` and results."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(out)
+        self.entries: dict[str, Entry] = {}
+
+    @contextmanager
+    def opened(self, header: Mapping[str, Any]) -> Iterator[ResultFolder]:
+        """Make or continue the folder, alone; header: what predictions.json says of the whole call.
+
+        Raises UserError where the folder holds something else, or another call writes to it.
+        """
+        self._check()
+        self.out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.out, os.O_RDONLY)
+        try:
+            self._lock(lock)
+            self._read()
+            self._replace(STATE_FILE, "".join(map(_line, self.entries.values())))
+            try:
+                yield self
+            finally:
+                self._summarise(header)
+        finally:
+            os.close(lock)
+
+    def finished(self, file: str, size: int, sha256: str, model: str, options: Mapping[str, Any]) -> bool:
+        """Whether the file's results are there, made from these bytes with this model and these options."""
+        entry = self.entries.get(file, {"error": "unknown"})
+        wanted = {"bytes": size, "sha256": sha256, "model": model, "options": dict(options), "format": FORMAT}
+        if "error" in entry or any(entry.get(key) != value for key, value in wanted.items()):
+            return False
+        return all((self.out / name).is_file() and (self.out / name).stat().st_size for name in entry["outputs"])
+
+    def add(self, entry: Entry) -> None:
+        """Note a file as done or failed; results of an earlier call that this one did not write are deleted."""
+        known = self.entries.get(entry["file"], {})
+        for name in set(known.get("outputs", ())) - set(entry.get("outputs", ())):
+            (self.out / name).unlink(missing_ok=True)
+        self.entries[entry["file"]] = {**entry, "format": FORMAT}
+        with (self.out / STATE_FILE).open("a", encoding="utf-8") as file:
+            file.write(_line(self.entries[entry["file"]]))
+
+    def _check(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out} is a file; name a folder")
+        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / STATE_FILE).is_file():
+            raise UserError(f"{self.out} holds no {STATE_FILE}, so it is no output of this tool; name another folder")
+
+    def _lock(self, folder: int) -> None:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.out}: another call is writing to it; wait, or name another folder") from None
+        except OSError:  # some network file systems lock no folders; two calls at once are then the user's to avoid
+            return
+
+    def _read(self) -> None:
+        path = self.out / STATE_FILE
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # cut off by a kill or a full disk
+                continue
+            if _is_entry(entry):
+                self.entries[entry["file"]] = entry
+
+    def _summarise(self, header: Mapping[str, Any]) -> None:
+        entries = sorted(self.entries.values(), key=lambda entry: str(entry["file"]))
+        failed = sum("error" in entry for entry in entries)
+        content = {
+            "format": FORMAT,
+            **header,
+            "counts": {"done": len(entries) - failed, "failed": failed},
+            "files": [{key: value for key, value in entry.items() if key != "codes"} for entry in entries],
+        }
+        self._replace(SUMMARY_FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        if any("codes" in entry for entry in entries):
+            self._replace(COCO_FILE, json.dumps(_coco(entries), ensure_ascii=False) + "\n")
+        else:
+            (self.out / COCO_FILE).unlink(missing_ok=True)
+
+    def _replace(self, name: str, text: str) -> None:
+        """Write a file that is whole at any moment."""
+        temporary = self.out / f"{name}.part"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.out / name)
+
+
+def name_outputs(files: Sequence[str], tags: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+    """File -> the path, without ending, that its results have below the folder of each kind.
+
+    A file is named as it is without its ending; where two would get the same (a.png and a.jpg, or names that differ in
+    case only) the later one keeps its ending: a_jpg. tags: what single results add to it. known: names given by earlier
+    calls, which stay.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for file in [*known, *(file for file in files if file not in known)]:
+        for name in _candidates(file, known.get(file)):
+            claimed = {f"{name}{tag}".casefold() for tag in ("", *tags)}
+            if not claimed & taken:
+                break
+        taken |= claimed
+        names[file] = name
+    return names
+
+
+def _candidates(file: str, known: str | None) -> Iterator[str]:
+    if known is not None:
+        yield known
+    stem = PurePosixPath(file).with_suffix("").as_posix()
+    yield stem
+    yield (ending := f"{stem}_{PurePosixPath(file).suffix[1:]}")
+    number = 2
+    while True:
+        yield f"{ending}_{number}"
+        number += 1
+
+
+def _line(entry: Entry) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a line is one of ours; paths that lead out of the folder are not, they would be deleted."""
+    if not isinstance(entry, dict) or not {"file", "name"} <= entry.keys():
+        return False
+    paths = [PurePosixPath(name) for name in entry.get("outputs", ())]
+    return not any(path.is_absolute() or ".." in path.parts for path in paths)
+
+
+def _coco(entries: Sequence[Entry]) -> dict[str, Any]:
+    """COCO's instances with run-length codes, one per file and phrase that is not empty."""
+    done = [entry for entry in entries if "codes" in entry]
+    phrases = sorted({item["phrase"] for entry in done for item in entry["objects"]})
+    images: list[Entry] = []
+    annotations: list[Entry] = []
+    for number, entry in enumerate(done, 1):
+        size = {"width": entry["width"], "height": entry["height"]}
+        images.append({"id": number, "file_name": entry["file"], **size})
+        for item, code in zip(entry["objects"], entry["codes"]):
+            if not item["pixels"]:
+                continue
+            found = {
+                "id": len(annotations) + 1,
+                "image_id": number,
+                "category_id": phrases.index(item["phrase"]) + 1,
+                "segmentation": code,
+                "area": item["pixels"],
+                "bbox": coco_mask.toBbox({**code, "counts": code["counts"].encode()}).tolist(),
+                "iscrowd": 0,
+                "score": item["score"],
+            }
+            annotations.append(found)
+    categories = [{"id": number, "name": phrase} for number, phrase in enumerate(phrases, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
