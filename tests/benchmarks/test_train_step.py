@@ -110,9 +110,9 @@ def test_wrong_rows_and_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="steps"):
         read_rows(tmp_path / "rows.yaml")
     groups = read_rows(ROWS)
-    assert len(choose(groups, ["baseline"], [])) == len(groups["baseline"])
+    assert len(choose(groups, ["four_gpus"], [])) == len(groups["four_gpus"])
     with pytest.raises(UserError, match="no such group or row"):
-        choose(groups, ["baseline"], ["8B, ZeRO-3, 4 GPUs"])
+        choose(groups, ["one_gpu"], ["8B, ZeRO-3, 4 GPUs"])
 
 
 def test_the_cap_never_exceeds_what_was_asked_for() -> None:
