@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.checkpoints.families import write_internlm2_base
 from tests.samples import batch_of, losses_of, processor_of
 from tests.tiny import LORA, shaken_model
 from vesselseg.errors import UserError
@@ -17,15 +16,6 @@ from vesselseg.models import fused_decoder, kernels
 from vesselseg.models.fused_linear import AdaptedLinear, adapted, adapted_mlp, collect
 from vesselseg.models.host_embedding import HostEmbedding, embedding_to_host
 from vesselseg.models.sa2va import Sa2VA
-
-
-@pytest.fixture(scope="module", params=["qwen2", "internlm2"])
-def base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "qwen2":
-        return tiny_base
-    folder = tmp_path_factory.mktemp("internlm2")
-    write_internlm2_base(folder)
-    return folder
 
 
 def learned(model: Sa2VA, base: Path, *numbers: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.checkpoints.families import write_internlm2_base
 from tests.samples import batch_of, losses_of, processor_of
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.errors import UserError, WeightsError
@@ -70,15 +69,6 @@ def test_moving_and_casting_a_model_leaves_packed_weights_alone() -> None:
     nn.Sequential(layer).bfloat16().to("cpu")
     assert layer.weight.dtype == torch.uint8 and layer.scales.state2.absmax.dtype == torch.float32
     assert torch.equal(frozen_weight(layer), before)
-
-
-@pytest.fixture(scope="module", params=["qwen2", "internlm2"])
-def base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "qwen2":
-        return tiny_base
-    folder = tmp_path_factory.mktemp("internlm2")
-    write_internlm2_base(folder)
-    return folder
 
 
 def quantised_layers(model: Sa2VA) -> set[str]:
