@@ -248,7 +248,8 @@ class Always(BaseMetric):
 
 def run_mmengine(work_dir: Path) -> None:
     """8 iterations of mmengine's own loops, with a line every 2 and a validation every 4."""
-    data = {"dataset": [{"inputs": torch.ones(1)}] * 8, "sampler": {"type": "DefaultSampler"}, "batch_size": 1, "num_workers": 0}
+    images = [{"inputs": torch.ones(1)}] * 8
+    data = {"dataset": images, "sampler": {"type": "DefaultSampler"}, "batch_size": 1, "num_workers": 0}
     Runner(
         model=Linear(),
         work_dir=str(work_dir),

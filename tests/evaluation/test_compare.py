@@ -47,6 +47,12 @@ def test_five_wins_of_different_size_by_hand(tmp_path: Path) -> None:
     assert (found.wins, found.ties, found.losses, found.items) == (5, 0, 0, 5)
     assert found.p == pytest.approx(2 / 2**5)  # one of the 32 sign patterns on either side
     assert found.p_groups is None
+    assert "not certain" in verdict(found, "a", "b")
+    ten = np.array([[0.5 + 0.01 * n, 0.5] for n in range(1, 11)])
+    assert verdict(measure("dice", ten, list("abcdefghij")), "a", "b").startswith("a is better than b: the interval")
+    assert verdict(measure("hd95", ten, list("abcdefghij")), "a", "b").startswith("b is better than a: the interval")
+    both_ways = np.array([[0.6, 0.5], [0.5, 0.6], [0.7, 0.5], [0.5, 0.71]])
+    assert verdict(measure("dice", both_ways, list("abcd")), "a", "b").startswith("no difference between a and b")
     reverse = compared(b, a).pairs[0].chosen
     assert (reverse.wins, reverse.losses, reverse.p) == (0, 5, found.p)
     assert reverse.difference == pytest.approx(-0.03)
@@ -81,7 +87,7 @@ def test_the_lower_distance_wins_and_missing_values_are_left_out(tmp_path: Path)
     one = found.pairs[0].chosen
     assert one.means == (pytest.approx(15.0), pytest.approx(30.0))
     assert (one.items, one.wins, one.losses) == (2, 2, 0)
-    assert verdict(one, "a", "b") == "a is better than b: the interval lies on one side of 0"
+    assert one.p == 0.5 and verdict(one, "a", "b").startswith("a comes out better than b, but that is not certain")
     worst = most_different(found, found.pairs[0], first_better=True)
     assert [case.key[0] for case in worst] == ["1.png", "2.png"]
     assert most_different(found, found.pairs[0], first_better=False) == []

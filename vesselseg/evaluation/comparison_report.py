@@ -26,6 +26,7 @@ from vesselseg.output_folder import whole_folder
 
 PAGE, JSON = "comparison.html", "comparison.json"
 FORMAT = 1
+_ALPHA = 0.05
 SHOWN = 3  # images of each pair and direction
 _PANEL = re.compile(r"^(?:worst|median|best)_\d+_(.+)\.png$")
 _FIRST, _SECOND, _SOFT = "#2563a8", "#d55e00", "#5b6675"
@@ -130,14 +131,20 @@ def label(metric: str) -> str:
 
 
 def verdict(metric: Metric, first: str, second: str) -> str:
-    """What the interval allows to say about two results, in a sentence."""
+    """What interval and test allow to say about two results, in a clause."""
     if metric.low is None or metric.high is None:
         return f"{first} and {second}: all images are of one group, so nothing can be said beyond them"
     if metric.low <= 0 <= metric.high:
         return f"no difference between {first} and {second} is shown: the interval holds 0"
     first_wins = (metric.difference > 0) != lower_is_better(metric.name)
     winner, loser = (first, second) if first_wins else (second, first)
-    return f"{winner} is better than {loser}: the interval lies on one side of 0"
+    p = tested(metric)
+    if p is None or p >= _ALPHA:
+        return (
+            f"{winner} comes out better than {loser}, but that is not certain: the interval lies on one side of 0, and "
+            f"Wilcoxon's p is {probability(p)}"
+        )
+    return f"{winner} is better than {loser}: the interval lies on one side of 0, and Wilcoxon's p is {probability(p)}"
 
 
 def most_different(comparison: Comparison, pair: Pair, first_better: bool) -> list[Differing]:
@@ -181,6 +188,7 @@ def draw_pair(comparison: Comparison, pair: Pair) -> NDArray[np.uint8]:
     ends = (low - margin, high + margin)
     left.plot(ends, ends, color="#aab3be", linewidth=1)
     left.scatter(values[1], values[0], color=_FIRST, s=22, alpha=0.75, linewidths=0)
+    left.locator_params(nbins=6)
     left.set(xlim=ends, ylim=ends, xlabel=second.name, ylabel=first.name, aspect="equal")
     ordered = np.sort(pair.differences)[::-1]
     better = -ordered if lower_is_better(comparison.metric) else ordered
