@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,7 @@ from tests.labelme_files import run as prepare_labels
 from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
 from vesselseg.data.rasterise import rasterise, record_masks
+from vesselseg.inference.input_files import find_inputs, read_file
 from vesselseg.inference.mask_polygons import mask_polygons
 from vesselseg.inference.predictor import Prediction
 from vesselseg.inference.result_files import labelme_content, phrase_tags
@@ -98,3 +101,19 @@ def test_names_never_meet() -> None:
     assert names["a_x.png"] == "a_x_png"  # a_x is what a's phrase x is called
     written = [f"{name}{tag}".casefold() for name in names.values() for tag in ("", "_x", "_z")]
     assert len(set(written)) == len(written)
+
+
+def test_names_in_an_old_encoding_stay_apart(tmp_path: Path) -> None:
+    """Two Chinese names written as GBK read alike where UTF-8 is expected."""
+    contents = {}
+    for number, name in enumerate(("造影1.png", "血管1.png")):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name.encode("gbk")))
+        picture(number).save(path)
+        contents[path] = path.read_bytes()
+    found = find_inputs(tmp_path)
+    assert len({item.file for item in found}) == 2
+    assert {item.path for item in found} == set(contents)
+    for item in found:
+        item.file.encode("utf-8")
+        read = read_file(item, lambda *_: False)
+        assert read is not None and read.sha256 == hashlib.sha256(contents[item.path]).hexdigest()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -88,7 +88,8 @@ def _of_folder(source: Path) -> list[InputFile]:
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
         hint = f"; {_NOT_YET[Path(refused[0]).suffix.lower()]}" if refused else ""
         raise UserError(f"{source}: no image in it ({', '.join(IMAGE_SUFFIXES)}); found {found}{hint}")
-    return [InputFile(source / name, printable(name)) for name in sorted([*listed.images, *refused])]
+    names = sorted([*listed.images, *refused])
+    return _unique([InputFile(source / name, printable(name)) for name in names])
 
 
 def _of_list(source: Path) -> list[InputFile]:
@@ -103,7 +104,20 @@ def _of_list(source: Path) -> list[InputFile]:
     paths = list(dict.fromkeys(paths))
     inside = all(folder in path.parents for path in paths)
     root = folder if inside else Path(os.path.commonpath([path.parent for path in paths]))
-    return [InputFile(path, printable(path.relative_to(root).as_posix())) for path in paths]
+    return _unique([InputFile(path, printable(path.relative_to(root).as_posix())) for path in paths])
+
+
+def _unique(inputs: Sequence[InputFile]) -> list[InputFile]:
+    """Names in an old encoding may read alike as text; the later ones get a number."""
+    taken: set[str] = set()
+    unique = []
+    for item in inputs:
+        place, file, number = PurePosixPath(item.file), item.file, 2
+        while file in taken:
+            file, number = place.with_name(f"{place.stem}_{number}{place.suffix}").as_posix(), number + 1
+        taken.add(file)
+        unique.append(InputFile(item.path, file))
+    return unique
 
 
 def read_file(source: InputFile, is_finished: Callable[[InputFile, int, str], bool]) -> ReadFile | None:
