@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tests.engine.conftest import Training, environment, rows
+from tests.engine.planned import planned, write_shapes
 from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
 from vesselseg.config import load_config
 from vesselseg.engine import recipe
-from vesselseg.engine.recipe import Sizes, Wish, choose_batch, choose_runtime, write_leaf
+from vesselseg.engine.recipe import MICRO_BATCH, Sizes, Wish, choose_batch, choose_runtime, write_leaf
 from vesselseg.errors import UserError
 from vesselseg.models.sam2_grounding import build_sam2
 
@@ -47,6 +48,36 @@ MODELS = {
 def test_the_runtime_follows_size_and_memory(model: str, gpus: int, gib: float, runtime: str, quantise: bool) -> None:
     choice = choose_runtime(MODELS[model], gpus, gib)
     assert (choice.runtime, choice.quantise) == (runtime, quantise)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    published = {"8B": "InternVL3-8B", "14B": "InternVL3-14B", "26B": "InternVL2.5-26B"}
+    folder = tmp_path_factory.mktemp("shapes")
+    return {size: write_shapes(folder / name, name) for size, name in published.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "gib"),
+    [("8B", 1, 12), ("8B", 4, 20), ("8B", 1, 22), ("14B", 1, 16), ("14B", 1, 36), ("26B", 4, 24), ("26B", 1, 24)],
+)
+def test_what_is_chosen_fits_by_the_plan(shapes: dict[str, Path], model: str, gpus: int, gib: float) -> None:
+    choice = choose_runtime(MODELS[model], gpus, gib)
+    stored = choice.runtime.startswith("zero2")
+    micro_batch, accumulation = choose_batch(1000, gpus, MICRO_BATCH if stored else 1)
+    like = {"zero2": "internvl3_8b_4x24gb"}.get(choice.runtime, f"internvl3_8b_4x24gb_{choice.runtime}")
+    plan = planned(
+        like,
+        shapes[model],
+        gpus,
+        gib,
+        model__sa2va__quantise="nf4" if choice.quantise else None,
+        model__sa2va__gradient_checkpointing=True,
+        features__store="disk" if stored else None,
+        schedule__micro_batch=micro_batch,
+        schedule__accumulation=accumulation,
+    )
+    assert plan.fits and not plan.tight
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from vesselseg.models.checkpoints.inspection import SAM2_FILE, Inspection, inspe
 from vesselseg.models.quantised import NF4_BYTES
 
 SAM2_PARAMETERS = 224_000_000  # SAM2-L, added to a base that holds none
+# A choice comes before the config that `memory_plan` could plan, so it rests on these: what the plan says of the
+# largest base that each decides on, rounded up. A test plans what is chosen.
 WORKING_GIB = 6.0  # activations, adapters with their optimizer states, CUDA itself
 WITHOUT_OPTIMIZER_GIB = 4.0  # the same with the optimizer states on the CPU
 ENCODING_GIB = 2.0  # what encoders need beside all weights while their features are computed and stored
