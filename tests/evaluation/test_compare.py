@@ -201,6 +201,7 @@ def test_panels_of_evaluations_stand_side_by_side(
         ([MODEL, "{tmp}/missing"], "no results.json"),
         ([MODEL, "{tmp}/predictions"], "python tools/eval.py"),
         ([MODEL, "{tmp}/notes.json"], "no results of tools/eval.py"),
+        ([MODEL, "{tmp}/half.json"], "KeyError: 'truth_pixels'"),
         ([MODEL, FRANGI, "--metric", "beauty"], "expected one of dice, iou, precision"),
         ([MODEL, FRANGI, "--out", "{tmp}/predictions"], "exists"),
         ([MODEL, FRANGI, "--out", "{tmp}/predictions", "--force"], "no earlier output"),
@@ -212,5 +213,7 @@ def test_wrong_arguments_end_in_one_message(
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions/predictions.json").write_text("{}")
     (tmp_path / "notes.json").write_text('{"items": 3}')
+    half = [{name: value for name, value in item("1.png", 0.5).items() if name != "truth_pixels"}]
+    results(tmp_path / "half", half).joinpath("results.json").rename(tmp_path / "half.json")
     assert call_tool("compare.py", *[str(argument).replace("{tmp}", str(tmp_path)) for argument in arguments]) == 2
     assert expected in capsys.readouterr().err

@@ -22,6 +22,7 @@ from vesselseg.evaluation.statistics import bootstrap_interval
 TIE = 1e-9  # differences below it are rounding
 # Distances, errors and calibration: there the lower value wins. Overlaps and the like: the higher.
 _LOWER_IS_BETTER = ("hd", "assd", "asd", "betti", "ece", "brier", "error")
+_ITEM = ("group", "height", "width", "truth_pixels", "metrics")
 Key = tuple[str, str]
 
 
@@ -103,7 +104,7 @@ def read_results(path: Path) -> Results:
         raise EvaluationError(f"{path}: no {RESULTS_FILE}; expected that file, or a folder that tools/eval.py wrote")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        items = {(item["image"], item["phrase"]): item for item in content["items"]}
+        items = {(item["image"], item["phrase"]): {name: item[name] for name in _ITEM} for item in content["items"]}
         data = content["data"]
         read = Results(
             path.name or str(path), file.parent, content["source"]["path"], data["split"], data["fingerprint"], items
