@@ -286,6 +286,24 @@ def test_a_run_of_mmengine_itself(tmp_path: Path) -> None:
     assert [(one.iteration, one.dice) for one in files] == [(4, 0.625), (8, 0.625)]
 
 
+def test_facts_of_an_xtuner_config_and_a_deepspeed_checkpoint(tmp_path: Path) -> None:
+    write_mmengine(
+        tmp_path, "20250701_120000", scalars=[{"loss": 1.0, "loss_dice": 0.2, "iter": 20}, {"dice": 0.5, "step": 20}]
+    )
+    (tmp_path / "sa2va.py").write_text(
+        "import missing_package\nmax_epochs = 4\n"
+        "model = dict(loss_mask=dict(loss_weight=2.0), loss_dice=dict(eps=1.0, loss_weight=0.5, naive_dice=True))\n"
+    )
+    (tmp_path / "iter_20.pth").mkdir()
+    (tmp_path / "iter_20.pth/mp_rank_00_model_states.pt").write_bytes(b"0" * 3_000_000)
+    run = analyse("x", tmp_path, read_log(tmp_path))
+    assert run.gaps == [(20, pytest.approx(1 - 0.2 / 0.5 - 0.5))]
+    assert [(one.iteration, one.megabytes, one.dice) for one in run.checkpoints] == [(20, pytest.approx(3.0), 0.5)]
+    assert next_commands(run)[0][1] == (
+        f"python tools/convert_to_hf.py CONFIG {tmp_path}/iter_20.pth --save-path {tmp_path}/hf"
+    )
+
+
 def test_scalars_alone_do_not_tell_the_end(tmp_path: Path) -> None:
     write_mmengine(tmp_path, "20250701_120000", scalars=[{"loss": 1.0, "iter": 10, "step": 10}])
     log = read_log(tmp_path)
