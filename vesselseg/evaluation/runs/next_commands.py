@@ -20,6 +20,10 @@ def next_commands(run: Analysis) -> list[tuple[str, str]]:
         chosen = max(run.checkpoints, key=lambda one: one.iteration or 0)
     if chosen is None:
         return commands
+    weights = chosen.path
+    if Path(weights).is_dir():
+        commands.append(_one_file(folder, Path(weights)))
+        weights = "WEIGHTS"
     config = str(folder / "config.py") if own else "CONFIG"
     hf, data = str(folder / "hf"), run.log.data_root or "data/NAME"
     note = "" if own else "; CONFIG: the one below configs/ with this run's base, SAM2 file and LoRA rank"
@@ -27,7 +31,7 @@ def next_commands(run: Analysis) -> list[tuple[str, str]]:
         *commands,
         (
             "turn the weights into a Hugging Face folder" + note,
-            _line("convert_to_hf.py", config, chosen.path, "--save-path", hf),
+            _line("convert_to_hf.py", config, weights, "--save-path", hf),
         ),
         (
             "score it on the test split, with the threshold searched on the validation split",
@@ -44,6 +48,14 @@ def _go_on(folder: Path, resumable: bool) -> tuple[str, str]:
     if resumable:
         return "go on from the newest checkpoint", line
     return "no complete checkpoint to go on from: start anew", line
+
+
+def _one_file(folder: Path, weights: Path) -> tuple[str, str]:
+    """DeepSpeed's own script, which it leaves in the work folder, turns its folder into one file."""
+    out = folder / f"{weights.stem}_float32"
+    words = (folder / "zero_to_fp32.py", folder, out, "--tag", weights.name)
+    what = "make one file of DeepSpeed's folder; WEIGHTS below: the file that this writes"
+    return what, "python " + " ".join(shlex.quote(str(word)) for word in words)
 
 
 def _line(tool: str, *words: str) -> str:
