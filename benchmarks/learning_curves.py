@@ -33,6 +33,7 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FormatStrFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -267,6 +268,8 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set(xlabel="iteration", ylabel="training loss", yscale="log")
+    for axis_part in ("set_major_formatter", "set_minor_formatter"):  # plain figures in place of powers of ten
+        getattr(panels[0].yaxis, axis_part)(FormatStrFormatter("%g"))
     panels[1].set(xlabel="iteration", ylabel="validation Dice, best threshold")
     panels[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
