@@ -96,7 +96,7 @@ def batch_with(*masks: Tensor) -> Batch:
     """A batch whose masks alone matter to the loss."""
     unused = torch.zeros(len(masks), 1)
     counts = tuple(len(of_image) for of_image in masks)
-    return Batch(("",) * len(masks), unused, (1,) * len(masks), unused, unused, unused, unused, masks, counts)
+    return Batch(("",) * len(masks), unused, (1,) * len(masks), unused, (), (), masks, counts)
 
 
 def answers() -> tuple[Tensor, Tensor]:
