@@ -17,9 +17,10 @@ from tqdm import tqdm
 from vesselseg.cli import run_tool
 from vesselseg.data.manifest import SPLITS, Record, read_manifest
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import AUTO, Evaluation, evaluate
+from vesselseg.evaluation.evaluator import AUTO, evaluate
 from vesselseg.evaluation.report import LABELS, write_evaluation
 from vesselseg.evaluation.results import RESULTS_FILE
+from vesselseg.evaluation.scores import Evaluation
 from vesselseg.evaluation.sources import open_source
 from vesselseg.output_folder import check_output
 

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vesselseg.evaluation.evaluator import Evaluation
+from vesselseg.evaluation.scores import Evaluation
 from vesselseg.evaluation.threshold import THRESHOLDS
 
 _DICE, _IOU, _SOFT, _ACCENT = "#2563a8", "#1f7a4d", "#5b6675", "#b3261e"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from vesselseg.data.manifest import Record, fingerprint, image_path, read_manife
 from vesselseg.data.rasterise import record_masks
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRICS, image_metrics
+from vesselseg.evaluation.scores import Case, Curve, Evaluation, Scored, ThresholdChoice
 from vesselseg.evaluation.sources import PredictionSource
 from vesselseg.evaluation.statistics import Summary, summarise
 from vesselseg.evaluation.threshold import apply_threshold, best_threshold, dice_iou_curves, threshold_counts
@@ -30,73 +30,6 @@ _log = logging.getLogger(__name__)
 
 AUTO = "auto"
 SEARCH_SPLIT = "val"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One item's result: pixels are counts, metrics has one value per name in METRICS."""
-
-    image: str
-    phrase: str
-    group: str
-    height: int
-    width: int
-    truth_pixels: int
-    predicted_pixels: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Mean Dice and IoU of a split at every threshold of ``threshold.THRESHOLDS``, each (99,)."""
-
-    split: str
-    items: int
-    dice: NDArray[np.float64]
-    iou: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ThresholdChoice:
-    """The threshold that was applied, where it comes from, and the curve it was searched on (None: not searched)."""
-
-    value: float
-    origin: str
-    searched: Curve | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything measured on one split.
-
-    curve: the reported split's own, for information; it never chose the threshold. None for masks, which are the same
-    at every threshold. grouped: whether records name groups, which the bootstrap then resamples.
-    """
-
-    source: Path
-    kind: str
-    data: Path
-    split: str
-    data_fingerprint: str
-    threshold: ThresholdChoice
-    curve: Curve | None
-    items: tuple[Scored, ...]
-    summary: dict[str, Summary]
-    grouped: bool
-    groups: int
-    seed: int
-    warnings: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True)
-class Case:
-    """One item with its pixels, for a panel: image (height, width, 3) uint8, masks bool, probabilities float32."""
-
-    scored: Scored
-    image: NDArray[np.uint8]
-    truth: NDArray[np.bool_]
-    prediction: NDArray[np.bool_]
-    probabilities: NDArray[np.float32]
 
 
 class Track(Protocol):

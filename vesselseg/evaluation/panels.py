@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from vesselseg.evaluation.evaluator import Case, Scored
+from vesselseg.evaluation.scores import Case, Scored
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 TRUE_POSITIVE = (0, 158, 115)

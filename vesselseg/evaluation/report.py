@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vesselseg.evaluation.charts import threshold_chart
-from vesselseg.evaluation.evaluator import Evaluation, Scored, cases
+from vesselseg.evaluation.evaluator import cases
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS
 from vesselseg.evaluation.panels import choose_cases, draw_panel
 from vesselseg.evaluation.results import RESULTS_FILE, versions, write_csv, write_json
+from vesselseg.evaluation.scores import Evaluation, Scored
 from vesselseg.evaluation.sources import PredictionSource
 from vesselseg.evaluation.statistics import RESAMPLES
 from vesselseg.html import jpeg_data_uri, png_data_uri, render

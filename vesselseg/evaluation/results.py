@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vesselseg.evaluation.evaluator import Curve, Evaluation, Scored
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS
+from vesselseg.evaluation.scores import Curve, Evaluation, Scored
 from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES
 from vesselseg.evaluation.threshold import THRESHOLDS
 
