@@ -79,6 +79,14 @@ def normalise(image: Image.Image) -> Tensor:
     return (pixels - mean) / std
 
 
+def to_pixels(view: Tensor) -> np.ndarray:
+    """What `normalise` was given: (3, height, width) float32 -> (height, width, 3) uint8, exactly."""
+    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    pixels: np.ndarray = ((view * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return pixels
+
+
 def tile_grid(width: int, height: int, min_tiles: int, max_tiles: int, tile_size: int) -> tuple[int, int]:
     """(columns, rows) whose aspect ratio is closest to the image's, as InternVL chooses it.
 

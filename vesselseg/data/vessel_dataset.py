@@ -19,24 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from vesselseg.data.augment import Augment
 from vesselseg.data.batch import EncodedViews, Example
 from vesselseg.data.feature_store import FeatureStore, digest
-from vesselseg.data.image_views import ImageViews, as_rgb
+from vesselseg.data.image_views import ImageViews
 from vesselseg.data.manifest import ManifestError, Record, fingerprint, image_path, read_split
 from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.data.rasterise import record_masks
+from vesselseg.data.read_image import read_image, unreadable
 from vesselseg.data.tokens import ConversationTokens
+from vesselseg.errors import UserError
 
 DEFAULT_PHRASE = "blood vessel"
-# what Pillow raises on damaged files, format by format, and on pictures that would fill the memory
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    Image.DecompressionBombError,
-)
 _TEXT = 1  # sets the draws of an epoch's questions apart from those of its augmentation
 
 
@@ -53,6 +44,18 @@ class View:
     encoded: EncodedViews | None = None
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """What is asked about an image: one round per object.
+
+    order: which object of the record each round asks for. phrases: their phrases. rounds: (question, answer).
+    """
+
+    order: tuple[int, ...]
+    phrases: tuple[str, ...]
+    rounds: tuple[tuple[str, str], ...]
+
+
 class VesselDataset(Dataset):
     """One Example per record of a split.
 
@@ -60,7 +63,8 @@ class VesselDataset(Dataset):
     sample is an error that names it, never replaced by another one: `tools/prepare_data.py` is where input is repaired.
 
     data_root: dataset folder. split: train, val or test. tokenizer: with the new tokens. views: sizes of both views.
-    tokens_per_tile: placeholders per tile. tokens: how conversations become ids. augment: None for none.
+    tokens_per_tile: placeholders per tile. tokens: how conversations become ids; None without a
+    tokenizer, for views and conversations but no Examples. augment: None for none.
     variants: augmented views per image, of which epoch e sees number e % variants; None: every epoch draws another.
     """
 
@@ -70,7 +74,7 @@ class VesselDataset(Dataset):
         split: str,
         *,
         views: ImageViews,
-        tokens: ConversationTokens,
+        tokens: ConversationTokens | None,
         tokens_per_tile: int,
         augment: Augment | dict[str, Any] | None = None,
         vary_questions: bool = True,
@@ -86,7 +90,7 @@ class VesselDataset(Dataset):
         self.fingerprint = fingerprint(self.root)
         self.usual_phrase = _usual_phrase(self.records)
         self.views = views
-        self.tokens = tokens
+        self._tokens = tokens
         self.tokens_per_tile = tokens_per_tile
         self.augment = Augment(**augment) if isinstance(augment, dict) else augment
         self.vary_questions = vary_questions
@@ -103,6 +107,18 @@ class VesselDataset(Dataset):
         """The tokenizer that conversations are encoded with."""
         return self.tokens.tokenizer
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether conversations can be encoded."""
+        return self._tokens is not None
+
+    @property
+    def tokens(self) -> ConversationTokens:
+        """How conversations become ids; raises UserError where the data set was opened without a tokenizer."""
+        if self._tokens is None:
+            raise UserError(f"{self.root}: this data set was opened without a tokenizer; it makes no Examples")
+        return self._tokens
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -112,7 +128,7 @@ class VesselDataset(Dataset):
         index = range(len(self.records))[index]
         number = epoch if self.variants is None else epoch % self.variants
         view = self._stored_view(index, number) or self.view(index, number)
-        return self._ask(self.records[index], view, np.random.default_rng((self.seed, epoch, index, _TEXT)))
+        return self._ask(index, view, self.conversation(index, epoch))
 
     def view(self, index: int, number: int) -> View:
         """View `number` of an image, computed from its file."""
@@ -132,7 +148,7 @@ class VesselDataset(Dataset):
         try:
             content = hashlib.sha256(image_path(self.root, record).read_bytes()).hexdigest()
         except OSError as error:
-            raise _unreadable(image_path(self.root, record), error) from None
+            raise unreadable(image_path(self.root, record), error) from None
         drawn = None if self.augment is None else [number, index]
         return digest([content, record.regions, drawn])
 
@@ -143,39 +159,35 @@ class VesselDataset(Dataset):
         encoded, masks = store.read(names[index, number])
         return View(torch.empty(0), torch.empty(0), masks, encoded)
 
-    def _ask(self, record: Record, view: View, generator: np.random.Generator) -> Example:
-        """A view with questions about it; an image without objects is asked for the usual phrase, in vain."""
+    def conversation(self, index: int, epoch: int) -> Conversation:
+        """What is asked about an image in an epoch; one without objects is asked for the usual phrase, in vain."""
+        record, generator = self.records[index], np.random.default_rng((self.seed, epoch, index, _TEXT))
         phrases = record.phrases or (self.usual_phrase,)
         order = generator.permutation(len(phrases)) if self.vary_questions else np.arange(len(phrases))
         phrases = tuple(phrases[number] for number in order)
         choices = generator.integers(0, 2**31, len(phrases)) if self.vary_questions else np.zeros(len(phrases), int)
-        rounds = [(_question(record, phrase, int(choice)), ANSWER) for phrase, choice in zip(phrases, choices)]
+        rounds = tuple((_question(record, phrase, int(choice)), ANSWER) for phrase, choice in zip(phrases, choices))
+        return Conversation(tuple(int(number) for number in order), phrases, rounds)
+
+    def _ask(self, index: int, view: View, conversation: Conversation) -> Example:
+        """A view with the questions about it."""
+        record = self.records[index]
         tiles = len(view.tiles if view.encoded is None else view.encoded.patches)
-        input_ids, labels = self.tokens.encode(rounds, tiles * self.tokens_per_tile, where=record.image)
+        input_ids, labels = self.tokens.encode(conversation.rounds, tiles * self.tokens_per_tile, where=record.image)
         return Example(
             image_id=record.image,
             tiles=view.tiles,
             sam_image=view.sam_image,
             input_ids=input_ids,
             labels=labels,
-            masks=view.masks[torch.from_numpy(order)],
-            phrases=phrases,
+            masks=view.masks[list(conversation.order)],
+            phrases=conversation.phrases,
             encoded=view.encoded,
         )
 
     def image(self, record: Record) -> Image.Image:
         """The record's image as 8-bit RGB; raises ManifestError naming the file if it cannot be read."""
-        path = image_path(self.root, record)
-        try:
-            with Image.open(path) as opened:
-                opened.load()  # an RGB image is handed on as it is, and its file is closed here
-                return as_rgb(opened)
-        except _UNREADABLE as error:
-            raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> ManifestError:
-    return ManifestError(f"{path}: cannot be read as an image ({error}); prepare the data again")
+        return read_image(image_path(self.root, record))
 
 
 def _question(record: Record, phrase: str, choice: int) -> str:

@@ -36,13 +36,17 @@ def processor_for(
     max_tiles: int | None = None,
 ) -> Processor:
     """The processor that belongs to a model. max_tiles: fewer tiles per image than the model's own limit."""
+    tokens = ConversationTokens(tokenizer, chat_template(config.template), max_length)
+    return Processor(views_for(config, max_tiles), tokens, config.tokens_per_tile)
+
+
+def views_for(config: Sa2VAConfig, max_tiles: int | None = None) -> ImageViews:
+    """The sizes of both views of a model. max_tiles: fewer tiles per image than the model's own limit."""
     limit = config.max_dynamic_patch if config.dynamic_image_size else 1
-    views = ImageViews(
+    return ImageViews(
         tile_size=config.force_image_size,
         sam_size=int(config.grounding_config["image_size"]),
         min_tiles=config.min_dynamic_patch,
         max_tiles=min(max_tiles or limit, limit),
         use_thumbnail=config.use_thumbnail,
     )
-    tokens = ConversationTokens(tokenizer, chat_template(config.template), max_length)
-    return Processor(views, tokens, config.tokens_per_tile)
