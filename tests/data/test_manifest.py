@@ -40,9 +40,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         Record("clip/a.png", ((TRIANGLE,), (RUN_LENGTH, TRIANGLE)), ("vessel", "导管"), group="patient 7"),
         Record("b.png", ((),), ("vessel",)),
         Record("c.png", (), ()),
+        Record("d.png", ((TRIANGLE,),), ("vessel",), spacing=(0.2, 0.3), observers={"2": ((RUN_LENGTH, TRIANGLE),)}),
     ]
     write_manifest(tmp_path, records)
     assert read_manifest(tmp_path) == records
+    assert records[3].as_seen_by("2") == Record(
+        "d.png", ((RUN_LENGTH, TRIANGLE),), ("vessel",), spacing=(0.2, 0.3), observers=records[3].observers
+    )
     entry = json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))[1]
     assert entry == {"image": "b.png", "mask": [[]], "text": ["vessel"]}
 
@@ -64,6 +68,13 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "blank phrase": ({"image": "a.png", "mask": [[TRIANGLE]], "text": [" "]}, '"text" must be'),
     "too few phrases": ({"image": "a.png", "mask": [[TRIANGLE], [TRIANGLE]], "text": ["v"]}, "1 phrases for 2 objects"),
     "flat polygon as object": ({"image": "a.png", "mask": [TRIANGLE], "text": ["v"]}, "flat list of finite numbers"),
+    "spacing": ({"image": "a.png", "mask": [], "text": [], "spacing": [0.2]}, '"spacing" must be'),
+    "no spacing": ({"image": "a.png", "mask": [], "text": [], "spacing": [0.2, 0]}, '"spacing" must be'),
+    "observers": ({"image": "a.png", "mask": [], "text": [], "observers": [[]]}, '"observers" must hold'),
+    "observer's objects": (
+        {"image": "a.png", "mask": [], "text": [], "observers": {"2": [[TRIANGLE]]}},
+        "a.png, observer 2: 0 phrases for 1 objects",
+    ),
     "one point": ({"image": "a.png", "mask": [[[1, 2]]], "text": ["v"]}, "at least 3 points"),
     "a box": ({"image": "a.png", "mask": [[[1, 2, 30, 40]]], "text": ["v"]}, "at least 3 points"),
     "odd count": ({"image": "a.png", "mask": [[[*TRIANGLE, 1]]], "text": ["v"]}, "found 7 numbers"),

@@ -7,7 +7,9 @@ A record is read in both forms that users have:
 * Sa2VA's own: ``{"image": f, "mask": [[[x1, y1, ...], ...], ...], "text": ["...", ...]}``
 
 and always written in the second. A region is a polygon (flat list of x, y in pixels of the stored image) or a COCO
-run-length code ``{"size": [height, width], "counts": "..."}``, for LabelMe's bitmap shapes.
+run-length code ``{"size": [height, width], "counts": "..."}``, for bitmaps. Optional fields of a record: ``group``;
+``spacing`` (millimetres per pixel, [row, column]); ``observers``, what further people drew in the same image: name ->
+one list of regions per object, in the order of ``text``.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import hashlib
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Union
+from typing import Any
 
 Polygon = list[float]
 RunLength = dict[str, Any]
-Region = Union[Polygon, RunLength]
+Region = Polygon | RunLength
 
 SPLITS = ("train", "val", "test")
 
@@ -35,17 +38,25 @@ class Record:
     regions: per object, the regions whose union is its mask; an object with no region has an empty mask.
     phrases: per object, what the user would ask for, e.g. "blood vessel".
     group: patient, clip or study; a group is never on both sides of a split. Empty: the image is its own group.
+    spacing: (row, column) millimetres per pixel, above 0; None where it is not known.
+    observers: what further people drew, by name ("2", "3"): per object the regions, in the order of ``phrases``.
     """
 
     image: str
     regions: tuple[tuple[Region, ...], ...]
     phrases: tuple[str, ...]
     group: str = ""
+    spacing: tuple[float, float] | None = None
+    observers: Mapping[str, tuple[tuple[Region, ...], ...]] = field(default_factory=dict)
 
     @property
     def group_key(self) -> str:
         """The group, or the image's own name where it has none."""
         return self.group or self.image
+
+    def as_seen_by(self, observer: str) -> Record:
+        """The record with what a further observer drew in place of its regions; KeyError for unknown names."""
+        return replace(self, regions=self.observers[observer])
 
 
 class ManifestError(ValueError):
@@ -82,6 +93,10 @@ def write_manifest(folder: Path, records: list[Record]) -> None:
         }
         if record.group:
             entry["group"] = record.group
+        if record.spacing is not None:
+            entry["spacing"] = list(record.spacing)
+        if record.observers:
+            entry["observers"] = {name: [list(r) for r in drawn] for name, drawn in record.observers.items()}
         entries.append(entry)
     (Path(folder) / "annotations.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
@@ -99,15 +114,36 @@ def parse_record(entry: Any) -> Record:
         text, mask = [text], [mask]
     if not isinstance(text, list) or not all(isinstance(phrase, str) and phrase.strip() for phrase in text):
         raise ManifestError(f'{image}: "text" must be a phrase or a list of phrases')
-    if len(text) != len(mask):
-        raise ManifestError(f"{image}: {len(text)} phrases for {len(mask)} objects")
+    regions = _parse_objects(image, mask, len(text))
+    drawn = entry.get("observers") or {}
+    if not isinstance(drawn, dict) or not all(isinstance(objects, list) for objects in drawn.values()):
+        raise ManifestError(f'{image}: "observers" must hold one list of objects per name')
+    observers = {
+        name: _parse_objects(f"{image}, observer {name}", objects, len(text)) for name, objects in drawn.items()
+    }
+    group = entry.get("group")
+    return Record(image, regions, tuple(text), "" if group is None else str(group), _parse_spacing(entry), observers)
+
+
+def _parse_objects(where: str, mask: list[Any], phrases: int) -> tuple[tuple[Region, ...], ...]:
+    if phrases != len(mask):
+        raise ManifestError(f"{where}: {phrases} phrases for {len(mask)} objects")
     for number, regions in enumerate(mask):
         if not isinstance(regions, list):
-            raise ManifestError(f"{image}, object {number}: expected a list of regions")
+            raise ManifestError(f"{where}, object {number}: expected a list of regions")
         for region in regions:
-            _check_region(image, number, region)
-    group = entry.get("group")
-    return Record(image, tuple(tuple(r) for r in mask), tuple(text), "" if group is None else str(group))
+            _check_region(where, number, region)
+    return tuple(tuple(regions) for regions in mask)
+
+
+def _parse_spacing(entry: dict[str, Any]) -> tuple[float, float] | None:
+    spacing = entry.get("spacing")
+    if spacing is None:
+        return None
+    numbers = isinstance(spacing, list) and all(type(v) in (int, float) and 0 < v < math.inf for v in spacing)
+    if not numbers or len(spacing) != 2:
+        raise ManifestError(f'{entry["image"]}: "spacing" must be [row, column], two numbers of millimetres above 0')
+    return float(spacing[0]), float(spacing[1])
 
 
 def _check_region(image: str, number: int, region: Any) -> None:
