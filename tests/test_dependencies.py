@@ -17,7 +17,13 @@ else:
     import tomli as tomllib
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-IMPORT_NAMES = {"opencv_python": "cv2", "pillow": "PIL", "scikit_image": "skimage", "pyyaml": "yaml"}
+IMPORT_NAMES = {
+    "opencv_python": "cv2",
+    "pillow": "PIL",
+    "scikit_image": "skimage",
+    "scikit_learn": "sklearn",
+    "pyyaml": "yaml",
+}
 # Declared, not imported by name: who needs it.
 USED_BY_OTHERS = {
     "torchvision": "sam2 imports it for its transforms",
@@ -28,7 +34,11 @@ USED_BY_OTHERS = {
     "setuptools": "deepspeed compiles its CPU operators with it",
 }
 # Imported where a model that trains needs it; predicting does without.
-ONLY_TO_TRAIN = {"bitsandbytes": "model.sa2va.quantise", "liger_kernel": "model.sa2va.fused, on a GPU"}
+ONLY_TO_TRAIN = {
+    "bitsandbytes": "model.sa2va.quantise",
+    "liger_kernel": "model.sa2va.fused, on a GPU",
+    "segmentation_models_pytorch": "tools/baseline_unet.py",
+}
 
 
 def project() -> dict[str, Any]:
@@ -61,7 +71,8 @@ def declared() -> tuple[set[str], set[str]]:
     """Import names of (what predicting needs, what training needs besides)."""
     content = project()
     base = content["project"]["dependencies"]
-    train = content["project"]["optional-dependencies"]["train"] + content["dependency-groups"]["xtuner"]
+    extras = content["project"]["optional-dependencies"]
+    train = extras["train"] + extras["baselines"] + content["dependency-groups"]["xtuner"]
     return {import_name(item) for item in base}, {import_name(item) for item in train}
 
 

@@ -103,10 +103,10 @@ def _print_summary(evaluation: Evaluation) -> None:
         print(f"threshold: {choice.value:.2f} ({choice.origin})")
     for warning in evaluation.warnings:
         print(f"note: {warning}")
-    print(f"{'':12}{'mean':>8}  {'95 % interval':>16}{'median':>9}{'lowest':>9}{'highest':>9}")
+    print(f"{'':22}{'mean':>8}  {'95 % interval':>16}{'median':>9}{'lowest':>9}{'highest':>9}")
     for name, row in evaluation.summary.items():
         interval = "one group" if row.low is None else f"{row.low:.4f} - {row.high:.4f}"
-        print(f"{LABELS[name]:12}{row.mean:8.4f}  {interval:>16}{row.median:9.4f}{row.minimum:9.4f}{row.maximum:9.4f}")
+        print(f"{LABELS[name]:22}{row.mean:8.4f}  {interval:>16}{row.median:9.4f}{row.minimum:9.4f}{row.maximum:9.4f}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from vesselseg.evaluation.errors import EvaluationError, problem_list
+from vesselseg.evaluation.metrics import METRIC_TABLE
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
 from vesselseg.evaluation.results import RESULTS_FILE
 from vesselseg.evaluation.statistics import bootstrap_interval
 
 TIE = 1e-9  # differences below it are rounding
-# Distances, errors and calibration: there the lower value wins. Overlaps and the like: the higher.
-_LOWER_IS_BETTER = ("hd", "assd", "asd", "betti", "ece", "brier", "error")
 _ITEM = ("group", "height", "width", "truth_pixels", "metrics")
 Key = tuple[str, str]
 
@@ -89,7 +88,7 @@ class Comparison:
 
 def lower_is_better(metric: str) -> bool:
     """Whether the smaller value of a metric wins."""
-    return metric.startswith(_LOWER_IS_BETTER)
+    return METRIC_TABLE[metric].lower_is_better
 
 
 def read_results(path: Path) -> Results:
@@ -130,7 +129,7 @@ def compare(results: Sequence[Results], metric: str, common: bool = False, seed:
         raise EvaluationError(problem_list("the results are not of the same images", problems, advice))
     if not keys:
         raise EvaluationError("the results share no image with the same truth: there is nothing to compare")
-    names = [name for name in results[0].items[keys[0]]["metrics"] if all(_has(one, keys, name) for one in results)]
+    names = [name for name in METRIC_TABLE if all(_has(one, keys, name) for one in results)]
     if metric not in names:
         raise EvaluationError(f"--metric {metric}: not in all results; expected one of {', '.join(names)}")
     groups = [str(results[0].items[key]["group"]) for key in keys]

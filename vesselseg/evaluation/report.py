@@ -12,7 +12,7 @@ from PIL import Image
 
 from vesselseg.evaluation.charts import threshold_chart
 from vesselseg.evaluation.evaluator import cases
-from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS
+from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
 from vesselseg.evaluation.panels import choose_cases, draw_panel
 from vesselseg.evaluation.results import RESULTS_FILE, versions, write_csv, write_json
 from vesselseg.evaluation.scores import Evaluation, Scored
@@ -23,24 +23,8 @@ from vesselseg.output_folder import whole_folder
 
 REPORT_FILE = "report.html"
 
-LABELS = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "precision": "Precision",
-    "recall": "Recall",
-    "specificity": "Specificity",
-    "accuracy": "Accuracy",
-    "cldice": "clDice",
-}
-MEANINGS = {
-    "dice": "overlap: twice the common pixels over the sum of both masks",
-    "iou": "overlap: common pixels over the union of both masks",
-    "precision": "part of the predicted vessel that is vessel",
-    "recall": "part of the vessel that was found",
-    "specificity": "part of the background that was left alone",
-    "accuracy": "part of all pixels that is right; high for any method where vessels are thin",
-    "cldice": "Dice of the centre lines: rewards connected, complete trees, whatever their width",
-}
+LABELS = {name: metric.label for name, metric in METRIC_TABLE.items()}
+MEANINGS = {name: metric.meaning for name, metric in METRIC_TABLE.items()}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import platform
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -63,7 +64,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "summary": {name: summary.to_dict() for name, summary in evaluation.summary.items()},
         "warnings": list(evaluation.warnings),
         "versions": versions(),
-        "items": [asdict(item) for item in evaluation.items],
+        "items": [{**asdict(item), "metrics": _defined(item.metrics)} for item in evaluation.items],
     }
 
 
@@ -93,4 +94,9 @@ def _curve(curve: Curve | None) -> dict[str, Any] | None:
 def _flat(item: Scored) -> dict[str, Any]:
     row = asdict(item)
     values = row.pop("metrics")
-    return {**row, **{name: f"{values[name]:.6f}" for name in METRICS}}
+    return {**row, **{name: "" if value is None else f"{value:.6f}" for name, value in _defined(values).items()}}
+
+
+def _defined(metrics: dict[str, float]) -> dict[str, float | None]:
+    """In the order of METRICS; None for an undefined value."""
+    return {name: None if math.isnan(metrics[name]) else metrics[name] for name in METRICS}
