@@ -245,16 +245,22 @@ def compare(first: str, second: str, variants: Mapping[str, Any]) -> dict[str, A
         if not seeds:
             told.append(f"no {kind.replace('_', ' ')}")
             continue
-        difference, noise = mean(other) - mean(one), None
-        if seeds > 1:
-            student = STUDENT.get(seeds, STUDENT[max(STUDENT)])
-            noise = student * math.sqrt(stdev(one) ** 2 / len(one) + stdev(other) ** 2 / len(other))
+        difference, noise = mean(other) - mean(one), seeds_noise(one, other)
         agree = None if noise is None else abs(difference) <= noise
         outcome[kind] = {"difference": difference, "noise": noise, "agree": agree}
         verdict = {None: "one seed tells no noise", True: "within", False: "beyond"}[agree]
         limit = "" if noise is None else f" the seeds' noise of {noise:.4f}"
         told.append(f"{kind.replace('_', ' ')} {mean(one):.4f} and {mean(other):.4f}: {verdict}{limit}")
     return outcome | {"sentence": f"{first} / {second}: {'; '.join(told)}"}
+
+
+def seeds_noise(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """How far apart the means of two ways lie by their seeds alone, 95 %; None where one has a single seed."""
+    seeds = min(len(one), len(other))
+    if seeds < 2:
+        return None
+    student = STUDENT.get(seeds, STUDENT[max(STUDENT)])
+    return student * math.sqrt(stdev(one) ** 2 / len(one) + stdev(other) ** 2 / len(other))
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:

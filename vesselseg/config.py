@@ -204,6 +204,11 @@ def _feature_problems(values: Mapping[str, Any]) -> list[str]:
         for name in ("vision", "sam2_encoder")
         if _lookup(values, f"model.sa2va.trainable.{name}")
     ]
+    if _lookup(values, "model.sa2va.sam2.fine_masks") == "pixels":
+        problems.append(
+            f'features.store={store!r} keeps no pictures, which model.sa2va.sam2.fine_masks="pixels" reads; take '
+            '"features", or features.store=None'
+        )
     if _lookup(values, "train_dataset.variants") is not None:
         problems.append("train_dataset.variants: this value's home is features.variants where features are stored")
     return problems

@@ -109,9 +109,9 @@ def tile_grid(width: int, height: int, min_tiles: int, max_tiles: int, tile_size
 
 
 def logits_to_image(mask_logits: Tensor, sam_size: int, height: int, width: int) -> Tensor:
-    """Mask logits at stride 4 -> logits at the image's size, through SAM2's square as the published code goes.
+    """Mask logits -> logits at the image's size, through SAM2's square as the published code goes.
 
-    mask_logits: (objects, side / 4, side / 4). Returns (objects, height, width) float32.
+    mask_logits: (objects, side / 4, side / 4), or / 2. Returns (objects, height, width) float32.
     """
     logits = mask_logits.float().unsqueeze(1)
     square = functional.interpolate(logits, size=(sam_size, sam_size), mode="bilinear", align_corners=False)

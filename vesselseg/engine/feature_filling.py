@@ -87,12 +87,13 @@ def store_root(settings: Features) -> Path:
 def store_key(sa2va: Sa2VA, dataset: VesselDataset) -> dict[str, Any]:
     """Everything but the images themselves that features depend on; a collective call where weights are partitioned."""
     config, augment = sa2va.config, dataset.augment
+    grounding = {name: value for name, value in config.grounding_config.items() if name != "fine_masks"}
     return {
         "features_version": FEATURES_VERSION,
         "weights": weights_fingerprint(_encoder_weights(sa2va)),
         "behind": sorted(sa2va.encoders()),
         "dtype": str(sa2va.dtype),
-        "shapes": [config.vision_config, config.grounding_config, config.downsample_ratio],
+        "shapes": [config.vision_config, grounding, config.downsample_ratio],
         "views": asdict(dataset.views),
         "augment": None if augment is None else {**asdict(augment), "seed": dataset.seed},
         "versions": {

@@ -27,7 +27,7 @@ class TrainingModel(BaseModel):
 
     config_targets: ClassVar[dict[str, Any]] = {
         "sa2va": build_model,
-        "sa2va.sam2": frozenset({"variant", "version", "checkpoint", "image_size", "trunk"}),
+        "sa2va.sam2": frozenset({"variant", "version", "checkpoint", "image_size", "trunk", "fine_masks"}),
         "sa2va.lora": Lora,
         "sa2va.trainable": Trainable,
         "loss": TotalLoss,

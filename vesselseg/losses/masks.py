@@ -29,9 +29,14 @@ def _overlap(cells: int, pixels: int, device: torch.device) -> Tensor:
     return (shared.clamp(min=0) * cells / pixels).float()
 
 
+def bce_elements(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of every pixel. logits, target (0 to 1): one shape, which is returned."""
+    return functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
 def bce_per_object(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy, mean over pixels. logits, target (0 to 1): (objects, H, W). Returns (objects,)."""
-    return functional.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)
+    return bce_elements(logits, target).flatten(1).mean(1)
 
 
 def dice_per_object(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:

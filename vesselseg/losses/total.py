@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vesselseg.data.batch import Batch
 from vesselseg.losses.masks import area_average, bce_per_object, dice_per_object
+from vesselseg.losses.vessels import boundary_bce_per_object, focal_tversky_per_object, soft_cldice_per_object
 
 MASK_TARGETS = ("area", "full")
+Term = Callable[[Tensor, Tensor], Tensor]  # logits, target: (objects, H, W) -> (objects,)
 
 
 class TotalLoss(nn.Module):
-    """Cross-entropy on answer tokens, BCE and Dice on masks.
+    """Cross-entropy on answer tokens, BCE and Dice on masks, and losses that suit vessels.
 
-    lm, bce, dice: weights. mask_target: `area` compares the logits, at a quarter of SAM2's side, with area-averaged
-    labels; `full` enlarges the logits to the image and compares there (more memory, exact borders).
+    lm, bce, dice: weights. boundary: of BCE that counts borders more, in place of bce or beside it. tversky: of the
+    focal Tversky loss, in place of dice or beside it. cldice: of soft clDice, beside the others. The three are computed
+    only where their weight is above 0. cldice_iterations: radius in pixels up to which vessels have a centreline.
+    mask_target: `area` compares the logits, at a quarter (or half) of SAM2's side, with area-averaged labels; `full`
+    enlarges the logits to the image and compares there (more memory, exact borders). A centreline has no area: clDice
+    is computed at the image's size in both cases.
     """
 
-    def __init__(self, lm: float = 1.0, bce: float = 2.0, dice: float = 0.5, mask_target: str = "area") -> None:
+    def __init__(
+        self,
+        lm: float = 1.0,
+        bce: float = 2.0,
+        dice: float = 0.5,
+        boundary: float = 0.0,
+        tversky: float = 0.0,
+        cldice: float = 0.0,
+        cldice_iterations: int = 10,
+        mask_target: str = "area",
+    ) -> None:
         super().__init__()
         if mask_target not in MASK_TARGETS:
             raise ValueError(f"loss.mask_target is {mask_target!r}; expected one of {', '.join(MASK_TARGETS)}")
-        self.lm, self.bce, self.dice = lm, bce, dice
+        self.lm = lm
+        optional = {"boundary": boundary, "tversky": tversky, "cldice": cldice}
+        self.mask_weights = {"bce": bce, "dice": dice, **{name: one for name, one in optional.items() if one > 0}}
+        self.terms: dict[str, Term] = {
+            "bce": bce_per_object,
+            "dice": dice_per_object,
+            "boundary": boundary_bce_per_object,
+            "tversky": focal_tversky_per_object,
+            "cldice": partial(soft_cldice_per_object, iterations=cldice_iterations),
+        }
         self.mask_target = mask_target
 
     def forward(
@@ -34,23 +63,37 @@ class TotalLoss(nn.Module):
         mask_logits: (all objects, h, w). answer_logits: (tokens, vocabulary). answer_labels: (tokens,).
         Masks are averaged over objects, so an image with many objects counts by each of them.
         """
-        bce, dice = self._mask_losses(mask_logits.float(), batch)
-        return {
-            "loss_lm": self.lm * functional.cross_entropy(answer_logits.float(), answer_labels),
-            "loss_bce": self.bce * bce,
-            "loss_dice": self.dice * dice,
-        }
+        answers = self.lm * functional.cross_entropy(answer_logits.float(), answer_labels)
+        masks = self._mask_losses(mask_logits.float(), batch)
+        return {"loss_lm": answers, **{f"loss_{name}": self.mask_weights[name] * one for name, one in masks.items()}}
 
-    def _mask_losses(self, mask_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        bce, dice = [], []
-        for logits, masks in zip(mask_logits.split(list(batch.objects_per_image)), batch.masks):
-            if self.mask_target == "area":
-                target = area_average(masks, *logits.shape[-2:])
-            else:
-                target = masks.float()
-                logits = functional.interpolate(
-                    logits.unsqueeze(1), size=target.shape[-2:], mode="bilinear", align_corners=False
-                ).squeeze(1)
-            bce.append(bce_per_object(logits, target))
-            dice.append(dice_per_object(logits, target))
-        return torch.cat(bce).mean(), torch.cat(dice).mean()
+    def _mask_losses(self, mask_logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        found = defaultdict(list)
+        for logits, masks in _by_size(mask_logits, batch):
+            compared = {self.mask_target: _compared(logits, masks, self.mask_target)}
+            if "cldice" in self.mask_weights and self.mask_target != "full":
+                compared["full"] = _compared(logits, masks, "full")
+            for name in self.mask_weights:
+                target = "full" if name == "cldice" else self.mask_target
+                found[name].append(self.terms[name](*compared[target]))
+        return {name: torch.cat(values).mean() for name, values in found.items()}
+
+
+def _by_size(mask_logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """Logits and masks of all images of one size together: fewer and larger steps for a GPU."""
+    groups: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
+    for logits, masks in zip(mask_logits.split(list(batch.objects_per_image)), batch.masks):
+        of_size = groups.setdefault(tuple(masks.shape[-2:]), ([], []))
+        of_size[0].append(logits)
+        of_size[1].append(masks)
+    return [(torch.cat(logits), torch.cat(masks)) for logits, masks in groups.values()]
+
+
+def _compared(logits: Tensor, masks: Tensor, mask_target: str) -> tuple[Tensor, Tensor]:
+    """Logits and labels (objects, H, W) float32 at the size at which they are compared."""
+    if mask_target == "area":
+        return logits, area_average(masks, *logits.shape[-2:])
+    enlarged = functional.interpolate(
+        logits.unsqueeze(1), size=tuple(masks.shape[-2:]), mode="bilinear", align_corners=False
+    )
+    return enlarged.squeeze(1), masks.float()

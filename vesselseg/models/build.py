@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # What an InternVL folder does not hold: it starts fresh, or comes from SAM2's own file.
 NOT_IN_INTERNVL = r"^(seg_projector|grounding)\."
+FINE_MASKS = "grounding.fine_masks."
 
 
 def build_model(
@@ -52,9 +54,10 @@ def build_model(
     """Read a base folder and make the model that trains.
 
     base: folder of an InternVL or Sa2VA model, or its name on the hub.
-    sam2: `variant`, `version`, `image_size`, `trunk` (sizes), and `checkpoint`, a file of SAM2's; without one, an
-    InternVL base gets a SAM2 with random weights, and says so. A base that holds a SAM2 of its own keeps it, with its
-    sizes: only `image_size` is taken then.
+    sam2: `variant`, `version`, `image_size`, `trunk` (sizes), `fine_masks` (a kind of `FineMasks`, None for SAM2's own
+    resolution), and `checkpoint`, a file of SAM2's; without one, an InternVL base gets a SAM2 with random weights, and
+    says so. A base that holds a SAM2 of its own keeps it, with its sizes: only `image_size` and, where it holds none,
+    `fine_masks` are taken then.
     lora, trainable: fields of `Lora` and `Trainable`.
     max_tiles: InternVL tiles per image without the thumbnail, in training and prediction alike; None: the base's limit.
     gradient_checkpointing: True, False, or how many decoder layers, from the first on, are recomputed in the backward
@@ -127,14 +130,20 @@ def _place(device: torch.device | str, dtype: torch.dtype) -> Any:
 
 def _settle_sam2(folder: BaseFolder, sam2: dict[str, Any], random_weights: bool) -> str | None:
     """Put SAM2's sizes into the folder's config; returns the file that its weights come from, if any."""
-    settings = {name: value for name, value in sam2.items() if name != "checkpoint"}
+    settings = {name: value for name, value in sam2.items() if name != "checkpoint" and value is not None}
+    kinds = own_fine_masks(folder), settings.get("fine_masks")
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise UserError(
+            f"{folder.path} holds fine masks of kind {kinds[0]!r}, and model.sa2va.sam2.fine_masks is {kinds[1]!r}; "
+            "leave it at None, which keeps those of the base"
+        )
     # With random weights the folder may be a config.json and a tokenizer, without a file to look into.
     own = folder.layout == "sa2va" if random_weights else _holds_sam2(folder)
     if not own:
         folder.config.grounding_config = {**folder.config.grounding_config, **settings}
         return sam2.get("checkpoint")
     if "grounding_config" in folder.fields:
-        settings = {name: value for name, value in settings.items() if name == "image_size"}
+        settings = {name: value for name, value in settings.items() if name in ("image_size", "fine_masks")}
     folder.config.grounding_config = {**folder.config.grounding_config, **settings}
     if sam2.get("checkpoint"):
         logger.info("%s holds a SAM2 of its own: sam2.checkpoint is not read", folder.path)
@@ -150,11 +159,14 @@ def _load(
     assign: Assign | None,
 ) -> None:
     holds_masks = _holds_sam2(folder)
+    may_miss = r"^grounding\." if folder.layout == "sa2va" else NOT_IN_INTERNVL
+    if holds_masks:
+        may_miss = "" if own_fine_masks(folder) else "^" + re.escape(FINE_MASKS)
     load_weights(
         model,
         folder.stream(),
         str(folder.path),
-        may_miss="" if holds_masks else NOT_IN_INTERNVL if folder.layout != "sa2va" else r"^grounding\.",
+        may_miss=may_miss,
         device=device,
         dtype=dtype,
         assign=assign,
@@ -167,6 +179,13 @@ def _load(
         load_sam2_file(model.grounding.sam2, Path(sam2_file))
     elif not holds_masks:
         model.drawn_at_random += ("grounding.",)
+    if model.grounding.fine_masks is not None and not own_fine_masks(folder):
+        model.drawn_at_random += (FINE_MASKS,)
+
+
+def own_fine_masks(folder: BaseFolder) -> str | None:
+    """The kind of fine masks that a base folder holds."""
+    return (folder.fields.get("grounding_config") or {}).get("fine_masks")
 
 
 def _holds_sam2(folder: BaseFolder) -> bool:

@@ -23,7 +23,7 @@ from vesselseg.models.seg_projector import SegProjector
 
 @dataclass
 class Output:
-    """mask_logits: (all objects, side / 4, side / 4), image after image, before sigmoid.
+    """mask_logits: (all objects, side / 4, side / 4), image after image, before sigmoid; / 2 with fine masks.
 
     answer_logits: (answer tokens, vocabulary), next-token logits at every position that has a label.
     answer_labels: (answer tokens,) int64.
@@ -75,7 +75,8 @@ class Sa2VA(nn.Module):
             answers = self.answers(hidden, conversations)
         with record_function("mask decoder"):
             prompts = self.prompts(hidden, conversations)
-            features = ImageFeatures(views.embedding, views.stride_8, views.stride_4)
+            view = batch.sam_images.to(self.dtype) if self.grounding.sees_view and batch.encoded is None else None
+            features = ImageFeatures(views.embedding, views.stride_8, views.stride_4, view)
             mask_logits = self.grounding.decode(features, prompts, self._image_of_object(batch.objects_per_image))
         return Output(mask_logits, *answers)
 

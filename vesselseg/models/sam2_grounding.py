@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vesselseg.models.encoding import encode_images, trains
+from vesselseg.models.fine_masks import FineMasks, upscaled_embedding
 
 PROMPT_DIM = 256  # width of SAM2's prompt embeddings, in every variant
-MASK_STRIDE = 4  # pixels of the square view per pixel of the mask logits
 IMAGES_AT_ONCE = (
     4  # of a frozen encoder: the GPU is busy with so many, and they take less memory than the decoder later
 )
@@ -59,36 +59,48 @@ TRUNKS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class ImageFeatures:
-    """What the frozen half of SAM2 computes for each image.
+    """What the frozen half of SAM2 computes for each image, and the image.
 
     embedding: (images, 256, side / 16, side / 16), with the no-memory embedding added.
     stride_8: (images, 256, side / 8, side / 8). stride_4: (images, 256, side / 4, side / 4). Where the decoder's two
     convolutions for them are frozen, they are behind these: 64 and 32 channels.
+    view: (images, 3, side, side), normalised, where the masks are drawn from it too (`SAM2Grounding.sees_view`).
     """
 
     embedding: Tensor
     stride_8: Tensor
     stride_4: Tensor
+    view: Tensor | None = None
 
     def select(self, images: Tensor) -> ImageFeatures:
-        """The features of the images with these indices, (n,) int64, in that order."""
+        """The features of the images with these indices, (n,) int64, in that order, without views."""
         return ImageFeatures(self.embedding[images], self.stride_8[images], self.stride_4[images])
 
 
 class SAM2Grounding(nn.Module):
-    """SAM2 prompted by a vector instead of a click; `sam2` holds every weight under SAM2's own names."""
+    """SAM2 prompted by a vector instead of a click; `sam2` holds every weight under SAM2's own names.
+
+    config: as `build_sam2` takes it, and `fine_masks`, a kind of `FineMasks` or None.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.image_size = int(config["image_size"])
         self.sam2 = build_sam2(config)
+        self.fine_masks = FineMasks(config["fine_masks"]) if config.get("fine_masks") else None
+
+    @property
+    def sees_view(self) -> bool:
+        """Whether masks are drawn from the square view too, beside its features."""
+        return self.fine_masks is not None and self.fine_masks.view is not None
 
     def encode(self, images: Tensor) -> ImageFeatures:
         """images: (images, 3, side, side), normalised. The image encoder runs without gradients while it is frozen."""
         with _without_positions(self.sam2.image_encoder.neck):
             levels = encode_images(self.sam2.image_encoder, self._encode, images, IMAGES_AT_ONCE)
         stride_4, stride_8, stride_16 = levels
-        return ImageFeatures(stride_16 + self.sam2.no_mem_embed.transpose(1, 2).unsqueeze(-1), stride_8, stride_4)
+        embedding = stride_16 + self.sam2.no_mem_embed.transpose(1, 2).unsqueeze(-1)
+        return ImageFeatures(embedding, stride_8, stride_4, images if self.sees_view else None)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
         # The neck adds its levels in float32, whatever type the images have.
@@ -109,26 +121,30 @@ class SAM2Grounding(nn.Module):
         """One mask per prompt: of SAM2's three candidates the one with the highest predicted IoU.
 
         prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features.
-        Returns (objects, side / 4, side / 4), logits before sigmoid. The object score does not blank a mask.
+        Returns (objects, side / 4, side / 4), with fine masks / 2: logits before sigmoid. The object score does not
+        blank a mask.
         """
-        decoder = self.sam2.sam_mask_decoder
+        decoder, view = self.sam2.sam_mask_decoder, features.view
         if self.convolves_late:
             stride_4, stride_8 = decoder.conv_s0(features.stride_4), decoder.conv_s1(features.stride_8)
             features = ImageFeatures(features.embedding, stride_8, stride_4)
         # Also for one prompt each: with partitioned weights (ZeRO-3) all processes must build the same graph.
         features = features.select(image_of_prompt)
         sparse, dense = self._prompt_embeddings(prompts)
-        masks, predicted_iou, _, _ = decoder(
-            image_embeddings=features.embedding,
-            image_pe=self._image_positions().to(prompts.dtype),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-            repeat_image=False,
-            high_res_features=[features.stride_4, features.stride_8],
-        )
-        best = predicted_iou.argmax(dim=1)
-        return masks[torch.arange(len(masks), device=masks.device), best]
+        with upscaled_embedding(decoder) as kept:
+            masks, predicted_iou, tokens, _ = decoder(
+                image_embeddings=features.embedding,
+                image_pe=self._image_positions().to(prompts.dtype),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+                repeat_image=False,
+                high_res_features=[features.stride_4, features.stride_8],
+            )
+        best = torch.arange(len(masks), device=masks.device), predicted_iou.argmax(dim=1)
+        if self.fine_masks is None:
+            return masks[best]
+        return self.fine_masks(masks[best], kept[0], tokens[best], view, image_of_prompt)
 
     def _prompt_embeddings(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """SAM2's own embeddings of one padding point (which it pads by another) and no mask, then the prompt vector.

@@ -171,6 +171,7 @@ def _features(shapes: Shapes, images: int) -> ImageFeatures:
         _empty(images, PROMPT_DIM, side // 16, side // 16),
         _empty(images, wide[0], side // 8, side // 8),
         _empty(images, wide[1], side // 4, side // 4),
+        _empty(images, 3, side, side) if grounding.sees_view else None,
     )
 
 
