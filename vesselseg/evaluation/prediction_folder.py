@@ -1,12 +1,12 @@
-"""A folder of masks or probabilities, one file per image, read as probabilities.
+"""A folder of masks or probabilities from anyone, one file per image, read as probabilities.
 
-The prediction of ``images/a/b.png`` is ``a/b.png`` or ``a/b.npy``. What a file holds:
+The prediction of ``images/a/b.jpg`` is ``a/b`` with an ending of ``prediction_files.READERS``: PNG, TIFF, NPY, NPZ or
+NIfTI. Where no other image is called ``b`` it may be ``b`` without the folder, as nnU-Net writes it, and ``seg_b`` as
+MedSAM does. Of a mask and an ``.npz`` of the same image, both from nnU-Net's ``--save_probabilities``, the
+probabilities are read. Other files (``plans.json``, ``.pkl``) play no part.
 
-* ``.npy`` of floats: probabilities in 0..1; of bool or integers: a mask of 0 and 1. (height, width) either way.
-* 1-bit and palette PNG: a mask; index 0 is background, everything else vessel.
-* 16-bit PNG: probability = value / 65535.
-* 8-bit PNG: decided for the folder as a whole. Where every value is 0, 1 or 255 the files are masks (not 0 is
-  vessel), otherwise all of them are probabilities = value / 255. Colour PNGs count where their channels are equal.
+Pictures are decided for the folder as a whole. Where every value is 0, 1 or the largest one they are masks (not 0 is
+vessel), otherwise all of them are probabilities.
 
 ``predictions.json`` may lie beside them: its ``threshold`` is then the one stored with the predictions.
 """
@@ -14,39 +14,19 @@ The prediction of ``images/a/b.png`` is ``a/b.png`` or ``a/b.npy``. What a file 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from vesselseg.evaluation.errors import EvaluationError, problem_list
+from vesselseg.evaluation.prediction_files import READERS, Stored, read_prediction, suffix_of
 
 SETTINGS_FILE = "predictions.json"
-SUFFIXES = (".png", ".npy")
 DEFAULT_THRESHOLD = 0.5
-_MASK_VALUES = (0, 1, 255)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One prediction as it lies on the disk.
-
-    values: (height, width) as stored; scale: what to divide by to get a probability, None for a mask;
-    undecided: 8-bit values that fit both a mask and a very dark probability map.
-    """
-
-    values: NDArray[np.generic]
-    scale: float | None
-    undecided: bool = False
-
-    def probabilities(self, as_probabilities: bool) -> NDArray[np.float32]:
-        """(height, width) float32 in 0..1; as_probabilities: how 8-bit files of the folder are read."""
-        if self.scale is None or (self.undecided and not as_probabilities):
-            return (self.values != 0).astype(np.float32)
-        return np.divide(self.values, np.float32(self.scale)).astype(np.float32)
+_PREFIX = "seg_"  # of MedSAM's files
 
 
 class PredictionFolder:
@@ -62,7 +42,7 @@ class PredictionFolder:
         self._files = self._match(sorted(image_names))
         self.threshold, self.threshold_origin = _stored_threshold(self.folder)
         self.holds_probabilities = False
-        self._eight_bit_probabilities = False
+        self._graded_pictures = False
 
     def check(self, sizes: dict[str, tuple[int, int]]) -> None:
         """Read every prediction once and raise EvaluationError that lists all missing, wrong and unreadable ones.
@@ -71,110 +51,96 @@ class PredictionFolder:
         """
         missing = [name for name in sizes if name not in self._files]
         if missing:
-            expected = [f"{name}: expected {_stem(name)}.png or {_stem(name)}.npy" for name in missing]
+            endings = ", ".join(READERS)
+            expected = [f"{name}: expected {_stem(name)} with one of {endings}" for name in missing]
             advice = f"Predict them into {self.folder}, or leave the images out of the split."
             raise EvaluationError(problem_list(f"{self.folder}: images without a prediction", expected, advice))
         problems: list[str] = []
         kinds: set[str] = set()
         for name, size in sizes.items():
             try:
-                kinds.add(_kind(self._stored(name, size)))
+                kinds.add(self._stored(name, size).kind)
             except ValueError as error:
                 problems.append(str(error))
         if problems:
             advice = "Save each prediction at its image's own size, as a mask or as probabilities in 0..1."
             raise EvaluationError(problem_list(f"{self.folder}: unusable predictions", problems, advice))
-        self._eight_bit_probabilities = "8-bit probabilities" in kinds
-        self.holds_probabilities = self._eight_bit_probabilities or "probabilities" in kinds
+        self._graded_pictures = "picture of probabilities" in kinds
+        self.holds_probabilities = self._graded_pictures or "probabilities" in kinds
 
     def probabilities(self, name: str, size: tuple[int, int]) -> NDArray[np.float32]:
         """(height, width) float32 in 0..1 of one image; size: its (height, width)."""
-        return self._stored(name, size).probabilities(self._eight_bit_probabilities)
+        return self._stored(name, size).probabilities(self._graded_pictures)
 
     def _stored(self, name: str, size: tuple[int, int]) -> Stored:
         path = self._files[name]
         where = path.relative_to(self.folder).as_posix()
-        stored = _read_npy(path, where) if path.suffix.lower() == ".npy" else _read_png(path, where)
+        try:
+            stored = read_prediction(path)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         if stored.values.shape != size:
             found = " x ".join(str(side) for side in stored.values.shape)
             raise ValueError(f"{where}: {found} (height x width), but {name} is {size[0]} x {size[1]}")
         return stored
 
     def _match(self, image_names: Sequence[str]) -> dict[str, Path]:
-        files: dict[str, list[Path]] = {}
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                files.setdefault(_stem(path.relative_to(self.folder).as_posix()), []).append(path)
-        if not files:
-            raise EvaluationError(
-                f"{self.folder}: no .png and no .npy in it; expected one prediction per image, named as the image is"
-            )
+        """The file of every image that has one; a file that belongs to no image or to several is an error."""
         images: dict[str, list[str]] = {}
         for name in image_names:
             images.setdefault(_stem(name), []).append(name)
-        problems = [
-            f"{stem}: one prediction for {', '.join(names)}" for stem, names in images.items() if len(names) > 1
-        ]
+        owners = _owners(images)
+        files, extra = self._found(owners)
+        problems = [f"{stem}: one prediction for {', '.join(names)}" for stem, names in images.items() if names[1:]]
         problems += [
             f"{stem}: two predictions, {', '.join(path.name for path in paths)}"
             for stem, paths in files.items()
             if len(paths) > 1
         ]
-        extra = [
-            path.relative_to(self.folder).as_posix() for stem in files.keys() - images.keys() for path in files[stem]
-        ]
-        problems += [f"{name}: belongs to no image of the dataset" for name in sorted(extra)]
+        problems += [f"{name}: belongs to no image of the dataset" for name in extra]
         if problems:
             advice = "A prediction is named as its image: images/a/b.jpg -> a/b.png or a/b.npy. Move other files away."
             raise EvaluationError(problem_list(f"{self.folder}: files that match no single image", problems, advice))
         return {names[0]: files[stem][0] for stem, names in images.items() if stem in files}
 
-
-def _kind(stored: Stored) -> str:
-    if stored.scale is None or stored.undecided:
-        return "mask"
-    return "8-bit probabilities" if stored.scale == 255 else "probabilities"
-
-
-def _read_npy(path: Path, where: str) -> Stored:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{where}: not readable as a NumPy array: {error}") from None
-    if values.dtype == np.bool_ or np.issubdtype(values.dtype, np.integer):
-        if values.size and not np.isin(values, (0, 1)).all():
-            raise ValueError(f"{where}: integers other than 0 and 1; save masks as bool, probabilities as float32")
-        return Stored(values, None)
-    if not np.issubdtype(values.dtype, np.floating):
-        raise ValueError(f"{where}: expected floats, bool or integers, found {values.dtype}")
-    if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"{where}: values {values.min():.4g} to {values.max():.4g}, expected probabilities in 0..1")
-    return Stored(values, 1.0)
+    def _found(self, owners: dict[str, str]) -> tuple[dict[str, list[Path]], list[str]]:
+        """(files by the image they belong to, of a mask and an .npz the latter; names of files of no image)."""
+        files: dict[str, list[Path]] = {}
+        extra = []
+        for path in sorted(self.folder.rglob("*")):
+            if not suffix_of(path.name) or not path.is_file():
+                continue
+            name = path.relative_to(self.folder).as_posix()
+            stem = owners.get(name[: -len(suffix_of(name))])
+            if stem is None:
+                extra.append(name)
+            else:
+                files.setdefault(stem, []).append(path)
+        if not files and not extra:
+            endings = ", ".join(READERS)
+            raise EvaluationError(
+                f"{self.folder}: no prediction in it ({endings}); expected one per image, named as the image is"
+            )
+        return {stem: _with_probabilities(paths) for stem, paths in files.items()}, extra
 
 
-def _read_png(path: Path, where: str) -> Stored:
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.asarray(image.convert("L") if mode == "1" else image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{where}: not readable as an image: {error}") from None
-    if mode in ("1", "P"):
-        return Stored(values, None)
-    if mode.startswith("I"):
-        return Stored(values, 65535.0)
-    if mode in ("RGB", "RGBA", "LA"):
-        values = _grey(values, mode, where)
-    elif mode != "L":
-        raise ValueError(f"{where}: PNG mode {mode}; expected 1-bit, palette, 8-bit or 16-bit grey")
-    return Stored(values, 255.0, undecided=bool(np.isin(values, _MASK_VALUES).all()))
+def _owners(stems: Iterable[str]) -> dict[str, str]:
+    """What a prediction may be called, without its ending -> the image's name, without its ending."""
+    plain = Counter(PurePosixPath(stem).name for stem in stems)
+    owners: dict[str, str] = {}
+    for stem in stems:
+        path = PurePosixPath(stem)
+        names = [path.with_name(_PREFIX + path.name).as_posix()]
+        if plain[path.name] == 1:
+            names += [path.name, _PREFIX + path.name]
+        owners.update(dict.fromkeys(names, stem))
+    return {**owners, **{stem: stem for stem in stems}}
 
 
-def _grey(values: NDArray[np.generic], mode: str, where: str) -> NDArray[np.generic]:
-    colours = values[..., : 1 if mode == "LA" else 3]
-    if (colours != colours[..., :1]).any():
-        raise ValueError(f"{where}: a colour image; expected a grey one (is it an overlay?)")
-    return colours[..., 0]
+def _with_probabilities(paths: list[Path]) -> list[Path]:
+    """nnU-Net writes a mask beside its .npz: one prediction, of which the probabilities say more."""
+    archives = [path for path in paths if suffix_of(path.name) == ".npz"]
+    return archives if len(archives) == 1 and len(paths) == 2 else paths
 
 
 def _stem(name: str) -> str:
