@@ -46,6 +46,18 @@ def test_many_images_and_phrases_as_one_by_one(predictor: Predictor) -> None:
         assert prediction.probabilities.std() > 1e-3
 
 
+def test_a_temperature_divides_the_logits(predictor: Predictor) -> None:
+    plain = predictor.predict([IMAGES[0]], [["blood vessel"]])[0]
+    cooled = Predictor(predictor.model, predictor.processor, 0.4, temperature=2.0).predict(
+        [IMAGES[0]], [["blood vessel"]]
+    )[0]
+    logits = np.log(plain.probabilities / (1 - plain.probabilities))
+    np.testing.assert_allclose(cooled.probabilities, 1 / (1 + np.exp(-logits / 2)), atol=1e-5)
+    assert (cooled.masks == (cooled.probabilities > 0.4)).all()
+    with pytest.raises(ValueError, match="temperature"):
+        Predictor(predictor.model, predictor.processor, 0.4, temperature=0.0)
+
+
 def test_the_phrase_matters(predictor: Predictor) -> None:
     found = predictor.predict([IMAGES[0]], [["blood vessel", "catheter"]])[0].probabilities
     assert np.abs(found[0] - found[1]).max() > 1e-3

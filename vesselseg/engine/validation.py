@@ -14,7 +14,7 @@ from PIL import Image
 
 from vesselseg.data.manifest import ManifestError, Record, image_path, read_split
 from vesselseg.engine.settings import Validation
-from vesselseg.evaluation.evaluator import phrase_truths
+from vesselseg.evaluation.score_split import phrase_truths
 from vesselseg.evaluation.sources import ModelSource
 from vesselseg.evaluation.threshold import best_threshold, dice_iou_curves, threshold_counts
 from vesselseg.inference.predictor import Predictor

@@ -1,16 +1,16 @@
-"""Predictions and truths of one split -> metrics per item, their summary, and how the threshold came about.
+"""Predictions and truths of one split -> metrics per item, their summary, and how threshold and temperature came about.
 
-An item is one phrase of one image (a model), or all objects of one image together (a folder of masks). Probabilities
-are held for one batch at a time; what stays per item is its metrics and its counts at 99 thresholds.
+What is searched (threshold, temperature) is searched on the validation split, which therefore cannot be reported with
+it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,37 @@ from PIL import Image, UnidentifiedImageError
 
 from vesselseg.data.image_views import as_rgb
 from vesselseg.data.manifest import Record, fingerprint, image_path, read_manifest, read_split
-from vesselseg.data.rasterise import record_masks
+from vesselseg.evaluation.calibration import calibrated
 from vesselseg.evaluation.errors import EvaluationError, problem_list
-from vesselseg.evaluation.metrics import METRICS, image_metrics
-from vesselseg.evaluation.scores import Case, Curve, Evaluation, Scored, ThresholdChoice
+from vesselseg.evaluation.metrics import METRIC_TABLE, METRICS
+from vesselseg.evaluation.post_processing import NO_STEPS, PostProcessing
+from vesselseg.evaluation.score_split import (
+    Measure,
+    SplitScores,
+    Track,
+    Variant,
+    read_items,
+    score_split,
+    silent,
+    variant_mask,
+)
+from vesselseg.evaluation.scores import Calibration, Case, Curve, Evaluation, MetricThreshold, Scored, ThresholdChoice
 from vesselseg.evaluation.sources import PredictionSource
-from vesselseg.evaluation.statistics import Summary, summarise
-from vesselseg.evaluation.threshold import apply_threshold, best_threshold, dice_iou_curves, threshold_counts
+from vesselseg.evaluation.subgroups import read_subgroups
+from vesselseg.evaluation.summaries import group_means, summarise_groups, summarise_items
+from vesselseg.evaluation.switches import switch_effects, switch_variants
+from vesselseg.evaluation.test_time import FLIPS
+from vesselseg.evaluation.threshold import (
+    COUNTED,
+    GRID,
+    ON_GRID,
+    THRESHOLDS,
+    best_index,
+    competing_means,
+    count_metrics,
+    dice_iou_curves,
+    metric_threshold,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -32,16 +56,19 @@ AUTO = "auto"
 SEARCH_SPLIT = "val"
 
 
-class Track(Protocol):
-    """Shows progress: wraps an iterable, as tqdm does."""
+@dataclass(frozen=True)
+class Options:
+    """What may be asked for beside the figures.
 
-    def __call__(self, batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:
-        """The same batches, in order."""
+    metric: whose best threshold ``auto`` takes. flips: average the model's answers over mirrored copies.
+    calibrate: fit a temperature on the validation split. subgroups: a table, see ``read_subgroups``.
+    """
 
-
-def silent(batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:
-    """No progress shown."""
-    return batches
+    metric: str = "dice"
+    flips: bool = False
+    post_processing: PostProcessing = NO_STEPS
+    calibrate: bool = False
+    subgroups: Path | None = None
 
 
 def evaluate(
@@ -52,55 +79,147 @@ def evaluate(
     batch: int = 4,
     seed: int = 0,
     track: Track = silent,
+    options: Options | None = None,
 ) -> Evaluation:
     """Score a split of the dataset folder data.
 
     threshold: a number in 0..1; "auto" searches it on the validation split; None takes the one stored with the source.
     batch: images given to the model at once. seed: of the bootstrap. Raises EvaluationError, ManifestError.
     """
+    data, options = Path(data), options or Options()
     records = _records_of(data, split)
-    search = _search_records(data, split, records) if threshold == AUTO else []
+    search = _search_records(data, split, records) if threshold == AUTO or options.calibrate else []
     source.check(_image_sizes(data, [*records, *search]))
-    if threshold == AUTO:
-        choice = _search(data, source, search, batch, track)
-    elif threshold is None:
-        choice = ThresholdChoice(source.threshold, source.threshold_origin)
-    else:
-        choice = ThresholdChoice(_number(threshold), "given by the user")
-    items, counts = _score(data, source, records, choice.value, batch, track)
+    _check_options(source, threshold, options)
+    table = read_subgroups(options.subgroups) if options.subgroups else None
+    warnings = [*_warnings(data, split, source), *(table.check(records, read_manifest(data)) if table else ())]
+    millimetres = all(record.spacing for record in [*records, *search])
+    score = partial(_score, data, source, options, millimetres, batch, track)
+    found = score(SEARCH_SPLIT, search, ()) if search else None
+    choices = _choices(source, threshold, options, found)
+    variants = switch_variants(options.flips, options.post_processing, {k: v.value for k, v in choices.items()})
+    scores = score(split, records, tuple(variants.values()))
+    items, choice = scores.items[-1], choices[options.flips]
+    groups = group_means(items) if any(record.group for record in records) else ()
     return Evaluation(
         source=source.path,
         kind=source.kind,
-        data=Path(data),
+        data=data,
         split=split,
         data_fingerprint=fingerprint(data),
         threshold=choice,
-        curve=None if source.kind == "masks" else Curve(split, len(items), *dice_iou_curves(counts)),
+        curve=None if source.kind == "masks" else _curve(scores, options.flips),
         items=tuple(items),
-        summary=_summary(items, seed),
-        grouped=any(record.group for record in records),
+        summary=summarise_items(items, seed),
+        grouped=bool(groups),
         groups=len({item.group for item in items}),
         seed=seed,
-        warnings=tuple(_warnings(data, split, source)),
+        warnings=tuple(warnings),
+        calibration=None if source.kind == "masks" else _calibration(scores, found, options, choice.value),
+        thresholds=tuple(_metric_thresholds(found, scores, options)) if found and threshold == AUTO else (),
+        length_unit="mm" if millimetres else "px",
+        baseline_threshold=choices[False].value if options.flips and threshold == AUTO else None,
+        test_time=FLIPS if options.flips else None,
+        post_processing=options.post_processing.sizes(),
+        switches=tuple(switch_effects(list(variants), scores.items, seed)),
+        subgroups=table.subgroups(items, seed) if table else (),
+        per_group=groups,
+        group_summary=summarise_groups(groups, seed) if groups else {},
     )
 
 
 def cases(evaluation: Evaluation, source: PredictionSource, chosen: Sequence[Scored]) -> Iterator[Case]:
     """Predict the images of a few items again, one by one, with all that a panel shows."""
     by_name = {record.image: record for record in read_split(evaluation.data, evaluation.split)}
+    flips = evaluation.test_time == FLIPS
+    variant = Variant(flips, evaluation.threshold.value, PostProcessing(**evaluation.post_processing))
     for scored in chosen:
         record = by_name[scored.image]
+        items = read_items(evaluation.data, source, [[record]], (flips,))
+        item = next(item for item in items if item.phrase == scored.phrase)
         with Image.open(image_path(evaluation.data, record)) as image:
-            probabilities = source.probabilities([record], [image])[0]
             pixels = np.asarray(as_rgb(image))
-        number = source.phrases(record).index(scored.phrase)
-        yield Case(
-            scored=scored,
-            image=pixels,
-            truth=phrase_truths(record, source.phrases(record), scored.height, scored.width)[number],
-            prediction=apply_threshold(probabilities[number], evaluation.threshold.value),
-            probabilities=probabilities[number],
-        )
+        probabilities = item.probabilities[flips]
+        yield Case(scored, pixels, item.truth, variant_mask(probabilities, variant), probabilities)
+
+
+def _score(
+    data: Path,
+    source: PredictionSource,
+    options: Options,
+    millimetres: bool,
+    batch: int,
+    track: Track,
+    split: str,
+    records: Sequence[Record],
+    variants: tuple[Variant, ...],
+) -> SplitScores:
+    grid = () if options.metric in COUNTED else tuple(GRID.tolist())
+    measure = Measure(variants, source.kind == "masks", millimetres, grid)
+    return score_split(data, split, source, records, measure, _flips(options), batch, track)
+
+
+def _flips(options: Options) -> tuple[bool, ...]:
+    return (False, True) if options.flips else (False,)
+
+
+def _choices(
+    source: PredictionSource, threshold: float | str | None, options: Options, found: SplitScores | None
+) -> dict[bool, ThresholdChoice]:
+    """The threshold with and without flips; only a search tells the two apart."""
+    if threshold is None:
+        return dict.fromkeys(_flips(options), ThresholdChoice(source.threshold, source.threshold_origin))
+    if found is None or threshold != AUTO:
+        return dict.fromkeys(_flips(options), ThresholdChoice(_number(threshold), "given by the user"))
+    origin = f"best mean {METRIC_TABLE[options.metric].label} on the {found.split} split"
+    choices = {}
+    for flips in _flips(options):
+        grid, values = _values(found, flips, options.metric)
+        curve = competing_means(values)
+        best = best_index(-curve if METRIC_TABLE[options.metric].lower_is_better else curve)
+        _log.info("threshold %.2f, mean %s %.4f on %s", grid[best], options.metric, curve[best], found.split)
+        choices[flips] = ThresholdChoice(float(grid[best]), origin, _curve(found, flips))
+    return choices
+
+
+def _values(scores: SplitScores, flips: bool, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Thresholds (n,) and the metric's values (items, n) at them."""
+    if metric in COUNTED:
+        return THRESHOLDS, count_metrics(scores.counts(flips), scores.pixels)[metric]
+    return GRID, scores.grid(flips)[..., METRICS.index(metric)]
+
+
+def _metric_thresholds(found: SplitScores, scores: SplitScores, options: Options) -> Iterator[MetricThreshold]:
+    for metric in (name for name in METRICS if name in COUNTED or name in _searched_on_grid(options)):
+        grid, searched = _values(found, options.flips, metric)
+        _, reported = _values(scores, options.flips, metric)
+        if np.isfinite(searched).any() and np.isfinite(reported).any():
+            yield metric_threshold(metric, grid, searched, reported, METRIC_TABLE[metric].lower_is_better)
+
+
+def _searched_on_grid(options: Options) -> tuple[str, ...]:
+    return () if options.metric in COUNTED else ON_GRID
+
+
+def _curve(scores: SplitScores, flips: bool) -> Curve:
+    counts = scores.counts(flips)
+    return Curve(scores.split, len(counts), *dice_iou_curves(counts))
+
+
+def _calibration(scores: SplitScores, found: SplitScores | None, options: Options, threshold: float) -> Calibration:
+    logits = scores.logits[options.flips]
+    plain = Calibration(scores.split, logits.reliability(), logits.reliability(visible=True))
+    if found is None or not options.calibrate:
+        return plain
+    temperature = found.logits[options.flips].fit_temperature()
+    return replace(
+        plain,
+        temperature=temperature,
+        fitted_on=found.split,
+        threshold=calibrated(threshold, temperature) if threshold > 0 else 0.0,
+        calibrated_everywhere=logits.reliability(temperature),
+        calibrated_visible=logits.reliability(temperature, visible=True),
+    )
 
 
 def _records_of(data: Path, split: str) -> list[Record]:
@@ -113,13 +232,13 @@ def _records_of(data: Path, split: str) -> list[Record]:
 def _search_records(data: Path, split: str, records: Sequence[Record]) -> list[Record]:
     if split == SEARCH_SPLIT:
         raise EvaluationError(
-            f"--threshold auto searches the threshold on the {SEARCH_SPLIT} split, so that split cannot be reported: "
+            f"--threshold auto and --calibrate search on the {SEARCH_SPLIT} split, so that split cannot be reported: "
             "its figures would be tuned on themselves. Report --split test, or give a number"
         )
     found = read_split(data, SEARCH_SPLIT)
     if not found:
         raise EvaluationError(
-            f"{data}: --threshold auto needs images in the {SEARCH_SPLIT} split, which is empty. "
+            f"{data}: --threshold auto and --calibrate need images in the {SEARCH_SPLIT} split, which is empty. "
             "Prepare the data with a validation share, e.g. --split 0.8,0.1,0.1, or give --threshold a number"
         )
     shared = sorted({record.image for record in records} & {record.image for record in found})
@@ -129,68 +248,22 @@ def _search_records(data: Path, split: str, records: Sequence[Record]) -> list[R
     return found
 
 
-def _search(
-    data: Path, source: PredictionSource, records: Sequence[Record], batch: int, track: Track
-) -> ThresholdChoice:
-    if source.kind == "masks":
-        raise EvaluationError(
-            f"{source.path} holds masks, which are the same at every threshold: leave --threshold auto away, "
-            "or save probabilities"
-        )
-    _, counts = _score(data, source, records, None, batch, track)
-    value, dice = best_threshold(counts)
-    _log.info("threshold %.2f, mean Dice %.4f on the %d items of %s", value, dice, len(counts), SEARCH_SPLIT)
-    curve = Curve(SEARCH_SPLIT, len(counts), *dice_iou_curves(counts))
-    return ThresholdChoice(value, f"best mean Dice on the {SEARCH_SPLIT} split", curve)
-
-
-def _score(
-    data: Path,
-    source: PredictionSource,
-    records: Sequence[Record],
-    threshold: float | None,
-    batch: int,
-    track: Track,
-) -> tuple[list[Scored], NDArray[np.int64]]:
-    """Items in the order of records (none where threshold is None) and their counts (items, 99, 3)."""
-    batches = [records[start : start + batch] for start in range(0, len(records), batch)]
-    title = "searching the threshold" if threshold is None else "evaluating"
-    items, counts = [], []
-    for group in track(batches, title):
-        with ExitStack() as opened:
-            images = [opened.enter_context(Image.open(image_path(data, record))) for record in group]
-            predicted = source.probabilities(group, images)
-            sizes = [(image.height, image.width) for image in images]
-        for record, probabilities, (height, width) in zip(group, predicted, sizes):
-            phrases = source.phrases(record)
-            truths = phrase_truths(record, phrases, height, width)
-            if probabilities.shape != truths.shape:
-                raise RuntimeError(f"{record.image}: predicted {probabilities.shape}, expected {truths.shape}")
-            for phrase, values, truth in zip(phrases, probabilities, truths):
-                counts.append(threshold_counts(values, truth))
-                if threshold is not None:
-                    items.append(_scored(record, phrase, apply_threshold(values, threshold), truth))
-    return items, np.stack(counts)
-
-
-def _scored(record: Record, phrase: str, prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Scored:
-    return Scored(
-        image=record.image,
-        phrase=phrase,
-        group=record.group_key,
-        height=truth.shape[0],
-        width=truth.shape[1],
-        truth_pixels=int(truth.sum()),
-        predicted_pixels=int(prediction.sum()),
-        metrics=image_metrics(prediction, truth),
-    )
-
-
-def phrase_truths(record: Record, phrases: Sequence[str], height: int, width: int) -> NDArray[np.bool_]:
-    """Union of the objects of each phrase, (phrases, height, width); an empty phrase stands for all objects."""
-    masks = record_masks(record, height, width).astype(bool)
-    chosen = [[not phrase or phrase == name for name in record.phrases] for phrase in phrases]
-    return np.stack([masks[np.array(rows, dtype=bool)].any(axis=0) for rows in chosen])
+def _check_options(source: PredictionSource, threshold: float | str | None, options: Options) -> None:
+    """Refuse what the source cannot do, all at once, before anything is predicted."""
+    problems = []
+    if source.kind == "masks" and threshold == AUTO:
+        problems.append("--threshold auto: the source holds masks, which are the same at every threshold")
+    if source.kind == "masks" and options.calibrate:
+        problems.append("--calibrate: the source holds masks, which have no probabilities to calibrate")
+    if source.kind != "model" and options.flips:
+        problems.append("--tta: only a model can be shown mirrored images")
+    if options.metric != "dice" and threshold != AUTO:
+        problems.append(f"--threshold-metric {options.metric}: without --threshold auto nothing is searched")
+    if options.metric not in (*COUNTED, *ON_GRID):
+        names = ", ".join((*COUNTED, *ON_GRID))
+        problems.append(f"--threshold-metric {options.metric}: no best threshold to search; expected one of {names}")
+    if problems:
+        raise EvaluationError(problem_list(str(source.path), problems, "Leave these away."))
 
 
 def _image_sizes(data: Path, records: Sequence[Record]) -> dict[str, tuple[int, int]]:
@@ -204,11 +277,6 @@ def _image_sizes(data: Path, records: Sequence[Record]) -> dict[str, tuple[int, 
     if problems:
         raise EvaluationError(problem_list(f"{data}: unreadable images", problems, "Prepare the data again."))
     return sizes
-
-
-def _summary(items: Sequence[Scored], seed: int) -> dict[str, Summary]:
-    values = np.array([[item.metrics[name] for name in METRICS] for item in items])
-    return dict(zip(METRICS, summarise(values, [item.group for item in items], seed)))
 
 
 def _number(threshold: float | str) -> float:
@@ -225,5 +293,8 @@ def _warnings(data: Path, split: str, source: PredictionSource) -> Iterator[str]
         if shared:
             named = f"{len(shared)} group(s) or image(s), {shared[0]} among them,"
             yield f"{named} lie both in {split} and in {other}: the figures flatter."
+    known = [record.spacing is not None for record in read_split(data, split)]
+    if any(known) and not all(known):
+        yield f"{known.count(False)} image(s) have no pixel spacing: distances are in pixels for all of them."
     if not any(record.group for record in read_manifest(data)):
         yield "No groups in the data: every image counts as its own patient, so the intervals may be too narrow."

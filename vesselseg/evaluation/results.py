@@ -1,4 +1,7 @@
-"""results.json and results.csv: every value of an evaluation, in a form that other programs read."""
+"""results.json and results.csv: every value of an evaluation, in a form that other programs read.
+
+An undefined value is null in the one and an empty cell in the other.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import csv
 import json
 import math
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS
 from vesselseg.evaluation.scores import Curve, Evaluation, Scored
@@ -18,8 +24,8 @@ from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES
 from vesselseg.evaluation.threshold import THRESHOLDS
 
 RESULTS_FILE = "results.json"
-FORMAT = 1
-_PACKAGES = ("vesselseg", "numpy", "scikit-image", "scipy", "pillow", "torch", "transformers", "sam2")
+FORMAT = 2
+_PACKAGES = ("vesselseg", "numpy", "scikit-image", "scikit-learn", "scipy", "pillow", "torch", "transformers", "sam2")
 
 
 def write_json(evaluation: Evaluation, folder: Path) -> None:
@@ -39,33 +45,16 @@ def write_csv(evaluation: Evaluation, folder: Path) -> None:
 
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     """The content of results.json."""
-    choice = evaluation.threshold
-    return {
+    content = {
         "format": FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "source": {"path": str(evaluation.source), "kind": evaluation.kind},
-        "data": {
-            "folder": str(evaluation.data),
-            "fingerprint": evaluation.data_fingerprint,
-            "split": evaluation.split,
-            "images": len({item.image for item in evaluation.items}),
-            "items": len(evaluation.items),
-            "groups": evaluation.groups,
-        },
-        "threshold": {"value": choice.value, "origin": choice.origin, "search": _curve(choice.searched)},
-        "curve_of_reported_split": _curve(evaluation.curve),
-        "empty_mask_rule": EMPTY_MASK_RULE,
-        "bootstrap": {
-            "resamples": RESAMPLES,
-            "confidence": CONFIDENCE,
-            "seed": evaluation.seed,
-            "unit": "group" if evaluation.grouped else "image",
-        },
-        "summary": {name: summary.to_dict() for name, summary in evaluation.summary.items()},
-        "warnings": list(evaluation.warnings),
+        **_about(evaluation),
+        **_measured(evaluation),
         "versions": versions(),
-        "items": [{**asdict(item), "metrics": _defined(item.metrics)} for item in evaluation.items],
+        "items": [asdict(item) for item in evaluation.items],
     }
+    plain: dict[str, Any] = _plain(content)
+    return plain
 
 
 def versions() -> dict[str, str]:
@@ -79,24 +68,71 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _about(evaluation: Evaluation) -> dict[str, Any]:
+    choice = evaluation.threshold
+    return {
+        "source": {"path": str(evaluation.source), "kind": evaluation.kind},
+        "data": {
+            "folder": str(evaluation.data),
+            "fingerprint": evaluation.data_fingerprint,
+            "split": evaluation.split,
+            "images": len({item.image for item in evaluation.items}),
+            "items": len(evaluation.items),
+            "groups": evaluation.groups,
+        },
+        "threshold": {"value": choice.value, "origin": choice.origin, "search": _curve(choice.searched)},
+        "test_time": evaluation.test_time,
+        "post_processing": evaluation.post_processing,
+        "baseline_threshold": evaluation.baseline_threshold,
+        "length_unit": evaluation.length_unit,
+        "empty_mask_rule": EMPTY_MASK_RULE,
+        "bootstrap": {
+            "resamples": RESAMPLES,
+            "confidence": CONFIDENCE,
+            "seed": evaluation.seed,
+            "unit": "group" if evaluation.grouped else "image",
+        },
+        "warnings": evaluation.warnings,
+    }
+
+
+def _measured(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "summary": {name: summary.to_dict() for name, summary in evaluation.summary.items()},
+        "group_summary": {name: summary.to_dict() for name, summary in evaluation.group_summary.items()},
+        "thresholds": [{**asdict(found), "loss": found.loss} for found in evaluation.thresholds],
+        "curve_of_reported_split": _curve(evaluation.curve),
+        "calibration": None if evaluation.calibration is None else asdict(evaluation.calibration),
+        "switches": [asdict(effect) for effect in evaluation.switches],
+        "subgroups": [asdict(subgroup) for subgroup in evaluation.subgroups],
+        "per_group": [asdict(mean) for mean in evaluation.per_group],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Containers and numbers as JSON has them: arrays as lists, None for an undefined number."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _curve(curve: Curve | None) -> dict[str, Any] | None:
     if curve is None:
         return None
     return {
         "split": curve.split,
         "items": curve.items,
-        "thresholds": [float(value) for value in THRESHOLDS],
-        "dice": [float(value) for value in curve.dice],
-        "iou": [float(value) for value in curve.iou],
+        "thresholds": THRESHOLDS,
+        "dice": curve.dice,
+        "iou": curve.iou,
     }
 
 
 def _flat(item: Scored) -> dict[str, Any]:
     row = asdict(item)
     values = row.pop("metrics")
-    return {**row, **{name: "" if value is None else f"{value:.6f}" for name, value in _defined(values).items()}}
-
-
-def _defined(metrics: dict[str, float]) -> dict[str, float | None]:
-    """In the order of METRICS; None for an undefined value."""
-    return {name: None if math.isnan(metrics[name]) else metrics[name] for name in METRICS}
+    return {**row, **{name: f"{values[name]:.6f}" if math.isfinite(values[name]) else "" for name in METRICS}}

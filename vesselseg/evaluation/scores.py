@@ -159,6 +159,7 @@ class Evaluation:
     thresholds: per metric, empty unless the threshold was searched. calibration: None for masks.
     switches: every metric of every switch that was given, one after another and all together; the items and their
     summary are with all of them. post_processing: those of the masks, with their sizes in pixels.
+    length_unit: "mm" where every record has a spacing, else "px".
     per_group, group_summary: means per group, and their summary with one vote per group; empty without groups.
     """
 
@@ -177,6 +178,8 @@ class Evaluation:
     warnings: tuple[str, ...] = field(default=())
     calibration: Calibration | None = None
     thresholds: tuple[MetricThreshold, ...] = ()
+    length_unit: str = "px"
+    baseline_threshold: float | None = None
     test_time: str | None = None
     post_processing: dict[str, int] = field(default_factory=dict)
     switches: tuple[SwitchEffect, ...] = ()

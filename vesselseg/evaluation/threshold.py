@@ -1,15 +1,26 @@
-"""The threshold above which a probability becomes mask: counts at 99 thresholds, curves, the best one.
+"""The threshold above which a probability becomes mask: counts at 99 thresholds, curves, the best one per metric.
 
 Empty masks follow the rule of ``metrics``: truth and prediction both empty give Dice = IoU = 1, one of them empty 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from vesselseg.evaluation.scores import MetricThreshold
+
+Table = NDArray[np.float64]
 THRESHOLDS: NDArray[np.float64] = np.arange(1, 100) / 100
 """0.01 to 0.99 in steps of 0.01."""
+COUNTED = ("dice", "iou", "accuracy", "balanced_accuracy", "mcc")
+"""Metrics with a best threshold that counts of pixels give at once; precision and recall alone have none in between."""
+ON_GRID = ("cldice", "hd", "hd95", "assd", "nsd", "betti_0_error", "betti_1_error", "components_error")
+"""Metrics that need the mask itself: searched at the few thresholds of GRID, where one of them is asked for."""
+GRID: NDArray[np.float64] = np.arange(1, 20) / 20
+"""0.05 to 0.95 in steps of 0.05."""
 
 
 def apply_threshold(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
@@ -61,9 +72,91 @@ def best_threshold(counts: NDArray[np.int64]) -> tuple[float, float]:
     counts: (images, 99, 3) as from ``threshold_counts``.
     """
     dice, _ = dice_iou_curves(counts)
-    candidates = np.flatnonzero(np.isclose(dice, dice.max(), rtol=0, atol=1e-12))
-    best = candidates[len(candidates) // 2]
+    best = best_index(dice)
     return float(THRESHOLDS[best]), float(dice[best])
+
+
+def count_metrics(counts: NDArray[np.int64], pixels: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """The metrics of ``COUNTED`` per item and threshold, each (items, thresholds), by the rules of ``image_metrics``.
+
+    counts: (items, thresholds, 3) as from ``threshold_counts``; pixels: per item, of the whole image.
+    """
+    tp, fp, fn = (counts[..., column].astype(np.float64) for column in range(3))
+    tn = np.asarray(pixels, dtype=np.float64)[:, None] - tp - fp - fn
+    both_empty = tp + fp + fn == 0
+    return {
+        "dice": _ratio(2 * tp, 2 * tp + fp + fn, both_empty),
+        "iou": _ratio(tp, tp + fp + fn, both_empty),
+        "accuracy": (tp + tn) / (tp + tn + fp + fn),
+        "balanced_accuracy": _balanced_accuracy(tp, fp, fn, tn),
+        "mcc": _matthews(tp, fp, fn, tn),
+    }
+
+
+def _balanced_accuracy(tp: Table, fp: Table, fn: Table, tn: Table) -> Table:
+    vessel, background = tp + fn > 0, tn + fp > 0
+    recall, specificity = _ratio(tp, tp + fn, 0.0), _ratio(tn, tn + fp, 0.0)
+    return (recall + specificity) / (vessel.astype(np.float64) + background)
+
+
+def _matthews(tp: Table, fp: Table, fn: Table, tn: Table) -> Table:
+    margins = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    of_one_kind = np.count_nonzero([tp, fp, fn, tn], axis=0) == 1
+    right = np.where(tp + tn > 0, 1.0, -1.0)
+    return _ratio(tp * tn - fp * fn, np.sqrt(margins), np.where(of_one_kind, right, 0.0))
+
+
+def metric_threshold(
+    metric: str,
+    grid: NDArray[np.float64],
+    searched: NDArray[np.float64],
+    reported: NDArray[np.float64],
+    lower_is_better: bool,
+) -> MetricThreshold:
+    """What the search split's best threshold is worth on the reported one.
+
+    grid: (n,) thresholds; searched, reported: (items, n) the metric's values on either split, NaN where undefined.
+    """
+    curves = [competing_means(values) for values in (searched, reported)]
+    best, own = (best_index(-curve if lower_is_better else curve) for curve in curves)
+    return MetricThreshold(
+        metric=metric,
+        threshold=float(grid[best]),
+        search_value=float(curves[0][best]),
+        reported_value=float(mean_of_defined(reported)[best]),
+        reported_best_threshold=float(grid[own]),
+        reported_best=float(curves[1][own]),
+        grid=grid,
+        searched=curves[0],
+        reported=curves[1],
+    )
+
+
+def best_index(curve: Table) -> int:
+    """Where a curve (n,) is highest; of equal places the middle one."""
+    candidates = np.flatnonzero(np.isclose(curve, np.nanmax(curve), rtol=0, atol=1e-12))
+    return int(candidates[len(candidates) // 2])
+
+
+def competing_means(values: Table) -> Table:
+    """Mean of each column of (items, thresholds), NaN at a threshold at which fewer items have a value than elsewhere.
+
+    A distance is undefined where nothing is predicted: the mean over the few items that are left is no better figure.
+    """
+    counts = np.isfinite(values).sum(axis=0)
+    return np.where(counts == counts.max(), mean_of_defined(values), np.nan)
+
+
+def mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each column of (items, n) over its defined values, NaN where there is none."""
+    defined = np.isfinite(values)
+    counts = defined.sum(axis=0)
+    sums = np.where(defined, values, 0).sum(axis=0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _ratio(part: Table, whole: Table, without_whole: Table | float) -> Table:
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), without_whole)
 
 
 def _mask_pixels(histogram: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -45,7 +45,8 @@ def load_predictor(
             "name one of them, e.g. work_dirs/RUN/best.pth, or a model of the hub, e.g. ByteDance/Sa2VA-InternVL3-8B"
         )
     model.eval().requires_grad_(False)
-    return Predictor(model, processor_for(model.config, tokenizer), model.config.threshold)
+    config = model.config
+    return Predictor(model, processor_for(config, tokenizer), config.threshold, config.temperature)
 
 
 def choose_device(device: str) -> torch.device:

@@ -102,10 +102,11 @@ def checked(options: PredictOptions) -> PredictOptions:
 
 
 def predictor_fingerprint(predictor: Predictor) -> str:
-    """24 hex digits that tell models apart: all weights, the views of an image, the template, the threshold."""
+    """24 hex digits that tell models apart: weights, the views of an image, the template, threshold and temperature."""
     processor = predictor.processor
     weights = weights_fingerprint(predictor.model.state_dict().items())
-    return digest([weights, asdict(processor.views), asdict(processor.tokens.template), predictor.threshold])
+    cut = [predictor.threshold, predictor.temperature]
+    return digest([weights, asdict(processor.views), asdict(processor.tokens.template), *cut])
 
 
 def _check_apart(source: Path, inputs: Sequence[InputFile], out: Path) -> None:

@@ -41,13 +41,20 @@ class Prediction:
 
 
 class Predictor:
-    """Runs a Sa2VA on images. threshold: used where a call names none; the one stored with the model."""
+    """Runs a Sa2VA on images.
 
-    def __init__(self, model: Sa2VA, processor: Processor, threshold: float = 0.5) -> None:
+    threshold: used where a call names none; the one stored with the model. temperature: what mask logits are divided
+    by before they become probabilities, fitted on a validation split; the threshold is one of those probabilities.
+    """
+
+    def __init__(self, model: Sa2VA, processor: Processor, threshold: float = 0.5, temperature: float = 1.0) -> None:
         check_threshold(threshold)
+        if not temperature > 0:
+            raise ValueError(f"the temperature is {temperature}; expected a number above 0")
         self.model = model
         self.processor = processor
         self.threshold = threshold
+        self.temperature = temperature
 
     def predict(
         self,
@@ -88,11 +95,14 @@ class Predictor:
         for number, of_image in zip(asked_of, logits.split([len(listed) for listed in asked])):
             image = images[number]
             full = logits_to_image(of_image, self.processor.views.sam_size, image.height, image.width)
-            found[number] = torch.sigmoid(full).cpu().numpy()
+            found[number] = torch.sigmoid(full / self.temperature).cpu().numpy()
         return found
 
     def mask_logits(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Tensor:
-        """RGB images, each with a question -> (all questions, side / 4, side / 4) logits, image after image."""
+        """RGB images, each with a question -> (all questions, side / 4, side / 4) logits, image after image.
+
+        With fine masks, / 2.
+        """
         model, views = self.model, self.processor.views
         device, dtype = model.device, model.dtype
         tiles = [views.tiles(image) for image in images]

@@ -22,9 +22,11 @@ class Sa2VAConfig(PretrainedConfig):
     llm_config, vision_config: as in config.json of the published InternVL folders (`qwen2` or `internlm2`; `llama`
     for an InternLM2 already converted).
     grounding_config: `variant` (tiny, small, base_plus, large), `version` (2.0, 2.1), `image_size` in pixels, and
-    optionally `trunk`, sizes that replace the variant's. Published folders have none: SAM2-L at 1024.
+    optionally `trunk`, sizes that replace the variant's, and `fine_masks` (`features`, `pixels`), masks at twice SAM2's
+    resolution. Published folders have none: SAM2-L at 1024.
     new_token_start: id of [SEG]; the five new tokens follow each other from there.
     threshold: probability above which a pixel is vessel, chosen on a validation split.
+    temperature: what mask logits are divided by before they become probabilities; 1 changes nothing.
     default_phrase: what is segmented when a request names nothing.
     """
 
@@ -44,6 +46,7 @@ class Sa2VAConfig(PretrainedConfig):
         downsample_ratio: float = 0.5,
         new_token_start: int | None = None,
         threshold: float = 0.5,
+        temperature: float = 1.0,
         default_phrase: str = "blood vessel",
         **kwargs: Any,
     ) -> None:
@@ -59,6 +62,7 @@ class Sa2VAConfig(PretrainedConfig):
         self.downsample_ratio = downsample_ratio
         self.new_token_start = new_token_start
         self.threshold = threshold
+        self.temperature = temperature
         self.default_phrase = default_phrase
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
