@@ -28,6 +28,11 @@ def render(template_name: str, **context: Any) -> str:
     return environment.get_template(template_name).render(**context)
 
 
+def page_file(name: str) -> bytes:
+    """A style sheet or script of this folder, for pages that are served; the caller names only those it knows."""
+    return (_FOLDER / name).read_bytes()
+
+
 def png_data_uri(array: np.ndarray) -> str:
     """(height, width) or (height, width, 3) uint8 as a lossless image inside the page."""
     return _data_uri(array, "png", optimize=True)
