@@ -16,12 +16,15 @@ from tqdm import tqdm
 
 from vesselseg.cli import run_tool
 from vesselseg.data.manifest import SPLITS, Record, read_manifest
+from vesselseg.evaluation.console import console_summary
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import AUTO, evaluate
-from vesselseg.evaluation.report import LABELS, write_evaluation
+from vesselseg.evaluation.evaluator import AUTO, Options, evaluate
+from vesselseg.evaluation.post_processing import PostProcessing
+from vesselseg.evaluation.report import write_evaluation
 from vesselseg.evaluation.results import RESULTS_FILE
-from vesselseg.evaluation.scores import Evaluation
 from vesselseg.evaluation.sources import open_source
+from vesselseg.evaluation.store_threshold import check_storable, store_found
+from vesselseg.evaluation.test_time import FLIPS
 from vesselseg.output_folder import check_output
 
 
@@ -30,13 +33,24 @@ def main() -> None:
     arguments = _arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _check_paths(arguments)
+    options = _options(arguments)
     source = open_source(arguments.source, read_manifest(arguments.data), arguments.device, arguments.base)
     evaluation = evaluate(
-        arguments.data, arguments.split, source, arguments.threshold, arguments.batch, arguments.seed, _progress
+        arguments.data,
+        arguments.split,
+        source,
+        arguments.threshold,
+        arguments.batch,
+        arguments.seed,
+        _progress,
+        options,
     )
     report = write_evaluation(evaluation, source, arguments.out, arguments.force)
-    _print_summary(evaluation)
+    print("\n".join(console_summary(evaluation)))
     print(f"report: {report}")
+    if arguments.store_threshold:
+        threshold, temperature = store_found(evaluation)
+        print(f"stored in {arguments.source}: threshold {threshold:.4g}, temperature {temperature:.4g}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -49,6 +63,19 @@ def _arguments() -> argparse.Namespace:
         type=_threshold,
         help="a number, or auto: searched on the validation split (default: the one stored with the model)",
     )
+    parser.add_argument(
+        "--threshold-metric", metavar="NAME", default="dice", help="what auto makes best (default: dice)"
+    )
+    parser.add_argument("--calibrate", action="store_true", help="fit a temperature on the validation split")
+    parser.add_argument(
+        "--store-threshold",
+        action="store_true",
+        help="write what auto (and --calibrate) found into the exported model's folder",
+    )
+    parser.add_argument("--tta", choices=(FLIPS,), help="average the answers over the mirrored image (models)")
+    parser.add_argument("--min-component", type=_positive, metavar="PIXELS", default=0, help="drop smaller components")
+    parser.add_argument("--fill-holes", type=_positive, metavar="PIXELS", default=0, help="fill holes up to this size")
+    parser.add_argument("--subgroups", type=Path, metavar="CSV", help="columns image (or group) and view, centre ...")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; appears whole or not at all")
     parser.add_argument("--batch", type=_positive, default=4, help="images given to the model at once (default: 4)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
@@ -68,6 +95,24 @@ def _threshold(text: str) -> float | str:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to below 1, or auto")
     return value
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    """Refuses to store before any work is done what could not be stored after it."""
+    if arguments.store_threshold:
+        if arguments.threshold != AUTO or arguments.tta:
+            raise EvaluationError(
+                "--store-threshold stores what --threshold auto found, for predicting without --tta: "
+                "add the one and leave the other away"
+            )
+        check_storable(arguments.source, arguments.calibrate)
+    return Options(
+        metric=arguments.threshold_metric,
+        flips=arguments.tta == FLIPS,
+        post_processing=PostProcessing(arguments.min_component, arguments.fill_holes),
+        calibrate=arguments.calibrate,
+        subgroups=arguments.subgroups,
+    )
 
 
 def _positive(text: str) -> int:
@@ -92,21 +137,6 @@ def _progress(batches: Sequence[Sequence[Record]], title: str) -> Iterable[Seque
         for batch in batches:
             yield batch
             bar.update(len(batch))
-
-
-def _print_summary(evaluation: Evaluation) -> None:
-    choice = evaluation.threshold
-    print(f"{evaluation.source} on {evaluation.data}, split {evaluation.split}: {len(evaluation.items)} items")
-    if evaluation.kind == "masks":
-        print("threshold: none, the source holds masks")
-    else:
-        print(f"threshold: {choice.value:.2f} ({choice.origin})")
-    for warning in evaluation.warnings:
-        print(f"note: {warning}")
-    print(f"{'':22}{'mean':>8}  {'95 % interval':>16}{'median':>9}{'lowest':>9}{'highest':>9}")
-    for name, row in evaluation.summary.items():
-        interval = "one group" if row.low is None else f"{row.low:.4f} - {row.high:.4f}"
-        print(f"{LABELS[name]:22}{row.mean:8.4f}  {interval:>16}{row.median:9.4f}{row.minimum:9.4f}{row.maximum:9.4f}")
 
 
 if __name__ == "__main__":

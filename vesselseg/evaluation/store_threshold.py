@@ -1,0 +1,82 @@
+"""Put a threshold, and the temperature it belongs to, into an exported model's folder: config.json and model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from vesselseg.evaluation.errors import EvaluationError
+from vesselseg.evaluation.scores import Evaluation
+
+_CONFIG, _CARD, _CODE = "config.json", "README.md", "predictor.py"
+_ROW = re.compile(r"^\| threshold \|.*$", re.MULTILINE)
+
+
+def check_storable(folder: Path, temperature: bool) -> None:
+    """Raise EvaluationError where nothing can be stored in folder; temperature: whether one is to be stored too."""
+    advice = "--store-threshold writes into a folder that tools/convert_to_hf.py wrote"
+    if not folder.exists():
+        raise EvaluationError(f"{folder} does not exist; {advice}")
+    if folder.is_file():
+        raise EvaluationError(f"{folder} is a checkpoint and keeps what its training chose; {advice}: convert it first")
+    if not (folder / _CONFIG).is_file():
+        raise EvaluationError(f"{folder} holds predictions and no model; {advice}")
+    if "threshold" not in _read(folder):
+        raise EvaluationError(f"{folder / _CONFIG} has no threshold, so the folder is someone else's model; {advice}")
+    code = folder / _CODE
+    if temperature and not (code.is_file() and "temperature" in code.read_text(encoding="utf-8")):
+        raise EvaluationError(
+            f"{folder}: the model code in it knows no temperature, so it would apply the threshold to other "
+            "probabilities; convert the checkpoint again with tools/convert_to_hf.py, or leave --calibrate away"
+        )
+
+
+def store_threshold(folder: Path, threshold: float, temperature: float | None = None) -> tuple[float, float]:
+    """Store the threshold; temperature: one that was fitted to what the folder answers now, None keeps the one it has.
+
+    threshold: of the probabilities as they are with that temperature. Each file is replaced in one step. Returns the
+    threshold and the temperature that the folder holds then. Raises EvaluationError, see ``check_storable``.
+    """
+    check_storable(folder, temperature is not None)
+    content = _read(folder)
+    content["threshold"] = round(threshold, 6)
+    content["temperature"] = round(float(content.get("temperature", 1.0)) * (temperature or 1.0), 6)
+    _replace(folder / _CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    card = folder / _CARD
+    if card.is_file():
+        at = f" at temperature {content['temperature']:.3f}" if content["temperature"] != 1 else ""
+        row = f"| threshold | {threshold:.2f}{at}, chosen on the validation split |"
+        _replace(card, _ROW.sub(row, card.read_text(encoding="utf-8")))
+    return content["threshold"], content["temperature"]
+
+
+def store_found(evaluation: Evaluation) -> tuple[float, float]:
+    """``store_threshold`` of what an evaluation of the folder found: its threshold, and a temperature if it has one."""
+    fitted = evaluation.calibration
+    if fitted is None or fitted.temperature is None or fitted.threshold is None:
+        return store_threshold(evaluation.source, evaluation.threshold.value)
+    return store_threshold(evaluation.source, fitted.threshold, fitted.temperature)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"{folder / _CONFIG}: not readable as JSON ({error}); convert the model again") from None
+    if not isinstance(content, dict):
+        raise EvaluationError(f"{folder / _CONFIG}: expected an object, found {type(content).__name__}")
+    return content
+
+
+def _replace(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never a part."""
+    building = path.with_name(f".{path.name}.building-{os.getpid()}")
+    try:
+        building.write_text(text, encoding="utf-8")
+        building.chmod(path.stat().st_mode & 0o777)
+        building.replace(path)
+    finally:
+        building.unlink(missing_ok=True)
