@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tests.evaluation.drawn_data import REPOSITORY, Drawn, call_tool
-from vesselseg.evaluation.comparison import Comparison, compare, measure, read_results, signed_rank
-from vesselseg.evaluation.comparison_report import most_different, table_lines, verdict
+from vesselseg.evaluation.comparison import Comparison, compare, lower_is_better, measure, read_results, signed_rank
+from vesselseg.evaluation.comparison_report import as_dict, most_different, table_lines, verdict
 from vesselseg.evaluation.errors import EvaluationError
+from vesselseg.evaluation.metrics import METRICS
 
 ARCHIVE = REPOSITORY / "docs/results/scratch_archive"
 MODEL, FRANGI = ARCHIVE / "results_model.json", ARCHIVE / "results_frangi.json"
@@ -91,6 +92,27 @@ def test_the_lower_distance_wins_and_missing_values_are_left_out(tmp_path: Path)
     worst = most_different(found, found.pairs[0], first_better=True)
     assert [case.key[0] for case in worst] == ["1.png", "2.png"]
     assert most_different(found, found.pairs[0], first_better=False) == []
+
+
+def test_the_table_of_metrics_says_which_way_is_better() -> None:
+    lower = ["hd", "hd95", "assd", "betti_0_error", "betti_1_error", "components_error"]
+    assert [name for name in METRICS if lower_is_better(name)] == lower
+
+
+def test_old_results_are_compared_with_new_ones_on_what_both_have(tmp_path: Path) -> None:
+    """Results from before the newer metrics, and null, NaN and an unknown metric in the others."""
+    old = [{**item(f"{n}.png", 0.6), "metrics": {"dice": 0.6, "iou": 0.5}} for n in range(4)]
+    values = [{"dice": 0.5, "iou": float("nan"), "mcc": 0.4, "hd": None, "beauty": 1.0} for _ in range(4)]
+    values[0]["iou"] = 0.3
+    new = [{**one, "metrics": metrics} for one, metrics in zip(old, values)]
+    found = compared(results(tmp_path / "old", old), results(tmp_path / "new", new))
+    assert [(one.name, one.items) for one in found.pairs[0].metrics] == [("dice", 4), ("iou", 1)]
+    itself = compared(tmp_path / "new", results(tmp_path / "again", new))
+    assert [one.name for one in itself.pairs[0].metrics] == ["dice", "iou", "mcc"]
+    json.dumps(as_dict(found), allow_nan=False)
+    for unknown in ("hd", "beauty"):
+        with pytest.raises(EvaluationError, match="not in all results; expected one of dice, iou, mcc"):
+            compared(tmp_path / "new", tmp_path / "again", metric=unknown)
 
 
 def test_three_results_make_three_pairs_adjusted_by_holm(tmp_path: Path) -> None:
