@@ -115,6 +115,16 @@ def test_old_results_are_compared_with_new_ones_on_what_both_have(tmp_path: Path
             compared(tmp_path / "new", tmp_path / "again", metric=unknown)
 
 
+def test_pixels_are_not_compared_with_millimetres(tmp_path: Path) -> None:
+    a, b = (results(tmp_path / name, [item(f"{n}.png", 0.6) for n in range(3)]) for name in "ab")
+    content = json.loads((b / "results.json").read_text())
+    (b / "results.json").write_text(json.dumps({**content, "length_unit": "mm"}))
+    found = compared(a, b)
+    assert [one.name for one in found.pairs[0].metrics] == ["dice"]
+    assert "in mm in another" in "\n".join(table_lines(found))
+    assert [one.name for one in compared(b, b).pairs[0].metrics] == ["dice", "hd95"]
+
+
 def test_three_results_make_three_pairs_adjusted_by_holm(tmp_path: Path) -> None:
     levels = {"a": [0.01 * n for n in range(1, 7)], "b": [0.0] * 6, "c": [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]}
     paths = [

@@ -27,7 +27,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Results:
-    """One results.json. items: by (image, phrase). folder: where its panels lie."""
+    """One results.json. items: by (image, phrase). folder: where its panels lie. length_unit: "px" or "mm"."""
 
     name: str
     folder: Path
@@ -35,6 +35,7 @@ class Results:
     split: str
     fingerprint: str
     items: dict[Key, dict[str, Any]]
+    length_unit: str = "px"
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,8 @@ def read_results(path: Path) -> Results:
         content = json.loads(file.read_text(encoding="utf-8"))
         items = {(item["image"], item["phrase"]): {name: item[name] for name in _ITEM} for item in content["items"]}
         data = content["data"]
-        read = Results(
-            path.name or str(path), file.parent, content["source"]["path"], data["split"], data["fingerprint"], items
-        )
+        source, unit = content["source"]["path"], content.get("length_unit", "px")
+        read = Results(path.name or str(path), file.parent, source, data["split"], data["fingerprint"], items, unit)
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
             f"{file}: no results of tools/eval.py ({type(error).__name__}: {error}); score the predictions anew"
@@ -129,7 +129,14 @@ def compare(results: Sequence[Results], metric: str, common: bool = False, seed:
         raise EvaluationError(problem_list("the results are not of the same images", problems, advice))
     if not keys:
         raise EvaluationError("the results share no image with the same truth: there is nothing to compare")
-    names = [name for name in METRIC_TABLE if all(_has(one, keys, name) for one in results)]
+    one_unit = len({one.length_unit for one in results}) == 1
+    if not one_unit:
+        problems.append("lengths are in pixels in one result and in mm in another: what depends on them is left out")
+    names = [
+        name
+        for name, known in METRIC_TABLE.items()
+        if (one_unit or not known.scaled) and all(_has(one, keys, name) for one in results)
+    ]
     if metric not in names:
         raise EvaluationError(f"--metric {metric}: not in all results; expected one of {', '.join(names)}")
     groups = [str(results[0].items[key]["group"]) for key in keys]

@@ -65,7 +65,7 @@ def test_dice_and_iou_are_tied() -> None:
 
 def test_spacing_changes_lengths_alone() -> None:
     """One mm per pixel gives the same lengths, and other tolerance and width classes."""
-    by_size = {name for name in METRICS if name == "nsd" or name.endswith(("_thin", "_medium", "_wide"))}
+    by_size = {name for name in METRICS if METRIC_TABLE[name].scaled and METRIC_TABLE[name].unit == ""}
     for prediction, truth in drawn_pairs(3):
         pixels, ones, twos = (image_metrics(prediction, truth, spacing=s) for s in (None, (1, 1), (2, 2)))
         for name in set(METRICS) - by_size:

@@ -34,7 +34,8 @@ class Metric:
     """One metric.
 
     label: its name for people; meaning: in plain words; convention: what implementations disagree on, settled.
-    unit: "px/mm" is mm where the spacing is given and pixels where not; "" a part, mostly in 0..1.
+    unit: "px/mm" is mm where the spacing is given and pixels where not; "" a part, mostly in 0..1. scaled: whether the
+    spacing changes it, be it as a length or as a limit in mm: such values compare only where both have one or neither.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Metric:
     lower_is_better: bool = False
     unit: Literal["", "px/mm", "count"] = ""
     needs_probabilities: bool = False
+    scaled: bool = False
 
 
 def _overlap() -> Iterator[Metric]:
@@ -106,7 +108,7 @@ def _centrelines() -> Iterator[Metric]:
 
 
 def _surfaces() -> Iterator[Metric]:
-    distance = partial(Metric, lower_is_better=True, unit="px/mm")
+    distance = partial(Metric, lower_is_better=True, unit="px/mm", scaled=True)
     yield distance("hd", "HD", "Hausdorff distance: the largest way from one outline to the other", _OUTLINE)
     yield distance(
         "hd95",
@@ -125,6 +127,7 @@ def _surfaces() -> Iterator[Metric]:
         "NSD",
         f"part of both outlines within {NSD_TOLERANCE_PX:g} px of the other ({NSD_TOLERANCE_MM:g} mm with spacing)",
         f"normalised surface distance, outline pixels counted; {_OUTLINE}",
+        scaled=True,
     )
 
 
@@ -159,10 +162,11 @@ def _widths() -> Iterator[Metric]:
     }
     for word, limits in classes.items():
         meaning = f"part of the {word} vessel that was found: {limits}"
-        yield Metric(f"recall_{word}", f"Recall, {word}", meaning, f"widths of the truth; {_WIDTH}")
+        yield Metric(f"recall_{word}", f"Recall, {word}", meaning, f"widths of the truth; {_WIDTH}", scaled=True)
     for word, limits in classes.items():
         meaning = f"part of the predicted {word} vessel that is vessel: {limits}"
-        yield Metric(f"precision_{word}", f"Precision, {word}", meaning, f"widths of the prediction; {_WIDTH}")
+        convention = f"widths of the prediction; {_WIDTH}"
+        yield Metric(f"precision_{word}", f"Precision, {word}", meaning, convention, scaled=True)
 
 
 METRIC_TABLE: dict[str, Metric] = {
