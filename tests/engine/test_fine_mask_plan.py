@@ -78,5 +78,5 @@ def test_what_masks_and_losses_really_keep_is_what_is_counted(kind: str) -> None
 def test_pixels_are_not_in_a_store(base: Path) -> None:
     frozen = {f"model.sa2va.trainable.{name}": False for name in ("vision", "sam2_encoder")}
     tiny(base, **{FINE: "features", "features.store": "disk", **frozen})
-    with pytest.raises(ConfigError, match='keeps no pictures, which model.sa2va.sam2.fine_masks="pixels" reads'):
+    with pytest.raises(ConfigError, match=r'keeps no pictures, which model\.sa2va\.sam2\.fine_masks="pixels" reads'):
         tiny(base, **{FINE: "pixels", "features.store": "disk", **frozen})
