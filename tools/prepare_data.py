@@ -1,8 +1,9 @@
-"""LabelMe files (a folder or an archive) -> dataset folder with report.json and report.html.
+"""Labelled pictures (a folder or an archive) -> dataset folder with report.json and report.html.
 
     python tools/prepare_data.py SOURCE --out data/NAME
 
-SOURCE is a folder of any depth, a .tar.gz, .tgz, .tar or .zip with pictures and their LabelMe .json. It is only read.
+SOURCE is a folder of any depth, a .tar.gz, .tgz, .tar or .zip with pictures and their labels: LabelMe .json, mask
+images, COCO .json, YOLO-seg .txt or CVAT .xml. Pictures may be DICOM. It is only read. docs/data.md says more.
 Exit status: 0 done (the summary counts what was left out or changed), 2 nothing written, with the reason.
 """
 
@@ -18,6 +19,7 @@ import yaml
 from vesselseg.cli import run_tool
 from vesselseg.data.findings import FINDING_KINDS
 from vesselseg.data.prepare import DEFAULT_TEXT, PrepareOptions, prepare
+from vesselseg.data.readers.formats import FORMATS
 from vesselseg.data.splits import parse_fractions
 from vesselseg.errors import UserError
 
@@ -25,8 +27,14 @@ from vesselseg.errors import UserError
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder, .tar.gz, .tgz, .tar or .zip with LabelMe files")
+    parser.add_argument("source", type=Path, help="folder, .tar.gz, .tgz, .tar or .zip with pictures and labels")
     parser.add_argument("--out", type=Path, required=True, help="dataset folder to make, e.g. data/arcade")
+    parser.add_argument("--format", choices=list(FORMATS), default="", help="of the labels (default: told by what is "
+                        "there); dicom: DICOM pictures only, also where other pictures lie beside them")  # fmt: skip
+    parser.add_argument("--masks", action="append", default=[], metavar="DIR", help="folder below SOURCE that holds "
+                        "mask images (default: told by names); once more for each further observer")  # fmt: skip
+    parser.add_argument("--first-frame", type=int, choices=(0, 1), help="number of the first frame of a DICOM clip in "
+                        "the names of labels (default: 0 where a label is of frame 0, else 1)")  # fmt: skip
     naming = parser.add_argument_group("what the shapes are called")
     naming.add_argument("--text", default=DEFAULT_TEXT, help="phrase of every label without --labels, and of pictures "
                         "without any shape (default: %(default)s)")  # fmt: skip
@@ -44,6 +52,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     split.add_argument("--test-regex", default="", metavar="REGEX", help="files that are the test split, as they are; "
                        "the rest is shared out among the other splits")  # fmt: skip
     split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    names = parser.add_argument_group("names (hashed with a secret salt; always where SOURCE holds DICOM)")
+    names.add_argument("--pseudonymise", action="store_true", help="hash the names of files and groups")
+    names.add_argument("--salt", type=Path, metavar="FILE", help="the salt, made if it is not there: the same salt "
+                       "gives the same names (default: OUT.salt, beside OUT; keep it apart from the data)")  # fmt: skip
+    names.add_argument("--key-table", type=Path, metavar="FILE.csv", help="also write which name became which hash")
     running = parser.add_argument_group("running")
     running.add_argument("--strict", action="store_true", help="any finding is an error, nothing is written")
     running.add_argument("--force", action="store_true", help="replace an existing dataset folder")
@@ -78,7 +91,7 @@ def summarise(report: dict[str, Any], out: Path) -> str:
     counts, splits = report["counts"], report["splits"]
     lines = [
         f"{out}: {counts['images']} images, {counts['objects']} objects from {counts['shapes']} shapes, "
-        f"{counts['negatives']} images without any",
+        f"{counts['negatives']} images without any; labels: {report['format']}",
         "  split: " + ", ".join(f"{name} {split['images']}" for name, split in splits.items())
         + f" (seed {report['options']['seed']})",
     ]  # fmt: skip
@@ -92,6 +105,8 @@ def summarise(report: dict[str, Any], out: Path) -> str:
         )
     if report["unlabelled"]:
         lines.append(f"  images without labels, not used: {len(report['unlabelled'])}")
+    if report["pseudonymised"]:
+        lines.append("  names of files and patients are hashed; text in the pictures themselves is not removed")
     lines.append(f"  findings: {len(report['findings'])}")
     for code, count in report["findings_by_code"].items():
         effect, title = FINDING_KINDS[code]
@@ -132,6 +147,12 @@ def main() -> int:
         max_files=arguments.max_files,
         workers=arguments.workers,
         progress=not arguments.quiet,
+        format=arguments.format,
+        masks=tuple(arguments.masks),
+        first_frame=arguments.first_frame,
+        pseudonymise=arguments.pseudonymise,
+        salt=arguments.salt,
+        key_table=arguments.key_table,
     )
     report = prepare(arguments.source, arguments.out, options)
     print("\n".join([summarise(report, arguments.out), *warn_unused_labels(labels, report)]))

@@ -17,7 +17,7 @@ from vesselseg.data.image_views import (
     normalise,
     tile_grid,
 )
-from vesselseg.data.labelme import read_labelme
+from vesselseg.data.readers.labelme import read_labelme
 from vesselseg.data.source_images import load_source_image
 
 SIZES = [

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesselseg.data.labelme import LabelmeError, read_labelme
+from vesselseg.data.readers.labelme import LabelmeError, read_labelme
 
 TRIANGLE = [[1, 1], [9, 1], [5, 8]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vesselseg.data.labelme import Shape, ShapeError
+from vesselseg.data.label_shapes import Shape, ShapeError
 from vesselseg.data.rasterise import rasterise
 from vesselseg.data.shape_regions import Canvas, has_area, shape_regions
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesselseg.data.labelme import LabelFile
+from vesselseg.data.label_shapes import LabelFile
 from vesselseg.data.source_images import ImageError, SourceImage, load_source_image
 
 

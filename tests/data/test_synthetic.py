@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesselseg.data.labelme import read_labelme
+from vesselseg.data.readers.labelme import read_labelme
 from vesselseg.data.prepare import PrepareOptions, prepare
 from vesselseg.data.rasterise import rasterise
 from vesselseg.data.synthetic import draw_angiogram, write_synthetic

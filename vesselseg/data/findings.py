@@ -9,8 +9,15 @@ from dataclasses import dataclass
 # code -> (what happened to it, title in the report). The order is that of the report: losses first.
 FINDING_KINDS: dict[str, tuple[str, str]] = {
     "not_labelme": ("file left out", "JSON that is no readable LabelMe file"),
+    "bad_labels": ("file left out", "Label file unreadable"),
     "no_image": ("file left out", "Image missing"),
+    "ambiguous_image": ("file left out", "Label that several images could mean"),
+    "ambiguous_mask": ("file left out", "Several masks for one image"),
+    "listed_twice": ("file left out", "Image listed more than once; the first entry is used"),
     "unreadable_image": ("file left out", "Image unreadable"),
+    "bad_dicom": ("file left out", "DICOM file without a usable picture"),
+    "no_decoder": ("file left out", "DICOM compression that nothing installed decodes"),
+    "which_frame": ("file left out", "Label that does not name a frame of its DICOM clip"),
     "no_usable_shape": ("file left out", "No shape of the file is usable"),
     "too_few_points": ("shape left out", "Too few distinct points"),
     "zero_area": ("shape left out", "No area"),
@@ -24,16 +31,30 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
     "clipped": ("changed", "Shape cut off at the image's border"),
     "turned": ("changed", "EXIF orientation"),
     "sixteen_bit": ("changed", "Image scaled to 8 bits"),
+    "windowed": ("changed", "DICOM values shown as the header asks"),
     "several_frames": ("changed", "First of several frames used"),
+    "mask_grey": ("changed", "Mask with grey levels, cut at half"),
     "image_fallback": ("changed", "Another image used than the one named"),
     "other_stem": ("check", "imagePath names another file than the one beside the JSON"),
+    "mask_background": ("check", "Mask without 0"),
+    "mostly_labelled": ("check", "Most of the picture labelled"),
+    "other_mask": ("check", "Mask taken for the field of view"),
+    "clip": ("check", "Frames of a DICOM clip"),
+    "detector_spacing": ("check", "Pixel spacing at the detector"),
     "duplicate_image": ("check", "The same picture twice"),
-    "no_group": ("check", "--group-regex does not match"),
+    "no_group": ("check", "No group; the file is its own"),
     "bad_size": ("check", "imageWidth or imageHeight unusable"),
     "bad_image_data": ("check", "imageData unusable"),
     "encoding": ("check", "Text is not UTF-8"),
     "empty_split": ("check", "A split is empty"),
 }
+
+# Kinds whose reasons are this program's words and numbers alone, never a name or text out of the source's files.
+_NAMELESS = frozenset(
+    ("bad_dicom", "no_decoder", "which_frame", "no_usable_shape", "too_few_points", "zero_area", "outside",
+     "not_finite", "no_width", "rescaled", "clipped", "turned", "sixteen_bit", "windowed", "several_frames",
+     "mask_grey", "mask_background", "mostly_labelled", "clip", "detector_spacing", "encoding", "empty_split"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,11 @@ class Finding:
     def title(self) -> str:
         """The kind of finding in words."""
         return FINDING_KINDS[self.code][1]
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether the reason cannot hold a name, an id or a date of the source."""
+        return self.code in _NAMELESS
 
     @property
     def sort_key(self) -> tuple[int, str, int]:

@@ -1,18 +1,16 @@
-"""Folder or archive of LabelMe files -> dataset folder with its report. The output appears whole or not at all."""
+"""Folder or archive of labelled pictures -> dataset folder with its report. The output appears whole or not at all."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import os
-import shutil
 import signal
-import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +24,17 @@ from vesselseg.data.manifest import SPLITS, Record, fingerprint, write_manifest
 from vesselseg.data.prepare_file import FileOptions, FileResult, FileTask, prepare_file
 from vesselseg.data.prepare_page import write_page
 from vesselseg.data.prepare_report import Prepared, build_report, write_report, write_splits
-from vesselseg.data.source_files import SourceFiles, list_source, name_files
+from vesselseg.data.pseudonyms import Pseudonyms
+from vesselseg.data.readers.formats import FORMATS, FormatOptions, find_labelled
+from vesselseg.data.readers.found import Found
+from vesselseg.data.source_files import SourceFiles, list_source, name_stems, printable
+from vesselseg.data.source_images import is_dicom
 from vesselseg.data.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
 from vesselseg.errors import UserError
 from vesselseg.output_folder import move_into_place, temporary_folder
 
 DEFAULT_TEXT = "blood vessel"
+_NOT_SHOWN = "(not shown)"
 _PARALLEL_FROM = 24  # files; below that a process pool takes longer to start than it saves
 
 _log = logging.getLogger(__name__)
@@ -46,6 +49,10 @@ class PrepareOptions:
     the path below the source. val_regex, test_regex: files that go to these splits as they are. per_shape: each shape
     (or group_id) an object of its own. line_width: pixels of the stored image. strict: any finding is an error.
     force: replace an existing dataset folder. max_gib, max_files: limits of an archive. workers: processes, 0 for all.
+    format: one of readers.formats.FORMATS, "" to find out. masks: folders below the source that hold masks, the first
+    observer's first. first_frame: number of a DICOM clip's first frame in the names of labels, None to find out.
+    pseudonymise: names of files and groups become salted hashes; always so where the source holds DICOM.
+    salt: file with the salt, made if it is not there; None: beside ``out``. key_table: file for pseudonym -> name.
     """
 
     text: str = DEFAULT_TEXT
@@ -63,6 +70,12 @@ class PrepareOptions:
     max_files: int = 500_000
     workers: int = 0
     progress: bool = True
+    format: str = ""
+    masks: tuple[str, ...] = ()
+    first_frame: int | None = None
+    pseudonymise: bool = False
+    salt: Path | None = None
+    key_table: Path | None = None
 
 
 def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
@@ -74,6 +87,7 @@ def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
     source, out = Path(source), Path(out)
     _check_places(source, out, options.force)
     _check_options(options)
+    _check_secrets(source, out, options)
     with ExitStack() as stack:
         building = stack.enter_context(temporary_folder(out, "building"))
         if source.is_dir():
@@ -81,7 +95,13 @@ def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
         else:
             root = within = stack.enter_context(temporary_folder(out, "unpacking"))
             unpack(source, root, options.max_gib, options.max_files)
-        report = _build(root, within, source, building, options)
+        files = list_source(root)
+        names = _pseudonyms(files, out, options)
+        report = _build(files, within, source, building, options, names)
+        if names is not None:
+            names.keep()
+            if options.key_table is not None:
+                names.write_key(options.key_table)
         replaced = out.exists()
         move_into_place(building, out)
         if replaced:
@@ -89,27 +109,89 @@ def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
     return report
 
 
-def _build(root: Path, within: Path | None, source: Path, building: Path, options: PrepareOptions) -> dict[str, Any]:
+def _pseudonyms(files: SourceFiles, out: Path, options: PrepareOptions) -> Pseudonyms | None:
+    if not options.pseudonymise and not files.dicoms:
+        return None
+    return Pseudonyms(options.salt or out.with_name(f"{out.name}.salt"))
+
+
+def _build(
+    files: SourceFiles,
+    within: Path | None,
+    source: Path,
+    building: Path,
+    options: PrepareOptions,
+    names: Pseudonyms | None,
+) -> dict[str, Any]:
     """Fill the folder ``building``; returns the report."""
-    files = list_source(root)
-    tasks = name_files(files)
-    if not tasks:
+    kind, found = find_labelled(files, FormatOptions(options.format, options.masks, options.first_frame))
+    if not found.tasks and not found.findings:
         raise UserError(_describe_empty(source, files))
-    images = building / "images"
-    images.mkdir()
-    file_options = FileOptions(images, options.text, options.labels, options.per_shape, options.line_width, within)
-    results = _run(tasks, file_options, options)
+    results = _run(_name_tasks(found.tasks, names), _file_options(building, options, within, names), options)
     _check_labels(results, options)
     usable = [result for result in results if result.record is not None]
+    left_out = [result for result in results if result.record is None]
+    left_out += [FileResult(f.file, findings=[f]) for f in found.findings if f.effect == "file left out"]
     if not usable:
-        raise UserError(_describe_findings(f"{source}: nothing usable in {len(tasks)} JSON file(s)", _all(results)))
-    records, findings = _group(usable, options)
+        what = f"{source}: nothing usable in {len(left_out)} {'JSON file(s)' if kind == 'labelme' else 'label(s)'}"
+        raise UserError(_describe_findings(what, _hidden(_all(left_out), names)))
+    records, findings = _group(usable, options, names)
     splits, split_findings = _split(records, usable, options)
-    findings = sorted([*_all(results), *findings, *split_findings], key=lambda finding: finding.sort_key)
+    noted = [finding for finding in found.findings if finding.effect != "file left out"]
+    findings = _hidden([*_all(usable), *_all(left_out), *noted, *findings, *split_findings], names)
     if options.strict and findings:
         raise UserError(_describe_findings(f"{source}: {len(findings)} finding(s), and --strict allows none", findings))
-    left_out = [result for result in results if result.record is None]
-    return _write(building, Prepared(source, options, files, usable, left_out, records, splits, findings))
+    unlabelled = _unlabelled(files, found, results)
+    prepared = Prepared(source, options, kind, usable, left_out, records, splits, findings, unlabelled)
+    return _write(building, prepared if names is None else _hide(prepared, names))
+
+
+def _name_tasks(tasks: list[FileTask], names: Pseudonyms | None) -> list[FileTask]:
+    """Tasks with the names of their images in the dataset folder."""
+    if names is not None:
+        return [replace(task, stem=names.file(task.file)) for task in tasks]
+    return [replace(task, stem=stem) for task, stem in zip(tasks, name_stems([task.file for task in tasks]))]
+
+
+def _file_options(
+    building: Path, options: PrepareOptions, within: Path | None, names: Pseudonyms | None
+) -> FileOptions:
+    images = building / "images"
+    images.mkdir()
+    bare = names is not None
+    return FileOptions(images, options.text, options.labels, options.per_shape, options.line_width, within, bare)
+
+
+def _unlabelled(files: SourceFiles, found: Found, results: list[FileResult]) -> list[str]:
+    """Pictures that no label is for."""
+    used = {result.origin for result in results} | {task.picture.path for task in found.tasks if task.picture}
+    pictures = [name for name in (*files.images, *files.dicoms) if name not in found.not_pictures]
+    return [printable(name) for name in pictures if files.root / name not in used]
+
+
+def _hidden(findings: list[Finding], names: Pseudonyms | None) -> list[Finding]:
+    """Sorted, and without names where these are hashed."""
+    hidden = findings if names is None else [names.hide(finding) for finding in findings]
+    return sorted(hidden, key=lambda finding: finding.sort_key)
+
+
+def _hide(prepared: Prepared, names: Pseudonyms) -> Prepared:
+    """Without what the user wrote or the source is called; records and findings are without names already."""
+    options = prepared.options
+    hidden = replace(
+        options,
+        group_regex=_NOT_SHOWN if options.group_regex else "",
+        val_regex=_NOT_SHOWN if options.val_regex else "",
+        test_regex=_NOT_SHOWN if options.test_regex else "",
+        masks=tuple(_NOT_SHOWN for _ in options.masks),
+    )
+    return replace(
+        prepared,
+        source=Path(_NOT_SHOWN),
+        options=hidden,
+        unlabelled=[names.file(name) for name in prepared.unlabelled],
+        pseudonymised=True,
+    )
 
 
 def _write(building: Path, prepared: Prepared) -> dict[str, Any]:
@@ -149,17 +231,21 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _group(usable: list[FileResult], options: PrepareOptions) -> tuple[list[Record], list[Finding]]:
-    """Records with their group; a file that the rule does not match is its own group, and listed."""
+def _group(
+    usable: list[FileResult], options: PrepareOptions, names: Pseudonyms | None
+) -> tuple[list[Record], list[Finding]]:
+    """Records with their group, by --group-regex or else DICOM's patient; a file without one is listed."""
     pattern = compile_pattern("--group-regex", options.group_regex) if options.group_regex else None
     records, findings = [], []
     for result in usable:
         assert result.record is not None
-        group = find_group(pattern, result.file)
-        if pattern is not None and group is None:
+        group = find_group(pattern, result.file) if pattern is not None else result.patient
+        if not group and pattern is not None:
             reason = f"--group-regex {pattern.pattern} does not match; the file is its own group"
             findings.append(Finding(result.file, None, "no_group", reason))
-        records.append(replace(result.record, group=group or ""))
+        elif not group and result.origin is not None and is_dicom(result.origin):
+            findings.append(Finding(result.file, None, "no_group", "no patient in the DICOM header"))
+        records.append(replace(result.record, group=names.group(group) if group and names is not None else group or ""))
     return records, findings
 
 
@@ -201,6 +287,10 @@ def _check_options(options: PrepareOptions) -> None:
         problems.append(f"--line-width {options.line_width:g}: expected pixels above 0")
     if options.max_gib <= 0 or options.max_files <= 0:
         problems.append("--max-gib and --max-files: expected numbers above 0")
+    if options.format and options.format not in FORMATS:
+        problems.append(f"--format {options.format}: expected one of {', '.join(FORMATS)}")
+    if options.masks and options.format not in ("", "masks", "dicom"):
+        problems.append(f"--masks: goes with --format masks, not {options.format}")
     for name in ("group_regex", "val_regex", "test_regex"):
         if getattr(options, name):
             compile_pattern(f"--{name.replace('_', '-')}", getattr(options, name))
@@ -208,9 +298,24 @@ def _check_options(options: PrepareOptions) -> None:
         raise UserError("\n  ".join(problems))
 
 
+def _check_secrets(source: Path, out: Path, options: PrepareOptions) -> None:
+    """What gives names back must not lie in the dataset folder, which is handed on, nor be written into the source."""
+    for option, path in (("--salt", options.salt), ("--key-table", options.key_table)):
+        if path is None:
+            continue
+        for place, folder in (("the dataset folder", out), ("the source", source)):
+            inside = folder.resolve() in path.resolve().parents
+            if inside and not (option == "--salt" and place == "the source" and path.exists()):
+                raise UserError(
+                    f"{option} {path} lies inside {place} {folder}; keep it apart, where only you can read it"
+                )
+        if path.is_dir():
+            raise UserError(f"{option} {path} is a folder; name a file")
+
+
 def _check_places(source: Path, out: Path, force: bool) -> None:
     if not source.exists():
-        raise UserError(f"{source} does not exist; give a folder, .tar.gz, .tgz, .tar or .zip with LabelMe files")
+        raise UserError(f"{source} does not exist; give a folder, .tar.gz, .tgz, .tar or .zip with labelled pictures")
     real_source, real_out = source.resolve(), out.resolve()
     if real_out == real_source or real_source in real_out.parents:
         raise UserError(f"--out {out} lies inside the source {source}, which stays unchanged; choose another folder")
@@ -247,9 +352,11 @@ def _check_labels(results: list[FileResult], options: PrepareOptions) -> None:
 
 
 def _describe_empty(source: Path, files: SourceFiles) -> str:
+    others = len(files.others) - len(files.dicoms)
     return (
-        f"{source}: no LabelMe file: found 0 .json, {len(files.images)} image(s), {len(files.others)} other file(s); "
-        "expected pictures with a LabelMe .json beside each"
+        f"{source}: no labels: found {len(files.jsons)} .json, {len(files.images)} image(s), {len(files.dicoms)} DICOM "
+        f"file(s), {others} other file(s); expected pictures with a LabelMe .json beside each, mask images (--masks "
+        "DIR names their folder), COCO .json, YOLO-seg .txt or CVAT .xml"
     )
 
 

@@ -1,34 +1,47 @@
-"""One LabelMe file -> one record and its stored image. Runs in worker processes; knows nothing of the other files."""
+"""One labelled image -> one record and its stored image. Runs in worker processes; knows of no other file."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from PIL import Image
+
 from vesselseg.data.findings import Finding
-from vesselseg.data.labelme import LabelFile, LabelmeError, Shape, ShapeError, read_labelme
+from vesselseg.data.label_shapes import LabelFile, LabelFileError, LabelSource, Shape, ShapeError
 from vesselseg.data.manifest import Record, Region
 from vesselseg.data.rasterise import rasterise
 from vesselseg.data.shape_regions import Canvas, shape_regions
-from vesselseg.data.source_images import ImageError, SourceImage, load_source_image
+from vesselseg.data.source_images import ImageError, Picture, SourceImage, as_png, load_picture, load_source_image
 
 
 @dataclass(frozen=True)
 class FileTask:
-    """path: the JSON; file: its path below the source; stem: path of the stored image without its ending."""
+    """One image to prepare.
 
-    path: Path
+    file: path below the source that findings and regular expressions go by; labels: where its labels stand.
+    picture: the image. search: it is only what is taken when none is found by LabelMe's rules (``load_source_image``).
+    stem: path of the stored image without its ending.
+    """
+
     file: str
-    stem: str
+    labels: LabelSource
+    picture: Picture | None = None
+    search: bool = False
+    stem: str = ""
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What one file needs to know; images: folder to store into; within: folder that images must lie in, or None."""
+    """What one file needs to know.
+
+    images: folder to store into; within: folder that images must lie in, or None. bare: store pixels and nothing else.
+    """
 
     images: Path
     text: str
@@ -36,6 +49,7 @@ class FileOptions:
     per_shape: bool = False
     line_width: float | None = None
     within: Path | None = None
+    bare: bool = False
 
     def phrase(self, label: str) -> str | None:
         """What a label is called in the dataset; None leaves it out."""
@@ -47,7 +61,7 @@ class FileResult:
     """What became of one file.
 
     record: None if the file is left out. size: (width, height) stored. fraction: share of vessel pixels, 0..1.
-    origin: image file used, None if imageData or none. picture: hash of the decoded pixels.
+    origin: image file used, None if imageData or none. picture: hash of the decoded pixels. patient: see SourceImage.
     used, dropped, ignored: shapes per label; ignored ones are left out by the label map.
     unknown: shapes per label that the label map does not name.
     """
@@ -58,6 +72,7 @@ class FileResult:
     fraction: float = 0.0
     origin: Path | None = None
     picture: str = ""
+    patient: str = ""
     findings: list[Finding] = field(default_factory=list)
     used: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -69,29 +84,39 @@ class FileResult:
         self.findings.append(Finding(self.file, index, code, reason))
 
 
+@dataclass
+class DrawnObject:
+    """phrase: what it is called; regions: per observer ("" for the first), what was drawn of it."""
+
+    phrase: str
+    regions: dict[str, list[Region]] = field(default_factory=dict)
+
+
 def prepare_file(task: FileTask, options: FileOptions) -> FileResult:
-    """Read, check, convert and store one LabelMe file; every trouble with its content becomes a finding."""
+    """Read, check, convert and store one image with its labels; every trouble with its content becomes a finding."""
     result = FileResult(task.file)
     try:
-        labels = read_labelme(task.path)
-    except LabelmeError as error:
-        result.find("not_labelme", str(error))
+        labels = task.labels.read()
+    except LabelFileError as error:
+        result.find(error.code, str(error))
         return result
     _count_unknown(labels, options, result)
     try:
-        image = load_source_image(labels, task.path, options.within)
+        if task.search:
+            image = load_source_image(labels, task.labels.path, options.within, task.picture)
+        else:
+            image = load_picture(task.picture, labels)
     except ImageError as error:
         result.find(error.code, str(error))
         return result
-    result.origin = image.origin
-    result.size = image.size
+    result.origin, result.size, result.patient = image.origin, image.size, image.patient
     for code, reason in labels.notes + image.notes:
         result.find(code, reason)
     objects = _objects(labels, image, options, result)
     if objects is None:
         result.find("no_usable_shape", f"all {len(labels.shapes) + len(labels.broken)} shapes are left out")
         return result
-    _store(task, options, image, objects, result)
+    _store(task, options, image, objects, labels.observers, result)
     return result
 
 
@@ -103,15 +128,14 @@ def _count_unknown(labels: LabelFile, options: FileOptions, result: FileResult) 
 
 def _objects(
     labels: LabelFile, image: SourceImage, options: FileOptions, result: FileResult
-) -> list[tuple[str, list[Region]]] | None:
-    """(phrase, regions) per object; one empty object for a picture without any; None if nothing is usable."""
-    width, height = image.size
-    canvas = Canvas(width, height, labels.size or image.size, options.line_width)
+) -> list[DrawnObject] | None:
+    """One empty object for a picture without any shape; None if nothing is usable."""
+    canvas = _canvas(labels, image, options)
     for broken in labels.broken:
         if not broken.label or options.phrase(broken.label) is not None:
             result.find(broken.code, broken.reason, broken.index)
             result.dropped[broken.label or "(no label)"] += 1
-    objects: dict[tuple[str, str], list[Region]] = {}
+    objects: dict[tuple[str, str], DrawnObject] = {}
     for shape in labels.shapes:
         phrase = options.phrase(shape.label)
         if phrase is None:
@@ -119,12 +143,18 @@ def _objects(
             continue
         regions = _regions(shape, canvas, result)
         if regions:
-            objects.setdefault((phrase, _object_key(shape, options)), []).extend(regions)
-    if canvas.rescaled and objects:
+            drawn = objects.setdefault((phrase, _object_key(shape, options)), DrawnObject(phrase))
+            drawn.regions.setdefault(shape.observer, []).extend(regions)
+    if canvas.rescaled and objects and not labels.relative:
         result.find("rescaled", _describe_scale(canvas))
     if not objects:
-        return None if result.dropped else [(options.text, [])]
-    return [(phrase, regions) for (phrase, _), regions in objects.items()]
+        return None if result.dropped else [DrawnObject(options.text)]
+    return list(objects.values())
+
+
+def _canvas(labels: LabelFile, image: SourceImage, options: FileOptions) -> Canvas:
+    size = (1, 1) if labels.relative else labels.size or image.size
+    return Canvas(*image.size, size, options.line_width)
 
 
 def _regions(shape: Shape, canvas: Canvas, result: FileResult) -> list[Region]:
@@ -159,19 +189,26 @@ def _store(
     task: FileTask,
     options: FileOptions,
     image: SourceImage,
-    objects: list[tuple[str, list[Region]]],
+    objects: list[DrawnObject],
+    observers: tuple[str, ...],
     result: FileResult,
 ) -> None:
     width, height = image.size
-    name = task.stem + image.suffix
-    target = options.images / name
+    content, suffix = (_bare(image), ".png") if options.bare else (image.content, image.suffix)
+    target = options.images / (task.stem + suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(image.content)
-    result.record = Record(
-        name, tuple(tuple(regions) for _, regions in objects), tuple(phrase for phrase, _ in objects)
-    )
-    everything = list(chain.from_iterable(regions for _, regions in objects))
-    result.fraction = float(rasterise(everything, height, width).mean())
+    target.write_bytes(content)
+    seen = {name: tuple(tuple(drawn.regions.get(name, ())) for drawn in objects) for name in ("", *observers)}
+    regions = seen.pop("")
+    phrases = tuple(drawn.phrase for drawn in objects)
+    result.record = Record(task.stem + suffix, regions, phrases, spacing=image.spacing, observers=seen)
+    result.fraction = float(rasterise(list(chain.from_iterable(regions)), height, width).mean())
     digest = hashlib.sha256(f"{width}x{height}".encode())
     digest.update(image.pixels.tobytes())
     result.picture = digest.hexdigest()
+
+
+def _bare(image: SourceImage) -> bytes:
+    """A PNG of the stored pixels: what else a file may hold (EXIF, comments, bytes after its end) is gone."""
+    with Image.open(io.BytesIO(image.content)) as opened:
+        return as_png(opened if opened.mode in ("L", "RGB") else opened.convert("RGB"))

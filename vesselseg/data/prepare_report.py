@@ -12,7 +12,6 @@ import vesselseg
 from vesselseg.data.findings import Finding, count_by_code
 from vesselseg.data.manifest import SPLITS, Record
 from vesselseg.data.prepare_file import FileResult
-from vesselseg.data.source_files import SourceFiles
 
 if TYPE_CHECKING:
     from vesselseg.data.prepare import PrepareOptions
@@ -22,18 +21,28 @@ if TYPE_CHECKING:
 class Prepared:
     """All that preparing found out.
 
-    usable: results with a record, in the order of records, whose groups are filled in. left_out: the other results.
-    splits: image names per split.
+    format: of the labels. usable: results with a record, in the order of records, whose groups are filled in.
+    left_out: the other results. splits: image names per split. unlabelled: pictures that no label is for.
+    pseudonymised: names are hashed.
     """
 
     source: Path
     options: PrepareOptions
-    files: SourceFiles
+    format: str
     usable: list[FileResult]
     left_out: list[FileResult]
     records: list[Record]
     splits: dict[str, list[str]]
     findings: list[Finding]
+    unlabelled: list[str]
+    pseudonymised: bool = False
+
+    @property
+    def group_rule(self) -> str | None:
+        """What puts images into one group, in words; None: nothing does."""
+        if self.options.group_regex:
+            return self.options.group_regex
+        return "patients of the DICOM headers" if any(result.patient for result in self.usable) else None
 
 
 def write_splits(folder: Path, splits: dict[str, list[str]]) -> None:
@@ -48,22 +57,23 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
 
 def build_report(prepared: Prepared) -> dict[str, Any]:
     """What report.json holds, but for the fingerprint of the dataset folder."""
-    usable, files = prepared.usable, prepared.files
-    used_images = {result.origin for result in usable + prepared.left_out}
+    usable = prepared.usable
     sizes = Counter(f"{result.size[0]}x{result.size[1]}" for result in usable)
     return {
         "vesselseg": vesselseg.__version__,
         "source": str(prepared.source),
+        "format": prepared.format,
+        "pseudonymised": prepared.pseudonymised,
         "options": _describe_options(prepared.options),
         "counts": _count(prepared),
-        "group_rule": prepared.options.group_regex or None,
+        "group_rule": prepared.group_rule,
         "splits": {name: _describe_split(prepared, name) for name in SPLITS},
         "sizes": dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
         "labels": _describe_labels(prepared),
         "fractions": {r.image: round(result.fraction, 6) for r, result in zip(prepared.records, usable)},
         "findings_by_code": count_by_code(prepared.findings),
         "findings": [_describe_finding(finding) for finding in prepared.findings],
-        "unlabelled": [name for name in files.images if files.root / name not in used_images],
+        "unlabelled": prepared.unlabelled,
     }
 
 
@@ -79,13 +89,14 @@ def _describe_options(options: PrepareOptions) -> dict[str, Any]:
         "seed": options.seed,
         "per_shape": options.per_shape,
         "line_width": options.line_width,
+        "masks": list(options.masks),
     }
 
 
 def _count(prepared: Prepared) -> dict[str, int]:
     everything = prepared.usable + prepared.left_out
     return {
-        "json_files": len(prepared.files.jsons),
+        "label_files": len(everything),
         "images": len(prepared.records),
         "files_left_out": len(prepared.left_out),
         "objects": sum(bool(regions) for record in prepared.records for regions in record.regions),
@@ -93,6 +104,7 @@ def _count(prepared: Prepared) -> dict[str, int]:
         "shapes_left_out": sum(result.dropped.total() for result in everything),
         "negatives": sum(not any(record.regions) for record in prepared.records),
         "rescaled": sum(finding.code == "rescaled" for finding in prepared.findings),
+        "observers": sum(bool(record.observers) for record in prepared.records),
         "groups": len({record.group_key for record in prepared.records}),
     }
 

@@ -1,4 +1,4 @@
-"""A LabelMe shape -> regions of the stored image: scaled per axis, clipped, checked for area."""
+"""A shape -> regions of the stored image: scaled per axis, clipped, checked for area."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from vesselseg.data.labelme import LINE_TYPES, Shape, ShapeError
+from vesselseg.data.label_shapes import LINE_TYPES, MAX_PIXELS, Shape, ShapeError
 from vesselseg.data.manifest import Region
 from vesselseg.data.rasterise import encode, rasterise
 
 _MARGIN = 1.0  # pixels kept around the image, so that the edge which clipping makes is never drawn
 _FLAT = 1e-3  # pixels: a polygon thinner than this everywhere has no area
-_MAX_CANVAS = 400_000_000  # pixels of the labelled picture that a bitmap is placed on
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _bitmap_region(shape: Shape, canvas: Canvas) -> tuple[list[Region], bool]:
     if not shape.bitmap.any():
         raise ShapeError("zero_area", "a mask without any pixel set")
     width, height = canvas.label_size
-    if width * height > _MAX_CANVAS:
+    if width * height > MAX_PIXELS:
         raise ShapeError("bad_mask", f"the labelled picture of {width}x{height} is too large to place a mask on")
     left, top = np.trunc(shape.points).min(axis=0).astype(int)
     rows, columns = np.nonzero(shape.bitmap)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vesselseg.data.archive import is_junk
-from vesselseg.data.prepare_file import FileTask
-from vesselseg.data.source_images import IMAGE_SUFFIXES
+from vesselseg.data.source_images import IMAGE_SUFFIXES, is_dicom
 
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """Paths below root, with forward slashes, sorted. others: neither JSON nor image."""
+    """Paths below root, with forward slashes, sorted. others: neither JSON nor image; dicoms: those of them."""
 
     root: Path
     jsons: tuple[str, ...]
     images: tuple[str, ...]
     others: tuple[str, ...]
+    dicoms: tuple[str, ...] = ()
+
+    def others_with(self, *suffixes: str) -> list[str]:
+        """Those of the other files that have one of the endings, e.g. ".txt"."""
+        return [name for name in self.others if name.lower().endswith(suffixes)]
 
 
 def list_source(root: Path) -> SourceFiles:
@@ -34,23 +39,27 @@ def list_source(root: Path) -> SourceFiles:
             suffix = path.suffix.lower()
             kind = jsons if suffix == ".json" else images if suffix in IMAGE_SUFFIXES else others
             kind.append(str(path))
-    return SourceFiles(Path(root), tuple(sorted(jsons)), tuple(sorted(images)), tuple(sorted(others)))
+    dicoms = [name for name in sorted(others) if is_dicom(root / name)]
+    return SourceFiles(Path(root), tuple(sorted(jsons)), tuple(sorted(images)), tuple(sorted(others)), tuple(dicoms))
 
 
-def name_files(files: SourceFiles) -> list[FileTask]:
-    """One task per JSON. The folders that all JSONs share are dropped; names that differ only in case get a number."""
-    paths = [PurePosixPath(name) for name in files.jsons]
+def name_stems(names: Sequence[str]) -> list[str]:
+    """Paths of stored images without their endings, one per file of the source; all are different.
+
+    The folders that all files share are dropped; names that differ only in case or ending get a number.
+    """
+    paths = [PurePosixPath(name) for name in names]
     shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
     taken: set[str] = set()
-    tasks = []
+    stems = []
     for path in paths:
         stem = printable(path.relative_to(shared).with_suffix("").as_posix())
         unique, number = stem, 2
         while unique.casefold() in taken:
             unique, number = f"{stem}_{number}", number + 1
         taken.add(unique.casefold())
-        tasks.append(FileTask(files.root / path, printable(str(path)), unique))
-    return tasks
+        stems.append(unique)
+    return stems
 
 
 def printable(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The image that belongs to a LabelMe file: find it, decode it to the end, store it.
+"""The image that belongs to labels: find it, decode it to the end, store it.
 
 PNG and JPEG with 8 bits are copied byte for byte. Everything else is written as PNG, losslessly where 8 bits hold it.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vesselseg.data.labelme import LabelFile
+from vesselseg.data.label_shapes import LabelFile
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_DICOM_MAGIC = (128, b"DICM")  # PS3.10, 7.1: where, and what
 _KEPT_FORMATS = {"PNG": ".png", "JPEG": ".jpg"}
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # EXIF tag
@@ -24,11 +26,19 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Typ
 
 
 class ImageError(ValueError):
-    """No usable image for a LabelMe file; code: short reason for counting."""
+    """No usable image for labels; code: short reason for counting."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the source; frame: of a DICOM clip, counted from 0, or None."""
+
+    path: Path
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class SourceImage:
 
     content, suffix: the bytes to write and their file ending; pixels: as decoded, for overlays and comparison.
     origin: the file it came from, or None for imageData. notes: (code, message) of what was changed or guessed.
+    spacing: (row, column) mm per pixel, or None. patient: what DICOM tells patients apart by, or "".
     """
 
     content: bytes
@@ -44,6 +55,8 @@ class SourceImage:
     pixels: Image.Image
     origin: Path | None
     notes: tuple[tuple[str, str], ...]
+    spacing: tuple[float, float] | None = None
+    patient: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,52 +64,94 @@ class SourceImage:
         return self.pixels.size
 
 
-def load_source_image(labels: LabelFile, json_path: Path, within: Path | None = None) -> SourceImage:
-    """The image of a LabelMe file: imagePath, else the same stem beside the JSON, else imageData.
+def load_source_image(
+    labels: LabelFile, json_path: Path, within: Path | None = None, dicom: Picture | None = None
+) -> SourceImage:
+    """The image of a LabelMe file: imagePath, else the same stem beside the JSON, else ``dicom``, else imageData.
 
     within: folder that the image must lie in (an unpacked archive may not point outside), or None for anywhere.
     Raises ImageError when there is none, or none that can be decoded to its end.
     """
     candidates, notes = _candidates(labels, json_path, within)
-    failures: list[str] = []
-    for name, path in candidates:
-        content = b""
+    if dicom is not None:
+        candidates.insert(len(candidates) - (labels.image_data is not None), (dicom.path.name, dicom))
+    failures: list[ImageError] = []
+    for name, picture in candidates:
         try:
-            content = path.read_bytes() if path is not None else labels.image_data or b""
-            image, changes = decode_image(content, labels.size)
-        except DAMAGED as error:
-            failures.append(f"{name}: {describe_damage(error, content)}")
+            image = load_picture(picture, labels)
+        except ImageError as error:
+            failures.append(ImageError(error.code, f"{name}: {error}"))
             continue
         if failures:
-            notes.append(("image_fallback", f"{'; '.join(failures)}; used {name} instead"))
-        content, suffix, changes = _stored_form(image, content, changes)
-        return SourceImage(content, suffix, image, path, tuple(notes + changes))
+            notes.append(("image_fallback", f"{'; '.join(map(str, failures))}; used {name} instead"))
+        return replace(image, notes=(*notes, *image.notes))
     if failures:
-        raise ImageError("unreadable_image", "; ".join(failures))
+        raise ImageError(failures[-1].code, "; ".join(map(str, failures)))
     wanted = labels.image_path or "(imagePath is empty)"
     raise ImageError("no_image", f"no image: {wanted} is not there, nor a file {json_path.stem}.*, nor imageData")
 
 
+def load_picture(picture: Picture | None, labels: LabelFile) -> SourceImage:
+    """Decode one picture, or LabelMe's imageData for None, and bring it into the form that is stored.
+
+    Raises ImageError where it cannot be decoded to its end.
+    """
+    if picture is not None and is_dicom(picture.path):
+        return _load_dicom(picture)
+    content = b""
+    try:
+        content = picture.path.read_bytes() if picture is not None else labels.image_data or b""
+        image, notes = decode_image(content, labels.size)
+        content, suffix, notes = _stored_form(image, content, notes)
+    except DAMAGED as error:
+        raise ImageError("unreadable_image", describe_damage(error, content)) from None
+    return SourceImage(content, suffix, image, None if picture is None else picture.path, tuple(notes))
+
+
+def is_dicom(path: Path) -> bool:
+    """Told by the ending; a file without one, or with a number for one as in UIDs, is told by its first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
+        return True
+    if path.name.upper() == "DICOMDIR" or (suffix and not suffix[1:].isdigit()):
+        return False
+    try:
+        with path.open("rb") as opened:
+            place, magic = _DICOM_MAGIC
+            return opened.read(place + len(magic))[place:] == magic
+    except OSError:
+        return False
+
+
+def _load_dicom(picture: Picture) -> SourceImage:
+    from vesselseg.data.dicom import read_frame  # pydicom takes a while to import, and few sources need it
+
+    frame = read_frame(picture.path, picture.frame)
+    pixels = frame.pixels
+    return SourceImage(as_png(pixels), ".png", pixels, picture.path, frame.notes, frame.spacing, frame.patient)
+
+
 def _candidates(
     labels: LabelFile, json_path: Path, within: Path | None
-) -> tuple[list[tuple[str, Path | None]], list[tuple[str, str]]]:
+) -> tuple[list[tuple[str, Picture | None]], list[tuple[str, str]]]:
     """Where the image may be, in order, without repetition; and a note if two names compete."""
     folder = json_path.parent
     name = labels.image_path.rsplit("/", 1)[-1]
     named = [folder / labels.image_path, folder / name] if name else []
     beside = [path for suffix in IMAGE_SUFFIXES for path in _same_stem(json_path, suffix)]
-    found: list[tuple[str, Path | None]] = []
+    found: list[Path] = []
     for path in named + beside:
-        if _is_image_file(path, json_path, within) and path not in [known for _, known in found]:
-            found.append((path.name, path))
+        if path not in found and _is_image_file(path, json_path, within):
+            found.append(path)
     notes = []
-    first = found[0][1] if found else None
-    other = next((path for _, path in found if path in beside), None)
+    first = found[0] if found else None
+    other = next((path for path in found if path in beside), None)
     if first in named and other is not None and first is not None and first.stem != other.stem:
         notes.append(("other_stem", f"imagePath names {first.name}, which is used, though {other.name} is beside it"))
+    candidates: list[tuple[str, Picture | None]] = [(path.name, Picture(path)) for path in found]
     if labels.image_data is not None:
-        found.append(("imageData", None))
-    return found, notes
+        candidates.append(("imageData", None))
+    return candidates, notes
 
 
 def _same_stem(json_path: Path, suffix: str) -> list[Path]:
@@ -143,11 +198,11 @@ def _stored_form(
     image: Image.Image, content: bytes, notes: list[tuple[str, str]]
 ) -> tuple[bytes, str, list[tuple[str, str]]]:
     if image.mode in DEEP_MODES:
-        return _png(_to_eight_bits(image)), ".png", [*notes, ("sixteen_bit", describe_depth(image))]
+        return as_png(_to_eight_bits(image)), ".png", [*notes, ("sixteen_bit", describe_depth(image))]
     if image.format in _KEPT_FORMATS:
         return content, _KEPT_FORMATS[image.format], notes
     plain = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return _png(plain), ".png", notes
+    return as_png(plain), ".png", notes
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -162,9 +217,10 @@ def describe_depth(image: Image.Image) -> str:
     return f"more than 8 bits per pixel; values {values.min():g} to {values.max():g} are scaled to 0 to 255"
 
 
-def _png(image: Image.Image) -> bytes:
+def as_png(image: Image.Image) -> bytes:
+    """The pixels and nothing else: no EXIF, no text."""
     buffer = io.BytesIO()
-    clean = Image.fromarray(np.asarray(image))  # without EXIF and text chunks
+    clean = Image.fromarray(np.asarray(image))
     clean.save(buffer, format="PNG")
     return buffer.getvalue()
 

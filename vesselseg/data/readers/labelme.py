@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,116 +12,58 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-AREA_TYPES = ("polygon", "rectangle", "circle", "mask")
-LINE_TYPES = ("line", "linestrip", "point")
-MAX_SIDE = 200_000  # pixels; a larger imageWidth or imageHeight is a mistake, not a picture
-_MAX_COORDINATE = 1e7
-_POINT_COUNTS = {"rectangle": (2, 4), "circle": (2,), "mask": (2,), "line": (2,), "point": (1,)}
+from vesselseg.data.label_shapes import (
+    AREA_TYPES,
+    LINE_TYPES,
+    MAX_SIDE,
+    LabelFile,
+    LabelFileError,
+    Shape,
+    ShapeError,
+    check_point_count,
+    collect_shapes,
+    parse_coordinate,
+)
+from vesselseg.data.readers.text import decode_text, parse_json
 
 
-class LabelmeError(ValueError):
+class LabelmeError(LabelFileError):
     """The file is not readable as a LabelMe file; the message says what was found instead."""
 
-
-class ShapeError(ValueError):
-    """One shape cannot be used. code: short reason for counting; the message says which field and why."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    code = "not_labelme"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One drawn shape.
+class LabelmeLabels:
+    """One LabelMe file."""
 
-    index: position in the file's "shapes"; label: as written; kind: one of AREA_TYPES or LINE_TYPES.
-    points: (points, 2) float64, x and y in the label's own coordinates.
-    group_id: what ties several shapes to one object, or None. bitmap: (height, width) bool for "mask", else None.
-    """
+    path: Path
 
-    index: int
-    label: str
-    kind: str
-    points: np.ndarray
-    group_id: str | None = None
-    bitmap: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class BrokenShape:
-    """A shape that cannot be read: its index, its label if it has one, a short code, the reason."""
-
-    index: int
-    label: str
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class LabelFile:
-    """What one LabelMe file says.
-
-    image_path: imagePath with forward slashes, "" if absent. image_data: the embedded image's bytes, or None.
-    size: (width, height) that the coordinates refer to, or None where the file does not say.
-    notes: (code, message) of things read with a guess, e.g. another text encoding.
-    """
-
-    shapes: tuple[Shape, ...]
-    broken: tuple[BrokenShape, ...]
-    image_path: str
-    image_data: bytes | None
-    size: tuple[int, int] | None
-    notes: tuple[tuple[str, str], ...] = ()
+    def read(self) -> LabelFile:
+        """See ``read_labelme``."""
+        return read_labelme(self.path)
 
 
 def read_labelme(path: Path) -> LabelFile:
     """Read one LabelMe file; broken shapes are listed, a file that is no LabelMe file raises LabelmeError."""
     try:
-        text, notes = _decode_text(Path(path).read_bytes())
+        text, notes = decode_text(Path(path).read_bytes())
+        content = parse_json(text)
     except OSError as error:
         raise LabelmeError(f"the file cannot be read: {error.strerror}") from None
-    content = _parse_json(text)
+    except LabelFileError as error:
+        raise LabelmeError(str(error)) from None
     _check_is_labelme(content)
-    shapes, broken = [], []
-    for index, entry in enumerate(content["shapes"]):
-        try:
-            shapes.append(_parse_shape(index, entry))
-        except ShapeError as error:
-            label = str(entry.get("label") or "").strip() if isinstance(entry, dict) else ""
-            broken.append(BrokenShape(index, label, error.code, str(error)))
+    shapes, broken = collect_shapes(enumerate(content["shapes"]), _parse_shape, _label_of)
     size, size_notes = _label_size(content)
     image_data, data_notes = _image_data(content)
     image_path = content.get("imagePath")
     image_path = image_path.replace("\\", "/") if isinstance(image_path, str) else ""
-    return LabelFile(tuple(shapes), tuple(broken), image_path, image_data, size, tuple(notes + size_notes + data_notes))
+    return LabelFile(shapes, broken, image_path, image_data, size, tuple(notes + size_notes + data_notes))
 
 
-def _decode_text(content: bytes) -> tuple[str, list[tuple[str, str]]]:
-    """LabelMe writes UTF-8; old Windows versions wrote the system's encoding, in China GBK."""
-    if not content.strip():
-        raise LabelmeError("the file is empty")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", errors="replace"), [("encoding", "text is UTF-16, expected UTF-8")]
-    try:
-        return content.decode("utf-8-sig"), []
-    except UnicodeDecodeError:
-        pass
-    try:
-        return content.decode("gb18030"), [("encoding", "text is not UTF-8; read as GBK (GB 18030)")]
-    except UnicodeDecodeError:
-        raise LabelmeError("the text is neither UTF-8 nor GBK; save the file as UTF-8") from None
-
-
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LabelmeError(
-            f"not readable as JSON: {error.msg} at line {error.lineno}, column {error.colno}; is it cut off?"
-        ) from None
-    except (RecursionError, ValueError) as error:
-        raise LabelmeError(f"not readable as JSON: {error}") from None
+def _label_of(entry: Any) -> str:
+    return str(entry.get("label") or "").strip() if isinstance(entry, dict) else ""
 
 
 def _check_is_labelme(content: Any) -> None:
@@ -148,7 +88,7 @@ def _parse_shape(index: int, entry: Any) -> Shape:
         known = ", ".join(AREA_TYPES + LINE_TYPES)
         raise ShapeError("unknown_type", f"shape_type: {kind!r} is not one of {known}")
     points = _parse_points(entry.get("points"))
-    _check_point_count(kind, points)
+    check_point_count(kind, points)
     group_id = entry.get("group_id")
     bitmap = _parse_bitmap(entry.get("mask"), points) if kind == "mask" else None
     return Shape(index, str(label).strip(), kind, points, None if group_id is None else str(group_id), bitmap)
@@ -162,39 +102,8 @@ def _parse_points(points: Any) -> np.ndarray:
         if not isinstance(point, (list, tuple)) or len(point) != 2:
             raise ShapeError("bad_field", f"points[{number}]: expected [x, y], found {str(point)[:60]}")
         for axis, value in enumerate(point):
-            parsed[number, axis] = _parse_coordinate(value, f"points[{number}]")
+            parsed[number, axis] = parse_coordinate(value, f"points[{number}]")
     return parsed
-
-
-def _parse_coordinate(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ShapeError("bad_field", f"{where}: expected a number, found {str(value)[:60]!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ShapeError("not_finite", f"{where}: {'NaN' if math.isnan(number) else 'infinite'} coordinate")
-    if abs(number) > _MAX_COORDINATE:
-        raise ShapeError("not_finite", f"{where}: coordinate {number:.3g} is beyond any image")
-    return number
-
-
-def _check_point_count(kind: str, points: np.ndarray) -> None:
-    count = len(points)
-    if kind == "polygon":
-        distinct = len(np.unique(points, axis=0))
-        if distinct < 3:
-            raise ShapeError(
-                "too_few_points", f"a polygon needs 3 distinct points, found {distinct} (of {count} written)"
-            )
-    elif kind == "linestrip":
-        if count < 2:
-            raise ShapeError("too_few_points", f"a linestrip needs 2 points, found {count}")
-    elif count not in _POINT_COUNTS[kind]:
-        expected = " or ".join(map(str, _POINT_COUNTS[kind]))
-        code = "too_few_points" if count < min(_POINT_COUNTS[kind]) else "bad_field"
-        raise ShapeError(code, f"a {kind} has {expected} point(s), found {count}")
 
 
 def _parse_bitmap(mask: Any, points: np.ndarray) -> np.ndarray:

@@ -1,0 +1,36 @@
+"""Label files that are text: encodings and JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vesselseg.data.label_shapes import LabelFileError
+
+
+def decode_text(content: bytes) -> tuple[str, list[tuple[str, str]]]:
+    """Text and a note where it is not UTF-8: old tools on Windows wrote the system's encoding, in China GBK."""
+    if not content.strip():
+        raise LabelFileError("the file is empty")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16", errors="replace"), [("encoding", "text is UTF-16, expected UTF-8")]
+    try:
+        return content.decode("utf-8-sig"), []
+    except UnicodeDecodeError:
+        pass
+    try:
+        return content.decode("gb18030"), [("encoding", "text is not UTF-8; read as GBK (GB 18030)")]
+    except UnicodeDecodeError:
+        raise LabelFileError("the text is neither UTF-8 nor GBK; save the file as UTF-8") from None
+
+
+def parse_json(text: str) -> Any:
+    """The content of a JSON file; raises LabelFileError with the place of the mistake."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LabelFileError(
+            f"not readable as JSON: {error.msg} at line {error.lineno}, column {error.colno}; is it cut off?"
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise LabelFileError(f"not readable as JSON: {error}") from None
