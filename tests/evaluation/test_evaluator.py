@@ -17,7 +17,7 @@ from tests.evaluation.drawn_data import Drawn
 from vesselseg.data.manifest import Record, image_path, read_manifest, write_manifest
 from vesselseg.errors import UserError
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import cases, evaluate
+from vesselseg.evaluation.evaluator import Options, cases, evaluate
 from vesselseg.evaluation.metrics import image_metrics
 from vesselseg.evaluation.panels import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, choose_cases, difference
 from vesselseg.evaluation.report import write_evaluation
@@ -44,6 +44,81 @@ def test_the_threshold_is_searched_on_val_alone(drawn: Drawn, probability_folder
     assert found.curve is not None
     assert found.curve.dice.argmax() > 54
     assert found.summary["dice"].mean < 0.7
+
+
+def test_each_metric_has_its_own_threshold(drawn: Drawn, probability_folder: Path) -> None:
+    source = _open(drawn, probability_folder)
+    found = evaluate(drawn.folder, "test", source, "auto")
+    assert [one.metric for one in found.thresholds] == ["dice", "iou", "accuracy", "balanced_accuracy", "mcc"]
+    dice = found.thresholds[0]
+    assert dice.threshold == found.threshold.value
+    assert dice.reported_value == pytest.approx(found.summary["dice"].mean)
+    assert found.curve is not None
+    assert dice.reported_best == pytest.approx(found.curve.dice.max())
+    assert evaluate(drawn.folder, "test", source, 0.3).thresholds == ()
+
+
+def test_auto_for_another_metric(drawn: Drawn, probability_folder: Path) -> None:
+    """A false speck of high probability: lone pieces are fewest above it, Dice is best below."""
+    for split in ("val", "test"):
+        for record in drawn.records(split):
+            path = (probability_folder / record.image).with_suffix(".npy")
+            values, truth = np.load(path), drawn.truth(record)
+            values[truth] = np.maximum(values[truth], 0.34) * 0.5 + 0.4
+            values[truth & (np.arange(96) % 7 < 3)] = 0.34
+            values[:2, :2] = 0.5
+            np.save(path, values)
+    source = _open(drawn, probability_folder)
+    assert evaluate(drawn.folder, "test", source, "auto").threshold.value < 0.34
+    found = evaluate(drawn.folder, "test", source, "auto", options=Options(metric="components_error"))
+    assert found.threshold.value >= 0.5
+    assert found.threshold.origin == "best mean Lone pieces on the val split"
+    chosen = next(one for one in found.thresholds if one.metric == "components_error")
+    assert chosen.threshold == found.threshold.value
+    assert chosen.reported_value == pytest.approx(found.summary["components_error"].mean)
+    assert len(found.thresholds) == 13
+
+
+@pytest.mark.parametrize(("metric", "threshold"), [("roc_auc", "auto"), ("recall", "auto"), ("iou", 0.4)])
+def test_metrics_that_choose_no_threshold(
+    drawn: Drawn, probability_folder: Path, metric: str, threshold: float | str
+) -> None:
+    with pytest.raises(EvaluationError, match=f"--threshold-metric {metric}"):
+        evaluate(drawn.folder, "test", _open(drawn, probability_folder), threshold, options=Options(metric=metric))
+
+
+def test_a_temperature_is_fitted_on_val_and_measured_on_test(drawn: Drawn, probability_folder: Path) -> None:
+    found = evaluate(drawn.folder, "test", _open(drawn, probability_folder), 0.3, options=Options(calibrate=True))
+    plain = evaluate(drawn.folder, "test", _open(drawn, probability_folder), 0.3).calibration
+    calibration = found.calibration
+    assert calibration is not None and plain is not None
+    assert plain.temperature is None
+    assert calibration.everywhere.nll == plain.everywhere.nll
+    assert (calibration.split, calibration.fitted_on) == ("test", "val")
+    assert calibration.temperature is not None and calibration.temperature < 1  # all vessel is at 0.34 to 0.6
+    assert calibration.calibrated_everywhere is not None
+    assert calibration.calibrated_everywhere.nll < calibration.everywhere.nll
+    assert calibration.threshold == pytest.approx(1 / (1 + (0.7 / 0.3) ** (1 / calibration.temperature)))
+    assert found.items == evaluate(drawn.folder, "test", _open(drawn, probability_folder), 0.3).items
+
+
+def test_masks_are_not_calibrated(drawn: Drawn, mask_folder: Path) -> None:
+    assert evaluate(drawn.folder, "test", _open(drawn, mask_folder)).calibration is None
+    with pytest.raises(EvaluationError, match=r"--threshold auto[\s\S]*--calibrate"):
+        evaluate(drawn.folder, "test", _open(drawn, mask_folder), "auto", options=Options(calibrate=True))
+
+
+def test_lengths_are_in_millimetres_where_every_image_has_a_spacing(drawn: Drawn, mask_folder: Path) -> None:
+    pixels = evaluate(drawn.folder, "test", _open(drawn, mask_folder))
+    write_manifest(drawn.folder, [replace(r, spacing=(0.2, 0.2)) for r in read_manifest(drawn.folder)])
+    found = evaluate(drawn.folder, "test", _open(drawn, mask_folder))
+    assert (pixels.length_unit, found.length_unit) == ("px", "mm")
+    assert found.summary["hd95"].mean == pytest.approx(0.2 * pixels.summary["hd95"].mean)
+    some = [replace(r, spacing=None) if r.image == "test/case1.png" else r for r in read_manifest(drawn.folder)]
+    write_manifest(drawn.folder, some)
+    found = evaluate(drawn.folder, "test", _open(drawn, mask_folder))
+    assert found.summary["hd95"] == pixels.summary["hd95"]
+    assert any("1 image(s) have no pixel spacing" in warning for warning in found.warnings)
 
 
 def test_auto_refuses_the_split_it_searches(drawn: Drawn, probability_folder: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vesselseg.evaluation.metrics import image_metrics
+from vesselseg.evaluation.metrics import METRIC_TABLE, METRICS, image_metrics
 from vesselseg.evaluation.threshold import (
+    COUNTED,
+    ON_GRID,
     THRESHOLDS,
     apply_threshold,
     best_threshold,
+    count_metrics,
     dice_iou_curves,
+    metric_threshold,
     threshold_counts,
 )
 
@@ -106,3 +110,41 @@ def test_a_bool_truth_with_the_byte_255_counts_as_mask() -> None:
     odd = np.where(truth, np.uint8(255), np.uint8(0)).view(np.bool_)
     probabilities = np.random.default_rng(5).random((16, 16)).astype(np.float32)
     assert (threshold_counts(probabilities, odd) == threshold_counts(probabilities, truth)).all()
+
+
+def test_metrics_from_counts_are_those_of_the_masks() -> None:
+    """The rules for empty and full masks included."""
+    cases = _cases(40)
+    found = count_metrics(np.stack([threshold_counts(p, t) for p, t in cases]), [t.size for _, t in cases])
+    assert set(found) == set(COUNTED) < set(METRICS)
+    for index in (0, 24, 49, 98):
+        for item, (probabilities, truth) in enumerate(cases):
+            expected = image_metrics(apply_threshold(probabilities, float(THRESHOLDS[index])), truth)
+            for name in COUNTED:
+                assert found[name][item, index] == pytest.approx(expected[name]), (name, item, index)
+
+
+def test_what_another_splits_threshold_costs() -> None:
+    grid = np.array([0.2, 0.4, 0.6, 0.8])
+    searched = np.array([[0.1, 0.9, 0.5, 0.1], [0.3, 0.7, 0.5, 0.1]])
+    reported = np.array([[0.1, 0.4, 0.6, 0.2]])
+    found = metric_threshold("dice", grid, searched, reported, lower_is_better=False)
+    assert (found.threshold, found.reported_best_threshold) == (0.4, 0.6)
+    assert (found.search_value, found.reported_value, found.reported_best) == pytest.approx((0.8, 0.4, 0.6))
+    assert found.loss == pytest.approx(0.2)
+    errors = metric_threshold("hd95", grid, -searched, -reported, lower_is_better=True)
+    assert (errors.threshold, errors.reported_best_threshold) == (0.4, 0.6)
+    assert errors.loss == pytest.approx(0.2)
+
+
+def test_a_threshold_that_leaves_items_undefined_does_not_win() -> None:
+    grid = np.array([0.2, 0.4, 0.6])
+    distances = np.array([[9.0, 8.0, 1.0], [9.0, 8.0, np.nan]])
+    found = metric_threshold("assd", grid, distances, distances, lower_is_better=True)
+    assert found.threshold == found.reported_best_threshold == 0.4
+    assert np.isnan(found.searched[2])
+
+
+def test_every_metric_that_can_be_searched_is_in_the_table() -> None:
+    assert set(COUNTED) | set(ON_GRID) < set(METRICS)
+    assert not any(METRIC_TABLE[name].needs_probabilities for name in (*COUNTED, *ON_GRID))

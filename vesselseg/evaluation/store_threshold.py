@@ -11,7 +11,7 @@ from typing import Any
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.scores import Evaluation
 
-_CONFIG, _CARD, _CODE = "config.json", "README.md", "predictor.py"
+_CONFIG, _CARD, _CODE = "config.json", "README.md", "hf_model.py"
 _ROW = re.compile(r"^\| threshold \|.*$", re.MULTILINE)
 
 
@@ -27,7 +27,7 @@ def check_storable(folder: Path, temperature: bool) -> None:
     if "threshold" not in _read(folder):
         raise EvaluationError(f"{folder / _CONFIG} has no threshold, so the folder is someone else's model; {advice}")
     code = folder / _CODE
-    if temperature and not (code.is_file() and "temperature" in code.read_text(encoding="utf-8")):
+    if temperature and not (code.is_file() and "mask_temperature" in code.read_text(encoding="utf-8")):
         raise EvaluationError(
             f"{folder}: the model code in it knows no temperature, so it would apply the threshold to other "
             "probabilities; convert the checkpoint again with tools/convert_to_hf.py, or leave --calibrate away"
@@ -43,14 +43,14 @@ def store_threshold(folder: Path, threshold: float, temperature: float | None = 
     check_storable(folder, temperature is not None)
     content = _read(folder)
     content["threshold"] = round(threshold, 6)
-    content["temperature"] = round(float(content.get("temperature", 1.0)) * (temperature or 1.0), 6)
+    content["mask_temperature"] = round(float(content.get("mask_temperature", 1.0)) * (temperature or 1.0), 6)
     _replace(folder / _CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     card = folder / _CARD
     if card.is_file():
-        at = f" at temperature {content['temperature']:.3f}" if content["temperature"] != 1 else ""
+        at = f" at temperature {content['mask_temperature']:.3f}" if content["mask_temperature"] != 1 else ""
         row = f"| threshold | {threshold:.2f}{at}, chosen on the validation split |"
         _replace(card, _ROW.sub(row, card.read_text(encoding="utf-8")))
-    return content["threshold"], content["temperature"]
+    return content["threshold"], content["mask_temperature"]
 
 
 def store_found(evaluation: Evaluation) -> tuple[float, float]:

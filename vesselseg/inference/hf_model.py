@@ -97,7 +97,7 @@ class VesselSegModel(PreTrainedModel):
         """The predictor around this model; made once per tokenizer."""
         if id(tokenizer) not in self._predictors:
             processor = processor_for(self.config, tokenizer)
-            predictor = Predictor(self.sa2va, processor, self.config.threshold, self.config.temperature)
+            predictor = Predictor(self.sa2va, processor, self.config.threshold, self.config.mask_temperature)
             self._predictors = {id(tokenizer): predictor}
         return self._predictors[id(tokenizer)]
 

@@ -46,7 +46,7 @@ def load_predictor(
         )
     model.eval().requires_grad_(False)
     config = model.config
-    return Predictor(model, processor_for(config, tokenizer), config.threshold, config.temperature)
+    return Predictor(model, processor_for(config, tokenizer), config.threshold, config.mask_temperature)
 
 
 def choose_device(device: str) -> torch.device:

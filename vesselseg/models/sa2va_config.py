@@ -26,7 +26,8 @@ class Sa2VAConfig(PretrainedConfig):
     resolution. Published folders have none: SAM2-L at 1024.
     new_token_start: id of [SEG]; the five new tokens follow each other from there.
     threshold: probability above which a pixel is vessel, chosen on a validation split.
-    temperature: what mask logits are divided by before they become probabilities; 1 changes nothing.
+    mask_temperature: what mask logits are divided by before they become probabilities; 1 changes nothing. (Not called
+    temperature: transformers sets that one, of text generation, in every config.)
     default_phrase: what is segmented when a request names nothing.
     """
 
@@ -46,7 +47,7 @@ class Sa2VAConfig(PretrainedConfig):
         downsample_ratio: float = 0.5,
         new_token_start: int | None = None,
         threshold: float = 0.5,
-        temperature: float = 1.0,
+        mask_temperature: float = 1.0,
         default_phrase: str = "blood vessel",
         **kwargs: Any,
     ) -> None:
@@ -62,7 +63,7 @@ class Sa2VAConfig(PretrainedConfig):
         self.downsample_ratio = downsample_ratio
         self.new_token_start = new_token_start
         self.threshold = threshold
-        self.temperature = temperature
+        self.mask_temperature = mask_temperature
         self.default_phrase = default_phrase
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)

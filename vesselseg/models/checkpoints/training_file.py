@@ -129,7 +129,7 @@ def build_from_training_file(
     with torch.no_grad():
         load_checkpoint(model, content, str(path))
     model.config.threshold = float(content["threshold"])
-    model.config.temperature = 1.0  # one that the base folder holds was fitted to the base's own answers
+    model.config.mask_temperature = 1.0  # one that the base folder holds was fitted to the base's own answers
     return model, content
 
 

@@ -130,7 +130,7 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
         "tie_word_embeddings": False,
         "new_token_start": config.new_token_start,
         "threshold": config.threshold,
-        "temperature": config.temperature,
+        "mask_temperature": config.mask_temperature,
         "default_phrase": config.default_phrase,
     }
 
