@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vesselseg.evaluation.metrics.masks import Mask
 
@@ -27,6 +26,8 @@ def ranking_metrics(probabilities: NDArray[np.floating] | None, truth: Mask) -> 
         )
     if truth.all() or not truth.any():
         return {"roc_auc": math.nan, "pr_auc": math.nan}
+    from sklearn.metrics import average_precision_score, roc_auc_score  # takes seconds, and masks do without
+
     labels, scores = truth.ravel(), probabilities.ravel()
     return {
         "roc_auc": float(roc_auc_score(labels, scores)),
