@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from vesselseg.data.label_shapes import (
     MAX_PIXELS,
@@ -26,10 +25,9 @@ from vesselseg.data.label_shapes import (
     parse_coordinate,
     whole_mask,
 )
-from vesselseg.data.prepare_file import FileTask
-from vesselseg.data.readers.found import Found, Match, PictureIndex, choose, count_from, note_clips, picture_of
+from vesselseg.data.readers.found import Found, Match, PictureIndex, add_tasks, choose
 from vesselseg.data.readers.text import decode_text, parse_json
-from vesselseg.data.source_files import SourceFiles, printable
+from vesselseg.data.source_files import SourceFiles
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,7 @@ class CocoLabels:
 def find_coco(files: SourceFiles, jsons: list[str], index: PictureIndex, first_frame: int | None) -> Found:
     """All images that the JSON files list; an image without annotations is one without vessel."""
     found = Found()
-    entries: list[tuple[str, Match, CocoLabels]] = []
-    seen: dict[Match, str] = {}
+    labelled: list[tuple[str, Match, CocoLabels]] = []
     for name in jsons:
         try:
             listed = _read(files.root / name)
@@ -74,18 +71,9 @@ def find_coco(files: SourceFiles, jsons: list[str], index: PictureIndex, first_f
             continue
         for wanted, labels in listed:
             match = choose(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
-            if match is None:
-                continue
-            if match in seen:
-                reason = f"listed again in {printable(name)}; what {printable(seen[match])} says is used"
-                found.leave_out(match.name, "listed_twice", reason)
-                continue
-            seen[match] = name
-            entries.append((name, match, labels))
-    first = count_from((match for _, match, _ in entries), first_frame)
-    note_clips(found, files.root, (match for _, match, _ in entries), first)
-    for _, match, labels in entries:
-        found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
+            if match is not None:
+                labelled.append((name, match, labels))
+    add_tasks(found, files, labelled, first_frame)
     return found
 
 
@@ -165,18 +153,32 @@ def _bitmap(code: dict[str, Any], image: tuple[int, int] | None) -> np.ndarray:
     if height * width > MAX_PIXELS or (image is not None and (width, height) != image):
         raise ShapeError("bad_mask", f"segmentation: a code of {width}x{height} for an image of another size")
     if isinstance(counts, str):
-        return _decode(counts, height, width)
+        counts = _decompress(counts)
     if not isinstance(counts, list) or not all(type(v) is int and v >= 0 for v in counts):
-        raise ShapeError("bad_mask", "segmentation: counts must be a string or a list of numbers")
+        raise ShapeError("bad_mask", "segmentation: counts must be a run-length code or a list of numbers")
     if sum(counts) != height * width:
         raise ShapeError("bad_mask", f"segmentation: counts add up to {sum(counts)}, expected {height * width}")
     runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return runs.reshape((height, width), order="F")
 
 
-def _decode(counts: str, height: int, width: int) -> np.ndarray:
-    try:
-        decoded = coco_mask.decode({"size": [height, width], "counts": counts.encode("ascii")})
-    except (ValueError, UnicodeEncodeError) as error:
-        raise ShapeError("bad_mask", f"segmentation: not a run-length code: {error}") from None
-    return np.asarray(decoded) > 0
+def _decompress(text: str) -> list[int] | None:
+    """The counts of a compressed code, as pycocotools' rleFrString reads them; None for text that is none.
+
+    pycocotools itself gives a part of the mask for codes that are cut off, and says nothing.
+    """
+    counts: list[int] = []
+    value, shift = 0, 0
+    for letter in text:
+        number = ord(letter) - 48
+        if not 0 <= number < 64 or shift > 60:
+            return None
+        value |= (number & 31) << shift
+        shift += 5
+        if number & 32:
+            continue
+        if number & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return None if shift else counts

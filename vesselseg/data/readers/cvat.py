@@ -22,9 +22,8 @@ from vesselseg.data.label_shapes import (
     collect_shapes,
     parse_coordinate,
 )
-from vesselseg.data.prepare_file import FileTask
-from vesselseg.data.readers.found import Found, Match, PictureIndex, choose, count_from, note_clips, picture_of
-from vesselseg.data.source_files import SourceFiles, printable
+from vesselseg.data.readers.found import Found, Match, PictureIndex, add_tasks, choose
+from vesselseg.data.source_files import SourceFiles
 
 _DRAWN = ("polygon", "polyline", "points", "box", "ellipse", "mask", "cuboid", "skeleton")
 _ARCS = 360  # corners of an ellipse
@@ -48,8 +47,7 @@ class CvatLabels:
 def find_cvat(files: SourceFiles, xmls: list[str], index: PictureIndex, first_frame: int | None) -> Found:
     """All images that the XML files list; an image without shapes is one without vessel."""
     found = Found()
-    entries: list[tuple[Match, CvatLabels]] = []
-    seen: dict[Match, str] = {}
+    labelled: list[tuple[str, Match, CvatLabels]] = []
     for name in xmls:
         try:
             images = _read(files.root / name)
@@ -59,18 +57,9 @@ def find_cvat(files: SourceFiles, xmls: list[str], index: PictureIndex, first_fr
         for image in images:
             wanted = image.get("name", "")
             match = choose(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
-            if match is None:
-                continue
-            if match in seen:
-                reason = f"listed again in {printable(name)}; what {printable(seen[match])} says is used"
-                found.leave_out(match.name, "listed_twice", reason)
-                continue
-            seen[match] = name
-            entries.append((match, CvatLabels(files.root / name, ElementTree.tostring(image))))
-    first = count_from((match for match, _ in entries), first_frame)
-    note_clips(found, files.root, (match for match, _ in entries), first)
-    for match, labels in entries:
-        found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
+            if match is not None:
+                labelled.append((name, match, CvatLabels(files.root / name, ElementTree.tostring(image))))
+    add_tasks(found, files, labelled, first_frame)
     return found
 
 

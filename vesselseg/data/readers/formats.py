@@ -70,15 +70,16 @@ def _detect(files: SourceFiles, by_format: dict[str, list[str]], options: Format
 
 def _label_files(files: SourceFiles) -> dict[str, list[str]]:
     """Format -> its label files, by their content."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {kind: [] for kind in FORMATS}
     tests = {".json": _json_kind, ".xml": _xml_kind, ".txt": _text_kind}
     pictures = {stem_of(name) for name in (*files.images, *files.dicoms)}
-    texts = [name for name in files.others_with(".txt") if stem_of(name) in pictures]
-    for name in (*files.jsons, *files.others_with(".xml"), *texts):
+    for name in (*files.jsons, *files.others_with(".xml", ".txt")):
         kind = tests[Path(name).suffix.lower()](files.root / name)
         if kind:
-            found.setdefault(kind, []).append(name)
-    return found
+            found[kind].append(name)
+    if not any(stem_of(name) in pictures for name in found["yolo"]):  # numbers, but of no picture
+        found["yolo"] = []
+    return {kind: names for kind, names in found.items() if names}
 
 
 def _json_kind(path: Path) -> str:
@@ -111,15 +112,12 @@ def _start(path: Path) -> bytes:
 
 
 def _yolo_texts(files: SourceFiles, names: Sequence[str]) -> list[str]:
-    """With the files that hold outlines, those beside them: empty ones are pictures without vessel."""
+    """The files that hold outlines, and those beside them that are empty (pictures without vessel) or a picture's."""
     folders = {str(Path(name).parent) for name in names}
     pictures = {stem_of(name) for name in (*files.images, *files.dicoms)}
-    beside = [
-        name
-        for name in files.others_with(".txt")
-        if name in names or ((not folders or str(Path(name).parent) in folders) and stem_of(name) in pictures)
-    ]
-    return sorted(beside)
+    beside = [name for name in files.others_with(".txt") if not folders or str(Path(name).parent) in folders]
+    more = [name for name in beside if stem_of(name) in pictures or (folders and not _start(files.root / name))]
+    return sorted({*names, *more})
 
 
 def _find_labelme(files: SourceFiles, dicoms: PictureIndex, first_frame: int | None, only_dicom: bool) -> Found:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from vesselseg.data.findings import Finding
+from vesselseg.data.label_shapes import LabelSource
 from vesselseg.data.prepare_file import FileTask
 from vesselseg.data.source_files import SourceFiles, printable
 from vesselseg.data.source_images import Picture
@@ -98,6 +99,23 @@ def choose(found: Found, label: str, matches: Sequence[Match], wanted: str) -> M
         names = ", ".join(printable(match.name) for match in matches[:3])
         found.leave_out(label, "ambiguous_image", f"several pictures could be meant: {names}")
     return None
+
+
+def add_tasks(
+    found: Found, files: SourceFiles, labelled: Iterable[tuple[str, Match, LabelSource]], first_frame: int | None
+) -> None:
+    """Tasks of (label file, picture, labels); a picture that an earlier entry named is a finding."""
+    entries: dict[Match, tuple[str, LabelSource]] = {}
+    for name, match, labels in labelled:
+        if match in entries:
+            earlier = printable(entries[match][0])
+            found.leave_out(match.label, "listed_twice", f"again in {printable(name)}; what {earlier} says is used")
+        else:
+            entries[match] = name, labels
+    first = count_from(entries, first_frame)
+    note_clips(found, files.root, entries, first)
+    for match, (_, labels) in entries.items():
+        found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
 
 
 def count_from(matches: Iterable[Match], first_frame: int | None) -> int:

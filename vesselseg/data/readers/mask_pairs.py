@@ -52,12 +52,12 @@ def find_masks(files: SourceFiles, folders: Sequence[str], pictures: Sequence[st
     picture if it is no mask. Raises UserError for folders that hold no image.
     """
     found = Found()
-    masks = _in_folders(files, folders) if folders else _by_names(files, pictures)
+    look_like_masks = _by_names(files, pictures)
+    masks = _in_folders(files, folders) if folders else look_like_masks
     found.not_pictures = {mask.name for mask in masks}
     if not folders:
         found.not_pictures |= {name for name in files.images if _words(PurePosixPath(name)) & set(_NEVER)}
-    left = [name for name in pictures if name not in found.not_pictures]
-    indices = PictureIndex(files, left, lambda stem: "_".join(_split(stem))), PictureIndex(files, left, _plain)
+    indices = _indices(files, [name for name in pictures if name not in found.not_pictures], look_like_masks)
     of_picture: dict[Match, list[_Mask]] = defaultdict(list)
     for mask in masks:
         matches = _matches(mask, indices)
@@ -75,6 +75,14 @@ def find_masks(files: SourceFiles, folders: Sequence[str], pictures: Sequence[st
         if labels is not None:
             found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
     return found
+
+
+def _indices(files: SourceFiles, pictures: Sequence[str], look_like_masks: Sequence[_Mask]) -> list[PictureIndex]:
+    """Pictures by their whole stem, then without words of their kind; those whose names say mask come last."""
+    doubtful = {mask.name for mask in look_like_masks}
+    pools = [[name for name in pictures if name not in doubtful], pictures]
+    forms = (lambda stem: "_".join(_split(stem)), _plain)
+    return [PictureIndex(files, pool, form) for pool in pools for form in forms]
 
 
 def _labels(found: Found, files: SourceFiles, match: Match, masks: list[_Mask]) -> MaskLabels | None:
@@ -159,9 +167,6 @@ def _matches(mask: _Mask, indices: Sequence[PictureIndex]) -> list[Match]:
     stems = ["_".join(words)]
     while len(words) > 1 and words[-1] in _OBSERVERS:
         words = words[:-1]
-    for stem in dict.fromkeys([*stems, "_".join(words), mask.stem]):
-        for index in indices:
-            matches = index.by_stem(stem, mask.name)
-            if matches:
-                return matches
-    return []
+    wanted = dict.fromkeys([*stems, "_".join(words), mask.stem])
+    tried = (index.by_stem(stem, mask.name) for index in indices for stem in wanted)
+    return next((matches for matches in tried if matches), [])

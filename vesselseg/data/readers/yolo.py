@@ -21,8 +21,7 @@ from vesselseg.data.label_shapes import (
     collect_shapes,
     parse_coordinate,
 )
-from vesselseg.data.prepare_file import FileTask
-from vesselseg.data.readers.found import Found, Match, PictureIndex, choose, count_from, note_clips, picture_of, stem_of
+from vesselseg.data.readers.found import Found, Match, PictureIndex, add_tasks, choose, stem_of
 from vesselseg.data.readers.text import decode_text
 from vesselseg.data.source_files import SourceFiles
 
@@ -81,17 +80,13 @@ def find_yolo(files: SourceFiles, texts: list[str], index: PictureIndex, first_f
     """The picture of each text file: the same name beside it, or in images/ where it lies in labels/."""
     found = Found()
     names = _read_names(files, found)
-    labelled: list[tuple[str, Match]] = []
+    labelled: list[tuple[str, Match, YoloLabels]] = []
     for name in texts:
         near = "/".join("images" if part == "labels" else part for part in PurePosixPath(name).parts)
         match = choose(found, name, index.by_stem(stem_of(name), near), f"{PurePosixPath(name).stem}.*")
         if match is not None:
-            labelled.append((name, match))
-    first = count_from((match for _, match in labelled), first_frame)
-    note_clips(found, files.root, (match for _, match in labelled), first)
-    for name, match in labelled:
-        labels = YoloLabels(files.root / name, names)
-        found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
+            labelled.append((name, match, YoloLabels(files.root / name, names)))
+    add_tasks(found, files, labelled, first_frame)
     return found
 
 
