@@ -130,7 +130,7 @@ def _check_decoder(header: Dataset) -> None:
     if syntax is None:  # written before PS3.10: nothing but this default is allowed
         header.ensure_file_meta()
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    elif syntax.is_compressed and not _can_decode(syntax):
+    elif syntax.is_compressed and not syntax.is_deflated and not _can_decode(syntax):
         raise ImageError(
             "no_decoder",
             f'compressed as {syntax.name}, which nothing installed decodes: pip install "vesselseg[dicom]"',
@@ -138,12 +138,11 @@ def _check_decoder(header: Dataset) -> None:
 
 
 def _can_decode(syntax: Any) -> bool:
-    if syntax.is_deflated:
-        return True
     try:
         return get_decoder(syntax).is_available
     except NotImplementedError:
-        return False
+        message = f"compressed as {syntax.name}, which pydicom does not decode; convert it to an uncompressed file"
+        raise ImageError("no_decoder", message) from None
 
 
 def _frame_view(header: Dataset, frame: int) -> Dataset:

@@ -75,20 +75,26 @@ def load_source_image(
     candidates, notes = _candidates(labels, json_path, within)
     if dicom is not None:
         candidates.insert(len(candidates) - (labels.image_data is not None), (dicom.path.name, dicom))
-    failures: list[ImageError] = []
+    failures: list[tuple[str, ImageError]] = []
     for name, picture in candidates:
         try:
             image = load_picture(picture, labels)
         except ImageError as error:
-            failures.append(ImageError(error.code, f"{name}: {error}"))
+            failures.append((name, error))
             continue
         if failures:
-            notes.append(("image_fallback", f"{'; '.join(map(str, failures))}; used {name} instead"))
+            notes.append(("image_fallback", f"{_describe(failures)}; used {name} instead"))
         return replace(image, notes=(*notes, *image.notes))
+    if len(failures) == 1 and dicom is not None and failures[0][0] == dicom.path.name:
+        raise failures[0][1]
     if failures:
-        raise ImageError(failures[-1].code, "; ".join(map(str, failures)))
+        raise ImageError("unreadable_image", _describe(failures))
     wanted = labels.image_path or "(imagePath is empty)"
     raise ImageError("no_image", f"no image: {wanted} is not there, nor a file {json_path.stem}.*, nor imageData")
+
+
+def _describe(failures: list[tuple[str, ImageError]]) -> str:
+    return "; ".join(f"{name}: {error}" for name, error in failures)
 
 
 def load_picture(picture: Picture | None, labels: LabelFile) -> SourceImage:
