@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import browser  # noqa: F401, a fixture for all tests
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

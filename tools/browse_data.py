@@ -35,32 +35,34 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0 <= arguments.port < 65536:
         raise UserError(f"--port {arguments.port}: expected a number from 1 to 65535")
+    if arguments.config and not arguments.config.is_file():
+        raise UserError(f"--config {arguments.config} does not exist; configs are in the folder configs/")
     catalogue = Catalogue(arguments.data)
     print(f"{arguments.data}: {len(catalogue.entries)} images of {group_count(catalogue.entries)} groups", flush=True)
-    if arguments.config:
-        print(f"reading {arguments.config}", flush=True)
-    views = open_views(arguments.config, arguments.data) if arguments.config else None
-    serve(catalogue, views, arguments)
+    serve(catalogue, arguments)
 
 
-def serve(catalogue: Catalogue, views: ModelViews | None, arguments: argparse.Namespace) -> None:
-    """Show the page; without views, those of the usual config follow when the page is there already."""
+def serve(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
+    """Show the page, then read the config, which takes ten seconds: what the model gets follows on the page.
+
+    A config that the user named and that cannot be read ends the tool; without the usual one the page goes on.
+    """
     from vesselseg.data.browse_server import BrowseServer
 
     try:
         server = BrowseServer(catalogue, arguments.port)
     except OSError as error:
         raise UserError(f"--port {arguments.port}: {error.strerror}; choose another, or none for a free one") from None
-    server.views = views
     serving = server.start()
     print(f"open {server.url}  (Ctrl-C ends it)", flush=True)
     if not arguments.no_open:
         webbrowser.open(server.url)
-    if views is None:
-        try:
-            server.views = open_views(DEFAULT_CONFIG, arguments.data)
-        except (UserError, ValueError) as error:
-            server.views = str(error)
+    try:
+        server.views = open_views(arguments.config or DEFAULT_CONFIG, arguments.data)
+    except (UserError, ValueError) as error:
+        if arguments.config:
+            raise
+        server.views = str(error)
     serving.join()
 
 

@@ -59,6 +59,7 @@ class Entry:
             "size": self.size,
             "share": self.share,
             "codes": list(dict.fromkeys(note.code for note in self.notes)),
+            "notes": len(self.notes),
             "problem": self.problem,
         }
 
@@ -76,12 +77,18 @@ class Catalogue:
         places = {image: (split, place) for split in SPLITS for place, image in enumerate(self.splits[split])}
         self.entries = [self._entry(number, record, places) for number, record in enumerate(records)]
 
+    @property
+    def name(self) -> str:
+        """The folder's name; a fold says of what."""
+        home = self.root.resolve()
+        return home.name if home == self.root.resolve() else f"{home.name}, fold {self.root.resolve().name}"
+
     def as_json(self) -> dict[str, Any]:
         """The list and what is said of the folder as a whole."""
         phrases = Counter(phrase for entry in self.entries for phrase in set(entry.record.phrases))
         notes = [note for entry in self.entries for note in entry.notes] + list(self.findings.elsewhere)
         return {
-            "name": self.root.resolve().name,
+            "name": self.name,
             "fingerprint": self.fingerprint,
             "source": str(self.findings.report.get("source", "")),
             "prepared_with": str(self.findings.report.get("vesselseg", "")),

@@ -68,6 +68,7 @@ class Pictures:
         """What the model gets: "facts", and PNG files under "square", "tile K" and "mask K"."""
 
         def make() -> tuple[dict[str, Any], int]:
+            self.catalogue.file(number)  # the data set reads what the record names, wherever a link leads
             seen = views.see(self.catalogue.entries[number], epoch)
             files = {"square": png(seen.square)}
             files |= {f"tile {place}": png(tile) for place, tile in enumerate(seen.tiles)}

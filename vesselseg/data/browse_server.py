@@ -125,7 +125,7 @@ def _json(value: Any) -> Answer:
 
 
 def _page(server: BrowseServer) -> Answer:
-    page = render("browse.html.j2", name=server.catalogue.root.resolve().name)
+    page = render("browse.html.j2", name=server.catalogue.name)
     return Answer(page.encode(), "text/html; charset=utf-8")
 
 

@@ -1,7 +1,7 @@
 // The page of tools/browse_data.py: state, address, keys. Everything is read from the server that served it.
 import { List, choose } from "./browse_list.js";
 import {
-  aboutDataset, aboutFindings, aboutImage, aboutModel, aboutObjects, aboutObservers, coloursOf, count,
+  aboutDataset, aboutFindings, aboutImage, aboutModel, aboutObjects, aboutObservers, coloursOf, count, element,
 } from "./browse_panels.js";
 import { Stage, canvasOf, fetchBitmap, tint } from "./browse_stage.js";
 
@@ -45,6 +45,7 @@ const seenOf = (number, epoch) => remember(`seen ${number} ${epoch}`, async () =
 function layersOf(number, mode, epoch) {
   return remember(`layers ${number} ${mode} ${mode === "image" ? "" : epoch}`, async () => {
     const details = await detailsOf(number);
+    if (details.problem) throw new Error(details.problem);
     const colours = coloursOf(details.objects.map((found) => found.phrase), dataset.phrases);
     if (mode === "image") {
       const masks = details.objects.flatMap((_, place) => [
@@ -157,13 +158,19 @@ function paint() {
     const drawnBy = (mask) => (typeof mask.place === "string" ? "outline" : kind); // further observers: what they add shows
     masks.filter((mask) => !state.hidden.has(mask.place)).sort((a, b) => (typeof a.place > typeof b.place) - 0.5)
       .forEach((mask) => context.drawImage(mask[drawnBy(mask)], 0, 0));
-    over.style.opacity = $("opacity").value / 100;
     over.dataset.layer = "masks";
+    setOpacity(over);
   }
   stage.show(picture, over);
   const name = dataset.images[state.number].name;
   const what = { image: "stored image", square: `SAM2's square in epoch ${state.epoch}`, tiles: "InternVL's tiles" }[state.mode];
   $("stage").setAttribute("aria-label", `${name}, ${what}, ${over ? "masks shown" : "no masks shown"}`);
+}
+
+/** A line of one pixel needs more than an area to be seen. */
+function setOpacity(over) {
+  const outline = document.querySelector("input[name=drawn]:checked").value === "outline";
+  over.style.opacity = Math.min(1, ($("opacity").value / 100) * (outline ? 1.8 : 1));
 }
 
 function fail(problem, quiet = false) {
@@ -174,8 +181,11 @@ function fail(problem, quiet = false) {
   $("stage").setAttribute("aria-label", problem);
 }
 
+/** All of the panel for another image, else only what the model gets: boxes in use stay as they are. */
 function panel(details) {
   const colours = coloursOf(details.objects.map((found) => found.phrase), dataset.phrases);
+  if (state.panelOf === details) return void $("model")?.replaceWith(aboutModel(state.seen, settings, colours));
+  state.panelOf = details;
   const toggle = (place, show) => {
     if (show) state.hidden.delete(place);
     else state.hidden.add(place);
@@ -186,11 +196,8 @@ function panel(details) {
   if (details.observers.length) sections.push(aboutObservers(details, OBSERVERS, state.hidden, toggle));
   sections.push(aboutFindings(details.notes));
   if (!details.problem) sections.push(aboutModel(state.seen, settings, colours));
-  const focused = document.activeElement?.getAttribute("aria-label");
-  $("panel").replaceChildren(...sections);
-  if (document.activeElement === document.body && focused) {
-    [...$("panel").querySelectorAll("input")].find((box) => box.getAttribute("aria-label") === focused)?.focus();
-  }
+  $("panel").replaceChildren(element("div", { class: "sections" }, sections));
+  $("panel").scrollTop = 0;
 }
 
 function filter(keep = true) {
@@ -310,12 +317,21 @@ const KEYS = {
   "/": () => $("search").focus(), "?": () => $("help").showModal(),
 };
 
+/** Whether a field has a use of its own for a key. */
+function keeps(field, key) {
+  if (field.matches("select")) return !"/?".includes(key);
+  if (field.matches("[type=checkbox], [type=radio], [type=range]")) return key.length > 1 || key === " ";
+  return true;
+}
+
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const field = event.target.closest("input, select, textarea");
-  if (event.key === "Escape" && field) return void field.blur();
-  // a checkbox has no use for letters; every other field keeps its keys
-  if (field && !(field.type === "checkbox" && event.key !== " ")) return;
+  if (event.key === "Escape" && field) {
+    event.preventDefault(); // a search field would be emptied
+    return void field.blur();
+  }
+  if (field && keeps(field, event.key)) return;
   const action = KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
   if (!action) return;
   event.preventDefault();
@@ -325,7 +341,17 @@ function onKey(event) {
 function listen() {
   document.addEventListener("keydown", onKey);
   addEventListener("hashchange", readAddress);
-  for (const name of FILTERS) $(name).addEventListener(name === "search" ? "input" : "change", () => { filter(); writeAddress(); });
+  // who switches with the mouse leafs on with the arrows, which a focused switch would take
+  document.querySelector(".toolbar").addEventListener("pointerup", () => setTimeout(() => {
+    if (document.activeElement.matches("[type=radio]")) $("stage").focus({ preventScroll: true, focusVisible: false });
+  }));
+  for (const name of FILTERS) {
+    $(name).addEventListener(name === "search" ? "input" : "change", () => {
+      if (name === "sort") state.number = null; // another order is asked for to see what comes first
+      filter();
+      writeAddress();
+    });
+  }
   $("search").addEventListener("keydown", (event) => event.key === "Enter" && $("list").focus());
   $("clear").addEventListener("click", () => {
     for (const name of FILTERS) $(name).value = "";
@@ -337,7 +363,7 @@ function listen() {
   $("mask").addEventListener("change", () => { list.tint($("mask").checked); if (state.layers) paint(); });
   $("opacity").addEventListener("input", () => {
     const over = $("layers").querySelector("[data-layer=masks]");
-    if (over) over.style.opacity = $("opacity").value / 100;
+    if (over) setOpacity(over);
   });
   $("epoch").addEventListener("change", () => setEpoch($("epoch").value));
   $("epoch-next").addEventListener("click", () => setEpoch(state.epoch + 1));

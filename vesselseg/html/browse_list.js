@@ -97,16 +97,18 @@ export class List {
   row(image, place) {
     const share = element("i");
     share.style.width = `${(100 * (image.share ?? 0)) / this.most}%`;
-    const notes = image.problem ? "unreadable" : image.codes.length ? `${image.codes.length} kind(s) of finding` : "";
+    const found = image.notes + (image.problem ? 1 : 0);
+    const words = image.problem ? "unreadable" : found === 1 ? "1 finding" : `${found} findings`;
+    const badge = found ? element("span", { class: image.problem ? "badge bad" : "badge", title: words, "aria-label": words }, String(found)) : "";
     const row = element("div", {
       class: "row", role: "option", id: `row-${image.number}`, "aria-selected": String(image.number === this.number),
       "aria-setsize": this.images.length, "aria-posinset": place + 1, title: image.name,
     },
     element("img", { src: `images/${image.number}/thumb${this.tinted ? "-tinted" : ""}.jpg`, alt: "", draggable: "false" }),
     element("div", {},
-      element("div", { class: "name" }, image.name),
+      element("div", { class: "line" }, element("span", { class: "name" }, image.name), badge),
       element("div", { class: "sub" },
-        [splitTag(image.split), image.group, percent(image.share), notes].filter(Boolean).join(" · ")),
+        [splitTag(image.split), image.group, image.problem ? "unreadable" : percent(image.share)].filter(Boolean).join(" · ")),
       element("div", { class: "bar" }, share)));
     row.style.top = `${place * HEIGHT}px`;
     row.addEventListener("click", () => this.onChoose(image.number));
