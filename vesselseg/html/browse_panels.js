@@ -131,7 +131,7 @@ function roleOf(seen, settings) {
   if (seen.role === "evaluation") return "As validation and evaluation pass it on: not augmented, the first question.";
   if (seen.role === "unused") return "Training leaves this image out (train_dataset.limit); shown as evaluation would see it.";
   if (!settings?.augment) return `Epoch ${seen.epoch} of training, without augmentation.`;
-  const repeats = seen.view === seen.epoch ? "" : `, which sees view ${seen.view} again`;
+  const repeats = seen.view === seen.epoch ? "" : `: view ${seen.view} again, the config keeps ${settings.variants} per image`;
   return `Epoch ${seen.epoch} of training${repeats}.`;
 }
 
