@@ -261,7 +261,7 @@ def test_dialogs_focus_and_labels(browser: Browser, url: str) -> None:
     browser.press(ESCAPE)
     unnamed = """const label = (found) => found.getAttribute("aria-label") || found.textContent.trim();
         const named = (found) => label(found) || found.labels?.length;
-        const all = [...document.querySelectorAll("button, input, select, [role=listbox], [role=img]")];
+        const all = [...document.querySelectorAll("button, input, select, [role=listbox], [role=group]")];
         return all.filter((found) => !named(found)).map((found) => found.outerHTML)"""
     assert browser.run(unnamed) == []
     browser.open(url)
