@@ -13,6 +13,7 @@ DOCUMENTS = (
     "README.zh-CN.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/data.md",
     "docs/evaluation.md",
     "docs/results.md",
     "docs/weights.md",

@@ -166,7 +166,8 @@ def _regions(shape: Shape, canvas: Canvas, result: FileResult) -> list[Region]:
         return []
     if cut:
         result.find("clipped", f"{shape.kind} reaches over the border of the image; cut off there", shape.index)
-    result.used[shape.label] += 1
+    if not shape.observer:  # what others drew of it again is counted once
+        result.used[shape.label] += 1
     return regions
 
 
