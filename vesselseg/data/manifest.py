@@ -10,6 +10,9 @@ and always written in the second. A region is a polygon (flat list of x, y in pi
 run-length code ``{"size": [height, width], "counts": "..."}``, for bitmaps. Optional fields of a record: ``group``;
 ``spacing`` (millimetres per pixel, [row, column]); ``observers``, what further people drew in the same image: name ->
 one list of regions per object, in the order of ``text``.
+
+A fold of a cross-validation is a dataset folder too: ``data/NAME/folds/2`` holds a ``splits.json`` and nothing else,
+its images and annotations are those of ``data/NAME``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ RunLength = dict[str, Any]
 Region = Polygon | RunLength
 
 SPLITS = ("train", "val", "test")
+FOLDS = "folds"  # folder of a dataset folder: 1/splits.json, 2/splits.json, ...
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class ManifestError(ValueError):
 
 
 def read_manifest(folder: Path) -> list[Record]:
-    """Read and check ``folder/annotations.json``; raises ManifestError with all problems at once."""
-    path = Path(folder) / "annotations.json"
+    """Read and check annotations.json of a dataset folder or fold; raises ManifestError with all problems at once."""
+    path = dataset_home(folder) / "annotations.json"
     entries = _read_json(path)
     if not isinstance(entries, list):
         raise ManifestError(f"{path}: expected a list of records, found {type(entries).__name__}")
@@ -170,6 +174,7 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
     which checks it.
     """
     path = Path(folder) / "splits.json"
+    _check_fold(Path(folder))
     splits = _read_json(path)
     if not isinstance(splits, dict) or not all(isinstance(splits.get(name), list) for name in SPLITS):
         raise ManifestError(f"{path}: expected an object with the lists {', '.join(SPLITS)}")
@@ -186,8 +191,8 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
 
 
 def image_path(folder: str | Path, record: Record) -> Path:
-    """The image file of a record of a dataset folder."""
-    return Path(folder) / "images" / record.image
+    """The image file of a record of a dataset folder or fold."""
+    return dataset_home(folder) / "images" / record.image
 
 
 def read_split(folder: Path, split: str) -> list[Record]:
@@ -205,9 +210,61 @@ def read_split(folder: Path, split: str) -> list[Record]:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 (first 16 hex digits) over annotations.json and splits.json: which data a result was made with."""
+    return _digest(dataset_home(folder) / "annotations.json", Path(folder) / "splits.json")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Which fold of which cross-validation a folder is.
+
+    number: 1..of. fingerprint: SHA-256 (first 16 hex digits) over the annotations and the splits of all folds, the same
+    for all of them: results with the same one may be pooled.
+    """
+
+    number: int
+    of: int
+    fingerprint: str
+
+
+def read_fold(folder: str | Path) -> Fold | None:
+    """What fold ``data/NAME/folds/2`` is; None for a dataset folder itself."""
+    home = dataset_home(folder)
+    if home == Path(folder):
+        return None
+    numbers = fold_numbers(home)
+    splits = [home / FOLDS / str(number) / "splits.json" for number in numbers]
+    digest = _digest(home / "annotations.json", *splits)
+    return Fold(int(Path(folder).absolute().name), len(numbers), digest)
+
+
+def fold_numbers(home: Path) -> list[int]:
+    """The folds that tools/make_folds.py stored in a dataset folder, in order; empty if there are none."""
+    stored = (path.parent.name for path in (Path(home) / FOLDS).glob("*/splits.json"))
+    return sorted(int(name) for name in stored if name.isdecimal())
+
+
+def dataset_home(folder: str | Path) -> Path:
+    """The folder that holds annotations.json and images/: the dataset folder itself, or that of a fold."""
+    folder = Path(folder)
+    place = folder.absolute()
+    if place.parent.name != FOLDS or not place.name.isdecimal() or (folder / "annotations.json").exists():
+        return folder
+    home = place.parent.parent
+    return home if (home / "annotations.json").exists() else folder
+
+
+def _check_fold(folder: Path) -> None:
+    home = dataset_home(folder)
+    if home != folder and not (folder / "splits.json").exists():
+        numbers = ", ".join(map(str, fold_numbers(home))) or "none; make them with tools/make_folds.py"
+        raise ManifestError(f"{folder} is no fold of {home}, which has: {numbers}")
+
+
+def _digest(*files: Path) -> str:
+    """SHA-256 over the files' bytes, first 16 hex digits."""
     digest = hashlib.sha256()
-    for name in ("annotations.json", "splits.json"):
-        digest.update((Path(folder) / name).read_bytes())
+    for file in files:
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 

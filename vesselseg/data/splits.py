@@ -122,3 +122,26 @@ def split_groups(
         missing[name] -= sizes[group]
         empty = [other for other in empty if other != name]
     return [chosen[group] for group in groups]
+
+
+def fold_groups(groups: Sequence[str], folds: int, seed: int) -> list[int]:
+    """The fold, 1..folds, in whose test split each file is, with whole groups and folds of nearly equal size.
+
+    The largest groups are dealt first, each to the smallest fold: no two folds differ by more files than the largest
+    group has. seed: which of equally large groups goes where. Raises SplitError for fewer than 2 folds and for more
+    folds than groups.
+    """
+    sizes = Counter(groups)
+    if folds < 2:
+        raise SplitError(f"--folds {folds}: expected 2 or more")
+    if folds > len(sizes):
+        raise SplitError(f"--folds {folds}: there are {len(sizes)} groups, and every fold needs one to test on")
+    order = sorted(sizes)
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda group: -sizes[group])
+    filled = dict.fromkeys(range(1, folds + 1), 0)
+    chosen = {}
+    for group in order:
+        chosen[group] = min(filled, key=lambda number: filled[number])
+        filled[chosen[group]] += sizes[group]
+    return [chosen[group] for group in groups]

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from vesselseg.data.manifest import image_path, read_split
+from vesselseg.data.manifest import dataset_home, image_path, read_split
 from vesselseg.errors import UserError
 
 
@@ -37,7 +37,7 @@ def _data_root(checkpoint: dict[str, Any], config: Path | None) -> Path:
         root = load_config(config).get("data_root")
     else:
         root = checkpoint.get("data_root")
-    if root is None or not (Path(root) / "annotations.json").exists():
+    if root is None or not (dataset_home(root) / "annotations.json").exists():
         raise UserError(
             f"the data folder of this training, {root}, is not here; name images to check the conversion on with "
             "--images FOLDER"

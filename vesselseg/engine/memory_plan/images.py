@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vesselseg.data.manifest import Record, image_path, read_split
+from vesselseg.data.manifest import Record, dataset_home, image_path, read_split
 from vesselseg.data.prompts import ANSWER, QUESTIONS, question_for
 from vesselseg.inference.processor import Processor
 
@@ -54,7 +54,7 @@ def training_images(values: Mapping[str, Any], processor: Processor, count: int 
     count: how many images to plan for, in place of the split's.
     """
     root, settings = Path(values["data_root"]), values["train_dataset"]
-    if not (root / "annotations.json").is_file():
+    if not (dataset_home(root) / "annotations.json").is_file():
         return _images(processor, [("blood vessel",)], (ASSUMED_SIDE, ASSUMED_SIDE), count or ASSUMED_IMAGES, True)
     records = read_split(root, settings.get("split", "train"))[: settings.get("limit")]
     sizes = [_size(image_path(root, record)) for record in records[:LOOKED_INTO]]
