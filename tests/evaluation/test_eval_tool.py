@@ -91,6 +91,32 @@ def test_a_mask_folder_is_scored_as_its_masks(
         assert 0.6 < item["metrics"]["dice"] < 1
 
 
+def test_what_was_searched_and_switched_is_written(
+    drawn: Drawn, probability_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--threshold", "auto", "--calibrate", "--min-component", 5, "--fill-holes", 3]
+    assert call_tool("eval.py", probability_folder, "--data", drawn.folder, "--out", tmp_path / "out", *options) == 0
+    console = capsys.readouterr().out
+    assert "min_component + fill_holes: Dice" in console
+    assert "fitted on val" in console
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["format"] == 2
+    assert results["post_processing"] == {"min_component": 5, "fill_holes": 3}
+    dice = results["thresholds"][0]
+    assert (dice["metric"], dice["threshold"]) == ("dice", results["threshold"]["value"])
+    assert [len(dice[name]) for name in ("grid", "searched", "reported")] == [99, 99, 99]
+    assert dice["loss"] == pytest.approx(dice["reported_best"] - dice["reported_value"])
+    reliability = results["calibration"]["everywhere"]
+    assert len(reliability["edges"]) == 16
+    assert sum(reliability["counts"]) == 5 * 72 * 96
+    assert [count == 0 for count in reliability["counts"]] == [value is None for value in reliability["frequency"]]
+    effects = {(one["switch"], one["metric"]): one for one in results["switches"]}
+    assert effects["fill_holes", "dice"]["items"] == 5
+    assert results["summary"]["recall_wide"]["mean"] is None
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert rows[0]["recall_wide"] == ""
+
+
 def test_missing_predictions_are_listed_and_nothing_is_written(drawn: Drawn, mask_folder: Path, tmp_path: Path) -> None:
     (mask_folder / "test/case1.png").unlink()
     (mask_folder / "test/case3.png").unlink()

@@ -118,7 +118,7 @@ def test_lengths_are_in_millimetres_where_every_image_has_a_spacing(drawn: Drawn
     write_manifest(drawn.folder, some)
     found = evaluate(drawn.folder, "test", _open(drawn, mask_folder))
     assert found.summary["hd95"] == pixels.summary["hd95"]
-    assert any("1 image(s) have no pixel spacing" in warning for warning in found.warnings)
+    assert any("1 of 5 images have no pixel spacing" in warning for warning in found.warnings)
 
 
 def test_auto_refuses_the_split_it_searches(drawn: Drawn, probability_folder: Path) -> None:

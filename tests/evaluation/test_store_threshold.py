@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,17 @@ def test_found_stored_and_applied(drawn: Drawn, checkpoint: Path, tmp_path: Path
     logits = np.log(before / (1 - before))
     np.testing.assert_allclose(answer.probabilities, 1 / (1 + np.exp(-logits / temperature)), atol=1e-5)
     assert answer.threshold == config["threshold"]
+
+
+def test_a_base_folders_temperature_is_not_that_of_what_was_trained_on_it(tiny_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "mask_temperature": 2.0}))
+    model = tiny.shaken_model(base)
+    assert model.config.mask_temperature == 2.0
+    path = tiny.save_checkpoint(model, tmp_path / "tiny.pth", tiny.model_arguments(base))
+    assert load_predictor(path, device="cpu").temperature == 1.0
 
 
 @pytest.fixture

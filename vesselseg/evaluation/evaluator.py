@@ -92,7 +92,10 @@ def evaluate(
     source.check(_image_sizes(data, [*records, *search]))
     _check_options(source, threshold, options)
     table = read_subgroups(options.subgroups) if options.subgroups else None
-    warnings = [*_warnings(data, split, source), *(table.check(records, read_manifest(data)) if table else ())]
+    warnings = [
+        *_warnings(data, split, [*records, *search]),
+        *(table.check(records, read_manifest(data)) if table else ()),
+    ]
     millimetres = all(record.spacing for record in [*records, *search])
     score = partial(_score, data, source, options, millimetres, batch, track)
     found = score(SEARCH_SPLIT, search, ()) if search else None
@@ -263,7 +266,7 @@ def _check_options(source: PredictionSource, threshold: float | str | None, opti
         names = ", ".join((*COUNTED, *ON_GRID))
         problems.append(f"--threshold-metric {options.metric}: no best threshold to search; expected one of {names}")
     if problems:
-        raise EvaluationError(problem_list(str(source.path), problems, "Leave these away."))
+        raise EvaluationError(problem_list(f"{source.path}: options that do not fit", problems, "Leave these away."))
 
 
 def _image_sizes(data: Path, records: Sequence[Record]) -> dict[str, tuple[int, int]]:
@@ -286,15 +289,15 @@ def _number(threshold: float | str) -> float:
     return value
 
 
-def _warnings(data: Path, split: str, source: PredictionSource) -> Iterator[str]:
+def _warnings(data: Path, split: str, used: Sequence[Record]) -> Iterator[str]:
     groups = {name: {record.group_key for record in read_split(data, name)} for name in ("train", "val", "test")}
     for other in sorted(groups.keys() - {split}):
         shared = sorted(groups[other] & groups[split])
         if shared:
             named = f"{len(shared)} group(s) or image(s), {shared[0]} among them,"
             yield f"{named} lie both in {split} and in {other}: the figures flatter."
-    known = [record.spacing is not None for record in read_split(data, split)]
-    if any(known) and not all(known):
-        yield f"{known.count(False)} image(s) have no pixel spacing: distances are in pixels for all of them."
+    unknown = sum(record.spacing is None for record in used)
+    if 0 < unknown < len(used):
+        yield f"{unknown} of {len(used)} images have no pixel spacing: distances are in pixels for all of them."
     if not any(record.group for record in read_manifest(data)):
         yield "No groups in the data: every image counts as its own patient, so the intervals may be too narrow."
