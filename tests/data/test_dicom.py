@@ -319,9 +319,24 @@ def test_labels_that_name_no_frame_or_one_too_far_are_left_out(tmp_path: Path) -
 def test_picture_beside_is_used_unless_dicom_is_asked_for(tmp_path: Path) -> None:
     write_clip(tmp_path / "s", {"clip_2": "json"})
     picture(tmp_path / "s" / "clip_2.png")
-    assert run(tmp_path / "s", tmp_path / "o", **ALL)["findings_by_code"] == {"clip": 1}
-    report = run(tmp_path / "s", tmp_path / "p", format="dicom", **ALL)
+    assert run(tmp_path / "s", tmp_path / "o", salt=tmp_path / "salt", **ALL)["findings_by_code"] == {"clip": 1}
+    (record,) = read_manifest(tmp_path / "o")
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "o" / "images" / record.image)),
+        np.asarray(Image.open(tmp_path / "s" / "clip_2.png")),
+    )
+    report = run(tmp_path / "s", tmp_path / "p", format="dicom", salt=tmp_path / "salt", **ALL)
     assert report["findings_by_code"] == {"clip": 1, "detector_spacing": 1}
+    assert read_manifest(tmp_path / "p")[0].group == record.group != ""
+
+
+def test_image_path_may_name_the_clip(tmp_path: Path) -> None:
+    pixels = write_clip(tmp_path / "s", {"clip_2": "json"})
+    path = tmp_path / "s" / "clip_2.json"
+    path.write_text(path.read_text().replace("clip_2.png", "clip.dcm"))
+    assert run(tmp_path / "s", tmp_path / "o", **ALL)["findings_by_code"] == {"clip": 1, "detector_spacing": 1}
+    (record,) = read_manifest(tmp_path / "o")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "o" / "images" / record.image)), pixels[1])
 
 
 def test_every_label_format_may_name_dicom(tmp_path: Path) -> None:

@@ -280,6 +280,26 @@ def test_labels_of_other_size_are_rescaled_in_every_format(tmp_path: Path) -> No
     assert np.array_equal(mask_of(by_stem(tmp_path / "o")["p1_a"]), truth("p1_a"))
 
 
+@pytest.mark.parametrize("name", ["LabelMe", "COCO polygons"])
+def test_half_characters_in_names_do_not_stop_the_rest(tmp_path: Path, name: str) -> None:
+    (tmp_path / "s").mkdir()
+    WRITERS[name][1](tmp_path / "s")
+    path = next((tmp_path / "s").rglob("*.json"))
+    text = path.read_text().replace('"vessel"', '"\\ud83d\\ude00 \\ud83d \\ude00"')
+    path.write_text(text.replace("p2_b.png", "\\ud800.png"))
+    run(tmp_path / "s", tmp_path / "o", **ALL)
+    labels = [row["label"] for row in json.loads((tmp_path / "o" / "report.json").read_text())["labels"]]
+    assert labels == ["\U0001f600 \ufffd \ufffd"]
+
+
+def test_odd_values_in_coco_files(tmp_path: Path) -> None:
+    names = ["", "..", "/etc/passwd", "nul\0.png", "a" * 5000]
+    images = [{"id": n, "file_name": name, "width": 1e300, "height": None} for n, name in enumerate(names)]
+    coco_with(tmp_path / "s", [], images=[*images, {"id": "x", "file_name": "p1_a.png"}], categories=3)
+    report = run(tmp_path / "s", tmp_path / "o", **ALL)
+    assert report["findings_by_code"] == {"no_image": 5}
+
+
 def test_nothing_labelled_says_what_is_expected(tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     for kind in ("", "coco", "yolo", "cvat", "masks", "dicom"):

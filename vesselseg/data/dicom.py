@@ -62,6 +62,15 @@ def count_frames(path: Path) -> int:
         return 1
 
 
+def read_patient(path: Path) -> str:
+    """What tells the patient of a file from others, see ``DicomFrame``; "" where it cannot be read."""
+    try:
+        with _quiet():
+            return _patient(dcmread(path, force=True, stop_before_pixels=True))
+    except _DAMAGED:
+        return ""
+
+
 def read_frame(path: Path, frame: int | None = None) -> DicomFrame:
     """One frame, counted from 0; None: the only one. Raises ImageError (bad_dicom, no_decoder, which_frame).
 

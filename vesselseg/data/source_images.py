@@ -70,10 +70,12 @@ def load_source_image(
     """The image of a LabelMe file: imagePath, else the same stem beside the JSON, else ``dicom``, else imageData.
 
     within: folder that the image must lie in (an unpacked archive may not point outside), or None for anywhere.
+    The patient is that of ``dicom``, also where another picture is taken.
     Raises ImageError when there is none, or none that can be decoded to its end.
     """
     candidates, notes = _candidates(labels, json_path, within)
     if dicom is not None:
+        candidates = [entry for entry in candidates if entry[1] is None or not is_dicom(entry[1].path)]
         candidates.insert(len(candidates) - (labels.image_data is not None), (dicom.path.name, dicom))
     failures: list[tuple[str, ImageError]] = []
     for name, picture in candidates:
@@ -84,7 +86,8 @@ def load_source_image(
             continue
         if failures:
             notes.append(("image_fallback", f"{_describe(failures)}; used {name} instead"))
-        return replace(image, notes=(*notes, *image.notes))
+        patient = image.patient or (_patient(dicom.path) if dicom is not None else "")
+        return replace(image, notes=(*notes, *image.notes), patient=patient)
     if len(failures) == 1 and dicom is not None and failures[0][0] == dicom.path.name:
         raise failures[0][1]
     if failures:
@@ -127,6 +130,12 @@ def is_dicom(path: Path) -> bool:
             return opened.read(place + len(magic))[place:] == magic
     except OSError:
         return False
+
+
+def _patient(path: Path) -> str:
+    from vesselseg.data.dicom import read_patient
+
+    return read_patient(path)
 
 
 def _load_dicom(picture: Picture) -> SourceImage:

@@ -86,7 +86,9 @@ def _read(path: Path) -> list[tuple[str, CocoLabels]]:
     content = parse_json(text)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         raise LabelFileError('no COCO file: expected an object with the lists "images" and "annotations"')
-    names = {c["id"]: str(c.get("name", c["id"])) for c in content.get("categories") or [] if _has_id(c)}
+    categories = content.get("categories")
+    named = [c for c in categories if _has_id(c)] if isinstance(categories, list) else []
+    names = {category["id"]: str(category.get("name", category["id"])) for category in named}
     of_image: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
     for entry in content["annotations"]:
         if isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str)):

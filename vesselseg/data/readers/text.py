@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from vesselseg.data.label_shapes import LabelFileError
+
+# half a character, as cutting names after so many 16-bit units leaves it; no file can be written with it
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_LONE_SURROGATE = re.compile(f"{_HIGH}(?!{_LOW})|(?<!{_HIGH.replace('{2}', '[0-9a-fA-F]')}){_LOW}")
 
 
 def decode_text(content: bytes) -> tuple[str, list[tuple[str, str]]]:
@@ -27,7 +32,7 @@ def decode_text(content: bytes) -> tuple[str, list[tuple[str, str]]]:
 def parse_json(text: str) -> Any:
     """The content of a JSON file; raises LabelFileError with the place of the mistake."""
     try:
-        return json.loads(text)
+        return json.loads(_LONE_SURROGATE.sub("\\\\ufffd", text) if "\\u" in text else text)
     except json.JSONDecodeError as error:
         raise LabelFileError(
             f"not readable as JSON: {error.msg} at line {error.lineno}, column {error.colno}; is it cut off?"
