@@ -92,42 +92,63 @@ def evaluate(
     source.check(_image_sizes(data, [*records, *search]))
     _check_options(source, threshold, options)
     table = read_subgroups(options.subgroups) if options.subgroups else None
-    warnings = [
-        *_warnings(data, split, [*records, *search]),
-        *(table.check(records, read_manifest(data)) if table else ()),
-    ]
+    warnings = list(_warnings(data, split, [*records, *search]))
+    warnings += table.check(records, read_manifest(data)) if table else ()
     millimetres = all(record.spacing for record in [*records, *search])
     score = partial(_score, data, source, options, millimetres, batch, track)
     found = score(SEARCH_SPLIT, search, ()) if search else None
     choices = _choices(source, threshold, options, found)
     variants = switch_variants(options.flips, options.post_processing, {k: v.value for k, v in choices.items()})
     scores = score(split, records, tuple(variants.values()))
-    items, choice = scores.items[-1], choices[options.flips]
-    groups = group_means(items) if any(record.group for record in records) else ()
-    return Evaluation(
+    items = tuple(scores.items[-1])
+    plain = Evaluation(
         source=source.path,
         kind=source.kind,
         data=data,
         split=split,
         data_fingerprint=fingerprint(data),
-        threshold=choice,
-        curve=None if source.kind == "masks" else _curve(scores, options.flips),
-        items=tuple(items),
+        threshold=choices[options.flips],
+        curve=None,
+        items=items,
         summary=summarise_items(items, seed),
-        grouped=bool(groups),
+        grouped=any(record.group for record in records),
         groups=len({item.group for item in items}),
         seed=seed,
         warnings=tuple(warnings),
-        calibration=None if source.kind == "masks" else _calibration(scores, found, options, choice.value),
-        thresholds=tuple(_metric_thresholds(found, scores, options)) if found and threshold == AUTO else (),
         length_unit="mm" if millimetres else "px",
-        baseline_threshold=choices[False].value if options.flips and threshold == AUTO else None,
         test_time=FLIPS if options.flips else None,
         post_processing=options.post_processing.sizes(),
         switches=tuple(switch_effects(list(variants), scores.items, seed)),
         subgroups=table.subgroups(items, seed) if table else (),
-        per_group=groups,
-        group_summary=summarise_groups(groups, seed) if groups else {},
+    )
+    searched = found if threshold == AUTO else None
+    return _with_groups(_with_curves(plain, scores, found, searched, options, choices[False].value))
+
+
+def _with_groups(evaluation: Evaluation) -> Evaluation:
+    if not evaluation.grouped:
+        return evaluation
+    groups = group_means(evaluation.items)
+    return replace(evaluation, per_group=groups, group_summary=summarise_groups(groups, evaluation.seed))
+
+
+def _with_curves(
+    evaluation: Evaluation,
+    scores: SplitScores,
+    found: SplitScores | None,
+    searched: SplitScores | None,
+    options: Options,
+    without: float,
+) -> Evaluation:
+    """What probabilities tell and masks do not. found: the validation split; searched: it, if for a threshold too."""
+    if evaluation.kind == "masks":
+        return evaluation
+    return replace(
+        evaluation,
+        curve=_curve(scores, options.flips),
+        calibration=_calibration(scores, found, options, evaluation.threshold.value),
+        thresholds=tuple(_metric_thresholds(searched, scores, options)) if searched else (),
+        baseline_threshold=without if searched and options.flips else None,
     )
 
 
