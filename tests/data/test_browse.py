@@ -111,6 +111,16 @@ def test_a_damaged_or_missing_report_stops_nothing(tmp_path: Path, content: str)
     assert len(catalogue.findings.problems) == (content in ("{", "[]"))
 
 
+def test_a_fold_shows_the_images_of_its_dataset_folder_in_its_own_splits(tmp_path: Path) -> None:
+    folder = write_browsed(tmp_path / "data")
+    fold = folder / "folds" / "2"
+    fold.mkdir(parents=True)
+    (fold / "splits.json").write_text(json.dumps({"train": ["nothing.png"], "val": [], "test": ["first.png"]}))
+    catalogue = Catalogue(fold)
+    assert catalogue.name == "data, fold 2" and catalogue.entries[0].split == "test"
+    assert catalogue.picture(0).size == (WIDTH, HEIGHT) and [note.code for note in catalogue.entries[0].notes]
+
+
 def test_details_measure_objects_and_observers(server: BrowseServer) -> None:
     details = get_json(server, f"/api/images/{number_of(server, 'first.png')}")
     assert [(found["phrase"], found["pixels"]) for found in details["objects"]] == [

@@ -16,6 +16,7 @@ from vesselseg.data.manifest import (
     SPLITS,
     ManifestError,
     Record,
+    dataset_home,
     fingerprint,
     image_path,
     read_manifest,
@@ -72,15 +73,15 @@ class Catalogue:
         records = read_manifest(self.root)
         self.splits = read_splits(self.root)
         self.fingerprint = fingerprint(self.root)
-        self.findings: Findings = read_findings(self.root, records)
-        self._allowed = (self.root / "images").resolve()
+        self.findings: Findings = read_findings(dataset_home(self.root), records)
+        self._allowed = (dataset_home(self.root) / "images").resolve()
         places = {image: (split, place) for split in SPLITS for place, image in enumerate(self.splits[split])}
         self.entries = [self._entry(number, record, places) for number, record in enumerate(records)]
 
     @property
     def name(self) -> str:
         """The folder's name; a fold says of what."""
-        home = self.root.resolve()
+        home = dataset_home(self.root).resolve()
         return home.name if home == self.root.resolve() else f"{home.name}, fold {self.root.resolve().name}"
 
     def as_json(self) -> dict[str, Any]:
