@@ -236,12 +236,30 @@ def broken(path: Path, kind: str) -> None:
         path.write_bytes(b"Doe^Jane " * 99)
     elif kind == "cut in the header":
         path.write_bytes(path.read_bytes()[:300])
+    elif kind == "odd number of frames":
+        write_dicom(path, frames(2))
+        path.write_bytes(path.read_bytes().replace(b"IS\x02\x002 ", b"IS\x02\x002\xda"))
+    elif kind == "odd bytes":
+        path.write_bytes(
+            path.read_bytes().replace(b"(\x00\x08\x00US", b"(\x00\x08\x00\x49\x9e").replace(b"US", b"I\x9e")
+        )
     elif kind == "window of width 0":
         write_dicom(path, frames(), WindowCenter=3, WindowWidth=0)
 
 
 @pytest.mark.parametrize(
-    "kind", ["cut off", "header only", "no rows", "empty", "text", "cut in the header", "window of width 0"]
+    "kind",
+    [
+        "cut off",
+        "header only",
+        "no rows",
+        "empty",
+        "text",
+        "cut in the header",
+        "window of width 0",
+        "odd number of frames",
+        "odd bytes",
+    ],
 )
 def test_broken_files_are_findings_without_a_word_of_the_header(tmp_path: Path, kind: str) -> None:
     broken(tmp_path / "a.dcm", kind)

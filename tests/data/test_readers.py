@@ -249,6 +249,13 @@ def test_cvat_shapes_have_the_area_of_their_formulas(tmp_path: Path) -> None:
             assert mask[21, 26] and not mask[9, 26]
 
 
+def test_text_between_cvat_images_is_passed_over(tmp_path: Path) -> None:
+    formats.write_cvat(tmp_path / "s")
+    path = tmp_path / "s" / "annotations.xml"
+    path.write_bytes(path.read_bytes().replace(b"</image>", b"</image>, note "))
+    assert run(tmp_path / "s", tmp_path / "o", **ALL)["findings"] == []
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

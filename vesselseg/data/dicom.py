@@ -25,18 +25,6 @@ from vesselseg.data.source_images import ImageError
 _WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 _VALUES = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence")
 _LAYOUT = ("PhotometricInterpretation", "PixelRepresentation", "BitsStored")
-# what pydicom and its decoders raise on damaged files
-_DAMAGED = (
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    IndexError,
-    RuntimeError,
-    EOFError,
-    ArithmeticError,
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +46,7 @@ def count_frames(path: Path) -> int:
         with _quiet():
             header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
             return max(1, int(header.get("NumberOfFrames") or 1))
-    except _DAMAGED:
+    except Exception:  # whatever a damaged header leads pydicom to
         return 1
 
 
@@ -67,7 +55,7 @@ def read_patient(path: Path) -> str:
     try:
         with _quiet():
             return _patient(dcmread(path, force=True, stop_before_pixels=True))
-    except _DAMAGED:
+    except Exception:  # whatever a damaged header leads pydicom to
         return ""
 
 
@@ -77,20 +65,14 @@ def read_frame(path: Path, frame: int | None = None) -> DicomFrame:
     The picture is what a viewer shows first: modality LUT, then VOI LUT or window of the header. Without one, 8-bit
     pixels stay as they are, and deeper ones are scaled from the frame's own range. MONOCHROME1 is inverted.
     """
-    with _quiet():
-        try:
+    try:
+        with _quiet():
             header = dcmread(path, force=True)
-        except _DAMAGED as error:
-            raise ImageError("bad_dicom", f"not readable as DICOM ({type(error).__name__})") from None
-        number = _choose_frame(header, frame)
-        try:
-            return _decode(header, number)
-        except _DAMAGED as error:
-            if isinstance(error, ImageError):
-                raise
-            raise ImageError(
-                "bad_dicom", f"damaged, cut off or against the standard ({type(error).__name__})"
-            ) from None
+            return _decode(header, _choose_frame(header, frame))
+    except ImageError:
+        raise
+    except Exception as error:  # whatever a damaged file leads pydicom and its decoders to
+        raise ImageError("bad_dicom", f"damaged, cut off or against the standard ({type(error).__name__})") from None
 
 
 @contextmanager

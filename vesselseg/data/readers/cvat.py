@@ -55,6 +55,7 @@ def find_cvat(files: SourceFiles, xmls: list[str], index: PictureIndex, first_fr
             found.leave_out(name, error.code, str(error))
             continue
         for image in images:
+            image.tail = None  # text after it would be written with it
             wanted = image.get("name", "")
             match = choose(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
             if match is not None:
