@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tests.data.dicom_files import frames, write_dicom
 from tests.data.label_formats import WRITERS, picture, truth, write_masks
-from tests.data.test_dicom import frames, write_dicom
 from tests.labelme_files import WriteLabel, polygon, run, tree
 from vesselseg.data.manifest import read_manifest, read_splits
 from vesselseg.data.pseudonyms import Pseudonyms
