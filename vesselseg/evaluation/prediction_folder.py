@@ -44,6 +44,10 @@ class PredictionFolder:
         self.holds_probabilities = False
         self._graded_pictures = False
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file for an image."""
+        return name in self._files
+
     def check(self, sizes: dict[str, tuple[int, int]]) -> None:
         """Read every prediction once and raise EvaluationError that lists all missing, wrong and unreadable ones.
 

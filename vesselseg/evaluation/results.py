@@ -22,6 +22,7 @@ from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS
 from vesselseg.evaluation.scores import Curve, Evaluation, Scored
 from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES
 from vesselseg.evaluation.threshold import THRESHOLDS
+from vesselseg.inference.model_files import weights_digest
 
 RESULTS_FILE = "results.json"
 FORMAT = 2
@@ -71,7 +72,11 @@ def versions() -> dict[str, str]:
 def _about(evaluation: Evaluation) -> dict[str, Any]:
     choice = evaluation.threshold
     return {
-        "source": {"path": str(evaluation.source), "kind": evaluation.kind},
+        "source": {
+            "path": str(evaluation.source),
+            "kind": evaluation.kind,
+            "weights": weights_digest(evaluation.source) if evaluation.kind == "model" else None,
+        },
         "data": {
             "folder": str(evaluation.data),
             "fingerprint": evaluation.data_fingerprint,

@@ -58,6 +58,10 @@ class FolderSource:
         """ "probabilities" or "masks", known after ``check``."""
         return "probabilities" if self._predictions.holds_probabilities else "masks"
 
+    def holds(self, image: str) -> bool:
+        """Whether there is a prediction of an image, usable or not."""
+        return self._predictions.holds(image)
+
     def phrases(self, record: Record) -> tuple[str, ...]:
         """One item per image: all of its objects."""
         return ("",)

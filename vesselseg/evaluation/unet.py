@@ -249,6 +249,7 @@ def _batches(
         batch_sampler=list(_order(len(train), options)),
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else it draws from the caller's
     )
     return iter(loader)
 
