@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS
+from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
 from vesselseg.evaluation.scores import Curve, Evaluation, Scored
 from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES
 from vesselseg.evaluation.threshold import THRESHOLDS
@@ -51,6 +51,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **_about(evaluation),
         **_measured(evaluation),
+        "metrics": {name: asdict(metric) for name, metric in METRIC_TABLE.items()},
         "versions": versions(),
         "items": [asdict(item) for item in evaluation.items],
     }

@@ -1,4 +1,4 @@
-"""README.md of an exported folder."""
+"""README.md of an exported folder. ``card_results`` writes what an evaluation found into it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from vesselseg.models.sa2va import Sa2VA
 
+BEGIN, END = "<!-- results: written by tools/model_card.py -->", "<!-- end of results -->"
 CARD = """---
 library_name: transformers
 pipeline_tag: image-segmentation
@@ -25,6 +26,15 @@ Fine-tuned with vesselseg {version}. InternVL reads the image and the request, S
 | validation Dice | {dice} |
 | threshold | {threshold:.2f}, {chosen} |
 | SAM2 view | {sam_size} x {sam_size} pixels |
+
+## Intended use
+
+Research on blood vessels in angiograms like those of its training, and drafts of labels that a person corrects. Whoever
+uses a mask looks at it beside the image.
+
+{begin}
+Not scored yet: `python tools/eval.py`, then `python tools/model_card.py`.
+{end}
 
 ## Use
 
@@ -47,8 +57,11 @@ the names of the published Sa2VA folders.
 
 ## Limits
 
-The model knows what its training data showed. It is not a medical device; do not decide on patients with it. Judge it
-on your own images (`python tools/eval.py`), with patients that training has not seen.
+The model knows what its training data showed. Other devices, views, contrast agents or vessels than those may fail
+without a sign: a mask comes out in any case. Thin vessels are missed first, and a vessel may come out in pieces. The
+threshold trades missed vessels for invented ones; it suits images like those it was chosen on. It is not a medical
+device; do not decide on patients with it. Judge it on your own images (`python tools/eval.py`), with patients that
+training has not seen.
 """
 
 
@@ -58,6 +71,8 @@ def write_model_card(folder: Path, model: Sa2VA, checkpoint: dict[str, Any]) -> 
     dice = meta.get("best_dice")
     iterations, epochs = meta.get("iter"), meta.get("epoch")
     text = CARD.format(
+        begin=BEGIN,
+        end=END,
         version=checkpoint.get("versions", {}).get("vesselseg", "unknown"),
         base=Path(checkpoint["model_config"]["base"]).name,
         fingerprint=checkpoint.get("data_fingerprint", "unknown"),
