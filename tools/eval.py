@@ -2,7 +2,8 @@
 
     python tools/eval.py MODEL_OR_CHECKPOINT_OR_MASK_FOLDER --data data/NAME --split test --threshold auto --out DIR
 
-A mask folder holds one PNG or NPY per image, named as the image: images/a/b.png -> a/b.png or a/b.npy.
+A mask folder holds one PNG, TIFF, NPY, NPZ or NIfTI per image, named as the image: images/a/b.png -> a/b.nii.gz.
+nnU-Net's and MedSAM's folders are read as they are.
 """
 
 from __future__ import annotations
