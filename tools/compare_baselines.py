@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vesselseg.cli import run_tool
 from vesselseg.data.manifest import Record
 from vesselseg.evaluation.comparison_report import table_lines
-from vesselseg.evaluation.methods import BASELINES, Runtime, compare_methods, parse_method
+from vesselseg.evaluation.methods import BASELINES, Runtime, baseline_notes, compare_methods, parse_method
 from vesselseg.evaluation.methods_report import TABLE_MARKDOWN, write_methods
 from vesselseg.evaluation.unet import UNetOptions
 from vesselseg.inference.load import choose_device
@@ -44,8 +44,9 @@ def main() -> None:
         arguments.metric,
         Runtime(arguments.device, arguments.batch, _progress),
     )
-    page = write_methods(comparison, folders, arguments.out)
-    print("\n".join(table_lines(comparison)))
+    notes = baseline_notes(arguments.out)
+    page = write_methods(comparison, folders, arguments.out, notes)
+    print("\n".join([*table_lines(comparison), *notes]))
     print(f"table: {page}, {arguments.out / TABLE_MARKDOWN}")
 
 

@@ -75,6 +75,10 @@ def test_baselines_of_other_options_are_made_anew(drawn: Drawn, tmp_path: Path) 
     assert call_tool("compare_baselines.py", drawn.folder, "--out", out, *SHORT, "--minutes", 3) == 0
     settings = json.loads((out / "baselines/unet/predictions.json").read_text())
     assert settings["params"]["minutes"] == 3
+    assert "stopped after" not in (out / "methods.md").read_text()
+    assert call_tool("compare_baselines.py", drawn.folder, "--out", out, *SHORT, "--epochs", 9, "--minutes", 1e-6) == 0
+    for name in ("methods.md", "methods.html"):
+        assert "U-Net was stopped after 1e-06 minutes, in epoch 1 of 9 (best: 1)" in (out / name).read_text()
 
 
 def test_wrong_predictions_are_listed_before_anything_is_trained(

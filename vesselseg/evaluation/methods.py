@@ -91,6 +91,18 @@ def compare_methods(
     return compare([replace(read_results(folder), name=name) for folder, name in zip(folders, names)], metric), folders
 
 
+def baseline_notes(out: Path) -> list[str]:
+    """What a reader must know of the baselines in ``out/baselines`` to judge them."""
+    settings = json.loads((out / BASELINES / "unet" / SETTINGS_FILE).read_text(encoding="utf-8"))
+    training, minutes = settings["training"], settings["params"]["minutes"]
+    if training["ended_by"] != "minutes":
+        return []
+    return [
+        f"{UNET} was stopped after {minutes:g} minutes, in epoch {len(training['epochs'])} of "
+        f"{settings['params']['epochs']} (best: {training['best_epoch']}): longer, or on a GPU, it may do better."
+    ]
+
+
 def check_methods(data: Path, methods: Sequence[Method], metric: str) -> None:
     """Raise EvaluationError for what would only be found after hours: an unknown metric, names given twice, evaluations
     of other data, several phrases per image.

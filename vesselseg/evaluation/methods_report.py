@@ -33,19 +33,23 @@ class Row:
     report: str | None
 
 
-def write_methods(comparison: Comparison, folders: Sequence[Path], out: Path) -> Path:
+def write_methods(comparison: Comparison, folders: Sequence[Path], out: Path, notes: Sequence[str] = ()) -> Path:
     """Write table and paired comparison into out, in place of earlier ones, and return the table's page.
 
-    folders: with results.json and, if there is one, a report, in the comparison's order.
+    folders: with results.json and, if there is one, a report, in the comparison's order. notes: sentences that stand
+    above the table.
     """
     rows = [_row(one.name, folder, out) for one, folder in zip(comparison.results, folders)]
     paired = write_comparison(comparison, out / "comparison", force=True)
-    (out / TABLE_MARKDOWN).write_text("\n".join(markdown_lines(comparison, rows)) + "\n", encoding="utf-8")
+    (out / TABLE_MARKDOWN).write_text(
+        "\n".join([*markdown_lines(comparison, rows), *(f"\n{note}" for note in notes)]) + "\n", encoding="utf-8"
+    )
     page = render(
         "methods.html.j2",
         comparison=comparison,
         rows=rows,
         pairs=_pairs(comparison),
+        notes=notes,
         shown=columns(rows, SHOWN),
         metrics=columns(rows, METRIC_TABLE),
         table=METRIC_TABLE,
