@@ -8,14 +8,14 @@ from typing import Any
 SERIOUS, CHECK, INFORMATION = "serious", "check", "information"
 SEVERITIES = (SERIOUS, CHECK, INFORMATION)
 
-NEAR_DISTANCE = 22  # of 64 bits of the perceptual hash
+NEAR_DISTANCE = 16  # of 64 bits of the perceptual hash
 NEAR_CORRELATION = 0.6
 OUTLIER = 3.5
 LOW_DICE = 0.5
 _NEAR = (
     f"at most {NEAR_DISTANCE} of 64 bits of the perceptual hash differ, and the fine texture (32x32, border cut off, "
     f"brightness and contrast levelled) correlates by {NEAR_CORRELATION} or more, as it is or mirrored; pictures of "
-    "different patients stay below 0.4, neighbouring frames of a cine lie around 0.85"
+    "different patients stay below 0.4, frames of one cine lie around 0.85"
 )
 _ROBUST = f"modified z-score (Iglewicz and Hoaglin: 0.6745 x distance from the median / MAD) beyond {OUTLIER}"
 _NOTHING = "nothing; look at it in the labelling tool"
