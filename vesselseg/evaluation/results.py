@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vesselseg.data.manifest import read_fold
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
 from vesselseg.evaluation.scores import Curve, Evaluation, Scored
 from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES
@@ -71,7 +72,7 @@ def versions() -> dict[str, str]:
 
 
 def _about(evaluation: Evaluation) -> dict[str, Any]:
-    choice = evaluation.threshold
+    choice, fold = evaluation.threshold, read_fold(evaluation.data)
     return {
         "source": {
             "path": str(evaluation.source),
@@ -81,6 +82,7 @@ def _about(evaluation: Evaluation) -> dict[str, Any]:
         "data": {
             "folder": str(evaluation.data),
             "fingerprint": evaluation.data_fingerprint,
+            "fold": None if fold is None else asdict(fold),
             "split": evaluation.split,
             "images": len({item.image for item in evaluation.items}),
             "items": len(evaluation.items),
