@@ -79,7 +79,7 @@ def mirrored_brighter_copy(folder: Folder) -> set[str]:
     return {"copy.png", "p00_f0.png", "p00_f1.png"}
 
 
-@plants("duplicate_masks_differ", "duplicate")
+@plants("duplicate_masks_differ")
 def two_truths(folder: Folder) -> set[str]:
     folder.add("copy.png", folder.image("p00_f0.png"), "train", like="p05_f0.png")
     return {"copy.png", "p00_f0.png"}

@@ -75,9 +75,10 @@ def repeated_pictures(measured: Measured, repeated: Repeated) -> Iterator[CheckF
     """Equal pictures, then those that look alike, one finding per cluster."""
     for places in repeated.equal:
         images, told = _one_of_each_side_first(measured, places), " = ".join(measured.told(p) for p in places[:6])
-        across = len(measured.sides(places)) > 1
-        yield CheckFinding("duplicate_across_splits" if across else "duplicate", images, told, len(places))
-        if len({measured.facts[place].masks for place in places}) > 1:
+        across, agree = len(measured.sides(places)) > 1, len({measured.facts[place].masks for place in places}) == 1
+        if across or agree:
+            yield CheckFinding("duplicate_across_splits" if across else "duplicate", images, told, len(places))
+        if not agree:
             yield CheckFinding("duplicate_masks_differ", images, told, len(places))
     pairs_of = defaultdict(list)
     for pair in repeated.near:

@@ -75,9 +75,7 @@ def plan_fix(check: Check) -> Plan:
     """What the new folder will hold; reads images of equal pictures, writes nothing."""
     measured = check.measured
     plan = Plan({place: measured.records[place] for place in measured.usable})
-    for facts in measured.facts:
-        if facts.problem is not None:
-            plan.changes.append(f"left out {facts.image}: {facts.problem[1]}")
+    plan.changes += [f"left out {facts.image}: {facts.problem[1]}" for facts in measured.facts if facts.problem]
     _rename_labels(plan)
     _drop_empty_objects(plan, measured)
     related = [
@@ -85,9 +83,9 @@ def plan_fix(check: Check) -> Plan:
         *clusters(len(measured.records), ((p.first, p.second) for p in check.repeated.near)),
     ]
     groups = merge_groups([record.group_key for record in measured.records], related)
-    _merge_groups(plan, measured, groups)
     _drop_equal(plan, check)
-    _split(plan, measured, groups)
+    _name_groups(plan, groups)
+    _split(plan, measured)
     if numbers := fold_numbers(dataset_home(measured.folder)):
         plan.changes.append(
             f"did not take over the {len(numbers)} stored folds, which are of the old images and groups: "
@@ -128,17 +126,23 @@ def _with_objects(record: Record, keep: Sequence[int]) -> Record:
     )
 
 
-def _merge_groups(plan: Plan, measured: Measured, groups: Sequence[str]) -> None:
-    """Groups that share a picture, or nearly, get one name; the others keep theirs."""
-    joined = defaultdict(set)
-    for record, group in zip(measured.records, groups):
-        joined[group].add(record.group_key)
-    for place, record in plan.records.items():
-        if len(joined[groups[place]]) > 1:
-            plan.records[place] = replace(record, group=groups[place])
-    for group, names in joined.items():
-        if len(names) > 1:
-            plan.changes.append(f"made one group, {group}, of {_listed(sorted(names))}: they share pictures, or nearly")
+def _name_groups(plan: Plan, groups: Sequence[str]) -> None:
+    """Groups that share a picture, or nearly, get one name, the commonest of theirs; the others keep theirs.
+
+    groups: per record of the old folder, the same for all that belong together.
+    """
+    members = defaultdict(list)
+    for place in plan.records:
+        members[groups[place]].append(place)
+    for places in members.values():
+        names = Counter(plan.records[place].group for place in places if plan.records[place].group)
+        keys = sorted({plan.records[place].group_key for place in places})
+        if len(keys) < 2:
+            continue
+        name = max(sorted(names), key=lambda group: names[group]) if names else keys[0]
+        for place in places:
+            plan.records[place] = replace(plan.records[place], group=name)
+        plan.changes.append(f"made one group, {name}, of {_listed(keys)}: they share pictures, or nearly")
 
 
 def _drop_equal(plan: Plan, check: Check) -> None:
@@ -160,12 +164,12 @@ def _drop_equal(plan: Plan, check: Check) -> None:
             )
 
 
-def _split(plan: Plan, measured: Measured, groups: Sequence[str]) -> None:
+def _split(plan: Plan, measured: Measured) -> None:
     """Every group on one side, the one where most of it is; a split that this empties is drawn anew with all others."""
     members = defaultdict(list)
     for place, record in plan.records.items():
         if measured.splits_of[record.image]:
-            members[groups[place]].append(place)
+            members[record.group_key].append(place)
     side = {group: _main_side(measured, places) for group, places in members.items()}
     before = {split for split in SPLITS if any(split in measured.splits_of[r.image] for r in plan.records.values())}
     if before - set(side.values()):

@@ -75,7 +75,7 @@ KINDS: dict[str, Kind] = {
         "the model is told two truths, and at most one is right", "keeps all of them, as one group; decide by eye",
     ),
     "duplicate": Kind(
-        CHECK, "The same picture twice", "all pixels are equal, within one split",
+        CHECK, "The same picture twice", "all pixels and the masks are equal, within one split",
         "it counts twice, in training as in the mean", "keeps one of them",
     ),
     "near_duplicate_across_groups": Kind(

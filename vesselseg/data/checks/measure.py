@@ -11,7 +11,7 @@ import cv2
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vesselseg.data.image_views import as_rgb
 from vesselseg.data.manifest import Record, image_path
@@ -82,9 +82,11 @@ def measure(record: Record, folder: Path) -> ImageFacts:
             depth = _depth(opened.mode)
             picture = as_rgb(opened)
     except FileNotFoundError:
-        return ImageFacts(record.image, ("missing_image", f"{path} does not exist"))
+        return ImageFacts(record.image, ("missing_image", f"{record.image} is not in images/"))
+    except UnidentifiedImageError:
+        return ImageFacts(record.image, ("unreadable_image", f"{record.image} is no image"))
     except DAMAGED as error:
-        return ImageFacts(record.image, ("unreadable_image", f"{path}: {error}"))
+        return ImageFacts(record.image, ("unreadable_image", f"{record.image}: {error}"))
     try:
         masks = record_masks(record, picture.height, picture.width)
         agreement = _agreements(record, masks)

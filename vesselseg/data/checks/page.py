@@ -12,7 +12,7 @@ import numpy as np
 from vesselseg.data.checks.check import Check
 from vesselseg.data.checks.dataset import Measured, summary_of_splits
 from vesselseg.data.checks.kinds import CheckFinding
-from vesselseg.data.manifest import Record, image_path
+from vesselseg.data.manifest import image_path
 from vesselseg.data.prepare_page import draw_overlay
 from vesselseg.data.rasterise import record_masks
 from vesselseg.data.read_image import read_image
@@ -65,7 +65,7 @@ def _shown(measured: Measured, findings: Sequence[CheckFinding], places: dict[st
 def _picture(measured: Measured, place: int, code: str) -> dict[str, Any]:
     record = measured.records[place]
     return {
-        "uri": jpeg_data_uri(_thumbnail(measured, record, code)),
+        "uri": jpeg_data_uri(_thumbnail(measured, place, code)),
         "image": record.image,
         "splits": ", ".join(measured.splits_of[record.image]) or "no split",
         "group": record.group,
@@ -73,8 +73,9 @@ def _picture(measured: Measured, place: int, code: str) -> dict[str, Any]:
     }
 
 
-def _thumbnail(measured: Measured, record: Record, code: str) -> np.ndarray:
-    """The picture with its masks, small; where observers disagree, a further one's drawing stands beside it in blue."""
+def _thumbnail(measured: Measured, place: int, code: str) -> np.ndarray:
+    """The picture with its masks, small; specks are ringed, a further observer's drawing is blue where both disagree."""
+    record = measured.records[place]
     image = np.asarray(read_image(image_path(measured.folder, record)))
     masks = record_masks(record, *image.shape[:2])
     union = masks.max(axis=0, initial=0)
@@ -85,7 +86,13 @@ def _thumbnail(measured: Measured, record: Record, code: str) -> np.ndarray:
     scale = _SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    return draw_overlay(small, np.stack([_shrink(mask, size) for mask in drawn]))
+    overlay = draw_overlay(small, np.stack([_shrink(mask, size) for mask in drawn]))
+    if code == "specks":
+        _, _, boxes, centres = cv2.connectedComponentsWithStats(union, connectivity=8)
+        for area, (x, y) in zip(boxes[:, cv2.CC_STAT_AREA], centres):
+            if area in measured.facts[place].specks:
+                cv2.circle(overlay, (round(x * scale), round(y * scale)), 8, (250, 210, 40), 1, cv2.LINE_AA)
+    return overlay
 
 
 def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
