@@ -74,7 +74,7 @@ def _picture(measured: Measured, place: int, code: str) -> dict[str, Any]:
 
 
 def _thumbnail(measured: Measured, place: int, code: str) -> np.ndarray:
-    """The picture with its masks, small; specks are ringed, a further observer's drawing is blue where both disagree."""
+    """The picture with its masks, small; specks are ringed, a further observer's drawing is blue."""
     record = measured.records[place]
     image = np.asarray(read_image(image_path(measured.folder, record)))
     masks = record_masks(record, *image.shape[:2])
