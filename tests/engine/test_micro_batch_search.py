@@ -120,7 +120,8 @@ def test_on_a_gpu_the_allocators_limit_decides(training: Training, tmp_path: Pat
     share = 0.8 * 2**30 / torch.cuda.get_device_properties(0).total_memory
     limit = f"expandable_segments:True,per_process_memory_fraction:{share:.6f}"
     command = training.command(tmp_path, "--find-micro-batch", processes=1, model__sa2va__sam2__image_size=512)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTORCH_CUDA_ALLOC_CONF": limit}
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTORCH_CUDA_ALLOC_CONF": limit}
     outcome = subprocess.run(command, text=True, capture_output=True, env=environment, check=False)
     assert outcome.returncode == 0, outcome.stderr[-2000:]
     assert re.search(r"the largest that fits: \d+ \(of 0\.7\d GiB", outcome.stdout) and "does not fit" in outcome.stdout

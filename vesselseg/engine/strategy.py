@@ -14,6 +14,7 @@ import deepspeed
 import mmengine.dist
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.utils import set_z3_leaf_modules
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class VesselStrategy(DeepSpeedStrategy):
 
     zero_optimization, activation_checkpointing, aio: DeepSpeed's own settings of these names.
     precision: `auto` (bf16 on a GPU, fp32 on a CPU), `bf16` or `fp32`.
+    whole_layers: ZeRO-3 gathers a decoder layer's weights at once; else matrix by matrix, as DeepSpeed does by itself.
     The optimizer is fused AdamW, or DeepSpeed's CPU Adam (AdamW rule) where optimizer states are offloaded.
     """
 
@@ -43,9 +45,10 @@ class VesselStrategy(DeepSpeedStrategy):
         "zero_optimization": "deepspeed.runtime.zero.config.DeepSpeedZeroConfig",
     }
 
-    def __init__(self, *, precision: str = "auto", **settings: Any) -> None:
+    def __init__(self, *, precision: str = "auto", whole_layers: bool = True, **settings: Any) -> None:
         self.device = local_device()
         self.precision = resolve_precision(precision, self.device)
+        self.whole_layers = whole_layers
         # cuDNN plans an attention anew for every length of conversation, which takes longer than a step's arithmetic.
         torch.backends.cuda.enable_cudnn_sdp(False)
         if self.precision == "bf16":
@@ -81,7 +84,10 @@ class VesselStrategy(DeepSpeedStrategy):
         built = MODELS.build({**model, **placement})
         if self.load_from is not None:
             load_trained(built.sa2va, Path(self.load_from))
-        if built.sa2va.embedding_on_host and self.stage < 3:
+        if self.stage == 3 and self.whole_layers:
+            # Hooks around every matrix take longer than what they move.
+            set_z3_leaf_modules(built, [type(built.sa2va.language_model.model.layers[0])])
+        if self.stage < 3 and built.sa2va.embedding_on_host:
             embedding_to_host(built.sa2va)
         return built
 
