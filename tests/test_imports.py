@@ -235,7 +235,8 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 # Third-party packages print and write while they are imported; they are imported first and not looked at.
 THIRD_PARTY = """
 import torch, transformers, peft, mmengine.runner, deepspeed, xtuner.engine._strategy, sam2.build_sam
-import matplotlib.figure, skimage.filters, scipy.ndimage, sklearn.metrics, cv2, torchvision, pycocotools.mask, jinja2, yaml
+import matplotlib.figure, skimage.filters, scipy.ndimage, sklearn.metrics, cv2, torchvision, pycocotools.mask
+import jinja2, yaml
 """
 WATCHED_IMPORT = """
 import importlib, os, sys, tempfile

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from vesselseg.cli import run_tool
-from vesselseg.data.manifest import Record
+from vesselseg.cli import batch_progress, run_tool
 from vesselseg.evaluation.comparison_report import table_lines
 from vesselseg.evaluation.methods import BASELINES, Runtime, baseline_notes, compare_methods, parse_method
 from vesselseg.evaluation.methods_report import TABLE_MARKDOWN, write_methods
@@ -42,7 +38,7 @@ def main() -> None:
         unet,
         choose_device(arguments.device),
         arguments.metric,
-        Runtime(arguments.device, arguments.batch, _progress),
+        Runtime(arguments.device, arguments.batch, batch_progress),
     )
     notes = baseline_notes(arguments.out)
     page = write_methods(comparison, folders, arguments.out, notes)
@@ -64,13 +60,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--batch", type=int, default=4, help="images given to a model at once (default: 4)")
     return parser.parse_args()
-
-
-def _progress(batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:
-    with tqdm(total=sum(len(batch) for batch in batches), desc=title, unit="image", disable=None) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
 
 
 if __name__ == "__main__":

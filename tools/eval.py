@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from vesselseg.cli import run_tool
-from vesselseg.data.manifest import SPLITS, Record, read_manifest
+from vesselseg.cli import batch_progress, run_tool
+from vesselseg.data.manifest import SPLITS, read_manifest
 from vesselseg.evaluation.console import console_summary
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import AUTO, Options, evaluate
@@ -43,7 +40,7 @@ def main() -> None:
         arguments.threshold,
         arguments.batch,
         arguments.seed,
-        _progress,
+        batch_progress,
         options,
     )
     report = write_evaluation(evaluation, source, arguments.out, arguments.force)
@@ -131,13 +128,6 @@ def _check_paths(arguments: argparse.Namespace) -> None:
             raise EvaluationError(f"--out {arguments.out} lies inside {folder}, which is input; choose another folder")
         if out in folder.parents:
             raise EvaluationError(f"--out {arguments.out} holds the input {folder}; choose another folder")
-
-
-def _progress(batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:
-    with tqdm(total=sum(len(batch) for batch in batches), desc=title, unit="image", disable=None) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
 
 
 if __name__ == "__main__":

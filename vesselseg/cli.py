@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TypeVar
+
+from tqdm import tqdm
 
 from vesselseg.data.manifest import ManifestError
 from vesselseg.errors import UserError
 
-__all__ = ["UserError", "describe_os_error", "run_tool"]
+__all__ = ["UserError", "batch_progress", "describe_os_error", "run_tool"]
+
+_Item = TypeVar("_Item")
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -69,6 +73,14 @@ def describe_os_error(error: OSError) -> str:
     where = f"{' -> '.join(names)}: " if names else ""
     hint = _HINTS.get(error.errno or 0)
     return f"{where}{error.strerror or error}" + (f" ({hint})" if hint else "")
+
+
+def batch_progress(batches: Sequence[Sequence[_Item]], title: str) -> Iterator[Sequence[_Item]]:
+    """The batches, with a bar that counts their images; none where stderr is no terminal."""
+    with tqdm(total=sum(len(batch) for batch in batches), desc=title, unit="image", disable=None) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
 
 
 def _fail(message: str) -> NoReturn:

@@ -25,7 +25,7 @@ from vesselseg.data.label_shapes import (
     parse_coordinate,
     whole_mask,
 )
-from vesselseg.data.readers.found import Found, Match, PictureIndex, add_tasks, choose
+from vesselseg.data.readers.found import Found, PictureIndex, find_listed
 from vesselseg.data.readers.text import decode_text, parse_json
 from vesselseg.data.source_files import SourceFiles
 
@@ -61,20 +61,7 @@ class CocoLabels:
 
 def find_coco(files: SourceFiles, jsons: list[str], index: PictureIndex, first_frame: int | None) -> Found:
     """All images that the JSON files list; an image without annotations is one without vessel."""
-    found = Found()
-    labelled: list[tuple[str, Match, CocoLabels]] = []
-    for name in jsons:
-        try:
-            listed = _read(files.root / name)
-        except LabelFileError as error:
-            found.leave_out(name, error.code, str(error))
-            continue
-        for wanted, labels in listed:
-            match = choose(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
-            if match is not None:
-                labelled.append((name, match, labels))
-    add_tasks(found, files, labelled, first_frame)
-    return found
+    return find_listed(files, jsons, _read, index, first_frame)
 
 
 def _read(path: Path) -> list[tuple[str, CocoLabels]]:

@@ -22,7 +22,7 @@ from vesselseg.data.label_shapes import (
     collect_shapes,
     parse_coordinate,
 )
-from vesselseg.data.readers.found import Found, Match, PictureIndex, add_tasks, choose
+from vesselseg.data.readers.found import Found, PictureIndex, find_listed
 from vesselseg.data.source_files import SourceFiles
 
 _DRAWN = ("polygon", "polyline", "points", "box", "ellipse", "mask", "cuboid", "skeleton")
@@ -46,25 +46,11 @@ class CvatLabels:
 
 def find_cvat(files: SourceFiles, xmls: list[str], index: PictureIndex, first_frame: int | None) -> Found:
     """All images that the XML files list; an image without shapes is one without vessel."""
-    found = Found()
-    labelled: list[tuple[str, Match, CvatLabels]] = []
-    for name in xmls:
-        try:
-            images = _read(files.root / name)
-        except LabelFileError as error:
-            found.leave_out(name, error.code, str(error))
-            continue
-        for image in images:
-            image.tail = None  # text after it would be written with it
-            wanted = image.get("name", "")
-            match = choose(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
-            if match is not None:
-                labelled.append((name, match, CvatLabels(files.root / name, ElementTree.tostring(image))))
-    add_tasks(found, files, labelled, first_frame)
-    return found
+    return find_listed(files, xmls, _read, index, first_frame)
 
 
-def _read(path: Path) -> list[ElementTree.Element]:
+def _read(path: Path) -> list[tuple[str, CvatLabels]]:
+    """(name, its shapes) of each image of a CVAT file; raises LabelFileError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -79,7 +65,10 @@ def _read(path: Path) -> list[ElementTree.Element]:
         raise LabelFileError(f"no CVAT file: expected <annotations>, found <{root.tag}>")
     if root.find("track") is not None:
         raise LabelFileError('"CVAT for video" with tracks; export the task as "CVAT for images 1.1"')
-    return root.findall("image")
+    images = root.findall("image")
+    for image in images:
+        image.tail = None  # text after it would be written with it
+    return [(image.get("name", ""), CvatLabels(path, ElementTree.tostring(image))) for image in images]
 
 
 def _size(image: ElementTree.Element) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from vesselseg.data.findings import Finding
-from vesselseg.data.label_shapes import LabelSource
+from vesselseg.data.label_shapes import LabelFileError, LabelSource
 from vesselseg.data.prepare_file import FileTask
 from vesselseg.data.source_files import SourceFiles, printable
 from vesselseg.data.source_images import Picture
@@ -99,6 +99,30 @@ def choose(found: Found, label: str, matches: Sequence[Match], wanted: str) -> M
         names = ", ".join(printable(match.name) for match in matches[:3])
         found.leave_out(label, "ambiguous_image", f"several pictures could be meant: {names}")
     return None
+
+
+def find_listed(
+    files: SourceFiles,
+    names: Iterable[str],
+    read: Callable[[Path], Iterable[tuple[str, LabelSource]]],
+    index: PictureIndex,
+    first_frame: int | None,
+) -> Found:
+    """All images of label files that list several; ``read``: file -> (picture's name, its labels) of each."""
+    found = Found()
+    labelled: list[tuple[str, Match, LabelSource]] = []
+    for name in names:
+        try:
+            listed = read(files.root / name)
+        except LabelFileError as error:
+            found.leave_out(name, error.code, str(error))
+            continue
+        for wanted, labels in listed:
+            match = choose(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
+            if match is not None:
+                labelled.append((name, match, labels))
+    add_tasks(found, files, labelled, first_frame)
+    return found
 
 
 def add_tasks(
