@@ -47,7 +47,10 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory, repository: 
         assert opened.startswith("open http://127.0.0.1:"), tool.stderr.read()
         yield opened.split()[1]
         tool.send_signal(signal.SIGINT)
-        assert tool.wait(timeout=20) == 130
+        try:
+            assert tool.wait(timeout=20) == 130
+        finally:
+            tool.kill()
         assert tool.stderr.read() == "interrupted\n"
 
 
