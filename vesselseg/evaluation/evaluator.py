@@ -202,7 +202,7 @@ def _choices(
         curve = competing_means(values)
         best = best_index(-curve if METRIC_TABLE[options.metric].lower_is_better else curve)
         _log.info("threshold %.2f, mean %s %.4f on %s", grid[best], options.metric, curve[best], found.split)
-        choices[flips] = ThresholdChoice(float(grid[best]), origin, _curve(found, flips))
+        choices[flips] = ThresholdChoice(float(grid[best]), origin, _curve(found, flips), options.metric)
     return choices
 
 

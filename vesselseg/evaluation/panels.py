@@ -22,7 +22,7 @@ OVERLAY = (255, 64, 92)
 _INK = "#1c2430"
 _SOFT = "#5b6675"
 _TILE = 4.0  # inches
-_DPI = 100
+_DPI = 150  # a tile of 600 pixels: an image of 512 loses nothing when the page enlarges it
 
 
 def choose_cases(items: Sequence[Scored], each: int = 3) -> dict[str, list[Scored]]:

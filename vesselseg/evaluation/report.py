@@ -1,7 +1,9 @@
-"""An evaluation -> its output folder: results.json, results.csv, panels, threshold curve and one HTML page."""
+"""An evaluation -> its output folder: results.json, results.csv, panels, charts, report.html, report.md, table.tex."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,21 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vesselseg.evaluation.charts import threshold_chart
+from vesselseg.evaluation import report_text
+from vesselseg.evaluation.charts import reliability_chart, threshold_chart
 from vesselseg.evaluation.evaluator import cases
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
 from vesselseg.evaluation.panels import choose_cases, draw_panel
-from vesselseg.evaluation.results import RESULTS_FILE, versions, write_csv, write_json
-from vesselseg.evaluation.scores import Evaluation, Scored
+from vesselseg.evaluation.paper_tables import latex, markdown
+from vesselseg.evaluation.results import RESULTS_FILE, write_csv, write_json
+from vesselseg.evaluation.scores import Evaluation, Scored, Subgroup, SwitchEffect
 from vesselseg.evaluation.sources import PredictionSource
-from vesselseg.evaluation.statistics import RESAMPLES
 from vesselseg.html import jpeg_data_uri, png_data_uri, render
 from vesselseg.output_folder import whole_folder
 
 REPORT_FILE = "report.html"
+_SWITCH_METRICS = (*report_text.KEY_METRICS, "betti_0_error", "components_error")
 
 LABELS = {name: metric.label for name, metric in METRIC_TABLE.items()}
-MEANINGS = {name: metric.meaning for name, metric in METRIC_TABLE.items()}
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,13 @@ def write_evaluation(evaluation: Evaluation, source: PredictionSource, out: Path
     with whole_folder(out, force, RESULTS_FILE) as folder:
         write_json(evaluation, folder)
         write_csv(evaluation, folder)
+        about = list(_about(evaluation, json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))))
         panels = _write_panels(evaluation, source, folder)
-        curve = _write_curve(evaluation, folder)
-        page = render("evaluation.html.j2", **_context(evaluation, panels, curve))
+        charts = {name: png_data_uri(chart) for name, chart in _write_charts(evaluation, folder)}
+        page = render("evaluation.html.j2", **_context(evaluation, panels, charts, about))
         (folder / REPORT_FILE).write_text(page, encoding="utf-8")
+        (folder / "report.md").write_text(markdown(evaluation, about), encoding="utf-8")
+        (folder / "table.tex").write_text(latex(evaluation), encoding="utf-8")
     return out / REPORT_FILE
 
 
@@ -67,34 +73,80 @@ def _write_panels(evaluation: Evaluation, source: PredictionSource, folder: Path
     return panels
 
 
-def _write_curve(evaluation: Evaluation, folder: Path) -> str | None:
-    """Threshold curve as threshold_curve.png and inside the page; None for masks, which have none."""
-    if evaluation.kind == "masks":
-        return None
-    chart = threshold_chart(evaluation)
-    _save(chart, folder / "threshold_curve.png")
-    return png_data_uri(chart)
+def _write_charts(evaluation: Evaluation, folder: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Name and pixels of each chart, written as NAME.png; masks have none."""
+    if evaluation.kind != "masks":
+        yield _saved(threshold_chart(evaluation), folder, "threshold_curve")
+    if evaluation.calibration is not None:
+        yield _saved(reliability_chart(evaluation.calibration), folder, "reliability")
 
 
-def _context(evaluation: Evaluation, panels: dict[str, list[Panel]], curve: str | None) -> dict[str, Any]:
+def _saved(chart: NDArray[np.uint8], folder: Path, name: str) -> tuple[str, NDArray[np.uint8]]:
+    _save(chart, folder / f"{name}.png")
+    return name, chart
+
+
+def _context(
+    evaluation: Evaluation, panels: dict[str, list[Panel]], charts: dict[str, str], about: list[tuple[str, str]]
+) -> dict[str, Any]:
     dice = [item.metrics["dice"] for item in evaluation.items]
     bars, edges = np.histogram(dice, bins=10, range=(0, 1))
-    unit = "group" if evaluation.grouped else "image"
     return {
         "evaluation": evaluation,
+        "text": report_text,
         "images": len({item.image for item in evaluation.items}),
+        "table": METRIC_TABLE,
         "metrics": METRICS,
-        "labels": LABELS,
-        "meanings": MEANINGS,
         "panels": panels,
-        "curve": curve,
+        "charts": charts,
         "bars": bars.tolist(),
         "edges": [f"{edge:.1f}" for edge in edges],
         "with_phrases": any(item.phrase for item in evaluation.items),
-        "empty_mask_rule": EMPTY_MASK_RULE,
-        "bootstrap": f"{RESAMPLES:,} resamples of whole {unit}s, seed {evaluation.seed}",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "switches": _switches(evaluation),
+        "subgroups": _subgroups(evaluation),
+        "about": about,
     }
+
+
+def _switches(evaluation: Evaluation) -> dict[str, list[SwitchEffect]]:
+    """Effects by switch, of the metrics that one looks at first."""
+    found: dict[str, list[SwitchEffect]] = {}
+    for effect in evaluation.switches:
+        if effect.metric in _SWITCH_METRICS:
+            found.setdefault(report_text.switch_label(effect.switch, evaluation), []).append(effect)
+    return found
+
+
+def _subgroups(evaluation: Evaluation) -> dict[str, list[Subgroup]]:
+    columns: dict[str, list[Subgroup]] = {}
+    for subgroup in evaluation.subgroups:
+        columns.setdefault(subgroup.column, []).append(subgroup)
+    return columns
+
+
+def _about(evaluation: Evaluation, results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """How it was measured, as results.json has it: (what, value)."""
+    weights, fold = results["source"]["weights"], results["data"]["fold"]
+    yield "Predictions", f"{evaluation.source} ({evaluation.kind}{f', weights {weights}' if weights else ''})"
+    yield "Data", f"{evaluation.data}, split {evaluation.split}, fingerprint {evaluation.data_fingerprint}"
+    if fold:
+        yield "Fold", f"{fold['number']} of {fold['of']}, fingerprint of the folds {fold['fingerprint']}"
+    groups = f"{evaluation.groups} groups" if evaluation.grouped else "no groups"
+    yield "Images", f"{results['data']['images']} images, {results['data']['items']} items, {groups}"
+    if any(item.phrase for item in evaluation.items):
+        yield "Item", "one phrase of one image; objects that share a phrase are their union"
+    else:
+        yield "Item", "one image; its objects are scored as their union"
+    rule = "" if evaluation.kind == "masks" else " A pixel is vessel where its probability is greater."
+    yield "Threshold", f"{report_text.threshold_sentence(evaluation)}{rule}"
+    yield "Switches", "; ".join(report_text.switches_on(evaluation)) or "none"
+    if evaluation.baseline_threshold is not None and evaluation.test_time:
+        yield "Threshold without switches", f"{evaluation.baseline_threshold:.2f}"
+    yield "Lengths", {"px": "in pixels: not all images have a pixel spacing", "mm": "in mm"}[evaluation.length_unit]
+    yield "Empty masks", EMPTY_MASK_RULE
+    yield "Intervals", report_text.bootstrap_sentence(evaluation)
+    yield "Measured", results["created"]
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())
 
 
 def _item_name(scored: Scored) -> str:

@@ -37,11 +37,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """The threshold that was applied, where it comes from, and the curve it was searched on (None: not searched)."""
+    """The threshold that was applied, where it comes from, and the curve it was searched on (None: not searched).
+
+    metric: what the search made best; None: not searched.
+    """
 
     value: float
     origin: str
     searched: Curve | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True)
