@@ -18,10 +18,9 @@ from vesselseg.evaluation.report_text import (
     lead,
     metric_digits,
     metric_groups,
+    setting_sentences,
     summary_interval,
     switch_label,
-    switches_on,
-    threshold_sentence,
 )
 from vesselseg.evaluation.scores import Evaluation
 
@@ -39,7 +38,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "–": "--",
+    "–": r"\textendash{}",
 }
 
 
@@ -51,7 +50,7 @@ def markdown(evaluation: Evaluation, about: Sequence[tuple[str, str]]) -> str:
 def _markdown(evaluation: Evaluation, about: Sequence[tuple[str, str]]) -> Iterator[str]:
     source, data = _cell(evaluation.source.name), _cell(evaluation.data.name)
     yield f"# Evaluation of {source} on {data}, split {evaluation.split}\n"
-    yield f"{lead(evaluation)} {threshold_sentence(evaluation)}\n"
+    yield f"{lead(evaluation)} {setting_sentences(evaluation)}\n"
     yield from (f"> {warning}\n" for warning in evaluation.warnings)
     yield from _markdown_metrics(evaluation)
     yield from _markdown_thresholds(evaluation)
@@ -106,7 +105,8 @@ def _markdown_thresholds(evaluation: Evaluation) -> Iterator[str]:
     ]
     here = evaluation.split
     yield "## Threshold of each metric\n"
-    heads = ("Metric", f"Best on {searched.split}", f"{here} there", f"Best on {here}", f"{here} there", "Lost")
+    chosen, own = f"Threshold from {searched.split}", f"Threshold from {here}"
+    heads = ("Metric", chosen, f"gives on {here}", own, f"would give on {here}", "Lost")
     yield from _table(heads, rows, numbers=range(1, 6))
 
 
@@ -187,7 +187,8 @@ def latex(evaluation: Evaluation) -> str:
 
 def latex_text(text: str) -> str:
     """Text with everything escaped that LaTeX would take for a command."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return escaped.replace("--", "-{}-")  # two hyphens would be set as one dash
 
 
 def _latex(evaluation: Evaluation) -> Iterator[str]:
@@ -219,8 +220,7 @@ def _latex(evaluation: Evaluation) -> Iterator[str]:
 def _caption(evaluation: Evaluation, name: str) -> str:
     means = f"{name}: mean over {len(evaluation.items)} {items_word(evaluation)}"
     groups = f" of {evaluation.groups} groups" if evaluation.grouped else ""
-    with_switches = f" With {', '.join(switches_on(evaluation))}." if switches_on(evaluation) else ""
-    return f"{means}{groups}. {bootstrap_sentence(evaluation)}. {threshold_sentence(evaluation)}{with_switches}"
+    return f"{means}{groups}. {bootstrap_sentence(evaluation)}. {setting_sentences(evaluation)}"
 
 
 def _latex_row(evaluation: Evaluation, name: str, notes: dict[str, int]) -> str:

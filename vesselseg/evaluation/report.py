@@ -101,7 +101,7 @@ def _context(
         "charts": charts,
         "bars": bars.tolist(),
         "edges": [f"{edge:.1f}" for edge in edges],
-        "with_phrases": any(item.phrase for item in evaluation.items),
+        "with_phrases": report_text.items_word(evaluation) == "items",
         "switches": _switches(evaluation),
         "subgroups": _subgroups(evaluation),
         "about": about,

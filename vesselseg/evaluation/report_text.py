@@ -106,8 +106,8 @@ def label(name: str, evaluation: Evaluation) -> str:
 
 
 def items_word(evaluation: Evaluation) -> str:
-    """``images``, or ``items`` where an image may have several phrases."""
-    return "items" if any(item.phrase for item in evaluation.items) else "images"
+    """``images``, or ``items`` where phrases tell several apart."""
+    return "items" if len({item.phrase for item in evaluation.items}) > 1 else "images"
 
 
 def lead(evaluation: Evaluation) -> str:
@@ -129,6 +129,12 @@ def threshold_sentence(evaluation: Evaluation) -> str:
     if evaluation.kind == "masks":
         return "The source holds masks, so no threshold was applied."
     return f"Threshold {evaluation.threshold.value:.2f}: {evaluation.threshold.origin}."
+
+
+def setting_sentences(evaluation: Evaluation) -> str:
+    """The threshold, and the switches that were on."""
+    switches = ", ".join(switches_on(evaluation))
+    return f"{threshold_sentence(evaluation)} With {switches}." if switches else threshold_sentence(evaluation)
 
 
 def bootstrap_sentence(evaluation: Evaluation) -> str:
