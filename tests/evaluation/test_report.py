@@ -45,6 +45,8 @@ def test_the_page_shows_all_and_nothing_undefined(
     for part in ("Threshold of each metric", "Calibration", "Effect of the switches", "Subgroups", "Groups"):
         assert f"<h2>{part}</h2>" in text
     assert "holes up to 3 px filled" in text.lower()
+    assert '<span class="tag">no change</span>' in text
+    assert '<span class="tag warn">0 of 5</span>' in text
     visible = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
     assert not re.search(r"\b(nan|inf|None)\b", re.sub(r"<[^>]*>", " ", visible))
     assert 'title="not defined">–<' in visible
