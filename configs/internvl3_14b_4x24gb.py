@@ -12,3 +12,4 @@ with read_base():
 model.sa2va.base = "weights/InternVL3-14B"
 model.sa2va.trainable.high_res_convs = False
 schedule.update(micro_batch=8, accumulation=1)
+strategy.zero_optimization.stage3_prefetch_bucket_size = 300_000_000  # one decoder layer

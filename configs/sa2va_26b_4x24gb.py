@@ -13,3 +13,4 @@ model.sa2va.base = "weights/Sa2VA-26B"
 model.sa2va.trainable.high_res_convs = False
 model.sa2va.sam2.checkpoint = None
 schedule.update(micro_batch=4, accumulation=2)
+strategy.zero_optimization.stage3_prefetch_bucket_size = 400_000_000  # one decoder layer

@@ -15,3 +15,4 @@ with read_base():
 model.sa2va.base = "weights/InternVL3-8B"
 model.sa2va.lora.update(dropout=0.1, modules_to_save=["embed_tokens", "lm_head"])
 model.sa2va.update(fused=False, embedding_on_host=False)
+strategy.whole_layers = False

@@ -6,6 +6,7 @@ with read_base():
     from .zero3 import *
 
 strategy.zero_optimization.update(
+    stage3_prefetch_bucket_size=20_000_000,
     stage3_max_live_parameters=300_000_000,
     stage3_max_reuse_distance=300_000_000,
     offload_optimizer=dict(device="cpu", pin_memory=True),

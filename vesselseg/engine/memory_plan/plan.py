@@ -159,6 +159,8 @@ def _phases(
     kept = {FEATURES: act.features}
     work = {ACTIVATIONS: stored + act.masks, LOGITS: act.logits}
     phases["masks"] = _joined(running, zero.gathered, zero.head, kept, work)
+    if zero.answers:
+        phases["answers"] = _joined(running, zero.answers, kept, {ACTIVATIONS: stored, LOGITS: act.logits})
     phases["language model"] = _joined(running, zero.gathered, kept, zero.backward, {ACTIVATIONS: stored + at_work})
     if zero.reduction:
         phases["reduction"] = _joined(running, zero.reduction)

@@ -36,6 +36,11 @@ class Setup:
         return int(self.zero.stage)
 
     @property
+    def whole_layers(self) -> bool:
+        """Whether ZeRO-3 gathers a decoder layer's weights at once."""
+        return self.stage == 3 and bool(self.values["strategy"].get("whole_layers", True))
+
+    @property
     def optimizer_on_host(self) -> bool:
         """Whether optimizer states live in main memory."""
         offload = self.zero.offload_optimizer

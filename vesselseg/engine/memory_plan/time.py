@@ -19,7 +19,7 @@ FUSED_LAUNCH, PLAIN_LAUNCH = 0.0010, 0.0020
 LAUNCHES_PER_PASS = 4
 # Mask decoder, losses, packing, the step of the engine: launches that do not depend on the language model.
 OTHER_LAUNCHES = 0.02
-# ZeRO-3 gathers each matrix by itself: bookkeeping, the collective, release.
+# What ZeRO-3 gathers at once, a matrix or a whole layer: bookkeeping, the collective, release.
 GATHER = 0.0004
 # DeepSpeed's CPU Adam reads and writes this many bytes per element, at so many bytes per second and process: 88e9 with
 # 16 cores of an H200's host, less where processes share memory of fewer channels.
@@ -117,9 +117,17 @@ def _weight_traffic(setup: Setup, shapes: Shapes) -> float:
 def _launches(setup: Setup, shapes: Shapes) -> float:
     again = setup.recomputed(shapes.layers) / shapes.layers
     layer = (FUSED_LAUNCH if setup.fused else PLAIN_LAUNCH) * (LAUNCHES_PER_PASS - 1 + again)
-    gathered = sum(w.numel > setup.zero.param_persistence_threshold for w in shapes.weights)
-    gathers = GATHER * _passes(setup, shapes) * gathered if setup.stage == 3 else 0
+    gathers = GATHER * _passes(setup, shapes) * _gathers(setup, shapes) if setup.stage == 3 else 0
     return shapes.layers * layer + OTHER_LAUNCHES + gathers
+
+
+def _gathers(setup: Setup, shapes: Shapes) -> int:
+    """What is gathered in one pass: matrices, or decoder layers and the matrices outside of them."""
+    large = [w for w in shapes.weights if w.numel > setup.zero.param_persistence_threshold]
+    if not setup.whole_layers:
+        return len(large)
+    outside = [w for w in large if not w.name.startswith(BLOCKS) and not (setup.store and w.is_encoder)]
+    return shapes.layers + len(outside)
 
 
 def _communication(setup: Setup, shapes: Shapes, card: Card) -> float:

@@ -37,8 +37,8 @@ class ZeroBytes:
     backward: gradients while they arise. reduction: while they are shared out, where that is not then but afterwards.
     step: in the optimizer step.
 
-    gathered: weights of ZeRO-3 that are whole for the moment; head: while the largest arrives. host: main memory of one
-    process.
+    gathered: weights of ZeRO-3 that are whole for the moment. head: beside these and the masks, while the largest
+    arrives; answers: instead of these, where it arrives without the masks. host: main memory of one process.
     """
 
     build: Rows
@@ -50,6 +50,7 @@ class ZeroBytes:
     reduction: Rows = field(default_factory=dict)
     gathered: Rows = field(default_factory=dict)
     head: Rows = field(default_factory=dict)
+    answers: Rows = field(default_factory=dict)
     host: Rows = field(default_factory=dict)
 
 
@@ -168,22 +169,43 @@ def _stage_3(setup: Setup, shapes: Shapes) -> ZeroBytes:
         backward={BUCKETS: bucket + (2 * size * largest if largest > zero.reduce_bucket_size else 0)},
         step={} if on_host else {STEP: _step(size, part, min(largest, part))},
         gathered={GATHERED: _gathered(setup, shapes)},
-        # What is prefetched ends with the weight that fills the bucket, here the head: it exists twice until that is
-        # copied apart.
-        head={GATHERED: size * shapes.largest()},
+        **_arriving_head(setup, shapes),
         host=host,
     )
 
 
-def _gathered(setup: Setup, shapes: Shapes) -> float:
-    """Most weights that are whole at once: the largest matrix or layer, prefetched ones, and those kept for reuse.
+def _arriving_head(setup: Setup, shapes: Shapes) -> dict[str, Rows]:
+    """The head is there twice until it is copied out of the buffer in which it came, beside its share from the host.
 
-    At the turn from forward to backward, layers within half of max_reuse_distance of it are kept.
+    Matrix by matrix, what is prefetched ends with the weight that fills the bucket, which is the head. Whole layers of
+    the backward pass are fetched behind it: while it arrives, none is there.
+    """
+    size, largest = setup.bytes_per_weight, shapes.largest()
+    if not setup.whole_layers:
+        return {"head": {GATHERED: size * largest}}
+    return {"answers": {GATHERED: size * (2 * largest + _from_host(setup, largest))}}
+
+
+def _from_host(setup: Setup, numel: int) -> int:
+    """This process's share of a weight, on its way to the others."""
+    return numel // setup.gpus if setup.weights_on_host else 0
+
+
+def _gathered(setup: Setup, shapes: Shapes) -> float:
+    """Most weights that are whole at once.
+
+    Whole layers: every module that is entered, of the mask decoder too, fetches another bucket ahead, until
+    max_live_parameters are there; the matrix that reaches the limit exceeds it, and a bucket lies beside its copies.
+
+    Matrix by matrix: the largest matrix or layer, prefetched ones, and those kept for reuse: at the turn from forward
+    to backward, layers within half of max_reuse_distance of it.
     """
     zero, size = setup.zero, setup.bytes_per_weight
     blocks = [weight.numel for weight in shapes.weights if weight.name.startswith(BLOCKS)]
+    if setup.whole_layers:
+        live = min(zero.max_live_parameters + max(blocks), sum(blocks) + shapes.largest())
+        return size * (live + zero.prefetch_bucket_size + _from_host(setup, zero.prefetch_bucket_size))
     largest = max(shapes.largest() + max(blocks), sum(blocks) // shapes.layers)  # a matrix at work, the head on its way
     reused = min(zero.max_reuse_distance // 2, sum(blocks))
     fetched = 2 * zero.prefetch_bucket_size  # gathered together, then copied apart
-    arriving = shapes.largest() // setup.gpus if setup.weights_on_host else 0
-    return size * (largest + reused + fetched + arriving)
+    return size * (largest + reused + fetched + _from_host(setup, shapes.largest()))
