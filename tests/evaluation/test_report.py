@@ -16,7 +16,14 @@ from vesselseg.evaluation.metrics import METRICS
 from vesselseg.evaluation.paper_tables import latex, latex_text, markdown
 from vesselseg.evaluation.post_processing import PostProcessing
 from vesselseg.evaluation.report import write_evaluation
-from vesselseg.evaluation.report_text import METRIC_GROUPS, UNDEFINED, calibration_warning, figure, interval
+from vesselseg.evaluation.report_text import (
+    METRIC_GROUPS,
+    UNDEFINED,
+    calibration_warning,
+    figure,
+    interval,
+    own_threshold_sentence,
+)
 from vesselseg.evaluation.scores import Calibration, Evaluation, Reliability
 from vesselseg.evaluation.sources import PredictionSource, open_source
 
@@ -102,6 +109,13 @@ def test_a_temperature_that_harms_is_told() -> None:
 
 def _reliability(ece: float) -> Reliability:
     return Reliability(9, np.linspace(0, 1, 16), np.ones(15, int), np.ones(15), np.ones(15), ece, 0.1, 0.3)
+
+
+def test_a_threshold_of_its_own_is_told(measured: tuple[Evaluation, PredictionSource]) -> None:
+    found = replace(measured[0], test_time="flips", baseline_threshold=0.11)
+    assert "0.11 without" in own_threshold_sentence(found)
+    assert own_threshold_sentence(replace(found, baseline_threshold=found.threshold.value)) == ""
+    assert own_threshold_sentence(measured[0]) == ""
 
 
 def test_figures_as_text() -> None:

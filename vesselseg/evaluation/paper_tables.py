@@ -18,6 +18,7 @@ from vesselseg.evaluation.report_text import (
     lead,
     metric_digits,
     metric_groups,
+    own_threshold_sentence,
     setting_sentences,
     summary_interval,
     switch_label,
@@ -94,12 +95,12 @@ def _markdown_thresholds(evaluation: Evaluation) -> Iterator[str]:
         return
     rows = [
         (
-            METRIC_TABLE[one.metric].label,
+            label(one.metric, evaluation),
             f"{one.threshold:.2f}",
-            figure(one.reported_value, 4),
+            figure(one.reported_value, metric_digits(one.metric) + 1),
             f"{one.reported_best_threshold:.2f}",
-            figure(one.reported_best, 4),
-            figure(one.loss, 4),
+            figure(one.reported_best, metric_digits(one.metric) + 1),
+            figure(one.loss, metric_digits(one.metric) + 1),
         )
         for one in evaluation.thresholds
     ]
@@ -131,14 +132,16 @@ def _markdown_switches(evaluation: Evaluation) -> Iterator[str]:
     if not evaluation.switches:
         return
     yield "## Effect of switches\n"
+    if own_threshold_sentence(evaluation):
+        yield f"{own_threshold_sentence(evaluation)}\n"
     rows = [
         (
             switch_label(one.switch, evaluation),
             label(one.metric, evaluation),
             figure(one.means[0], metric_digits(one.metric)),
             figure(one.means[1], metric_digits(one.metric)),
-            figure(one.difference, metric_digits(one.metric), sign=True),
-            interval(one.low, one.high, metric_digits(one.metric), sign=True),
+            figure(one.difference, metric_digits(one.metric) + 1, sign=True),
+            interval(one.low, one.high, metric_digits(one.metric) + 1, sign=True),
         )
         for one in evaluation.switches
         if one.metric in (*KEY_METRICS, "betti_0_error")

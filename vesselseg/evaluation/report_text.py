@@ -152,6 +152,17 @@ def switch_label(switch: str, evaluation: Evaluation) -> str:
     return _SWITCHES[switch].format(size, size)
 
 
+def own_threshold_sentence(evaluation: Evaluation) -> str:
+    """Where mirrored images got a threshold of their own: that their effect is not theirs alone, else nothing."""
+    before, applied = evaluation.baseline_threshold, evaluation.threshold.value
+    if before is None or not evaluation.test_time or before == applied:
+        return ""
+    return (
+        f"The threshold was searched for each: {applied:.2f} with mirrored images, {before:.2f} without. "
+        "The difference is that of images and threshold together."
+    )
+
+
 def switches_on(evaluation: Evaluation) -> tuple[str, ...]:
     """In words, what the reported figures were made with beside the source itself."""
     names = [evaluation.test_time] if evaluation.test_time else []
