@@ -33,14 +33,15 @@ class Traced(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int, int]) -> Example:
+    def __getitem__(self, item: tuple[int, int] | int) -> Example:
         if self.left is not None and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
             if self.left == 0:
                 os.kill(os.getpid(), self.dies_by)
             self.left -= 1
         example = self.dataset[item]
         with self.path.open("a") as file:
-            file.write(f"{item[0]} {item[1]} {example.image_id}\n")
+            epoch, index = item if isinstance(item, tuple) else (0, item)
+            file.write(f"{epoch} {index} {example.image_id}\n")
         if item == self.poison:
             example.sam_image[:] = float("nan")
         return example
