@@ -1,6 +1,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 VENV ?= .venv
+# Tests run in so many processes, a file in one of them; e2e tests one after another (tests/conftest.py).
+WORKERS ?= 2
 BIN = $(VENV)/bin
 # What starts further processes finds this environment as if it were activated.
 RUN = PATH="$(abspath $(BIN)):$$PATH" VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/python
@@ -20,10 +22,10 @@ lint: env  ## ruff and mypy
 	@$(BIN)/mypy
 
 pytest: env
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test: lint  ## everything: ruff, mypy, unit tests, end-to-end tests (ARGS='-m "not e2e"' leaves those out)
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-oldest:  ## the tests with the oldest torch that is allowed, in .venv-oldest
 	@$(MAKE) --no-print-directory pytest VENV=.venv-oldest TORCH=2.6.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,13 +49,26 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers (-n): one file's tests share a worker, and so do end-to-end tests, which take all cores."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "e2e" if file.startswith("tests/e2e/") else file
+
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick tests first, the end-to-end ones after them: a broken unit is reported before minutes are spent."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Time of the unit tests and of the end-to-end ones, above pytest's own last line."""
+    """Time of the unit tests and of the end-to-end ones, added up over the workers, above pytest's own last line."""
     seconds = {False: 0.0, True: 0.0}
     for reports in terminalreporter.stats.values():
         for report in reports:

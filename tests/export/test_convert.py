@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
+from tests.evaluation.drawn_data import call_tool
 from tests.tiny import LORA, model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.errors import UserError, WeightsError
 from vesselseg.export import convert as convert_module
@@ -238,9 +239,7 @@ def test_config_and_card(exported: Path) -> None:
     assert "0.40, chosen on the validation split" in card
 
 
-def test_tool_needs_images_it_can_find(checkpoint: Path, tmp_path: Path, repository: Path) -> None:
-    command = [sys.executable, "tools/convert_to_hf.py", str(checkpoint), "--save-path", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=repository)
-    assert done.returncode == 2
-    assert "--images" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_tool_needs_images_it_can_find(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call_tool("convert_to_hf.py", checkpoint, "--save-path", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "--images" in told
