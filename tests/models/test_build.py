@@ -14,7 +14,7 @@ from vesselseg.errors import WeightsError
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import mean_rows, read_base_folder
 from vesselseg.models.checkpoints.load import load_weights
-from vesselseg.models.internvl import encode_tiles
+from vesselseg.models.internvl import encode_patches
 from vesselseg.models.sam2_grounding import build_sam2
 from vesselseg.models.tiny_base import tiny_tokenizer
 
@@ -151,7 +151,7 @@ def test_transformers_own_folder_gives_transformers_own_answer(tmp_path: Path, t
     ids = torch.tensor(tiny_tokenizer()(text)["input_ids"])
     pixels = torch.randn(2, 3, 112, 112)
     expected = theirs(input_ids=ids.unsqueeze(0), pixel_values=pixels, output_hidden_states=True)
-    tiles = encode_tiles(ours.vision_model, ours.projector, pixels)
+    tiles = ours.projector(encode_patches(ours.vision_model, ours.projector, pixels))
     hidden = ours.read(ours.pack([ids]), tiles).unsqueeze(0)
     torch.testing.assert_close(hidden, expected.hidden_states[-1])
     logits = ours.new_tokens.logits(ours.language_model.lm_head, hidden)

@@ -20,7 +20,7 @@ from vesselseg.data.prompts import ANSWER
 from vesselseg.inference.processor import Processor, processor_for
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
-from vesselseg.models.internvl import encode_tiles
+from vesselseg.models.internvl import encode_patches
 from vesselseg.models.packing import Packed
 from vesselseg.models.sa2va import Sa2VA
 
@@ -56,7 +56,7 @@ class Reference:
         tiles = self.processor.views.tiles(self.image(number))
         ids, _ = self.processor.tokens.encode([(QUESTION, ANSWER)], len(tiles) * self.processor.tokens_per_tile)
         conversations = self.model.pack([ids])
-        encoded = encode_tiles(self.model.vision_model, self.model.projector, tiles)
+        encoded = self.model.projector(encode_patches(self.model.vision_model, self.model.projector, tiles))
         return conversations, self.model.read(conversations, encoded)
 
 

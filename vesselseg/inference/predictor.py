@@ -18,7 +18,6 @@ from torch import Tensor
 from vesselseg.data.image_views import as_rgb, logits_to_image
 from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.inference.processor import Processor
-from vesselseg.models.internvl import encode_tiles
 from vesselseg.models.sa2va import Sa2VA
 
 
@@ -104,16 +103,14 @@ class Predictor:
         With fine masks, / 2.
         """
         model, views = self.model, self.processor.views
-        device, dtype = model.device, model.dtype
         tiles = [views.tiles(image) for image in images]
-        squares = torch.stack([views.square(image) for image in images])
-        image_of_row = torch.tensor([number for number, asked in enumerate(questions) for _ in asked], device=device)
-        encoded = encode_tiles(model.vision_model, model.projector, torch.cat(tiles).to(device, dtype))
-        per_image = encoded.split([len(of_image) for of_image in tiles])
-        rows = torch.cat([per_image[number] for number in image_of_row.tolist()])
+        squares = torch.stack([views.square(image) for image in images]).to(model.device)
+        encoded = model.encode_views(torch.cat(tiles).to(model.device), squares)
+        per_image = model.tile_tokens(encoded).split([len(of_image) for of_image in tiles])
+        rows = torch.cat([of_image for of_image, asked in zip(per_image, questions) for _ in asked])
         conversations = model.pack(self._conversations(questions, [len(of_image) for of_image in tiles]))
         prompts = model.prompts(model.read(conversations, rows), conversations)
-        return model.grounding.decode(model.encode(squares.to(device)), prompts, image_of_row)
+        return model.decode(encoded, squares, prompts, [len(asked) for asked in questions])
 
     def _conversations(self, questions: Sequence[Sequence[str]], tiles: Sequence[int]) -> list[Tensor]:
         rows = []

@@ -66,8 +66,3 @@ def encode_patches(vision: InternVLVisionModel, projector: TileProjector, tiles:
         return (projector.shuffle(patches),)
 
     return encode_images(vision, encode, tiles, TILES_AT_ONCE)[0]
-
-
-def encode_tiles(vision: InternVLVisionModel, projector: TileProjector, tiles: Tensor) -> Tensor:
-    """tiles: (tiles, 3, side, side), normalised. Returns (tiles, tokens per tile, text hidden)."""
-    return projector(encode_patches(vision, projector, tiles))

@@ -68,16 +68,15 @@ class Sa2VA(nn.Module):
         """One image encoding per image, however many objects its conversation names."""
         with record_function("encoders"):
             views = batch.encoded or self.encode_views(batch.tiles, batch.sam_images)
-            patches = self.projector(views.patches) if trains(self.projector) else views.patches
+            tile_tokens = self.tile_tokens(views)
         with record_function("language model"):
             conversations = self.pack(batch.input_ids, batch.labels)
-            hidden = self.read(conversations, patches)
+            hidden = self.read(conversations, tile_tokens)
             answers = self.answers(hidden, conversations)
         with record_function("mask decoder"):
             prompts = self.prompts(hidden, conversations)
-            view = batch.sam_images.to(self.dtype) if self.grounding.sees_view and batch.encoded is None else None
-            features = ImageFeatures(views.embedding, views.stride_8, views.stride_4, view)
-            mask_logits = self.grounding.decode(features, prompts, self._image_of_object(batch.objects_per_image))
+            sam_images = batch.sam_images if batch.encoded is None else None
+            mask_logits = self.decode(views, sam_images, prompts, batch.objects_per_image)
         return Output(mask_logits, *answers)
 
     def encode_views(self, tiles: Tensor, sam_images: Tensor) -> EncodedViews:
@@ -98,10 +97,23 @@ class Sa2VA(nn.Module):
         modules |= {"projector": self.projector, "conv_s0": decoder.conv_s0, "conv_s1": decoder.conv_s1}
         return {name: module for name, module in modules.items() if not trains(module)}
 
-    def _image_of_object(self, objects_per_image: Sequence[int]) -> Tensor:
-        """(objects,) int64, counted in main memory: a GPU would be waited for."""
-        listed = [image for image, count in enumerate(objects_per_image) for _ in range(count)]
-        return torch.tensor(listed, device=self.device)
+    def tile_tokens(self, views: EncodedViews) -> Tensor:
+        """What the language model reads of the tiles: (tiles, tokens per tile, hidden)."""
+        return self.projector(views.patches) if trains(self.projector) else views.patches
+
+    def decode(
+        self, views: EncodedViews, sam_images: Tensor | None, prompts: Tensor, objects_per_image: Sequence[int]
+    ) -> Tensor:
+        """Mask logits as in `Output`.
+
+        prompts: (objects, 256), image after image. sam_images: as `encode_views` got them, for fine masks that see the
+        picture; None where stored features stand in for them.
+        """
+        view = sam_images.to(self.dtype) if self.grounding.sees_view and sam_images is not None else None
+        features = ImageFeatures(views.embedding, views.stride_8, views.stride_4, view)
+        # Counted in main memory: a GPU would be waited for.
+        image_of_object = [image for image, count in enumerate(objects_per_image) for _ in range(count)]
+        return self.grounding.decode(features, prompts, torch.tensor(image_of_object, device=self.device))
 
     def pack(self, rows: Sequence[Tensor], labels: Sequence[Tensor] | None = None) -> Packed:
         """Conversations (tokens,) in main memory -> what the model reads, on its device."""
