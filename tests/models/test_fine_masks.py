@@ -63,20 +63,20 @@ def test_at_the_start_they_are_sam2s_own_enlarged(kind: str) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_prompt_meets_its_own_image_and_view(kind: str) -> None:
-    grounding = moved(grounding_of(kind))
-    features, image_of_prompt = grounding.encode(images()), torch.tensor([0, 1, 1, 0])
-    together = grounding.decode(features, prompts(4), image_of_prompt)
+    grounding, seen, asked = moved(grounding_of(kind)).double(), images().double(), prompts(4).double()
+    features, image_of_prompt = grounding.encode(seen), torch.tensor([0, 1, 1, 0])
+    together = grounding.decode(features, asked, image_of_prompt)
     for number, image in enumerate(image_of_prompt.tolist()):
-        alone = grounding.encode(images()[image : image + 1])
-        expected = grounding.decode(alone, prompts(4)[number, None], torch.tensor([0]))[0]
-        torch.testing.assert_close(together[number], expected, atol=1e-4, rtol=1e-4)
+        alone = grounding.encode(seen[image : image + 1])
+        expected = grounding.decode(alone, asked[number, None], torch.tensor([0]))[0]
+        torch.testing.assert_close(together[number], expected, atol=1e-9, rtol=1e-9)
     assert (features.view is not None) == grounding.sees_view == (kind == "pixels")
     if kind == "pixels":
         other = ImageFeatures(features.embedding, features.stride_8, features.stride_4, features.view.flip(-1))
-        assert not torch.allclose(grounding.decode(other, prompts(4), image_of_prompt), together, atol=1e-3)
+        assert not torch.allclose(grounding.decode(other, asked, image_of_prompt), together, atol=1e-3)
         blind = ImageFeatures(features.embedding, features.stride_8, features.stride_4)
         with pytest.raises(ValueError, match="reads the square view, and none was given"):
-            grounding.decode(blind, prompts(4), image_of_prompt)
+            grounding.decode(blind, asked, image_of_prompt)
 
 
 @torch.inference_mode()
