@@ -12,12 +12,12 @@ from vesselseg.data.image_views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImageViews,
-    as_rgb,
     logits_to_image,
     normalise,
     tile_grid,
 )
 from vesselseg.data.readers.labelme import read_labelme
+from vesselseg.data.rgb import as_rgb
 from vesselseg.data.source_images import load_source_image
 
 SIZES = [

@@ -52,25 +52,6 @@ class ImageViews:
         return normalise(image.resize((self.sam_size, self.sam_size), Image.Resampling.BICUBIC))
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any image mode as 8-bit RGB; 16-bit and float images are scaled from their own range, transparency is black.
-
-    Pixels stay where they are stored, here and everywhere behind it: polygons count them so, and a mask fits the image
-    that was passed in. An EXIF orientation is applied once, by `tools/prepare_data.py`, and then dropped from the file.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
-        values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-        low, high = float(values.min()), float(values.max())
-        scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
-        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
 def normalise(image: Image.Image) -> Tensor:
     """8-bit RGB image -> (3, height, width) float32 with ImageNet's mean and standard deviation."""
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float() / 255

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vesselseg.data.image_views import as_rgb
 from vesselseg.data.manifest import ManifestError
+from vesselseg.data.rgb import as_rgb
 from vesselseg.data.source_images import DAMAGED
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vesselseg.data.image_views import as_rgb
 from vesselseg.data.manifest import Record, fingerprint, image_path, read_split
 from vesselseg.data.rasterise import record_masks
+from vesselseg.data.rgb import as_rgb
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
 

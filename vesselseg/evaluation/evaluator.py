@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vesselseg.data.image_views import as_rgb
 from vesselseg.data.manifest import Record, fingerprint, image_path, read_manifest, read_split
+from vesselseg.data.rgb import as_rgb
 from vesselseg.evaluation.calibration import calibrated
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRIC_TABLE, METRICS

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from vesselseg.data.image_views import as_rgb
+from vesselseg.data.rgb import as_rgb
 from vesselseg.data.source_files import list_source, printable
 from vesselseg.data.source_images import (
     DAMAGED,

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.image_views import as_rgb, logits_to_image
+from vesselseg.data.image_views import logits_to_image
 from vesselseg.data.prompts import ANSWER, question_for
+from vesselseg.data.rgb import as_rgb
 from vesselseg.inference.processor import Processor
 from vesselseg.models.sa2va import Sa2VA
 

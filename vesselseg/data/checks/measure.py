@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vesselseg.data.image_views import as_rgb
 from vesselseg.data.manifest import Record, image_path
 from vesselseg.data.rasterise import record_masks
+from vesselseg.data.rgb import as_rgb
 from vesselseg.data.source_images import DAMAGED, DEEP_MODES
 
 HASH_BITS = 64
