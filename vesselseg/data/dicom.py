@@ -6,6 +6,7 @@ hold words of this file and numbers, never what an element of the header says.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from vesselseg.data.source_images import ImageError
 
 _WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 _VALUES = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence")
+_DEFERRED = 1 << 16  # bytes; larger elements stay on disk until they are asked for
 _LAYOUT = ("PhotometricInterpretation", "PixelRepresentation", "BitsStored")
 
 
@@ -60,15 +62,71 @@ def read_patient(path: Path) -> str:
 
 
 def read_frame(path: Path, frame: int | None = None) -> DicomFrame:
-    """One frame, counted from 0; None: the only one. Raises ImageError (bad_dicom, no_decoder, which_frame).
+    """One frame, counted from 0; None: the only one. See ``DicomFile.frame``; raises ImageError (which_frame) too."""
+    opened = DicomFile(path)
+    return opened.frame(opened.choose(frame))
 
-    The picture is what a viewer shows first: modality LUT, then VOI LUT or window of the header. Without one, 8-bit
-    pixels stay as they are, and deeper ones are scaled from the frame's own range. MONOCHROME1 is inverted.
+
+class DicomFile:
+    """A DICOM picture or clip, frame by frame. source: its path, then pixels stay on disk, or its bytes.
+
+    header: all but large elements, which are read where they are asked for. frames: 1 for a single picture.
+    Raises ImageError (bad_dicom).
     """
+
+    def __init__(self, source: Path | bytes) -> None:
+        self._source = source
+        with _readable():
+            opened = io.BytesIO(source) if isinstance(source, bytes) else source
+            self.header = dcmread(opened, force=True, defer_size=None if isinstance(source, bytes) else _DEFERRED)
+            if "PixelData" not in self.header:
+                found = "no DICOM file" if "SOPClassUID" not in self.header else "a DICOM file without PixelData"
+                raise ImageError("bad_dicom", f"{found}: expected a picture")
+            self.frames = max(1, int(self.header.get("NumberOfFrames") or 1))
+            self.size = int(self.header.Columns), int(self.header.Rows)
+
+    def choose(self, frame: int | None) -> int:
+        """The frame that is meant, checked; raises ImageError (which_frame)."""
+        if frame is None and self.frames > 1:
+            raise ImageError(
+                "which_frame", f"a clip of {self.frames} frames, and the label's name does not end in a frame's number"
+            )
+        if frame is not None and not 0 <= frame < self.frames:
+            raise ImageError("which_frame", f"frame {frame + 1} of {self.frames} is labelled")
+        return frame or 0
+
+    def frame(self, number: int) -> DicomFrame:
+        """One frame, counted from 0. Raises ImageError (bad_dicom, no_decoder).
+
+        The picture is what a viewer shows first: modality LUT, then VOI LUT or window of the header. Without one, 8-bit
+        pixels stay as they are, and deeper ones are scaled from the frame's own range. MONOCHROME1 is inverted.
+        """
+        with _readable():
+            return _decode(self.header, number, self._pixels(number))
+
+    def times(self) -> tuple[float, ...] | None:
+        """Seconds from the start of a clip, per frame (PS3.3, C.7.6.5); None where nothing tells."""
+        with _readable():
+            steps = self.header.get("FrameTimeVector")
+            if steps is not None and not np.isscalar(steps) and len(steps) == self.frames:
+                return tuple(float(time) / 1000 for time in np.cumsum([float(step) for step in steps]))
+            rate = float(self.header.get("RecommendedDisplayFrameRate") or self.header.get("CineRate") or 0)
+            step = float(self.header.get("FrameTime") or 0) / 1000 or (1 / rate if rate > 0 else 0)
+            return tuple(number * step for number in range(self.frames)) if step > 0 else None
+
+    def _pixels(self, number: int) -> np.ndarray:
+        has_syntax = "TransferSyntaxUID" in self.header.get("file_meta", {})
+        _check_decoder(self.header)
+        if isinstance(self._source, Path) and has_syntax:  # reads this frame only
+            return pixel_array(self._source, index=number)
+        return pixel_array(self.header, index=number)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
     try:
         with _quiet():
-            header = dcmread(path, force=True)
-            return _decode(header, _choose_frame(header, frame))
+            yield
     except ImageError:
         raise
     except Exception as error:  # whatever a damaged file leads pydicom and its decoders to
@@ -83,23 +141,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _choose_frame(header: Dataset, frame: int | None) -> int:
-    if "PixelData" not in header:
-        found = "no DICOM file" if "SOPClassUID" not in header else "a DICOM file without PixelData"
-        raise ImageError("bad_dicom", f"{found}: expected a picture")
-    frames = max(1, int(header.get("NumberOfFrames") or 1))
-    if frame is None and frames > 1:
-        raise ImageError(
-            "which_frame", f"a clip of {frames} frames, and the label's name does not end in a frame's number"
-        )
-    if frame is not None and not 0 <= frame < frames:
-        raise ImageError("which_frame", f"frame {frame + 1} of {frames} is labelled")
-    return frame or 0
-
-
-def _decode(header: Dataset, frame: int) -> DicomFrame:
-    _check_decoder(header)
-    values = pixel_array(header, index=frame)
+def _decode(header: Dataset, frame: int, values: np.ndarray) -> DicomFrame:
     view = _frame_view(header, frame)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         values = apply_color_lut(values, header)
