@@ -99,7 +99,7 @@ def test_mask(reference: Reference, number: int) -> None:
     image = reference.image(number)
     conversations, hidden = reference.hidden(number)
     with torch.inference_mode():
-        features = reference.model.encode(reference.processor.views.square(image).unsqueeze(0))
+        features = reference.model.grounding.encode(reference.processor.views.square(image).unsqueeze(0))
         prompts = reference.model.prompts(hidden, conversations)
         low = reference.model.grounding.decode(features, prompts, torch.tensor([0]))
     square = torch.nn.functional.interpolate(low.unsqueeze(1), size=(1024, 1024), mode="bilinear")

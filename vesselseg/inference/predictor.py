@@ -1,13 +1,17 @@
 """Predictor: images and phrases -> probabilities. The only inference code of the project.
 
 The answer is given instead of decoded: what the language model would say up to [SEG] is fixed by training, so one pass
-over question and answer gives the same hidden state at [SEG] as decoding it word by word. Each image is encoded once,
-each phrase is a conversation of its own.
+over question and answer gives the same hidden state at [SEG] as decoding it word by word. Each image is encoded once
+and read once, each phrase goes on from there as a conversation of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.image_views import logits_to_image
+from vesselseg.data.image_views import ImageViews, logits_to_image, normalise_pixels
 from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.data.rgb import as_rgb
 from vesselseg.inference.processor import Processor
 from vesselseg.models.sa2va import Sa2VA
+from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
+
+Batch = tuple[Sequence[Image.Image], Sequence[Sequence[str]]]  # images, and per image its questions
+_THREADS = min(8, os.cpu_count() or 1)  # that make the views of images
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,20 @@ class Prediction:
         return replace(self, masks=self.probabilities > check_threshold(threshold), threshold=threshold)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What one call gives the model, in main memory.
+
+    squares: per image (3, side, side) uint8. objects: per image, how many masks are asked for. tiles: per image
+    (tiles, 3, tile, tile) uint8. conversations: per image and object (tokens,) int64.
+    """
+
+    squares: list[Tensor]
+    objects: tuple[int, ...]
+    tiles: list[Tensor]
+    conversations: list[list[Tensor]]
+
+
 class Predictor:
     """Runs a Sa2VA on images.
 
@@ -55,6 +77,8 @@ class Predictor:
         self.processor = processor
         self.threshold = threshold
         self.temperature = temperature
+        self.views: ImageViews = processor.views
+        self.grounding: SAM2Grounding = model.grounding
 
     def predict(
         self,
@@ -78,48 +102,99 @@ class Predictor:
             for probabilities, listed in zip(self.probabilities(images, questions), phrases)
         ]
 
-    @torch.inference_mode()
     def probabilities(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Per image (questions, height, width) float32. questions: per image, whole questions in the user's words."""
-        asked_of = [number for number, asked in enumerate(questions) if asked]
-        found = [np.zeros((0, image.height, image.width), np.float32) for image in images]
-        if not asked_of:
-            return found
+        return next(self.stream([(images, questions)]))
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[list[np.ndarray]]:
+        """`probabilities` of one batch (images, questions) after the other.
+
+        While the model is at work on a batch, the views of the next are made, so one batch more than that is held.
+        """
+        with ThreadPoolExecutor(1) as ahead:
+            waiting: deque[tuple[Batch, Future[Prepared]]] = deque()
+            for images, questions in batches:
+                waiting.append(((images, questions), ahead.submit(self._prepare_asked, images, questions)))
+                if len(waiting) > 1:
+                    yield self._finish(*waiting.popleft())
+            while waiting:
+                yield self._finish(*waiting.popleft())
+
+    @torch.inference_mode()
+    def prompt_vectors(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Tensor:
+        """RGB images, each with a question -> what SAM2 is prompted with: (all questions, 256), image after image."""
+        prepared = self.prepare(images, questions)
+        with self._predicting():
+            return self.prompts(prepared, self.encode(prepared))
+
+    def _prepare_asked(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
+        asked = [number for number, listed in enumerate(questions) if listed]
+        return self.prepare([as_rgb(images[number]) for number in asked], [questions[number] for number in asked])
+
+    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
+        """All that is done on the CPU, for RGB images. Raises ValueError for questions that cannot be asked."""
+        views = self.views
+        tiles = _each(views.tile_pixels, images)
+        conversations = [self._conversations(asked, len(of_image)) for asked, of_image in zip(questions, tiles)]
+        return Prepared(_each(views.square_pixels, images), tuple(map(len, questions)), tiles, conversations)
+
+    def _conversations(self, questions: Sequence[str], tiles: int) -> list[Tensor]:
+        encode, image_tokens = self.processor.tokens.encode, tiles * self.processor.tokens_per_tile
+        return [encode([(question, ANSWER)], image_tokens)[0] for question in questions]
+
+    def _finish(self, batch: Batch, preparing: Future[Prepared]) -> list[np.ndarray]:
+        images, questions = batch
+        prepared, found = preparing.result(), []
+        with self._predicting(), torch.inference_mode():
+            logits = iter(self.mask_logits(prepared).split(prepared.objects)) if prepared.squares else iter(())
+            for image, asked in zip(images, questions):
+                if not asked:
+                    found.append(np.zeros((0, image.height, image.width), np.float32))
+                    continue
+                full = logits_to_image(next(logits), self.views.sam_size, image.height, image.width)
+                found.append(torch.sigmoid(full / self.temperature).cpu().numpy())
+        return found
+
+    def mask_logits(self, prepared: Prepared) -> Tensor:
+        """(all objects, side / 4, side / 4) logits, with fine masks / 2, image after image."""
+        features = self.encode(prepared)
+        prompts = self.prompts(prepared, features)
+        image_of_object = [image for image, count in enumerate(prepared.objects) for _ in range(count)]
+        return self.grounding.decode(features, prompts, torch.tensor(image_of_object, device=prompts.device))
+
+    def encode(self, prepared: Prepared) -> ImageFeatures:
+        """SAM2's features of the images, each once."""
+        return self.grounding.encode(self._normalised(prepared.squares))
+
+    def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
+        """(all objects, 256), image after image. The language model makes them from the tiles alone."""
+        model = self.model
+        tile_tokens = model.tile_tokens(model.encode_tiles(self._normalised([torch.cat(list(prepared.tiles))])[0]))
+        conversations = model.pack_branches(prepared.conversations)
+        return model.prompts(model.read(conversations, tile_tokens), conversations)
+
+    def _normalised(self, pixels: Sequence[Tensor]) -> Tensor:
+        stacked = torch.stack(list(pixels))
+        if self.model.device.type == "cuda":
+            stacked = stacked.pin_memory()
+        return normalise_pixels(stacked.to(self.model.device, non_blocking=True)).to(self.model.dtype)
+
+    @contextmanager
+    def _predicting(self) -> Iterator[None]:
         training = self.model.training
         self.model.eval()
         try:
-            asked = [questions[number] for number in asked_of]
-            logits = self.mask_logits([as_rgb(images[number]) for number in asked_of], asked)
+            yield
         finally:
             self.model.train(training)
-        for number, of_image in zip(asked_of, logits.split([len(listed) for listed in asked])):
-            image = images[number]
-            full = logits_to_image(of_image, self.processor.views.sam_size, image.height, image.width)
-            found[number] = torch.sigmoid(full / self.temperature).cpu().numpy()
-        return found
 
-    def mask_logits(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Tensor:
-        """RGB images, each with a question -> (all questions, side / 4, side / 4) logits, image after image.
 
-        With fine masks, / 2.
-        """
-        model, views = self.model, self.processor.views
-        tiles = [views.tiles(image) for image in images]
-        squares = torch.stack([views.square(image) for image in images]).to(model.device)
-        encoded = model.encode_views(torch.cat(tiles).to(model.device), squares)
-        per_image = model.tile_tokens(encoded).split([len(of_image) for of_image in tiles])
-        rows = torch.cat([of_image for of_image, asked in zip(per_image, questions) for _ in asked])
-        conversations = model.pack(self._conversations(questions, [len(of_image) for of_image in tiles]))
-        prompts = model.prompts(model.read(conversations, rows), conversations)
-        return model.decode(encoded, squares, prompts, [len(asked) for asked in questions])
-
-    def _conversations(self, questions: Sequence[Sequence[str]], tiles: Sequence[int]) -> list[Tensor]:
-        rows = []
-        for asked, count in zip(questions, tiles):
-            for question in asked:
-                ids, _ = self.processor.tokens.encode([(question, ANSWER)], count * self.processor.tokens_per_tile)
-                rows.append(ids)
-        return rows
+def _each(make: Callable[[Image.Image], Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
+    """Pillow resizes without holding Python's lock, so images are worked on side by side."""
+    if len(images) < 2:
+        return [make(image) for image in images]
+    with ThreadPoolExecutor(min(len(images), _THREADS)) as pool:
+        return list(pool.map(make, images))
 
 
 def check_threshold(threshold: float) -> float:

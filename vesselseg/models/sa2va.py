@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from vesselseg.data.batch import Batch, EncodedViews
 from vesselseg.models.encoding import trains
 from vesselseg.models.internvl import TileProjector, encode_patches
 from vesselseg.models.new_tokens import NewTokens
-from vesselseg.models.packing import Packed, pack, read_padded
+from vesselseg.models.packing import Packed, join_branches, pack, read_padded
 from vesselseg.models.sa2va_config import Sa2VAConfig
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
 from vesselseg.models.seg_projector import SegProjector
@@ -68,7 +68,7 @@ class Sa2VA(nn.Module):
         """One image encoding per image, however many objects its conversation names."""
         with record_function("encoders"):
             views = batch.encoded or self.encode_views(batch.tiles, batch.sam_images)
-            tile_tokens = self.tile_tokens(views)
+            tile_tokens = self.tile_tokens(views.patches)
         with record_function("language model"):
             conversations = self.pack(batch.input_ids, batch.labels)
             hidden = self.read(conversations, tile_tokens)
@@ -84,11 +84,13 @@ class Sa2VA(nn.Module):
 
         tiles: (tiles, 3, tile, tile). sam_images: (images, 3, side, side). Both normalised.
         """
+        features = self.grounding.encode(sam_images.to(self.dtype))
+        return EncodedViews(self.encode_tiles(tiles), features.embedding, features.stride_8, features.stride_4)
+
+    def encode_tiles(self, tiles: Tensor) -> Tensor:
+        """The language model's half of `encode_views`: `EncodedViews.patches`."""
         patches = encode_patches(self.vision_model, self.projector, tiles.to(self.dtype))
-        if not trains(self.projector):
-            patches = self.projector(patches)
-        features = self.encode(sam_images)
-        return EncodedViews(patches, features.embedding, features.stride_8, features.stride_4)
+        return patches if trains(self.projector) else self.projector(patches)
 
     def encoders(self) -> dict[str, nn.Module]:
         """The frozen modules that nothing but `encode_views` reads, by name."""
@@ -97,9 +99,9 @@ class Sa2VA(nn.Module):
         modules |= {"projector": self.projector, "conv_s0": decoder.conv_s0, "conv_s1": decoder.conv_s1}
         return {name: module for name, module in modules.items() if not trains(module)}
 
-    def tile_tokens(self, views: EncodedViews) -> Tensor:
-        """What the language model reads of the tiles: (tiles, tokens per tile, hidden)."""
-        return self.projector(views.patches) if trains(self.projector) else views.patches
+    def tile_tokens(self, patches: Tensor) -> Tensor:
+        """`EncodedViews.patches` -> what the language model reads of the tiles: (tiles, tokens per tile, hidden)."""
+        return self.projector(patches) if trains(self.projector) else patches
 
     def decode(
         self, views: EncodedViews, sam_images: Tensor | None, prompts: Tensor, objects_per_image: Sequence[int]
@@ -119,20 +121,30 @@ class Sa2VA(nn.Module):
         """Conversations (tokens,) in main memory -> what the model reads, on its device."""
         return pack(rows, labels, self.image_token_id, self.new_tokens.seg_id).to(self.device)
 
+    def pack_branches(self, conversations: Sequence[Sequence[Tensor]]) -> Packed:
+        """The same for several conversations about each image: what those of an image begin with is read once."""
+        rows, branches = zip(*(join_branches(of_image, self.new_tokens.seg_id) for of_image in conversations))
+        packed = self.pack(rows)
+        return packed if all(len(of_row) == 2 for of_row in branches) else replace(packed, branches=branches)
+
     def read(self, conversations: Packed, tile_tokens: Tensor) -> Tensor:
         """Run the language model over conversations.
 
         tile_tokens: (tiles, tokens per tile, hidden), in the order in which the image placeholders occur. Returns
         (all tokens, hidden), after the final norm, conversation after conversation.
         """
-        table = self.language_model.get_input_embeddings()
-        text = self.new_tokens.embed(table, conversations.text_ids, conversations.host_text_ids)
-        embeddings = torch.cat([text, tile_tokens.flatten(0, 1).to(text.dtype)])[conversations.order]
+        embeddings = self.embed(conversations, tile_tokens)
         if torch.is_grad_enabled() and not embeddings.requires_grad:
             embeddings.requires_grad_(True)  # a reentrant checkpoint passes no gradient on where its input has none
-        if self.decoder is not None:
+        if self.decoder is not None and conversations.branches is None:
             return self.decoder(embeddings, conversations.lengths)
-        return read_padded(self.language_model.model, embeddings, conversations.lengths)
+        return read_padded(self.language_model.model, embeddings, conversations.lengths, conversations.branches)
+
+    def embed(self, conversations: Packed, tile_tokens: Tensor) -> Tensor:
+        """What `read` gives the decoder: (all tokens, hidden), tile tokens at the image placeholders."""
+        table = self.language_model.get_input_embeddings()
+        text = self.new_tokens.embed(table, conversations.text_ids, conversations.host_text_ids)
+        return torch.cat([text, tile_tokens.flatten(0, 1).to(text.dtype)])[conversations.order]
 
     def prompts(self, hidden: Tensor, conversations: Packed) -> Tensor:
         """Prompt vectors (objects, 256) from the places where [SEG] is the input token, in their order."""
@@ -142,10 +154,6 @@ class Sa2VA(nn.Module):
         """Next-token logits only where a label asks for them: the vocabulary is large, the answer short."""
         head = self.language_model.get_output_embeddings()
         return self.new_tokens.logits(head, hidden[conversations.answer_places]), conversations.answer_labels
-
-    def encode(self, sam_images: Tensor) -> ImageFeatures:
-        """SAM2's features of square views (images, 3, side, side)."""
-        return self.grounding.encode(sam_images.to(self.dtype))
 
     @property
     def dtype(self) -> torch.dtype:
