@@ -17,25 +17,25 @@ AUTO_MAP = {"AutoConfig": "sa2va_config.Sa2VAConfig", "AutoModel": "hf_model.Ves
 _IMPORT = re.compile(r"^from (vesselseg(?:\.\w+)+) import", re.MULTILINE)
 
 
-def write_remote_code(folder: Path) -> list[str]:
-    """Copy the files that the exported model needs into the folder; returns their names."""
+def write_remote_code(folder: Path, entry: str = ENTRY) -> list[str]:
+    """Copy the files that the exported model needs into the folder; returns their names. entry: its model class's."""
     written: dict[str, str] = {}
-    modules = reachable_modules(ENTRY)
+    modules = reachable_modules(entry)
     for module in modules:
         name = module.rsplit(".", 1)[1] + ".py"
         if name in written:
             raise RuntimeError(f"{module} and {written[name]} would both be written as {name}")
         written[name] = module
         text = _IMPORT.sub(_relative, source(module))
-        if module == ENTRY:
-            text += _name_all(modules)
+        if module == entry:
+            text += _name_all(modules, entry)
         (folder / name).write_text(text, encoding="utf-8")
     return sorted(written)
 
 
-def _name_all(modules: list[str]) -> str:
+def _name_all(modules: list[str], entry: str) -> str:
     """transformers copies a local folder's entry file and the files that it names itself, not those behind them."""
-    names = sorted(module.rsplit(".", 1)[1] for module in modules if module != ENTRY)
+    names = sorted(module.rsplit(".", 1)[1] for module in modules if module != entry)
     lines = "\n".join(f"    from .{name} import __name__ as _{name}" for name in names)
     return f"\n\nif False:  # never run: the loader reads here which files belong to this one\n{lines}\n"
 

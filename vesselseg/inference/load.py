@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vesselseg.errors import UserError, WeightsError
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
+from vesselseg.inference.prompted_predictor import is_prompted_folder, load_prompted
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.hub import hub_name
@@ -24,20 +26,29 @@ FROZEN = {
 
 
 def load_predictor(
-    path: str | Path, device: str = "auto", dtype: torch.dtype | None = None, base: str | None = None
+    path: str | Path,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    base: str | None = None,
+    quantise: str | None = None,
 ) -> Predictor:
     """The predictor of an exported or published Sa2VA folder, local or on the hub, or of a checkpoint `.pth`.
 
-    device: `auto` takes the GPU if there is one. dtype: bf16 on a GPU that has it, else float32.
-    base: where a checkpoint's base folder lies now, if it has moved. Raises WeightsError.
+    device: `auto` takes the GPU if there is one, `split` spreads the language model over all visible ones.
+    dtype: bf16 on a GPU that has it, else float32. base: where a checkpoint's base folder lies now, if it has moved.
+    quantise: None, `nf4` or `int8`: the language model's blocks in 4 or 8 bits. Raises WeightsError, UserError.
     """
-    path, place = Path(path), choose_device(device)
+    path, devices = Path(path), choose_devices(device)
+    place = devices[0]
     dtype = dtype or default_dtype(place)
+    how: dict[str, Any] = {"device": place, "dtype": dtype, "quantise": quantise, "layer_devices": devices}
+    if is_prompted_folder(path):
+        return load_prompted(path, place, dtype)
     if (path.is_dir() and (path / "config.json").exists()) or hub_name(path):
-        model = build_model(str(path), trainable=FROZEN, device=place, dtype=dtype)
+        model = build_model(str(path), trainable=FROZEN, **how)
         tokenizer = read_base_folder(path).tokenizer
     elif path.suffix == ".pth":
-        model, content = build_from_training_file(path, device=place, dtype=dtype, base=base)
+        model, content = build_from_training_file(path, base=base, **how)
         tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
     else:
         raise WeightsError(
@@ -49,6 +60,15 @@ def load_predictor(
     return Predictor(model, processor_for(config, tokenizer), config.threshold, config.mask_temperature)
 
 
+def choose_devices(device: str) -> tuple[torch.device, ...]:
+    """`split` -> all visible GPUs; otherwise the one of `choose_device`."""
+    if device != "split":
+        return (choose_device(device),)
+    if not torch.cuda.is_available():
+        raise UserError("--device split spreads a model over GPUs, and there is none here; name auto or cpu")
+    return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
+
+
 def choose_device(device: str) -> torch.device:
     """`auto` -> cuda if there is one, else cpu; any other name as it is. Raises UserError for one that is not there."""
     if device != "auto":
@@ -56,7 +76,9 @@ def choose_device(device: str) -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
             reason = str(error).splitlines()[0]
-            raise UserError(f"the device {device!r} cannot be used ({reason}); name auto, cpu or cuda:0") from None
+            raise UserError(
+                f"the device {device!r} cannot be used ({reason}); name auto, cpu, cuda:0 or split"
+            ) from None
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,0 +1,99 @@
+"""The predictor of a model with fixed phrases: SAM2 alone, prompted by vectors that it holds itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vesselseg.data.image_views import ImageViews
+from vesselseg.data.prompts import QUESTIONS, clean_phrase, question_for
+from vesselseg.errors import UserError, WeightsError
+from vesselseg.inference.predictor import Predictor, Prepared, check_threshold
+from vesselseg.models.checkpoints.load import load_weights
+from vesselseg.models.checkpoints.shards import stream_folder
+from vesselseg.models.prompted_sam2 import (
+    MODEL_TYPE,
+    PromptedSAM2,
+    PromptedSAM2Config,
+    build_prompted,
+    own_names,
+    place,
+)
+from vesselseg.models.sam2_grounding import ImageFeatures
+
+
+class PromptedPredictor(Predictor):
+    """Runs a PromptedSAM2 on images. phrases: all that it can be asked for."""
+
+    def __init__(self, model: PromptedSAM2) -> None:
+        config = model.config
+        if not config.mask_temperature > 0:
+            raise ValueError(f"the temperature is {config.mask_temperature}; expected a number above 0")
+        self.model = model  # type: ignore[assignment]
+        self.prompted = model
+        self.grounding = model.grounding
+        self.views = ImageViews(tile_size=1, sam_size=model.grounding.image_size)
+        self.threshold = check_threshold(config.threshold)
+        self.temperature = config.mask_temperature
+        self.phrases = tuple(config.phrases)
+        self._number_of = {
+            question_for(phrase, choice): number
+            for number, phrase in enumerate(self.phrases)
+            for choice in range(len(QUESTIONS))
+        }
+
+    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
+        """As `Predictor.prepare`, without tiles; a conversation is the number of its phrase. Raises UserError, a
+        ValueError, for a question about anything but its phrases.
+        """
+        numbers = [[torch.tensor(self.phrase_number(question)) for question in asked] for asked in questions]
+        squares = [self.views.square_pixels(image) for image in images]
+        return Prepared(squares, tuple(map(len, questions)), [], numbers)
+
+    def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
+        """(all objects, 256), image after image."""
+        of_images = self.prompted.prompts(features)
+        chosen = [of_image[numbers] for of_image, numbers in zip(of_images, map(_as_list, prepared.conversations))]
+        return torch.cat(chosen)
+
+    def phrase_number(self, text: str) -> int:
+        """Which phrase a question is about, or a phrase itself; raises UserError for another one."""
+        number = self._number_of.get(text.strip())
+        if number is None:
+            number = self._number_of.get(question_for(clean_phrase(text)))
+        if number is None:
+            known = ", ".join(map(repr, self.phrases))
+            raise UserError(
+                f"this model segments only {known} and was asked {text[:100]!r}; ask for one of these, or take the "
+                "model with a language model that it was distilled from"
+            )
+        return number
+
+
+def _as_list(numbers: Sequence[Tensor]) -> list[int]:
+    return [int(number) for number in numbers]
+
+
+def is_prompted_folder(folder: Path) -> bool:
+    """Whether a folder holds a model with fixed phrases."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+
+
+def load_prompted(folder: Path, device: torch.device | str, dtype: torch.dtype) -> PromptedPredictor:
+    """The predictor of a folder that tools/distill_prompt.py wrote. Raises WeightsError where it is damaged."""
+    config = PromptedSAM2Config.from_pretrained(folder)
+    try:
+        model = build_prompted(config)
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{folder}/config.json: no sizes of a SAM2 ({error}); distil the model again") from None
+    load_weights(model, own_names(stream_folder(folder)), str(folder))
+    return PromptedPredictor(place(model, device, dtype).eval().requires_grad_(False))

@@ -1,0 +1,155 @@
+"""SAM2 with the prompts of a few fixed phrases built in: square image -> one mask per phrase, no language model.
+
+For a fixed phrase the language model's whole contribution to a mask is one vector of 256 numbers per image.
+`PromptHead` stands in for it: a constant vector per phrase or, with a width, that vector and a correction read from
+SAM2's own features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from sam2.modeling.sam2_utils import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig
+
+from vesselseg.models.sam2_grounding import PROMPT_DIM, ImageFeatures, SAM2Grounding
+
+MODEL_TYPE = "vesselseg_sam2"
+GRID = 8  # the correction sees the features as this many cells a side, whatever the image size
+# What a single image goes through; the rest of SAM2 carries masks through videos.
+_KEPT = ("image_encoder", "no_mem_embed", "sam_prompt_encoder", "sam_mask_decoder")
+_PUBLISHED, _OURS = "grounding_encoder.sam2_model.", "grounding.sam2."
+
+
+class PromptedSAM2Config(PretrainedConfig):
+    """phrases: what the model can be asked for, one mask each. head_width: of `PromptHead`.
+
+    grounding_config, threshold, mask_temperature: as in `Sa2VAConfig`.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        phrases: Sequence[str] = ("blood vessel",),
+        grounding_config: dict[str, Any] | None = None,
+        head_width: int = 0,
+        threshold: float = 0.5,
+        mask_temperature: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        self.phrases = list(phrases)
+        self.grounding_config = dict(grounding_config or {"variant": "tiny", "image_size": 1024})
+        self.head_width = head_width
+        self.threshold = threshold
+        self.mask_temperature = mask_temperature
+        super().__init__(**kwargs)
+
+
+class PromptHead(nn.Module):
+    """base: (phrases, 256), the prompt of each phrase. width: channels of the correction; 0: none, the same prompts for
+    every image. The correction starts at zero.
+    """
+
+    def __init__(self, phrases: int, width: int = 0) -> None:
+        super().__init__()
+        self.width = width
+        self.base = nn.Parameter(torch.zeros(phrases, PROMPT_DIM))
+        if width:
+            self.norm = LayerNorm2d(PROMPT_DIM)
+            self.narrow = nn.Conv2d(PROMPT_DIM, width, kernel_size=1)
+            self.mix = nn.Conv2d(width, width, kernel_size=3, padding=1)
+            self.correction = nn.Linear(width, phrases * PROMPT_DIM)
+            nn.init.zeros_(self.correction.weight)
+            nn.init.zeros_(self.correction.bias)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """cells: (images, 256, h, w), see `pool_features`. Returns prompts (images, phrases, 256)."""
+        base = self.base.unsqueeze(0).expand(cells.shape[0], -1, -1)
+        if not self.width:
+            return base
+        hidden = functional.gelu(self.narrow(self.norm(cells)))
+        hidden = functional.gelu(self.mix(hidden)).mean(dim=(2, 3))
+        return base + self.correction(hidden).unflatten(1, (-1, PROMPT_DIM))
+
+
+def pool_features(embedding: Tensor) -> Tensor:
+    """SAM2's embedding (images, 256, side / 16, side / 16) -> means over at most GRID x GRID equal cells."""
+    size = int(embedding.shape[-1])
+    return functional.avg_pool2d(embedding, size // math.gcd(size, GRID))
+
+
+class PromptedSAM2(nn.Module):
+    """`SAM2Grounding` and a `PromptHead`."""
+
+    def __init__(self, config: PromptedSAM2Config, grounding: SAM2Grounding, head: PromptHead) -> None:
+        super().__init__()
+        self.config = config
+        self.grounding = grounding
+        self.prompt_head = head
+
+    def forward(self, squares: Tensor) -> Tensor:
+        """squares: (images, 3, side, side), normalised. Returns logits (images, phrases, side / 4, side / 4), with fine
+        masks / 2.
+        """
+        features = self.grounding.encode(squares)
+        prompts = self.prompts(features)
+        phrases = prompts.shape[1]
+        image_of_prompt = torch.arange(squares.shape[0], device=squares.device).unsqueeze(1).expand(-1, phrases)
+        logits = self.grounding.decode(features, prompts.flatten(0, 1), image_of_prompt.reshape(-1))
+        return logits.unflatten(0, (-1, phrases))
+
+    def prompts(self, features: ImageFeatures) -> Tensor:
+        """(images, phrases, 256), what SAM2 is prompted with."""
+        prompts: Tensor = self.prompt_head(pool_features(features.embedding))
+        return prompts
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.prompt_head.base.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.prompt_head.base.device
+
+
+def build_prompted(config: PromptedSAM2Config) -> PromptedSAM2:
+    """The model with random weights, without SAM2's memory."""
+    grounding = without_memory(SAM2Grounding(config.grounding_config))
+    return PromptedSAM2(config, grounding, PromptHead(len(config.phrases), config.head_width))
+
+
+def without_memory(grounding: SAM2Grounding) -> SAM2Grounding:
+    """Take out of SAM2, in place, what only videos need; returns the same object."""
+    sam2 = grounding.sam2
+    for name in {name.split(".")[0] for name in sam2.state_dict()} - set(_KEPT):
+        delattr(sam2, name)
+    return grounding
+
+
+def place(model: PromptedSAM2, device: torch.device | str, dtype: torch.dtype) -> PromptedSAM2:
+    """Move the model, in place; the positions' matrix stays float32, in which they are computed."""
+    model.to(device=device, dtype=dtype)
+    model.grounding.sam2.sam_prompt_encoder.pe_layer.float()
+    return model
+
+
+def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of `PromptedSAM2` under the names of Sa2VA's published folders; the head's have none there."""
+    return {
+        _PUBLISHED + name.removeprefix(_OURS) if name.startswith(_OURS) else name: value
+        for name, value in state.items()
+    }
+
+
+def own_names(stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The inverse of `published_names`, tensor by tensor."""
+    for name, tensor in stream:
+        yield (_OURS + name.removeprefix(_PUBLISHED) if name.startswith(_PUBLISHED) else name), tensor
