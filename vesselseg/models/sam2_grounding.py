@@ -77,6 +77,18 @@ class ImageFeatures:
         return ImageFeatures(self.embedding[images], self.stride_8[images], self.stride_4[images])
 
 
+@dataclass
+class DecodedObjects:
+    """logits: as `SAM2Grounding.decode` returns them. tokens: (objects, 256), the mask tokens behind them.
+
+    scores: (objects, 1), SAM2's logits of the object being in the picture.
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    scores: Tensor
+
+
 class SAM2Grounding(nn.Module):
     """SAM2 prompted by a vector instead of a click; `sam2` holds every weight under SAM2's own names.
 
@@ -124,44 +136,54 @@ class SAM2Grounding(nn.Module):
         Returns (objects, side / 4, side / 4), with fine masks / 2: logits before sigmoid. The object score does not
         blank a mask.
         """
+        return self.decode_objects(features, prompts, image_of_prompt).logits
+
+    def decode_objects(
+        self, features: ImageFeatures, prompts: Tensor | None, image_of_object: Tensor
+    ) -> DecodedObjects:
+        """`decode`, and what SAM2's memory takes beside the mask; prompts None: memory alone says what to find."""
         decoder, view = self.sam2.sam_mask_decoder, features.view
         if self.convolves_late:
             stride_4, stride_8 = decoder.conv_s0(features.stride_4), decoder.conv_s1(features.stride_8)
             features = ImageFeatures(features.embedding, stride_8, stride_4)
         # Also for one prompt each: with partitioned weights (ZeRO-3) all processes must build the same graph.
-        features = features.select(image_of_prompt)
-        sparse, dense = self._prompt_embeddings(prompts)
+        features = features.select(image_of_object)
+        sparse, dense = self._prompt_embeddings(prompts, image_of_object.shape[0])
         with upscaled_embedding(decoder) as kept:
-            masks, predicted_iou, tokens, _ = decoder(
+            masks, predicted_iou, tokens, scores = decoder(
                 image_embeddings=features.embedding,
-                image_pe=self._image_positions().to(prompts.dtype),
+                image_pe=self._image_positions().to(sparse.dtype),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=True,
                 repeat_image=False,
                 high_res_features=[features.stride_4, features.stride_8],
             )
-        best = torch.arange(len(masks), device=masks.device), predicted_iou.argmax(dim=1)
-        if self.fine_masks is None:
-            return masks[best]
-        return self.fine_masks(masks[best], kept[0], tokens[best], view, image_of_prompt)
+        best = torch.arange(masks.shape[0], device=masks.device), predicted_iou.argmax(dim=1)
+        logits = masks[best]
+        if self.fine_masks is not None:
+            logits = self.fine_masks(logits, kept[0], tokens[best], view, image_of_object)
+        return DecodedObjects(logits, tokens[best], scores)
 
-    def _prompt_embeddings(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    def _prompt_embeddings(self, prompts: Tensor | None, objects: int) -> tuple[Tensor, Tensor]:
         """SAM2's own embeddings of one padding point (which it pads by another) and no mask, then the prompt vector.
 
         A padding point's position is blanked, so its embedding is `not_a_point_embed` alone; going through the prompt
         encoder would multiply the position by a matrix that must be float32.
         """
         encoder = self.sam2.sam_prompt_encoder
-        points = encoder.not_a_point_embed.weight.expand(len(prompts), 2, -1)
+        sparse = encoder.not_a_point_embed.weight.expand(objects, 2, -1)
+        if prompts is not None:
+            sparse = torch.cat([sparse, prompts.unsqueeze(1)], dim=1)
         dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        dense = dense.expand(len(prompts), -1, *encoder.image_embedding_size)
-        return torch.cat([points, prompts.unsqueeze(1)], dim=1), dense
+        return sparse, dense.expand(objects, -1, *encoder.image_embedding_size)
 
     def _image_positions(self) -> Tensor:
         """(1, 256, side / 16, side / 16) float32, whatever type the weights have."""
         encoder = self.sam2.sam_prompt_encoder
         matrix = encoder.pe_layer.positional_encoding_gaussian_matrix
+        if matrix.dtype == torch.float32:  # the plain call, which torch can trace
+            return encoder.pe_layer(encoder.image_embedding_size).unsqueeze(0)
         exact = {"positional_encoding_gaussian_matrix": matrix.float()}
         return functional_call(encoder.pe_layer, exact, (encoder.image_embedding_size,)).unsqueeze(0)
 

@@ -1,0 +1,150 @@
+"""A cine run -> one Prediction per frame: every frame on its own, or from SAM2's memory of keyframes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vesselseg.data.image_views import logits_to_image
+from vesselseg.data.prompts import question_for
+from vesselseg.data.rgb import as_rgb
+from vesselseg.errors import UserError
+from vesselseg.inference.predictor import Prediction, Predictor, check_threshold
+from vesselseg.models.sam2_memory import MaskMemory, memory_trained, single
+
+MODES = ("frames", "memory")
+
+
+def segment_cine(
+    predictor: Predictor,
+    frames: Sequence[Image.Image],
+    phrases: Sequence[str],
+    mode: str = "frames",
+    keyframes: int | Sequence[int] = 8,
+    threshold: float | None = None,
+    batch: int = 4,
+) -> Iterator[Prediction]:
+    """One Prediction per frame, in order, probabilities at the frame's own size; `batch` frames are read at a time.
+
+    mode: `frames`: each frame is an image of its own. `memory`: the language model prompts the keyframes, whose masks
+    SAM2's memory carries to the frames after them; all frames must have one size then.
+    keyframes, used by `memory` alone: every so many frames, or the frames themselves, counted from 0. The first frame
+    is always one.
+    Raises UserError for arguments that do not go together, and for a model whose memory was never trained.
+    """
+    problems = _problems(frames, phrases, mode, batch)
+    prompted: frozenset[int] = frozenset()
+    if mode == "memory":
+        prompted, refused = _chosen(keyframes, len(frames))
+        problems += refused + _memory_problems(predictor)
+    if problems:
+        raise UserError("\n".join(problems))
+    used = predictor.threshold if threshold is None else check_threshold(threshold)
+    if mode == "frames":
+        return _each_frame(predictor, frames, phrases, used, batch)
+    return _from_memory(predictor, frames, phrases, prompted, used, batch)
+
+
+def _problems(frames: Sequence[Image.Image], phrases: Sequence[str], mode: str, batch: int) -> list[str]:
+    problems = []
+    if mode not in MODES:
+        problems.append(f"the mode is {mode!r}; expected {' or '.join(MODES)}")
+    if isinstance(phrases, str) or not phrases:
+        problems.append(f"phrases is {phrases!r}; expected a list of at least one phrase, e.g. ['blood vessel']")
+    if not len(frames):
+        problems.append("the cine run has no frames")
+    if batch < 1:
+        problems.append(f"the batch is {batch} frames; expected 1 or more")
+    return problems
+
+
+def _chosen(keyframes: int | Sequence[int], frames: int) -> tuple[frozenset[int], list[str]]:
+    """The keyframes, and what is wrong with the wish."""
+    if isinstance(keyframes, int):
+        if keyframes < 1:
+            return frozenset(), [f"keyframes is {keyframes}; expected every how many frames, 1 or more"]
+        return frozenset(range(0, frames, keyframes)), []
+    outside = [number for number in keyframes if not 0 <= number < frames]
+    if outside:
+        named = ", ".join(map(str, outside))
+        return frozenset(), [f"keyframes {named}: the cine run has frames 0 to {frames - 1}"]
+    return frozenset({0, *keyframes}), []
+
+
+def _memory_problems(predictor: Predictor) -> list[str]:
+    if memory_trained(predictor.grounding):
+        return []
+    return [
+        "this model's SAM2 has a memory that was never trained (its weights are as drawn at random), so all frames "
+        "between keyframes would be noise; take mode 'frames', or a model that was made from pretrained SAM2 weights"
+    ]
+
+
+def _each_frame(
+    predictor: Predictor, frames: Sequence[Image.Image], phrases: Sequence[str], threshold: float, batch: int
+) -> Iterator[Prediction]:
+    for start in range(0, len(frames), batch):
+        together = [frames[number] for number in range(start, min(start + batch, len(frames)))]
+        yield from predictor.predict(together, [phrases] * len(together), threshold)
+
+
+def _from_memory(
+    predictor: Predictor,
+    frames: Sequence[Image.Image],
+    phrases: Sequence[str],
+    prompted: frozenset[int],
+    threshold: float,
+    batch: int,
+) -> Iterator[Prediction]:
+    questions = [question_for(phrase) for phrase in phrases]
+    memory = MaskMemory(predictor.grounding, len(frames))
+    size: tuple[int, int] | None = None
+    for start in range(0, len(frames), batch):
+        numbers = range(start, min(start + batch, len(frames)))
+        together = [as_rgb(frames[number]) for number in numbers]
+        size = size or together[0].size
+        _check_sizes(together, size, start)
+        asked = [place for place, number in enumerate(numbers) if number in prompted]
+        for probabilities in _remembered(predictor, memory, together, questions, asked):
+            yield Prediction(probabilities, probabilities > threshold, tuple(phrases), threshold)
+
+
+def _check_sizes(frames: Sequence[Image.Image], size: tuple[int, int], first: int) -> None:
+    for place, frame in enumerate(frames):
+        if frame.size != size:
+            raise UserError(
+                f"frame {first + place} has {frame.width} x {frame.height} pixels, frame 0 has {size[0]} x {size[1]}; "
+                "memory follows one scene, so all frames must have one size; take mode 'frames'"
+            )
+
+
+# Not inference_mode: SAM2 keeps a table from the first call, which training could not use afterwards.
+@torch.no_grad()
+def _remembered(
+    predictor: Predictor,
+    memory: MaskMemory,
+    frames: Sequence[Image.Image],
+    questions: Sequence[str],
+    asked: Sequence[int],
+) -> list[np.ndarray]:
+    """Probabilities (phrases, height, width) of the next frames; asked: which of these are keyframes."""
+    prompts: dict[int, Tensor] = {}
+    if asked:
+        vectors = predictor.prompt_vectors([frames[place] for place in asked], [questions] * len(asked))
+        prompts = dict(zip(asked, vectors.split(len(questions))))
+    grounding = predictor.grounding
+    training = grounding.training
+    grounding.eval()
+    try:
+        squares = torch.stack([predictor.views.square(frame) for frame in frames])
+        features = grounding.encode(squares.to(grounding.sam2.no_mem_embed))
+        logits = [memory.step(single(features, place), prompts.get(place)) for place in range(len(frames))]
+    finally:
+        grounding.train(training)
+    side = predictor.views.sam_size
+    full = [logits_to_image(of_frame, side, frame.height, frame.width) for of_frame, frame in zip(logits, frames)]
+    return [torch.sigmoid(of_frame / predictor.temperature).cpu().numpy() for of_frame in full]

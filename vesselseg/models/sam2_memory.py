@@ -1,0 +1,142 @@
+"""SAM2's memory over the frames of a cine run: masks of prompted keyframes carried to the frames after them.
+
+What is remembered, and how, is SAM2's (Ravi et al., "SAM 2: Segment Anything in Images and Videos", arXiv 2408.00714),
+computed by the methods of the `sam2` package; a keyframe's prompt is the language model's vector, as in Sa2VA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vesselseg.models.sam2_grounding import DecodedObjects, ImageFeatures, SAM2Grounding
+
+# More than one is attended to without SAM2 knowing which is older: all keyframes have the same place in time.
+KEYFRAMES_KEPT = 1
+FRAMES_WITH_POINTERS = 15  # SAM2's max_obj_ptrs_in_encoder, less the keyframe's
+
+
+class MaskMemory:
+    """The memory of one cine run; every frame is given once, in order, and a bounded number is remembered.
+
+    frames: how many there will be. A keyframe is decoded from its prompts alone, exactly as a single image; the others
+    from memory alone: the last keyframe, the last six frames, and object pointers of the last fifteen.
+    """
+
+    def __init__(self, grounding: SAM2Grounding, frames: int) -> None:
+        self.grounding = grounding
+        self.frames = frames
+        self.outputs: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+        self._next = 0
+        self._objects = 0
+
+    def step(self, features: ImageFeatures, prompts: Tensor | None = None) -> Tensor:
+        """The next frame's mask logits, as `SAM2Grounding.decode` returns them.
+
+        features: of this one frame. prompts: (objects, 256) on a keyframe, None on others; the first must be one.
+        The object score blanks no mask. It decides, as in SAM2, whether memory holds a pointer to the object.
+        """
+        if prompts is None and not self.outputs["cond_frame_outputs"]:
+            raise ValueError("the first frame of a cine run needs prompts: there is nothing to remember")
+        if prompts is not None and self._objects not in (0, len(prompts)):
+            raise ValueError(f"{len(prompts)} prompts on frame {self._next}, {self._objects} on the keyframe before")
+        plain = features.embedding - self.grounding.sam2.no_mem_embed.reshape(1, -1, 1, 1)
+        if prompts is not None:
+            self._objects = len(prompts)
+            of_object = torch.zeros(self._objects, dtype=torch.int64, device=plain.device)
+            decoded = self.grounding.decode_objects(features, prompts, of_object)
+        else:
+            of_object = torch.arange(self._objects, device=plain.device)
+            decoded = self.grounding.decode_objects(self._remembering(features, plain), None, of_object)
+        self._remember(plain, decoded, keyframe=prompts is not None)
+        self._next += 1
+        return decoded.logits
+
+    def _remembering(self, features: ImageFeatures, plain: Tensor) -> ImageFeatures:
+        """The frame's features, once per object, each conditioned on what is remembered of it."""
+        size = plain.shape[-2:]
+        positions = self.grounding.sam2.image_encoder.neck.position_encoding(plain).to(plain.dtype)
+        with _autocast(plain):
+            conditioned = self.grounding.sam2._prepare_memory_conditioned_features(
+                frame_idx=self._next,
+                is_init_cond_frame=False,
+                current_vision_feats=[self._as_tokens(plain)],
+                current_vision_pos_embeds=[self._as_tokens(positions)],
+                feat_sizes=[size],
+                output_dict=self.outputs,
+                num_frames=self.frames,
+            )
+        return ImageFeatures(
+            conditioned.to(plain.dtype),
+            self._per_object(features.stride_8),
+            self._per_object(features.stride_4),
+            None if features.view is None else self._per_object(features.view),
+        )
+
+    def _remember(self, plain: Tensor, decoded: DecodedObjects, keyframe: bool) -> None:
+        sam2 = self.grounding.sam2
+        size = (self.grounding.image_size, self.grounding.image_size)
+        masks = functional.interpolate(
+            decoded.logits.float().unsqueeze(1), size=size, mode="bilinear", align_corners=False
+        )
+        with _autocast(plain):
+            features, positions = sam2._encode_new_memory(
+                current_vision_feats=[self._as_tokens(plain)],
+                feat_sizes=[plain.shape[-2:]],
+                pred_masks_high_res=masks.to(plain.dtype),
+                object_score_logits=decoded.scores,
+                is_mask_from_pts=keyframe,
+            )
+            there = (decoded.scores > 0).to(decoded.tokens.dtype)
+            pointer = there * sam2.obj_ptr_proj(decoded.tokens) + (1 - there) * sam2.no_obj_ptr
+        kept = {"maskmem_features": features, "maskmem_pos_enc": positions, "obj_ptr": pointer}
+        self.outputs["cond_frame_outputs" if keyframe else "non_cond_frame_outputs"][self._next] = kept
+        self._forget()
+
+    def _forget(self) -> None:
+        """Older keyframes become frames like others; frames lose their memory, then their pointers."""
+        keyframes, others = self.outputs["cond_frame_outputs"], self.outputs["non_cond_frame_outputs"]
+        while len(keyframes) > KEYFRAMES_KEPT:
+            oldest = min(keyframes)
+            others[oldest] = keyframes.pop(oldest)
+        for frame in [frame for frame in others if frame <= self._next - FRAMES_WITH_POINTERS]:
+            del others[frame]
+        for frame, kept in others.items():
+            if frame <= self._next + 1 - self.grounding.sam2.num_maskmem:
+                kept["maskmem_features"] = kept["maskmem_pos_enc"] = None
+
+    def _as_tokens(self, level: Tensor) -> Tensor:
+        """(1, channels, h, w) -> (h * w, objects, channels)."""
+        return self._per_object(level).flatten(2).permute(2, 0, 1)
+
+    def _per_object(self, level: Tensor) -> Tensor:
+        return level.expand(self._objects, *level.shape[1:])
+
+
+def single(features: ImageFeatures, number: int) -> ImageFeatures:
+    """The features of one of several images, with its view."""
+    view = None if features.view is None else features.view[number : number + 1]
+    place = torch.tensor([number], device=features.embedding.device)
+    return replace(features.select(place), view=view)
+
+
+def memory_trained(grounding: SAM2Grounding) -> bool:
+    """Whether the memory's weights were ever trained or read from a file that was.
+
+    Its encoder's layer scales all start at the same value (1e-6), and differ after the first step of any training.
+    """
+    scales = [layer.gamma for layer in grounding.sam2.memory_encoder.fuser.layers]
+    return any(bool((scale != scale[0]).any()) for scale in scales)
+
+
+@contextlib.contextmanager
+def _autocast(like: Tensor) -> Iterator[None]:
+    """In half types SAM2 computes the times of pointers in float32 and multiplies them by weights that are not."""
+    with torch.autocast(like.device.type, like.dtype, enabled=like.dtype != torch.float32):
+        yield
