@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TOPS = ("vesselseg", "tools", "examples", "configs", "benchmarks")
 TRAINING_ONLY = ("mmengine", "xtuner", "deepspeed")
 # Rooms that anyone may import.
 LEAVES = ("vesselseg.errors", "vesselseg.html", "vesselseg.cli", "vesselseg.output_folder")
@@ -58,7 +59,8 @@ RULES = {
         (*LEAVES, "vesselseg.registry", "vesselseg.data.batch", "vesselseg.data.prompts", "vesselseg.losses"),
         ("mmengine.runner", "xtuner", "deepspeed"),
     ),
-    "vesselseg.inference": Rule((*LEAVES, "vesselseg.models", "vesselseg.data"), TRAINING_ONLY),
+    "vesselseg.inference": Rule((*LEAVES, "vesselseg.models", "vesselseg.data", "vesselseg.losses"), TRAINING_ONLY),
+    "vesselseg.service": Rule((*LEAVES, "vesselseg.inference", "vesselseg.models", "vesselseg.data"), TRAINING_ONLY),
     "vesselseg.evaluation": Rule((*LEAVES, "vesselseg.inference", "vesselseg.data"), TRAINING_ONLY),
     "vesselseg.engine": Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)),
     "vesselseg.config": Rule((*LEAVES, *EVERYTHING_BUT_EXPORT)),
@@ -67,13 +69,14 @@ RULES = {
         ("xtuner", "deepspeed"),
     ),
     "tools": Rule(("vesselseg",)),
+    "examples": Rule(("vesselseg",), TRAINING_ONLY),
     "configs": Rule(("vesselseg", "configs")),  # configs read their bases
     "benchmarks": Rule(("vesselseg", "benchmarks")),
 }
 
 
 def python_files(root: Path) -> Iterator[Path]:
-    for top in ("vesselseg", "tools", "configs", "benchmarks"):
+    for top in TOPS:
         yield from sorted((root / top).rglob("*.py"))
 
 
@@ -137,7 +140,7 @@ def violations(root: Path) -> list[str]:
         itself = (room,) if room.startswith("vesselseg.") else ()
         for line, target, name in imports_of(root, path):
             where = f"{path.relative_to(root).as_posix()}:{line}"
-            inside = starts_with(target, ("vesselseg", "tools", "configs", "benchmarks"))
+            inside = starts_with(target, TOPS)
             if inside and target != "vesselseg" and not starts_with(target, (*rule.may, *itself)):
                 found.append(f"{where}: {room} may not import {target}")
             if inside and is_private(target, name):
@@ -236,7 +239,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 THIRD_PARTY = """
 import torch, transformers, peft, mmengine.runner, deepspeed, xtuner.engine._strategy, sam2.build_sam
 import matplotlib.figure, skimage.filters, scipy.ndimage, sklearn.metrics, cv2, torchvision, pycocotools.mask
-import jinja2, yaml
+import jinja2, yaml, fastapi, uvicorn, prometheus_client
 """
 WATCHED_IMPORT = """
 import importlib, os, sys, tempfile

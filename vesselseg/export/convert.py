@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def _write_and_check(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype).float()
         before = _predict(predictor, pictures)
+    model.config.training_loss = training_loss(content)
     write_published_folder(model, tokenizer, folder, dtype=dtype, extra={"auto_map": AUTO_MAP}, kept=source.fields)
     write_remote_code(folder)
     write_model_card(folder, model, content)
@@ -96,6 +98,14 @@ def _write_and_check(
             "Nothing was written; please report this"
         )
     return check
+
+
+def training_loss(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The loss's settings of the config that a checkpoint carries as text; {} where it carries none."""
+    for statement in ast.parse(checkpoint.get("config") or "").body:
+        if isinstance(statement, ast.Assign) and [ast.unparse(name) for name in statement.targets] == ["model"]:
+            return dict(ast.literal_eval(statement.value).get("loss") or {})
+    return {}
 
 
 def _predict(predictor: Predictor, images: Sequence[Image.Image]) -> list[Prediction]:

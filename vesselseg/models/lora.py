@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from vesselseg.errors import UserError
-from vesselseg.models.quantised import Nf4Linear, number_of_weights
+from vesselseg.models.merging import is_adapted, merged_weight
+from vesselseg.models.quantised import PackedLinear, number_of_weights
 from vesselseg.models.sa2va import Sa2VA
 
 TABLES = ("embed_tokens", "lm_head")
@@ -75,21 +76,17 @@ def attach_lora(model: Sa2VA, lora: Lora) -> None:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Replace every adapted layer by one with weight W + (alpha / r) B A, in place; W must not be in 4 bits.
-
-    The sum is taken in float32 and rounded once: summed in bf16, a small update would be lost in a large weight.
-    """
-    adapted = _peft().tuners.lora.LoraLayer
+    """Replace every adapted layer by one with weight W + (alpha / r) B A, in place; W must not be in 4 bits."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, adapted):
+        if is_adapted(module):
             layer = module.get_base_layer()
-            if isinstance(layer, Nf4Linear):
-                raise ValueError(f"{name} is in 4 bits; build the model without quantise and merge into that")
-            for adapter in module.active_adapters:
-                a: Tensor = module.lora_A[adapter].weight
-                b: Tensor = module.lora_B[adapter].weight
-                merged = layer.weight.data.float() + module.scaling[adapter] * (b.float() @ a.float())
-                layer.weight.data = merged.to(layer.weight.dtype)
+            if isinstance(layer, PackedLinear):
+                raise ValueError(f"{name} is quantised; build the model without quantise and merge into that")
+            read = {
+                adapter: (module.scaling[adapter], module.lora_A[adapter].weight, module.lora_B[adapter].weight)
+                for adapter in module.active_adapters
+            }
+            layer.weight.data = merged_weight(layer.weight, read)
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, layer)
 

@@ -29,6 +29,8 @@ class Sa2VAConfig(PretrainedConfig):
     mask_temperature: what mask logits are divided by before they become probabilities; 1 changes nothing. (Not called
     temperature: transformers sets that one, of text generation, in every config.)
     default_phrase: what is segmented when a request names nothing.
+    training_loss: arguments of `losses.total.TotalLoss` that the model was trained with; none means its own defaults,
+    which are the published code's.
     """
 
     model_type = "sa2va_chat"
@@ -49,6 +51,7 @@ class Sa2VAConfig(PretrainedConfig):
         threshold: float = 0.5,
         mask_temperature: float = 1.0,
         default_phrase: str = "blood vessel",
+        training_loss: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.llm_config = dict(llm_config or {})
@@ -65,6 +68,7 @@ class Sa2VAConfig(PretrainedConfig):
         self.threshold = threshold
         self.mask_temperature = mask_temperature
         self.default_phrase = default_phrase
+        self.training_loss = dict(training_loss or {})
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 

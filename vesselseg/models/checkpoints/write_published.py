@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD, join, published_sources
+from vesselseg.models.merging import MergedState
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sa2va_config import Sa2VAConfig
 
@@ -34,28 +35,33 @@ class Piece:
 
 def write_published_folder(
     model: Sa2VA,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     *,
     dtype: torch.dtype,
     extra: dict[str, Any],
     kept: dict[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a model without adapters, one shard in memory at a time. The folder must exist.
+    """Write a model, its adapters merged, one shard in memory at a time. The folder must exist.
 
-    extra: further entries of config.json. kept: fields of the base's config.json, which stay unless ours replace them.
+    tokenizer: None where somebody else writes it. extra: further entries of config.json. kept: fields of the base's
+    config.json, which stay unless ours replace them. state: what stands in for the model's state dict where its
+    weights are partitioned.
     """
-    shards = plan_shards(published_pieces(model, dtype), shard_bytes)
+    entries = MergedState(model, state)
+    shards = plan_shards(published_pieces(model, dtype, entries), shard_bytes)
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = ["model.safetensors"]
     for name, shard in zip(names, shards):
-        save_file(dict(_tensors(model, shard, dtype)), str(folder / name), metadata={"format": "pt"})
+        save_file(dict(_tensors(model, entries, shard, dtype)), str(folder / name), metadata={"format": "pt"})
         (folder / name).chmod(0o644)
     if len(shards) > 1:
         _write_json(folder / "model.safetensors.index.json", _index(names, shards))
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     content = {name: value for name, value in (kept or {}).items() if name not in NOT_KEPT}
     content |= config_content(model.config, published_rows(model), dtype)
     _write_json(folder / "config.json", {**content, "image_token_id": model.image_token_id, **extra})
@@ -63,17 +69,19 @@ def write_published_folder(
 
 def published_state(model: Sa2VA, dtype: torch.dtype) -> dict[str, Tensor]:
     """All of a small model at once: published names, the new tokens' rows put into the tables."""
-    return dict(_tensors(model, published_pieces(model, dtype), dtype))
+    entries = MergedState(model)
+    return dict(_tensors(model, entries, published_pieces(model, dtype, entries), dtype))
 
 
-def published_pieces(model: Sa2VA, dtype: torch.dtype) -> list[Piece]:
+def published_pieces(model: Sa2VA, dtype: torch.dtype, entries: MergedState | None = None) -> list[Piece]:
     """What the folder will hold, in the model's order; reads no weight."""
-    entries = {name: value for name, value in model.state_dict().items() if not name.startswith("new_tokens.")}
+    entries = MergedState(model) if entries is None else entries
+    names = [name for name in entries if not name.startswith("new_tokens.")]
     pieces = []
-    for name, sources in published_sources(entries, model.config).items():
-        elements = sum(entries[source].numel() for source in sources)
+    for name, sources in published_sources(names, model.config).items():
+        elements = sum(entries.plain(source).numel() for source in sources)
         if sources[0] in (EMBEDDING, HEAD):
-            elements = published_rows(model) * entries[sources[0]].shape[1]
+            elements = published_rows(model) * entries.plain(sources[0]).shape[1]
         pieces.append(Piece(name, sources, elements * dtype.itemsize))
     return pieces
 
@@ -132,11 +140,13 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
         "threshold": config.threshold,
         "mask_temperature": config.mask_temperature,
         "default_phrase": config.default_phrase,
+        "training_loss": config.training_loss,
     }
 
 
-def _tensors(model: Sa2VA, pieces: list[Piece], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    entries = model.state_dict()
+def _tensors(
+    model: Sa2VA, entries: MergedState, pieces: list[Piece], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     rows = {EMBEDDING: "new_tokens.embedding", HEAD: "new_tokens.head"}
     for piece in pieces:
         parts = [entries[source].detach().to("cpu", dtype) for source in piece.sources]
