@@ -31,6 +31,7 @@ USED_BY_OTHERS = {
     "datasets": "xtuner 0.2.0 imports it, and is installed without its own pins",
     "einops": "xtuner 0.2.0 imports it",
     "loguru": "xtuner 0.2.0 imports it",
+    "python_multipart": "starlette reads forms with it",
     "setuptools": "deepspeed compiles its CPU operators with it",
 }
 # Imported where a model that trains needs it; predicting does without.
@@ -72,7 +73,7 @@ def declared() -> tuple[set[str], set[str]]:
     content = project()
     base = content["project"]["dependencies"]
     extras = content["project"]["optional-dependencies"]
-    train = extras["train"] + extras["baselines"] + content["dependency-groups"]["xtuner"]
+    train = extras["train"] + extras["baselines"] + extras["serve"] + content["dependency-groups"]["xtuner"]
     return {import_name(item) for item in base}, {import_name(item) for item in train}
 
 

@@ -16,6 +16,7 @@ DOCUMENTS = (
     "docs/data.md",
     "docs/evaluation.md",
     "docs/results.md",
+    "docs/service.md",
     "docs/weights.md",
 )
 

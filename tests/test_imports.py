@@ -295,7 +295,8 @@ if late: raise SystemExit(f"{{late}}: a start takes seconds longer for all who n
 
 def test_predicting_needs_no_training_package() -> None:
     rooms = tuple(
-        f"vesselseg.{room}" for room in ("inference", "evaluation", "models", "losses", "data", "html", "cli", "errors")
+        f"vesselseg.{room}"
+        for room in ("inference", "service", "evaluation", "models", "losses", "data", "html", "cli", "errors")
     )
     outcome = run_python(WITHOUT_TRAINING, *[name for name in package_modules() if starts_with(name, rooms)])
     assert outcome.returncode == 0, outcome.stderr[-3000:]

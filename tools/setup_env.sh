@@ -171,7 +171,7 @@ install() {
         "$uv" pip install --python "$venv/bin/python" --editable '.[train,baselines,dicom]' --group xtuner --group dev \
             "torch==$torch" torchvision >"$log" 2>&1
     else
-        UV_PROJECT_ENVIRONMENT=$venv "$uv" sync --extra train --extra baselines --extra dicom >"$log" 2>&1
+        UV_PROJECT_ENVIRONMENT=$venv "$uv" sync --extra train --extra baselines --extra dicom --extra serve >"$log" 2>&1
     fi
 }
 

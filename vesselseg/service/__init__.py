@@ -1,0 +1,1 @@
+"""Predictions over HTTP: uploads in, probability maps out; many clients share one model."""

@@ -1,0 +1,68 @@
+"""With --keep: what was asked and answered, one folder per request. Without it nothing is written anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from PIL import Image
+
+from vesselseg.cli import describe_os_error
+from vesselseg.errors import UserError
+from vesselseg.inference.predictor import Prediction
+from vesselseg.inference.result_files import ResultWriter, describe_objects
+from vesselseg.output_folder import temporary_folder
+from vesselseg.service.errors import ServiceError
+from vesselseg.service.uploads import Upload
+
+_KINDS = ("masks", "probs", "labelme")
+_STEM = "image"
+
+
+class Keeper:
+    """Writes below one folder. A request's folder appears whole, and never replaces another one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, request_id: str, upload: Upload, model: str, picture: Image.Image, prediction: Prediction) -> None:
+        """image.png, masks/, probabilities/, labelme/ and request.json. Raises ServiceError where it cannot."""
+        about = {
+            "request_id": request_id,
+            "name": upload.name,
+            "model": model,
+            "frame": upload.form.frame,
+            "threshold": prediction.threshold,
+            "objects": describe_objects(prediction),
+        }
+        try:
+            with temporary_folder(self._folder / request_id, "keeping") as building:
+                image = building / f"{_STEM}.png"
+                picture.save(image)
+                ResultWriter(building, prediction.phrases, _KINDS).write(_STEM, picture, image, prediction)
+                content = json.dumps(about, ensure_ascii=False, indent=1)
+                (building / "request.json").write_text(content + "\n", encoding="utf-8")
+                self._put(building, request_id)
+        except (OSError, UserError) as error:
+            reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+            raise ServiceError(
+                507, "not_kept", f"the result could not be stored as this service must: {reason}"
+            ) from None
+
+    def _put(self, building: Path, request_id: str) -> None:
+        """A client chooses its request ids, so one may come twice."""
+        for name in _names(request_id):
+            try:
+                (self._folder / name).mkdir()
+                building.rename(self._folder / name)
+                return
+            except FileExistsError:
+                continue
+
+
+def _names(request_id: str) -> Iterator[str]:
+    yield request_id
+    yield from (f"{request_id}-{number}" for number in count(2))

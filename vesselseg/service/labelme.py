@@ -1,0 +1,57 @@
+"""Corrected masks -> a LabelMe file, by the same polygons as everywhere."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vesselseg.data.source_images import DAMAGED
+from vesselseg.inference.predictor import Prediction
+from vesselseg.inference.result_files import labelme_content
+from vesselseg.service.errors import ServiceError
+from vesselseg.service.model_queue import LARGEST_REQUEST
+from vesselseg.service.schemas import LabelMeRequest
+from vesselseg.service.uploads import base_name
+
+_CUT = 127  # grey values above it are vessel
+
+
+def labelme_file(asked: LabelMeRequest) -> dict[str, Any]:
+    """The content of the LabelMe file. Raises ServiceError with all masks that cannot be used."""
+    size = (asked.width, asked.height)
+    if asked.width * asked.height * max(1, len(asked.objects)) > LARGEST_REQUEST:
+        raise ServiceError(
+            413, "too_many_pixels", f"expected at most {LARGEST_REQUEST:,} pixels, those of all masks together"
+        )
+    masks, problems = [], []
+    for number, found in enumerate(asked.objects):
+        try:
+            masks.append(_mask(found.mask_png, size))
+        except ValueError as error:
+            problems.append(f"objects.{number}.mask_png: {error}")
+    if problems:
+        raise ServiceError(422, "invalid_request", "; ".join(problems[:5]))
+    phrases = tuple(found.phrase for found in asked.objects)
+    stacked = np.stack(masks) if masks else np.zeros((0, asked.height, asked.width), bool)
+    return labelme_content(Prediction(stacked.astype(np.float32), stacked, phrases, 0.5), base_name(asked.name))
+
+
+def _mask(encoded: str, size: tuple[int, int]) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=("PNG",))
+        if image.size != size:
+            raise ServiceMaskError(f"{image.width}x{image.height} pixels, expected {size[0]}x{size[1]}")
+        return np.asarray(image.convert("L")) > _CUT
+    except ServiceMaskError:
+        raise
+    except (binascii.Error, *DAMAGED):
+        raise ServiceMaskError("no PNG in base64, or a damaged one") from None
+
+
+class ServiceMaskError(ValueError):
+    """A mask that cannot be used."""

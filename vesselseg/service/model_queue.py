@@ -1,0 +1,157 @@
+"""One model, one thread that runs it, one queue before it: images of all clients are predicted together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+
+from vesselseg.errors import UserError
+from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.service.errors import ServiceError, busy
+from vesselseg.service.metrics import Metrics
+
+LARGEST_REQUEST = 50_000_000  # pixels x phrases of one request; a probability map takes 4 bytes of each
+_BATCH_PIXELS = 32_000_000  # pixels x phrases of a batch, if it holds more than one request
+_WAITING_PIXELS = 400_000_000  # pixels x phrases that wait, if it is more than one request
+_FAILURES = 3  # requests failing one after the other, until the model counts as broken
+_LOG = logging.getLogger("vesselseg.service")
+
+
+@dataclass
+class Entry:
+    """What one request asks: an upright 8-bit RGB image, its phrases; the answer comes through the future."""
+
+    image: Image.Image
+    phrases: tuple[str, ...]
+    future: Future[Prediction] = field(default_factory=Future)
+    entered: float = field(default_factory=time.perf_counter)
+
+    @property
+    def pixels(self) -> int:
+        """Of all its probability maps."""
+        return self.image.width * self.image.height * len(self.phrases)
+
+
+class ModelQueue:
+    """Takes entries from any thread; cancelling an entry's future before its turn takes it out."""
+
+    def __init__(self, name: str, predictor: Predictor, batch: int, wait_s: float, metrics: Metrics) -> None:
+        self.name, self.predictor = name, predictor
+        self._batch, self._wait_s, self._metrics = batch, wait_s, metrics
+        self._waiting: deque[Entry] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._failures = 0
+        metrics.watch_queue(name, lambda: len(self._waiting))
+        self._thread = threading.Thread(target=self._work, name=f"model {name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def works(self) -> bool:
+        """Whether its thread lives and its last requests did not all fail."""
+        return self._thread.is_alive() and self._failures < _FAILURES
+
+    def put(self, entry: Entry) -> Future[Prediction]:
+        """Wait for the model's turn. Raises ServiceError where too much waits already."""
+        with self._changed:
+            if self._closing:
+                raise ServiceError(503, "stopping", "the service is being stopped; try again later", retry_after=10)
+            if self._waiting and sum(one.pixels for one in self._waiting) + entry.pixels > _WAITING_PIXELS:
+                raise busy("too many large images wait already; try again in a moment")
+            self._waiting.append(entry)
+            self._changed.notify()
+        return entry.future
+
+    def close(self) -> None:
+        """Finish what waits, then end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            entered = time.perf_counter()
+            for entry in batch:
+                self._metrics.queue_seconds.labels(self.name).observe(entered - entry.entered)
+            self._metrics.batch_images.labels(self.name).observe(len(batch))
+            self._answer(batch)
+            self._metrics.model_seconds.labels(self.name).observe(time.perf_counter() - entered)
+            del batch, entry  # a picture is kept no longer than it is needed
+
+    def _next_batch(self) -> list[Entry]:
+        """Entries that somebody still waits for, at least one; none when the queue is closed and empty."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if not self._waiting:
+                    return []
+                ready = self._waiting[0].entered + self._wait_s
+                while not self._closing and len(self._waiting) < self._batch:
+                    left = ready - time.perf_counter()
+                    if left <= 0 or not self._changed.wait(left):
+                        break
+                batch = self._take()
+                if batch:
+                    return batch
+
+    def _take(self) -> list[Entry]:
+        batch: list[Entry] = []
+        pixels = 0
+        while self._waiting and len(batch) < self._batch:
+            entry = self._waiting[0]
+            if batch and pixels + entry.pixels > _BATCH_PIXELS:
+                break
+            self._waiting.popleft()
+            if entry.future.set_running_or_notify_cancel():
+                batch.append(entry)
+                pixels += entry.pixels
+        return batch
+
+    def _answer(self, batch: Sequence[Entry]) -> None:
+        """Answers all; where a batch fails its halves are tried, so that a request fails for its own reasons only."""
+        failure = self._predict(batch)
+        if failure is None:
+            self._failures = 0
+        elif len(batch) > 1:
+            for part in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                self._answer(part)
+        else:
+            if not isinstance(failure, ServiceError | UserError):
+                self._failures += 1
+            batch[0].future.set_exception(failure)
+
+    def _predict(self, batch: Sequence[Entry]) -> Exception | None:
+        """Returns what went wrong instead of raising it: a traceback would keep the failed batch's memory."""
+        try:
+            predictions = self.predictor.predict([one.image for one in batch], [one.phrases for one in batch])
+        except (torch.OutOfMemoryError, MemoryError):
+            _LOG.warning("model=%s out of memory with %d images", self.name, len(batch))
+            return _out_of_memory(batch[0])
+        except UserError as error:
+            return ServiceError(422, "invalid_request", str(error))
+        except Exception as error:
+            _LOG.exception("model=%s failed with %d images", self.name, len(batch))
+            return RuntimeError(f"{type(error).__name__} in the model")
+        for entry, prediction in zip(batch, predictions):
+            entry.future.set_result(prediction)
+        return None
+
+
+def _out_of_memory(entry: Entry) -> ServiceError:
+    image = entry.image
+    return ServiceError(
+        503,
+        "out_of_memory",
+        f"{image.width}x{image.height} pixels and {len(entry.phrases)} phrases do not fit into the memory of the "
+        "model's device, not even alone; send a smaller image or fewer phrases, or try again later",
+        retry_after=30,
+    )

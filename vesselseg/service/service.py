@@ -1,0 +1,206 @@
+"""What the service does with a request: reads the picture, waits for the model, writes the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from PIL import Image
+from starlette.requests import Request
+
+from vesselseg import __version__
+from vesselseg.inference.pictures import UnreadablePicture, read_pictures
+from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.service.errors import ClientGone, ServiceError, busy
+from vesselseg.service.guard import Running
+from vesselseg.service.keep import Keeper
+from vesselseg.service.metrics import Metrics
+from vesselseg.service.model_queue import LARGEST_REQUEST, Entry, ModelQueue
+from vesselseg.service.schemas import FoundObject, Health, Limits, ModelDescription, Models, PredictAnswer
+from vesselseg.service.settings import MOST_PHRASES, ServiceSettings
+from vesselseg.service.uploads import Upload, read_upload
+
+_THREADS = 4  # decode images and encode answers
+_COMPRESSION = 1  # of PNG: twice the speed of the usual 6, a tenth larger
+_Result = TypeVar("_Result")
+
+
+class Service:
+    """The models of one service and the requests that wait for them."""
+
+    def __init__(self, predictors: Mapping[str, Predictor], settings: ServiceSettings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.queues = {
+            name: ModelQueue(name, predictor, settings.batch, settings.wait_ms / 1000, metrics)
+            for name, predictor in predictors.items()
+        }
+        self._keeper = None if settings.keep is None else Keeper(settings.keep)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")
+        self.accepted = 0
+        self.stopping = False
+
+    def describe_models(self) -> Models:
+        """Names and limits."""
+        described = [
+            ModelDescription(
+                name=name, kind=kind_of(queue.predictor), threshold=queue.predictor.threshold,
+                phrases=known_phrases(queue.predictor),
+            )
+            for name, queue in self.queues.items()
+        ]  # fmt: skip
+        limits = Limits(
+            max_bytes=self.settings.max_bytes,
+            phrases=MOST_PHRASES,
+            pixels_times_phrases=LARGEST_REQUEST,
+            requests_per_second=self.settings.rate,
+        )
+        return Models(models=described, limits=limits)
+
+    def health(self) -> Health:
+        """Whether requests will be answered."""
+        works = {name: queue.works for name, queue in self.queues.items()}
+        status: Literal["ok", "failing", "stopping"]
+        status = "stopping" if self.stopping else "ok" if all(works.values()) else "failing"
+        return Health(status=status, version=__version__, models=works)
+
+    async def predict(self, request: Request, running: Running) -> PredictAnswer:
+        """One image through one model. Raises ServiceError, and ClientGone where nobody waits any more."""
+        self._accept()
+        try:
+            upload = await read_upload(request)
+            queue = self._queue(upload)
+            running.model = queue.name
+            return await _unless_gone(request, self._answer(upload, queue, running))
+        finally:
+            self.accepted -= 1
+
+    async def in_thread(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Run something slow beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def close(self) -> None:
+        """Finish what is accepted, end all threads."""
+        self.stopping = True
+        for queue in self.queues.values():
+            queue.close()
+        self._pool.shutdown()
+
+    def _accept(self) -> None:
+        if self.stopping:
+            raise ServiceError(503, "stopping", "the service is being stopped; try again later", retry_after=10)
+        if self.accepted >= self.settings.queue:
+            raise busy(f"{self.accepted} requests are being served already; try again in a moment")
+        self.accepted += 1
+
+    def _queue(self, upload: Upload) -> ModelQueue:
+        name = upload.form.model or next(iter(self.queues))
+        if name not in self.queues:
+            raise ServiceError(404, "unknown_model", f"no model {name[:80]!r}; there are {', '.join(self.queues)}")
+        known = known_phrases(self.queues[name].predictor)
+        unknown = [phrase for phrase in upload.form.phrase if known is not None and phrase not in known]
+        if unknown:
+            raise ServiceError(
+                422, "unknown_phrase", f"{name} knows {', '.join(known or ())} only; found {', '.join(unknown)[:200]}"
+            )
+        return self.queues[name]
+
+    async def _answer(self, upload: Upload, queue: ModelQueue, running: Running) -> PredictAnswer:
+        picture, frames, notes = await self.in_thread(_decode, upload)
+        running.size = f"{picture.width}x{picture.height}x{len(upload.form.phrase)}"
+        entry = Entry(picture, tuple(upload.form.phrase))
+        if entry.pixels > LARGEST_REQUEST:
+            raise ServiceError(
+                413,
+                "too_many_pixels",
+                f"{picture.width}x{picture.height} pixels times {len(entry.phrases)} phrases; expected at most "
+                f"{LARGEST_REQUEST:,} together; send a smaller image or fewer phrases",
+            )
+        prediction = await asyncio.wrap_future(queue.put(entry))
+        if upload.form.threshold is not None:
+            prediction = prediction.at(upload.form.threshold)
+        if self._keeper is not None:
+            await self.in_thread(self._keeper.write, running.request_id, upload, queue.name, picture, prediction)
+        encoded, objects = await self.in_thread(_encode, picture, prediction)
+        return PredictAnswer(
+            request_id=running.request_id,
+            model=queue.name,
+            name=upload.name,
+            width=picture.width,
+            height=picture.height,
+            frames=frames,
+            frame=upload.form.frame,
+            threshold=prediction.threshold,
+            picture_png=encoded,
+            notes=list(notes),
+            objects=objects,
+            seconds=round(time.perf_counter() - running.started, 4),
+        )
+
+
+def kind_of(predictor: Predictor) -> Any:
+    """sa2va, or sam2_only for a distilled model."""
+    return "sa2va" if known_phrases(predictor) is None else "sam2_only"
+
+
+def known_phrases(predictor: Predictor) -> list[str] | None:
+    """The phrases that a distilled model knows; None for a model that takes any."""
+    phrases = getattr(predictor, "phrases", None)
+    return None if phrases is None else list(phrases)
+
+
+def _decode(upload: Upload) -> tuple[Image.Image, int, tuple[str, ...]]:
+    """(8-bit RGB picture, how many frames the file has, notes)."""
+    try:
+        pictures = read_pictures(upload.name, upload.content)
+        if upload.form.frame >= pictures.frames:
+            raise ServiceError(
+                422, "no_such_frame", f"frame {upload.form.frame}; the file has {pictures.frames}, counted from 0"
+            )
+        return pictures.frame(upload.form.frame), pictures.frames, pictures.notes
+    except UnreadablePicture as error:
+        raise ServiceError(422, "unreadable_image", str(error)) from None
+
+
+def _encode(picture: Image.Image, prediction: Prediction) -> tuple[str, list[FoundObject]]:
+    objects = [
+        FoundObject(
+            phrase=phrase,
+            probability_png=_png(Image.fromarray(np.rint(probability * 255).astype(np.uint8))),
+            pixels=int(mask.sum()),
+            share=round(float(mask.mean()), 6),
+        )
+        for phrase, probability, mask in zip(prediction.phrases, prediction.probabilities, prediction.masks)
+    ]
+    return _png(picture), objects
+
+
+def _png(image: Image.Image) -> str:
+    """Base64 of a PNG of the pixels and nothing else."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=_COMPRESSION, exif=b"", icc_profile=None)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+async def _unless_gone(request: Request, work: Any) -> Any:
+    """What the work returns; ClientGone, and the work is cancelled, as soon as nobody waits for it."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
