@@ -43,7 +43,7 @@ def write_synthetic(
         patient, frame = divmod(number, frames)
         image, tubes = draw_angiogram(size, seed, patient, frame)
         path = out / f"p{patient:03d}_f{frame + 1}.json"
-        _write_png(path.with_suffix(".png"), image)
+        write_png(path.with_suffix(".png"), image)
         path.write_text(json.dumps(labelme_content(path.with_suffix(".png").name, tubes, size)), encoding="utf-8")
         written.append(path)
     return written
@@ -95,7 +95,8 @@ def _stride(tube: Tube) -> int:
     return max(1, round(_CLICK / max(step, 1e-6)))
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
+def write_png(path: Path, image: np.ndarray) -> None:
+    """A picture (height, width) uint8 as a PNG file."""
     # not cv2.imwrite: it cannot write to names with other than the system's letters everywhere
     _, content = cv2.imencode(".png", image)
     path.write_bytes(content.tobytes())

@@ -73,22 +73,40 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     return Anatomy(tuple(tubes), catheter)
 
 
-def move(anatomy: Anatomy, rng: np.random.Generator, amount: float = 0.016) -> Anatomy:
-    """The heart at another moment: everything is bent by one smooth field, and shifted a little."""
+@dataclass(frozen=True)
+class Bend:
+    """A smooth displacement of the plane: per axis two sine waves, (2, 2) heights and phases, and a shift (2,)."""
+
+    waves: np.ndarray
+    phases: np.ndarray
+    shift: np.ndarray
+
+
+def draw_bend(rng: np.random.Generator, amount: float) -> Bend:
+    """Waves and shift of up to this amount each."""
     waves = rng.uniform(-amount, amount, (2, 2))
     phases = rng.uniform(0, 2 * np.pi, (2, 2))
-    shift = rng.uniform(-amount, amount, 2)
+    return Bend(waves, phases, rng.uniform(-amount, amount, 2))
 
-    def bend(tube: Tube) -> Tube:
-        moved = tube.centre + shift
+
+def bend(anatomy: Anatomy, by: Bend) -> Anatomy:
+    """Everything displaced; widths stay."""
+
+    def displaced(tube: Tube) -> Tube:
+        moved = tube.centre + by.shift
         for axis in (0, 1):
             moved[:, axis] += sum(
-                waves[axis, k] * np.sin(2 * np.pi * (k + 1) * tube.centre[:, 1 - axis] / 1.4 + phases[axis, k])
+                by.waves[axis, k] * np.sin(2 * np.pi * (k + 1) * tube.centre[:, 1 - axis] / 1.4 + by.phases[axis, k])
                 for k in (0, 1)
             )
         return replace(tube, centre=moved)
 
-    return Anatomy(tuple(bend(branch) for branch in anatomy.branches), bend(anatomy.catheter))
+    return Anatomy(tuple(displaced(branch) for branch in anatomy.branches), displaced(anatomy.catheter))
+
+
+def move(anatomy: Anatomy, rng: np.random.Generator, amount: float = 0.016) -> Anatomy:
+    """The heart at another moment: everything is bent by one smooth field, and shifted a little."""
+    return bend(anatomy, draw_bend(rng, amount))
 
 
 def smooth_noise(rng: np.random.Generator, count: int, waves: int) -> np.ndarray:

@@ -51,8 +51,18 @@ def draw_catheter(rng: np.random.Generator, catheter: Tube, side: int) -> np.nda
     return np.asarray(rng.uniform(0.5, 0.8) * (full - 0.5 * inner), dtype=np.float32)
 
 
-def expose(rng: np.random.Generator, absorption: np.ndarray, anatomy: Anatomy, contrast: float) -> np.ndarray:
-    """The picture (side, side) uint8: vessels filled with this much contrast agent in front of the given absorption."""
+def expose(
+    rng: np.random.Generator,
+    absorption: np.ndarray,
+    anatomy: Anatomy,
+    contrast: float | np.ndarray,
+    noise: np.random.Generator | None = None,
+) -> np.ndarray:
+    """The picture (side, side) uint8: vessels filled with this much contrast agent in front of the given absorption.
+
+    contrast: of all vessels, or (side, side) of those at each pixel. noise: where the quantum noise is drawn from, if
+    not from rng, so that pictures may share everything else.
+    """
     side = absorption.shape[0]
     filled = tube_profile(list(anatomy.branches), side)
     uneven = 1 + 0.2 * _clouds(rng, side, 5)  # blood and agent do not mix evenly
@@ -60,7 +70,7 @@ def expose(rng: np.random.Generator, absorption: np.ndarray, anatomy: Anatomy, c
     light = cv2.GaussianBlur(light, (0, 0), rng.uniform(0.5, 0.85) * side / 256)
     light = light * _vignette(rng, side)
     light = _normalise(light, rng)
-    light += _grain(rng, side) * np.sqrt(np.maximum(light, 0.02))
+    light += _grain(rng, noise or rng, side) * np.sqrt(np.maximum(light, 0.02))
     return np.asarray(np.clip(np.round(255 * _collimate(rng, light)), 0, 255), dtype=np.uint8)
 
 
@@ -189,10 +199,10 @@ def _normalise(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(floor + (rng.uniform(0.7, 0.9) - floor) * scaled, dtype=np.float32)
 
 
-def _grain(rng: np.random.Generator, side: int) -> np.ndarray:
-    noise = rng.standard_normal((side, side), dtype=np.float32)
-    soft = cv2.GaussianBlur(noise, (0, 0), 0.7)
-    return np.asarray(rng.uniform(0.015, 0.045) * (0.5 * noise + 1.2 * soft), dtype=np.float32)
+def _grain(rng: np.random.Generator, noise: np.random.Generator, side: int) -> np.ndarray:
+    hard = noise.standard_normal((side, side), dtype=np.float32)
+    soft = cv2.GaussianBlur(hard, (0, 0), 0.7)
+    return np.asarray(rng.uniform(0.015, 0.045) * (0.5 * hard + 1.2 * soft), dtype=np.float32)
 
 
 def _collimate(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
