@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vesselseg.cli import describe_os_error, run_tool
 from vesselseg.errors import UserError
+from vesselseg.inference.model_arguments import add_model_arguments, load_chosen
 
 
 def main() -> None:
@@ -37,16 +38,12 @@ def main() -> None:
         wait_ms=arguments.wait_ms,
     )
     # The model's libraries take many seconds to import: --help and wrong arguments are answered without them.
-    from vesselseg.inference.load import load_predictor
     from vesselseg.service.app import create_app
     from vesselseg.service.run import model_names, serve
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     names = model_names(arguments.model)
-    predictors = {
-        name: load_predictor(model, device=arguments.device, base=arguments.base)
-        for name, model in zip(names, arguments.model)
-    }
+    predictors = {name: load_chosen(model, arguments) for name, model in zip(names, arguments.model)}
     serve(create_app(predictors, settings), settings)
 
 
@@ -67,8 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="images given to the model at once (default: 64)")
     parser.add_argument("--wait-ms", type=float, default=20, help="longest wait for others to share a batch with "
                         "(default: 20)")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--base", help="a checkpoint's base folder, if it has moved since training")
+    add_model_arguments(parser)
     return parser.parse_args()
 
 

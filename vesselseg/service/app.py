@@ -34,7 +34,7 @@ from vesselseg.service.settings import ServiceSettings
 from vesselseg.service.uploads import schema_of
 
 _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
-_STATIC = re.compile(r"palette\.css|service(_[a-z]+)*\.(css|js)")
+_STATIC = re.compile(r"palette\.css|browse_(stage|panels)\.js|service(_[a-z]+)*\.(css|js)")
 _WORDS = {
     400: "The body is no readable multipart or JSON",
     401: "No token, or a wrong one",

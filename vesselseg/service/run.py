@@ -47,6 +47,14 @@ class ServiceServer(uvicorn.Server):
 
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
     """Listen until a signal comes. Raises UserError where the address is taken."""
+    listening = listen(settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    _LOG.info("open http://%s:%d/  (Ctrl-C ends it)", host, listening.getsockname()[1])
+    server_for(app).run([listening])
+
+
+def server_for(app: FastAPI) -> ServiceServer:
+    """The server of an application of `create_app`; its `run` takes a socket of `listen`."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -57,14 +65,11 @@ def serve(app: FastAPI, settings: ServiceSettings) -> None:
         ws="none",
         timeout_graceful_shutdown=5,
     )
-    server = ServiceServer(config, app.state.service)
-    listening = _listen(settings)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    _LOG.info("open http://%s:%d/  (Ctrl-C ends it)", host, listening.getsockname()[1])
-    server.run([listening])
+    return ServiceServer(config, app.state.service)
 
 
-def _listen(settings: ServiceSettings) -> socket.socket:
+def listen(settings: ServiceSettings) -> socket.socket:
+    """The bound socket. Raises UserError where the address is taken or is not this machine's."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -86,9 +86,7 @@ def _parse(fields: dict[str, list[str]], problems: list[str]) -> PredictForm | N
             phrases.append(clean_phrase(phrase))
         except ValueError as error:
             problems.append(f"phrase: {error}")
-    given = {_REPEATABLE: list(dict.fromkeys(phrases))} if _REPEATABLE in fields else {}
-    if given == {_REPEATABLE: []}:
-        return None
+    given = {_REPEATABLE: list(dict.fromkeys(phrases))} if phrases else {}
     try:
         return PredictForm.model_validate({**single, **given})
     except ValidationError as error:
