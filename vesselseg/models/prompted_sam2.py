@@ -53,14 +53,17 @@ class PromptedSAM2Config(PretrainedConfig):
 
 class PromptHead(nn.Module):
     """base: (phrases, 256), the prompt of each phrase. width: channels of the correction; 0: none, the same prompts for
-    every image. The correction starts at zero.
+    every image. The correction starts at zero; spread: (phrases, 256), its unit.
     """
+
+    spread: Tensor
 
     def __init__(self, phrases: int, width: int = 0) -> None:
         super().__init__()
         self.width = width
         self.base = nn.Parameter(torch.zeros(phrases, PROMPT_DIM))
         if width:
+            self.register_buffer("spread", torch.ones(phrases, PROMPT_DIM))
             self.norm = LayerNorm2d(PROMPT_DIM)
             self.narrow = nn.Conv2d(PROMPT_DIM, width, kernel_size=1)
             self.mix = nn.Conv2d(width, width, kernel_size=3, padding=1)
@@ -75,7 +78,7 @@ class PromptHead(nn.Module):
             return base
         hidden = functional.gelu(self.narrow(self.norm(cells)))
         hidden = functional.gelu(self.mix(hidden)).mean(dim=(2, 3))
-        return base + self.correction(hidden).unflatten(1, (-1, PROMPT_DIM))
+        return base + self.spread * self.correction(hidden).unflatten(1, (-1, PROMPT_DIM))
 
 
 def pool_features(embedding: Tensor) -> Tensor:
