@@ -33,12 +33,14 @@ USED_BY_OTHERS = {
     "loguru": "xtuner 0.2.0 imports it",
     "python_multipart": "starlette reads forms with it",
     "setuptools": "deepspeed compiles its CPU operators with it",
+    "python_gdcm": "pydicom decodes through it",
 }
-# Imported where a model that trains needs it; predicting does without.
+# Imported where they are asked for; predicting does without.
 ONLY_TO_TRAIN = {
     "bitsandbytes": "model.sa2va.quantise",
     "liger_kernel": "model.sa2va.fused, on a GPU",
     "segmentation_models_pytorch": "tools/baseline_unet.py",
+    "highdicom": "tools/predict.py --save dicom-seg",
 }
 
 
@@ -73,7 +75,8 @@ def declared() -> tuple[set[str], set[str]]:
     content = project()
     base = content["project"]["dependencies"]
     extras = content["project"]["optional-dependencies"]
-    train = extras["train"] + extras["baselines"] + extras["serve"] + content["dependency-groups"]["xtuner"]
+    optional = [item for name in ("train", "baselines", "serve", "dicom") for item in extras[name]]
+    train = optional + content["dependency-groups"]["xtuner"]
     return {import_name(item) for item in base}, {import_name(item) for item in train}
 
 

@@ -1,21 +1,25 @@
-"""Segment an image, a folder of images or a list of paths with a trained model.
+"""Segment images, videos and DICOM files with a trained model: one file, a folder, or a list of paths.
 
     python tools/predict.py MODEL INPUT --out DIR --phrase "blood vessel" --save masks,probs,overlay,labelme,coco
+    python tools/predict.py MODEL RUN.dcm --out DIR --save overlay,dicom-seg --cine memory --keyframes 8
+    torchrun --nproc-per-node 4 tools/predict.py MODEL INPUT --out DIR
 
-Below DIR: masks/*.png (0 and 255), probabilities/*.png (16 bits, probability = value / 65535), overlays/*.png,
-labelme/*.json (polygons; tools/prepare_data.py DIR/labelme makes training data of corrected ones), coco.json,
-predictions.json (per file what was found, or why not). A result is named as its image, with the phrase added where
-several are asked. The same call again goes on where it was interrupted. Exit status: 0 all done, 1 some files failed,
-2 bad input.
+Below DIR: masks/*.png (0 and 255), probabilities/*.png (16 bits, probability = value / 65535), overlays/*.png, of clips
+also overlays/*.mp4, labelme/*.json (polygons; tools/prepare_data.py DIR/labelme makes training data of corrected ones),
+dicom-seg/*.dcm, coco.json, predictions.json (per file what was found, or why not). A result is named as its image, with
+the phrase added where several are asked; a frame of a clip NAME is NAME/00012, counted from 0. The same call again goes
+on where it was interrupted. Exit status: 0 all done, 1 some files failed, 2 bad input. More: docs/predicting.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from vesselseg.cli import run_tool
+from vesselseg.inference.model_arguments import add_model_arguments, load_chosen
 
 DEFAULT_PHRASE = "blood vessel"
 _SHOWN = 20
@@ -25,14 +29,16 @@ def main() -> int:
     """Parse, predict, say what became of the files."""
     arguments = _arguments()
     # The model's libraries take many seconds to import: --help and wrong arguments are answered without them.
-    from vesselseg.inference.predict_files import Outcome, PredictOptions, predict_files
+    from vesselseg.inference.predict_files import predict_files
+    from vesselseg.inference.predict_options import PredictOptions
 
-    options = PredictOptions(
-        tuple(arguments.phrase or [DEFAULT_PHRASE]), arguments.threshold, arguments.save, arguments.batch
-    )
-    outcome: Outcome = predict_files(
-        arguments.model, arguments.input, arguments.out, options, arguments.device, arguments.base
-    )
+    phrases = tuple(arguments.phrase or [DEFAULT_PHRASE])
+    clips = arguments.cine, arguments.keyframes
+    options = PredictOptions(phrases, arguments.threshold, arguments.save, arguments.batch, *clips)
+    load = partial(load_chosen, arguments.model, arguments)
+    outcome = predict_files(arguments.model, arguments.input, arguments.out, options, load)
+    if outcome is None:  # under torchrun the first process tells
+        return 0
     skipped = f", {outcome.skipped} finished before" if outcome.skipped else ""
     print(f"{arguments.out}: {outcome.predicted} predicted{skipped}, {len(outcome.failed)} failed")
     for file, reason in outcome.failed[:_SHOWN]:
@@ -45,7 +51,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="exported model folder, model of the hub, or checkpoint (.pth)")
-    parser.add_argument("input", type=Path, help="image, folder, or .txt file with one path per line")
+    parser.add_argument(
+        "input", type=Path, help="image, video, DICOM file, folder, or .txt file with one path per line"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder, or one to go on with")
     parser.add_argument("--phrase", action="append", help=f"what to segment; repeat for several ({DEFAULT_PHRASE})")
     parser.add_argument(
@@ -56,11 +64,23 @@ def _arguments() -> argparse.Namespace:
         type=_words,
         default=("masks", "overlay"),
         metavar="KINDS",
-        help="some of masks,probs,overlay,labelme,coco (default: masks,overlay)",
+        help="some of masks,probs,overlay,labelme,coco,dicom-seg (default: masks,overlay)",
     )
     parser.add_argument("--batch", type=_positive, default=4, help="images given to the model at once (default: 4)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--base", help="a checkpoint's base folder, if it has moved since training")
+    parser.add_argument(
+        "--cine",
+        choices=("frames", "memory"),
+        default="frames",
+        help="frames of a clip: each on its own (default), or by SAM2's memory of keyframes",
+    )
+    parser.add_argument(
+        "--keyframes",
+        type=_keyframes,
+        default=8,
+        metavar="N|LIST",
+        help="with --cine memory: every so many frames, or 0,12,40 (default: 8)",
+    )
+    add_model_arguments(parser)
     return parser.parse_args()
 
 
@@ -84,6 +104,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
     return int(text)
+
+
+def _keyframes(text: str) -> int | tuple[int, ...]:
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers) or text.strip() == "0":
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1, or frames, e.g. 0,12,40")
+    return tuple(map(int, numbers)) if len(numbers) > 1 else int(text)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.data.manifest import read_manifest
 from vesselseg.data.rasterise import record_masks
 from vesselseg.evaluation.prediction_folder import PredictionFolder
-from vesselseg.inference import predict_files as module
+from vesselseg.inference import predict_run as module
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
 
@@ -190,10 +190,10 @@ def test_broken_files_are_listed_and_the_rest_goes_on(
         "cut.png": "damaged or cut off",
         "dot.png": "1x1 pixels; expected at least 8 a side",
         "empty.png": "the file is empty (0 bytes)",
-        "hidden.png": "DICOM files are not read yet",
+        "hidden.png": "no DICOM file: expected a picture",
         "huge.png": "too large: more than 178 million pixels",
-        "run.MP4": "videos are not read yet",
-        "scan.dcm": "DICOM files are not read yet",
+        "run.MP4": "damaged, or no video that can be read",
+        "scan.dcm": "no DICOM file: expected a picture",
         "text.png": "not an image that Pillow can read",
     }
     found = entries(tmp_path / "out")
@@ -305,15 +305,16 @@ def test_a_list_of_paths(model: Path, images: Path, tmp_path: Path) -> None:
     ("source", "arguments", "expected"),
     [
         ("gone", [], "does not exist"),
-        ("run.mp4", [], "videos are not read yet"),
-        ("scan.dcm", [], "DICOM files are not read yet"),
         ("notes.pdf", [], "expected an image"),
         ("empty.txt", [], "no path in it"),
-        ("scans", [], "no image in it"),
+        ("foreign", [], "found 1 .doc; expected an image"),
+        ("images", ["--keyframes", "0"], "expected a whole number from 1, or frames"),
+        ("images", ["--keyframes", "4,x"], "expected a whole number from 1, or frames"),
         ("images", ["--out", "{images}/out"], "is input"),
         ("images/x.jpg", ["--out", "{images}"], "so it is no output of this tool|holds the input"),
         ("images", ["--out", "{foreign}"], "so it is no output of this tool"),
         ("images", ["--phrase", "a [SEG]"], "a token of the model's own"),
+        ("images", ["--phrase", "the <img> vessel"], "a token of the model's own"),
         ("images", ["--phrase", " "], "the phrase is empty"),
         ("images", ["--phrase", "x" * 10_000], "at most 500"),
         ("images", ["--threshold", "1.5"], "between 0 and 1"),
@@ -331,9 +332,8 @@ def test_bad_input_ends_in_one_message(
     arguments: list[str],
     expected: str,
 ) -> None:
-    (tmp_path / "scans").mkdir()
     (tmp_path / "foreign").mkdir()
-    for name in ("run.mp4", "scan.dcm", "notes.pdf", "empty.txt", "scans/a.dcm", "foreign/thesis.doc"):
+    for name in ("notes.pdf", "empty.txt", "foreign/thesis.doc"):
         (tmp_path / name).touch()
     filled = [text.format(images=images, foreign=tmp_path / "foreign") for text in arguments]
     assert call(model, tmp_path / source, tmp_path / "out", *filled) == 2

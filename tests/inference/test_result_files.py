@@ -15,7 +15,7 @@ from tests.labelme_files import run as prepare_labels
 from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
 from vesselseg.data.rasterise import rasterise, record_masks
-from vesselseg.inference.input_files import find_inputs, read_file
+from vesselseg.inference.input_files import find_inputs, read_unit
 from vesselseg.inference.mask_polygons import mask_polygons
 from vesselseg.inference.predictor import Prediction
 from vesselseg.inference.result_files import labelme_content, phrase_tags
@@ -96,7 +96,7 @@ def test_tags() -> None:
 
 def test_names_never_meet() -> None:
     files = ["a.jpg", "a.png", "A.tif", "s/a.png", "a_x.png", "a_y.png"]
-    names = name_outputs(files, ["_x", "_z"], {"a.png": "a"})
+    names = name_outputs(files, ["_x", "_z"], {"a.png": {"name": "a"}})
     assert names["a.png"] == "a" and names["a.jpg"] == "a_jpg" and names["s/a.png"] == "s/a"
     assert names["a_x.png"] == "a_x_png"  # a_x is what a's phrase x is called
     written = [f"{name}{tag}".casefold() for name in names.values() for tag in ("", "_x", "_z")]
@@ -115,5 +115,5 @@ def test_names_in_an_old_encoding_stay_apart(tmp_path: Path) -> None:
     assert {item.path for item in found} == set(contents)
     for item in found:
         item.file.encode("utf-8")
-        read = read_file(item, lambda *_: False)
+        read = read_unit(item, lambda *_: False)
         assert read is not None and read.sha256 == hashlib.sha256(contents[item.path]).hexdigest()

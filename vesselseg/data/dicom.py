@@ -19,7 +19,7 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import ImplicitVRLittleEndian, SegmentationStorage
 
 from vesselseg.data.source_images import ImageError
 
@@ -61,6 +61,32 @@ def read_patient(path: Path) -> str:
         return ""
 
 
+@dataclass(frozen=True)
+class SeriesPlace:
+    """What tells which pictures make a run: the series, its number, the picture's own number, and its size."""
+
+    series: str
+    series_number: int
+    number: int
+    size: tuple[int, int]
+
+
+def read_series_place(path: Path) -> SeriesPlace | None:
+    """The place of a single picture in its series; None for a clip, without a series, and where it cannot be read."""
+    tags = ["SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SOPClassUID"]
+    try:
+        with _quiet():
+            header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
+            single = int(header.get("NumberOfFrames") or 1) == 1 and header.get("SOPClassUID") != SegmentationStorage
+            if not single or not header.get("SeriesInstanceUID"):
+                return None
+            series, number = (int(header.get(name) or 0) for name in ("SeriesNumber", "InstanceNumber"))
+            size = int(header.Columns), int(header.Rows)
+            return SeriesPlace(str(header.SeriesInstanceUID), series, number, size)
+    except Exception:  # whatever a damaged header leads pydicom to
+        return None
+
+
 def read_frame(path: Path, frame: int | None = None) -> DicomFrame:
     """One frame, counted from 0; None: the only one. See ``DicomFile.frame``; raises ImageError (which_frame) too."""
     opened = DicomFile(path)
@@ -82,6 +108,8 @@ class DicomFile:
             if "PixelData" not in self.header:
                 found = "no DICOM file" if "SOPClassUID" not in self.header else "a DICOM file without PixelData"
                 raise ImageError("bad_dicom", f"{found}: expected a picture")
+            if self.header.get("SOPClassUID") == SegmentationStorage:
+                raise ImageError("bad_dicom", "a DICOM segmentation: expected the picture that it belongs to")
             self.frames = max(1, int(self.header.get("NumberOfFrames") or 1))
             self.size = int(self.header.Columns), int(self.header.Rows)
 

@@ -1,98 +1,107 @@
-"""What is to be predicted: an image, a folder or a list of paths -> files, and each file -> a picture or a reason."""
+"""What is to be predicted: a file, a folder or a list of paths -> units, each an image or a clip.
+
+A unit is what is predicted, finished and skipped as a whole: an image, a video, a DICOM file, or the single DICOM
+pictures of one series that lie in one folder, by InstanceNumber.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from vesselseg.data.rgb import as_rgb
+from vesselseg.data.dicom import SeriesPlace, read_series_place
 from vesselseg.data.source_files import list_source, printable
-from vesselseg.data.source_images import (
-    DAMAGED,
-    DEEP_MODES,
-    IMAGE_SUFFIXES,
-    decode_image,
-    describe_damage,
-    describe_depth,
-)
+from vesselseg.data.source_images import IMAGE_SUFFIXES, is_dicom
 from vesselseg.errors import UserError
+from vesselseg.inference.pictures import VIDEO_SUFFIXES, Pictures, SeriesPictures, UnreadablePicture, read_pictures
 
 LIST_SUFFIX = ".txt"
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".m4v", ".mpg", ".mpeg", ".webm")
-LEAST_SIDE = 8  # pixels; anything smaller is a placeholder, not a picture
-_LARGEST_FILE = 2 << 30  # bytes; it is read whole
-_NOT_YET = {
-    **dict.fromkeys(DICOM_SUFFIXES, "DICOM files are not read yet; save the frames as PNG, e.g. with dcm2img of DCMTK"),
-    **dict.fromkeys(VIDEO_SUFFIXES, "videos are not read yet; take out the frames: ffmpeg -i VIDEO frames/%05d.png"),
-}
+KINDS = f"an image ({', '.join(IMAGE_SUFFIXES)}), a DICOM file or a video ({', '.join(VIDEO_SUFFIXES)})"
+_CHUNK = 1 << 20  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
-class InputFile:
-    """path: where it lies. file: its path below the input's folder, with forward slashes, valid as text."""
+class InputUnit:
+    """path: where it lies. file: its path below the input's folder, with forward slashes, valid as text.
+
+    parts: the files of a series in order, path is their folder; nothing for a single file.
+    """
 
     path: Path
     file: str
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files of the unit."""
+        return self.parts or (self.path,)
 
 
 @dataclass(frozen=True)
-class ReadFile:
-    """What reading gave: an 8-bit RGB image, upright; or nothing and the error.
+class ReadUnit:
+    """What reading gave: pictures, or nothing and the error.
 
-    size: bytes. sha256: of the bytes, "" where they could not be read. notes: what was changed or guessed.
+    size: bytes. sha256: of the bytes, "" where they could not be read.
     """
 
-    source: InputFile
+    source: InputUnit
     size: int = 0
     sha256: str = ""
-    image: Image.Image | None = None
-    notes: tuple[str, ...] = ()
+    pictures: Pictures | None = None
     error: str = ""
 
 
-def find_inputs(source: Path) -> list[InputFile]:
-    """The files of an image, a folder (however deep) or a text file with one path per line, relative to itself.
+def find_inputs(source: Path) -> list[InputUnit]:
+    """The units of a file, a folder (however deep) or a text file with one path per line, relative to itself.
 
-    Videos and DICOM files of a folder are among them, so that they are reported and not passed over in silence.
-    Raises UserError where source is nothing of these, or holds no image at all.
+    Raises UserError where source is nothing of these, or holds nothing of the kind.
     """
     source, suffix = Path(source), Path(source).suffix.lower()
     if source.is_dir():
         return _of_folder(source)
     if not source.exists():
-        raise UserError(f"{source} does not exist; name an image, a folder of images or a text file of paths")
-    if suffix in _NOT_YET:
-        raise UserError(f"{source}: {_NOT_YET[suffix]}")
+        raise UserError(f"{source} does not exist; name an image, a video, a DICOM file, a folder or a list of paths")
     if suffix == LIST_SUFFIX:
         return _of_list(source)
-    if suffix not in IMAGE_SUFFIXES:
-        raise UserError(
-            f"{source}: expected an image ({', '.join(IMAGE_SUFFIXES)}), a folder, or a {LIST_SUFFIX} file with one "
-            "path per line"
-        )
-    return [InputFile(source, printable(source.name))]
+    if suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and not is_dicom(source):
+        raise UserError(f"{source}: expected {KINDS}, a folder, or a {LIST_SUFFIX} file with one path per line")
+    return [InputUnit(source, printable(source.name))]
 
 
-def _of_folder(source: Path) -> list[InputFile]:
+def _of_folder(source: Path) -> list[InputUnit]:
     listed = list_source(source)
-    refused = [name for name in listed.others if Path(name).suffix.lower() in _NOT_YET]
-    if not listed.images:
+    names = [*listed.images, *listed.others_with(*VIDEO_SUFFIXES), *listed.dicoms]
+    if not names:
         kinds = Counter(Path(name).suffix.lower() or "without ending" for name in (*listed.others, *listed.jsons))
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
-        hint = f"; {_NOT_YET[Path(refused[0]).suffix.lower()]}" if refused else ""
-        raise UserError(f"{source}: no image in it ({', '.join(IMAGE_SUFFIXES)}); found {found}{hint}")
-    names = sorted([*listed.images, *refused])
-    return _unique([InputFile(source / name, printable(name)) for name in names])
+        raise UserError(f"{source}: found {found}; expected {KINDS}")
+    return _unique(_in_series([InputUnit(source / name, printable(name)) for name in sorted(names)]))
 
 
-def _of_list(source: Path) -> list[InputFile]:
+def _in_series(units: Sequence[InputUnit]) -> list[InputUnit]:
+    """Single DICOM pictures of a folder and series become one unit, in the place of the first."""
+    members: dict[tuple[Path, str, tuple[int, int]], list[tuple[SeriesPlace, InputUnit]]] = defaultdict(list)
+    for unit in units:
+        place = read_series_place(unit.path) if is_dicom(unit.path) else None
+        if place is not None:
+            members[unit.path.parent, place.series, place.size].append((place, unit))
+    runs = {run[0][1]: run for run in members.values() if len(run) > 1}
+    taken = {unit for run in runs.values() for _, unit in run}
+    return [_series(runs[unit]) if unit in runs else unit for unit in units if unit in runs or unit not in taken]
+
+
+def _series(run: Iterable[tuple[SeriesPlace, InputUnit]]) -> InputUnit:
+    ordered = sorted(run, key=lambda member: (member[0].number, member[1].file))
+    first, unit = ordered[0]
+    name = PurePosixPath(unit.file).with_name(f"series_{first.series_number}").as_posix()
+    return InputUnit(unit.path.parent, name, tuple(member.path for _, member in ordered))
+
+
+def _of_list(source: Path) -> list[InputUnit]:
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -104,10 +113,10 @@ def _of_list(source: Path) -> list[InputFile]:
     paths = list(dict.fromkeys(paths))
     inside = all(folder in path.parents for path in paths)
     root = folder if inside else Path(os.path.commonpath([path.parent for path in paths]))
-    return _unique([InputFile(path, printable(path.relative_to(root).as_posix())) for path in paths])
+    return _unique(_in_series([InputUnit(path, printable(path.relative_to(root).as_posix())) for path in paths]))
 
 
-def _unique(inputs: Sequence[InputFile]) -> list[InputFile]:
+def _unique(inputs: Sequence[InputUnit]) -> list[InputUnit]:
     """Names in an old encoding may read alike as text; the later ones get a number."""
     taken: set[str] = set()
     unique = []
@@ -116,46 +125,35 @@ def _unique(inputs: Sequence[InputFile]) -> list[InputFile]:
         while file in taken:
             file, number = place.with_name(f"{place.stem}_{number}{place.suffix}").as_posix(), number + 1
         taken.add(file)
-        unique.append(InputFile(item.path, file))
+        unique.append(replace(item, file=file))
     return unique
 
 
-def read_file(source: InputFile, is_finished: Callable[[InputFile, int, str], bool]) -> ReadFile | None:
-    """Read, hash and decode one file; None if it is finished, which size and hash of its bytes tell."""
-    refusal = _NOT_YET.get(source.path.suffix.lower(), "")
-    if refusal:
-        return ReadFile(source, error=refusal)
+def read_unit(source: InputUnit, is_finished: Callable[[InputUnit, int, str], bool]) -> ReadUnit | None:
+    """Hash and open one unit; None if it is finished, which size and hash of its bytes tell."""
+    size, sha256 = 0, ""
     try:
-        size = source.path.stat().st_size
-        if size > _LARGEST_FILE:
-            return ReadFile(source, size, error=f"{size >> 20} MiB; expected an image of at most 2 GiB")
-        content = source.path.read_bytes()
+        size, sha256 = _fingerprint(source.paths)
+        if is_finished(source, size, sha256):
+            return None
+        pictures = SeriesPictures(source.parts) if source.parts else read_pictures(source.path.name, source.path)
+    except UnreadablePicture as error:
+        return ReadUnit(source, size, sha256, error=str(error))
     except (FileNotFoundError, NotADirectoryError):
-        return ReadFile(source, error="no such file")
+        return ReadUnit(source, error="no such file")
     except OSError as error:
-        return ReadFile(source, error=f"cannot be read: {error.strerror}")
-    sha256 = hashlib.sha256(content).hexdigest()
-    if is_finished(source, len(content), sha256):
-        return None
-    image, notes, reason = _decode(content)
-    return ReadFile(source, len(content), sha256, image, notes, reason)
+        return ReadUnit(source, size, sha256, error=f"cannot be read: {error.strerror}")
+    return ReadUnit(source, size, sha256, pictures)
 
 
-def _decode(content: bytes) -> tuple[Image.Image | None, tuple[str, ...], str]:
-    """(image, notes, "") or (None, (), why not)."""
-    if content[128:132] == b"DICM":
-        return None, (), _NOT_YET[DICOM_SUFFIXES[0]]
-    try:
-        image, changes = decode_image(content, None)
-    except Image.DecompressionBombError:
-        return None, (), f"too large: more than {2 * int(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels"
-    except DAMAGED as error:
-        return None, (), describe_damage(error, content)
-    if min(image.size) < LEAST_SIDE:
-        return None, (), f"{image.width}x{image.height} pixels; expected at least {LEAST_SIDE} a side"
-    notes = [reason for _, reason in changes]
-    if image.mode in DEEP_MODES:
-        notes.append(describe_depth(image))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        notes.append("transparent pixels are taken as black")
-    return as_rgb(image), tuple(notes), ""
+def _fingerprint(paths: Sequence[Path]) -> tuple[int, str]:
+    """(bytes, SHA-256) of a file, or of the bytes of several, one after the other."""
+    size, hashed = 0, hashlib.sha256()
+    for path in paths:
+        if path.is_dir():
+            raise UnreadablePicture("a directory; expected a file")
+        with path.open("rb") as opened:
+            while chunk := opened.read(_CHUNK):
+                size += len(chunk)
+                hashed.update(chunk)
+    return size, hashed.hexdigest()

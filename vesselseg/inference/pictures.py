@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +20,7 @@ from PIL import Image
 
 from vesselseg.data.dicom import DicomFile
 from vesselseg.data.rgb import as_rgb
+from vesselseg.data.source_files import printable
 from vesselseg.data.source_images import (
     DAMAGED,
     DEEP_MODES,
@@ -32,6 +34,7 @@ from vesselseg.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".m4v", ".mpg", ".mpeg", ".webm")
 LEAST_SIDE = 8  # pixels; anything smaller is a placeholder, not a picture
+_LARGEST_IMAGE = 2 << 30  # bytes; an image is read whole
 _RECENT = 32  # frames of a video kept at hand: going back by one does not decode it anew from its start
 # The containers that are handed to FFmpeg: (where, what). Playlists and lists of files are not among them: they would
 # make it open other files, or the network.
@@ -101,6 +104,8 @@ class ImagePicture:
     frame_times: tuple[float, ...] | None = None
 
     def __init__(self, content: bytes | Path) -> None:
+        if isinstance(content, Path) and content.stat().st_size > _LARGEST_IMAGE:
+            raise UnreadablePicture(f"{content.stat().st_size >> 20} MiB; expected an image of at most 2 GiB")
         data = content if isinstance(content, bytes) else content.read_bytes()
         try:
             image, changes = decode_image(data, None)
@@ -150,6 +155,26 @@ class DicomPictures:
             return as_rgb(self.file.frame(number).pixels)
         except ImageError as error:
             raise UnreadablePicture(f"frame {number + 1} of {self.frames}: {error}") from None
+
+
+class SeriesPictures:
+    """Single DICOM pictures that make a run, in the order given; each is read when it is asked for."""
+
+    kind: Kind = "dicom"
+    frame_times: tuple[float, ...] | None = None
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths, self.frames = tuple(paths), len(paths)
+        first = DicomPictures(paths[0])
+        self.size, self.notes = first.size, first.notes
+
+    def frame(self, number: int) -> Image.Image:
+        """Raises UnreadablePicture naming the file."""
+        _check_number(number, self.frames)
+        try:
+            return DicomPictures(self._paths[number]).frame(0)
+        except UnreadablePicture as error:
+            raise UnreadablePicture(f"{printable(self._paths[number].name)}: {error}") from None
 
 
 class VideoPictures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -18,8 +20,9 @@ from vesselseg.data.rasterise import encode
 from vesselseg.inference.mask_polygons import mask_polygons
 from vesselseg.inference.predictor import Prediction
 
-KINDS = ("masks", "probs", "overlay", "labelme", "coco")
+KINDS = ("masks", "probs", "overlay", "labelme", "coco", "dicom-seg")
 PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as tools/eval.py reads it
+FRAMES_PER_SECOND = 15.0  # usual for coronary angiography
 _LABELME_VERSION = "5.5.0"
 _LONGEST_TAG = 40  # characters
 
@@ -39,15 +42,19 @@ def phrase_tags(phrases: Sequence[str]) -> list[str]:
 
 
 class ResultWriter:
-    """Writes below out/masks, out/probabilities, out/overlays and out/labelme; a file appears whole."""
+    """Writes below out/masks, out/probabilities, out/overlays, out/labelme, out/dicom-seg; a file appears whole."""
 
     def __init__(self, out: Path, phrases: Sequence[str], kinds: Sequence[str]) -> None:
         self.out = Path(out)
         self._tags = phrase_tags(phrases)
         self._kinds = kinds
 
-    def write(self, name: str, image: Image.Image, source: Path, prediction: Prediction) -> list[str]:
-        """Write the results of the image (upright RGB) that was read from source; returns their paths below out."""
+    def write(self, name: str, image: Image.Image, source: Path | None, prediction: Prediction) -> list[str]:
+        """Write the results of an upright RGB image; returns their paths below out.
+
+        source: the file that it is, which LabelMe opens; None for a frame or a DICOM picture: it is put beside the
+        LabelMe file.
+        """
         written: list[str] = []
         for tag, mask, probability in zip(self._tags, prediction.masks, prediction.probabilities):
             if "masks" in self._kinds:
@@ -56,15 +63,21 @@ class ResultWriter:
                 scaled = np.round(probability * PROBABILITY_SCALE).astype(np.uint16)
                 written.append(self._png(f"probabilities/{name}{tag}.png", scaled))
         if "overlay" in self._kinds:
-            drawn = draw_overlay(np.asarray(image), prediction.masks.astype(np.uint8))
-            written.append(self._png(f"overlays/{name}.png", drawn))
+            written.append(self._png(f"overlays/{name}.png", overlay(image, prediction)))
         if "labelme" in self._kinds:
             path = f"labelme/{name}.json"
+            if source is None:
+                written.append(self._png(f"labelme/{name}.png", np.asarray(image)))
+                source = self.out / written[-1]
             content = labelme_content(prediction, _relative_path(source, self.out / path))
             written.append(
                 self._file(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
             )
         return written
+
+    def write_dicom(self, name: str, content: bytes) -> str:
+        """Write a DICOM Segmentation object; returns its path below out."""
+        return self._file(f"dicom-seg/{name}.dcm", content)
 
     def _png(self, name: str, pixels: np.ndarray) -> str:
         buffer = io.BytesIO()
@@ -78,6 +91,48 @@ class ResultWriter:
         temporary.write_bytes(content)
         temporary.replace(path)
         return name
+
+
+def overlay(image: Image.Image, prediction: Prediction) -> np.ndarray:
+    """(height, width, 3) uint8: the picture with masks tinted and outlined."""
+    return draw_overlay(np.asarray(image), prediction.masks.astype(np.uint8))
+
+
+class OverlayVideo:
+    """A clip's overlays as a video that browsers play: VP9 in MP4. It appears whole, when it is closed as finished.
+
+    times: seconds of the frames, which its one rate is made of; without them it is FRAMES_PER_SECOND.
+    """
+
+    def __init__(self, out: Path, name: str, times: Sequence[float] | None) -> None:
+        self._out, self.name = Path(out), f"overlays/{name}.mp4"
+        rising = times is not None and len(times) > 1 and times[-1] > 0
+        rate = (len(times) - 1) / times[-1] if rising and times else FRAMES_PER_SECOND
+        self._rate = min(60.0, max(1.0, rate))
+        path = self._out / self.name
+        self._temporary = path.with_name(f"{path.stem}.part.mp4")  # FFmpeg goes by the ending
+        self._writer: Any = None
+
+    def add(self, drawn: np.ndarray) -> None:
+        """drawn: (height, width, 3) uint8 RGB; an odd side gets a further line, which the format needs."""
+        height, width = drawn.shape[0] + drawn.shape[0] % 2, drawn.shape[1] + drawn.shape[1] % 2
+        if self._writer is None:
+            self._temporary.parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter.fourcc(*"vp09")
+            self._writer = cv2.VideoWriter(str(self._temporary), cv2.CAP_FFMPEG, code, self._rate, (width, height))
+            if not self._writer.isOpened():
+                raise OSError(errno.EIO, "OpenCV cannot write videos here; leave overlay out of --save", self.name)
+        padded = np.pad(drawn, ((0, height - drawn.shape[0]), (0, width - drawn.shape[1]), (0, 0)), "edge")
+        self._writer.write(cv2.cvtColor(padded, cv2.COLOR_RGB2BGR))
+
+    def close(self, finished: bool) -> None:
+        """Put the video in its place, or drop it."""
+        if self._writer is not None:
+            self._writer.release()
+        if finished:
+            self._temporary.replace(self._out / self.name)
+        else:
+            self._temporary.unlink(missing_ok=True)
 
 
 def labelme_content(prediction: Prediction, image_path: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The folder that predictions are written to: what is finished, and how the next call goes on from there.
 
-`predictions.jsonl` holds one line per file, written after the file's results, so a run may be killed at any moment.
-`predictions.json` and `coco.json` are made of it when a run ends.
+`predictions.jsonl` holds one line per unit (a file, or a series of them), written after the unit's results, so a run
+may be killed at any moment. Of several processes the first writes there and each other one to a part of its own, which
+is taken in when all are done, or when the next run starts. `predictions.json` and `coco.json` are made when a run ends.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,16 +20,21 @@ from pycocotools import mask as coco_mask
 from vesselseg.errors import UserError
 
 STATE_FILE, SUMMARY_FILE, COCO_FILE = "predictions.jsonl", "predictions.json", "coco.json"
-FORMAT = 1  # raise it with every change of what is written: results of another format are made again
+PARTS = "predictions.rank*.jsonl"
+FORMAT = 2  # raise it with every change of what is written: results of another format are made again
 Entry = dict[str, Any]
 
 
 class ResultFolder:
-    """Entries by file. An entry has `file`, `name` and either `error` or `model`, `options`, `outputs` and results."""
+    """Entries by file. An entry has `file`, `name` and either `error` or `model`, `options`, `outputs` and results.
+
+    Those of a clip are in its `frames`, each with a `name` of its own.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = Path(out)
         self.entries: dict[str, Entry] = {}
+        self._state = self.out / STATE_FILE
 
     @contextmanager
     def opened(self, header: Mapping[str, Any]) -> Iterator[ResultFolder]:
@@ -41,14 +47,29 @@ class ResultFolder:
         lock = os.open(self.out, os.O_RDONLY)
         try:
             self._lock(lock)
-            self._read()
-            self._replace(STATE_FILE, "".join(map(_line, self.entries.values())))
+            self.take_in_parts()
             try:
                 yield self
             finally:
+                self._read_parts()
                 self._summarise(header)
         finally:
             os.close(lock)
+
+    @contextmanager
+    def joined(self, rank: int) -> Iterator[ResultFolder]:
+        """The folder that process 0 has opened, for another process, which adds to a part of its own."""
+        self._read(self.out / STATE_FILE)
+        self._state = self.out / PARTS.replace("*", str(rank))
+        yield self
+
+    def take_in_parts(self) -> None:
+        """Make one state of all parts; only while no other process writes."""
+        self._read(self.out / STATE_FILE)
+        parts = self._read_parts()
+        self._replace(STATE_FILE, "".join(map(_line, self.entries.values())))
+        for path in parts:
+            path.unlink()
 
     def finished(self, file: str, size: int, sha256: str, model: str, options: Mapping[str, Any]) -> bool:
         """Whether the file's results are there, made from these bytes with this model and these options."""
@@ -64,7 +85,7 @@ class ResultFolder:
         for name in set(known.get("outputs", ())) - set(entry.get("outputs", ())):
             (self.out / name).unlink(missing_ok=True)
         self.entries[entry["file"]] = {**entry, "format": FORMAT}
-        with (self.out / STATE_FILE).open("a", encoding="utf-8") as file:
+        with self._state.open("a", encoding="utf-8") as file:
             file.write(_line(self.entries[entry["file"]]))
 
     def _check(self) -> None:
@@ -81,8 +102,13 @@ class ResultFolder:
         except OSError:  # some network file systems lock no folders; two calls at once are then the user's to avoid
             return
 
-    def _read(self) -> None:
-        path = self.out / STATE_FILE
+    def _read_parts(self) -> list[Path]:
+        parts = sorted(self.out.glob(PARTS))
+        for path in parts:
+            self._read(path)
+        return parts
+
+    def _read(self, path: Path) -> None:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
             try:
                 entry = json.loads(line)
@@ -98,11 +124,12 @@ class ResultFolder:
             "format": FORMAT,
             **header,
             "counts": {"done": len(entries) - failed, "failed": failed},
-            "files": [{key: value for key, value in entry.items() if key != "codes"} for entry in entries],
+            "files": [_without_codes(entry) for entry in entries],
         }
         self._replace(SUMMARY_FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-        if any("codes" in entry for entry in entries):
-            self._replace(COCO_FILE, json.dumps(_coco(entries), ensure_ascii=False) + "\n")
+        coded = [picture for entry in entries for picture in _coded_pictures(entry)]
+        if coded:
+            self._replace(COCO_FILE, json.dumps(_coco(coded), ensure_ascii=False) + "\n")
         else:
             (self.out / COCO_FILE).unlink(missing_ok=True)
 
@@ -113,19 +140,30 @@ class ResultFolder:
         temporary.replace(self.out / name)
 
 
-def name_outputs(files: Sequence[str], tags: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+def frame_name(name: str, number: int) -> str:
+    """What a frame of a clip is called, counted from 0; name: the clip's."""
+    return f"{name}/{number:05d}"
+
+
+def name_outputs(
+    files: Sequence[str], tags: Sequence[str], known: Mapping[str, Entry], clips: Collection[str] = ()
+) -> dict[str, str]:
     """File -> the path, without ending, that its results have below the folder of each kind.
 
     A file is named as it is without its ending; where two would get the same (a.png and a.jpg, or names that differ in
-    case only) the later one keeps its ending: a_jpg. tags: what single results add to it. known: names given by earlier
-    calls, which stay.
+    case only) the later one keeps its ending: a_jpg. tags: what single results add to it. known: entries of earlier
+    calls, whose names stay. clips: files whose name may become a folder of frames, which no other file's folder may be.
     """
     names: dict[str, str] = {}
-    taken: set[str] = set()
+    tags = ("", *tags)
+    frames = [frame["name"] for entry in known.values() for frame in entry.get("frames", ())]
+    taken = {f"{name}{tag}".casefold() for name in frames for tag in tags}
+    folders = {str(folder).casefold() for file in (*known, *files) for folder in PurePosixPath(file).parents}
     for file in [*known, *(file for file in files if file not in known)]:
-        for name in _candidates(file, known.get(file)):
-            claimed = {f"{name}{tag}".casefold() for tag in ("", *tags)}
-            if not claimed & taken:
+        kept = str(known[file]["name"]) if file in known else None
+        for name in _candidates(file, kept):
+            claimed = {f"{name}{tag}".casefold() for tag in tags}
+            if not claimed & taken and (kept == name or file not in clips or name.casefold() not in folders):
                 break
         taken |= claimed
         names[file] = name
@@ -137,7 +175,7 @@ def _candidates(file: str, known: str | None) -> Iterator[str]:
         yield known
     stem = PurePosixPath(file).with_suffix("").as_posix()
     yield stem
-    yield (ending := f"{stem}_{PurePosixPath(file).suffix[1:]}")
+    yield (ending := f"{stem}_{PurePosixPath(file).suffix[1:] or 2}")
     number = 2
     while True:
         yield f"{ending}_{number}"
@@ -156,13 +194,31 @@ def _is_entry(entry: Any) -> bool:
     return not any(path.is_absolute() or ".." in path.parts for path in paths)
 
 
-def _coco(entries: Sequence[Entry]) -> dict[str, Any]:
-    """COCO's instances with run-length codes, one per file and phrase that is not empty."""
-    done = [entry for entry in entries if "codes" in entry]
-    phrases = sorted({item["phrase"] for entry in done for item in entry["objects"]})
+def _without_codes(entry: Entry) -> Entry:
+    """An entry as predictions.json shows it."""
+    shown = {key: value for key, value in entry.items() if key != "codes"}
+    if "frames" in shown:
+        shown["frames"] = [_without_codes(frame) for frame in shown["frames"]]
+    return shown
+
+
+def _coded_pictures(entry: Entry) -> Iterator[Entry]:
+    """What of an entry has run-length codes: its picture, or the frames of its clip; file: as coco.json names it."""
+    about = {key: entry.get(key) for key in ("width", "height")}
+    if "codes" in entry:
+        yield {**about, "file": entry["file"], "objects": entry["objects"], "codes": entry["codes"]}
+    for number, frame in enumerate(entry.get("frames", ())):
+        if "codes" in frame:
+            file = frame_name(entry["file"], number)
+            yield {**about, "file": file, "objects": frame["objects"], "codes": frame["codes"]}
+
+
+def _coco(pictures: Sequence[Entry]) -> dict[str, Any]:
+    """COCO's instances with run-length codes, one per picture and phrase that is not empty."""
+    phrases = sorted({item["phrase"] for entry in pictures for item in entry["objects"]})
     images: list[Entry] = []
     annotations: list[Entry] = []
-    for number, entry in enumerate(done, 1):
+    for number, entry in enumerate(pictures, 1):
         size = {"width": entry["width"], "height": entry["height"]}
         images.append({"id": number, "file_name": entry["file"], **size})
         for item, code in zip(entry["objects"], entry["codes"]):

@@ -1,0 +1,66 @@
+"""What is asked of a call of tools/predict.py, and what it says in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vesselseg.data.prompts import clean_phrase
+from vesselseg.errors import UserError
+from vesselseg.inference.cine import MODES
+from vesselseg.inference.dicom_seg import check_installed
+from vesselseg.inference.result_files import KINDS
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """threshold: None takes the one stored with the model. batch: images given to the model at once.
+
+    cine, keyframes: how clips are segmented, see `segment_cine`.
+    """
+
+    phrases: tuple[str, ...]
+    threshold: float | None = None
+    save: tuple[str, ...] = KINDS
+    batch: int = 4
+    cine: str = "frames"
+    keyframes: int | tuple[int, ...] = 8
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.save if kind not in KINDS]
+        if unknown or not self.save:
+            raise UserError(f"save: expected some of {', '.join(KINDS)}; found {', '.join(unknown) or 'nothing'}")
+        if self.cine not in MODES:
+            raise UserError(f"cine: expected {' or '.join(MODES)}; found {self.cine}")
+
+    def deciding(self, clip: bool = False) -> dict[str, Any]:
+        """What decides the results, as JSON holds it; those of a clip by how it is segmented, too."""
+        threshold = "auto" if self.threshold is None else self.threshold
+        decided: dict[str, Any] = {"phrases": list(self.phrases), "threshold": threshold, "save": sorted(self.save)}
+        if clip:
+            decided["cine"] = self.cine
+        if clip and self.cine == "memory":
+            decided["keyframes"] = self.keyframes if isinstance(self.keyframes, int) else list(self.keyframes)
+        return decided
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """predicted, skipped: numbers of files; failed: (file, reason)."""
+
+    predicted: int
+    skipped: int
+    failed: tuple[tuple[str, str], ...]
+
+
+def checked(options: PredictOptions) -> PredictOptions:
+    """With tidy phrases, each once; raises UserError for one that cannot be asked."""
+    try:
+        phrases = tuple(dict.fromkeys(clean_phrase(phrase) for phrase in options.phrases))
+    except ValueError as error:
+        raise UserError(f"--phrase: {error}") from None
+    if not phrases:
+        raise UserError('no phrase is given; say what to segment, e.g. "blood vessel"')
+    if "dicom-seg" in options.save:
+        check_installed()
+    return replace(options, phrases=phrases)
