@@ -25,7 +25,7 @@ _FAILURES = 3  # requests failing one after the other, until the model counts as
 _LOG = logging.getLogger("vesselseg.service")
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """What one request asks: an upright 8-bit RGB image, its phrases; the answer comes through the future."""
 
@@ -68,6 +68,7 @@ class ModelQueue:
                 raise busy("too many large images wait already; try again in a moment")
             self._waiting.append(entry)
             self._changed.notify()
+        entry.future.add_done_callback(lambda _: self._drop(entry))
         return entry.future
 
     def close(self) -> None:
@@ -76,6 +77,12 @@ class ModelQueue:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+
+    def _drop(self, entry: Entry) -> None:
+        """A picture that nobody waits for is not kept until its turn comes."""
+        with self._changed:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
 
     def _work(self) -> None:
         while batch := self._next_batch():
@@ -95,12 +102,11 @@ class ModelQueue:
                 if not self._waiting:
                     return []
                 ready = self._waiting[0].entered + self._wait_s
-                while not self._closing and len(self._waiting) < self._batch:
+                while self._waiting and not self._closing and len(self._waiting) < self._batch:
                     left = ready - time.perf_counter()
                     if left <= 0 or not self._changed.wait(left):
                         break
-                batch = self._take()
-                if batch:
+                if batch := self._take():
                     return batch
 
     def _take(self) -> list[Entry]:

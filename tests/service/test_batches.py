@@ -1,0 +1,250 @@
+"""Many clients at once share batches, and each one gets its own result or its own error."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.service.running import RunningService, assert_error, pixels_of, png
+from tests.tiny import picture
+from vesselseg.errors import UserError
+from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.service.model_queue import Entry, ModelQueue
+
+CLIENTS, EACH = 16, 3
+
+
+class Watched(Predictor):
+    """Notes the sizes of batches, may be held up, and fails as a device or a defect would. The rest is real."""
+
+    def __init__(self, real: Predictor, most: int = 10**6, poison: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(real.model, real.processor, real.threshold)
+        self.most, self.poison = most, poison
+        self.batches: list[int] = []
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def predict(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], threshold: float | None = None
+    ) -> list[Prediction]:
+        self.batches.append(len(images))
+        assert self.may_go.wait(30)
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if any(image.size == self.poison for image in images):
+            raise RuntimeError("secret words of a defect")
+        return super().predict(images, phrases, threshold)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The model does not come back until the block ends."""
+        self.may_go.clear()
+        try:
+            yield
+        finally:
+            self.may_go.set()
+
+
+def wait_until(check: Callable[[], Any]) -> None:
+    for _ in range(500):
+        if check():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not come to that within 5 s")
+
+
+def ask(service: RunningService, image: Image.Image, **options: Any) -> httpx.Response:
+    """By a connection of its own, as another client does."""
+    files = {"image": ("a.png", png(image))}
+    return httpx.post(f"{service.url}/predict", files=files, timeout=60, **options)
+
+
+def assert_own(answer: httpx.Response, image: Image.Image, phrases: Sequence[str], direct: Prediction) -> None:
+    found = answer.json()
+    np.testing.assert_array_equal(pixels_of(found["picture_png"]), np.asarray(image))
+    assert [item["phrase"] for item in found["objects"]] == list(phrases)
+    for item, probability in zip(found["objects"], direct.probabilities):
+        np.testing.assert_allclose(pixels_of(item["probability_png"]), probability * 255, atol=1)
+
+
+def test_everybody_gets_their_own_result(start: Callable[..., Any], predictor: Predictor) -> None:
+    phrases = [["blood vessel"], ["catheter", "blood vessel"], ["left artery"]]
+    images = [picture(number, 80 + 10 * (number % 2), 60) for number in range(CLIENTS)]
+    watched = Watched(predictor)
+    wanted = predictor.predict(images, [phrases[number % 3] for number in range(CLIENTS)])
+    same_size = wanted[::6]  # also alike in phrases: only what is seen differs
+    apart = np.abs(same_size[0].probabilities - same_size[1].probabilities).max()
+    assert apart > 4 / 255, "these results could be taken for each other"
+
+    def client(number: int) -> None:
+        with httpx.Client(base_url=service.url, timeout=60) as own:
+            for _ in range(EACH):
+                asked = phrases[number % 3]
+                answer = own.post("/predict", files={"image": ("a", png(images[number]))}, data={"phrase": asked})
+                assert answer.status_code == 200, answer.text
+                assert_own(answer, images[number], asked, wanted[number])
+
+    with start({"tiny": watched}, rate=0) as service, ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(client, range(CLIENTS)))
+    assert sum(watched.batches) == CLIENTS * EACH and max(watched.batches) > 3
+
+
+def test_requests_wait_for_each_other_but_not_long(start: Callable[..., Any], predictor: Predictor) -> None:
+    watched = Watched(predictor)
+    with start({"tiny": watched}, wait_ms=300, batch=3) as service, ThreadPoolExecutor(4) as pool:
+        began = time.perf_counter()
+        list(pool.map(lambda number: ask(service, picture(number)), range(3)))
+        together = time.perf_counter() - began
+        assert watched.batches == [3], "a full batch goes at once, and holds all of them"
+        began = time.perf_counter()
+        ask(service, picture(1))
+        assert time.perf_counter() - began >= 0.3 > together - 5
+        assert watched.batches == [3, 1]
+
+
+def test_a_client_that_goes_away_costs_nothing_more(start: Callable[..., Any], predictor: Predictor) -> None:
+    watched = Watched(predictor)
+    with start({"tiny": watched}, batch=1) as service, ThreadPoolExecutor(4) as pool:
+        with watched.held():
+            first = pool.submit(ask, service, picture(1))
+            wait_until(lambda: watched.batches == [1])
+            gone = multipart_connection(service)
+            wait_until(lambda: service.metric("vesselseg_queue_length") == 1)
+            last = pool.submit(ask, service, picture(2))
+            wait_until(lambda: service.metric("vesselseg_queue_length") == 2)
+            gone.close()
+            wait_until(lambda: service.metric("vesselseg_queue_length") == 1)
+            wait_until(lambda: service.service.accepted == 2)
+        for number, answer in ((1, first), (2, last)):
+            assert_own(answer.result(), picture(number), ["blood vessel"], direct(predictor, picture(number)))
+        assert watched.batches == [1, 1]
+        assert service.metric('vesselseg_requests_total{route="/predict",status="499"}') == 1
+        wait_until(lambda: service.service.accepted == 0)
+
+
+def multipart_connection(service: RunningService) -> socket.socket:
+    """A whole request, sent; nobody reads the answer."""
+    request = httpx.Request("POST", f"{service.url}/predict", files={"image": ("a.png", png(picture(9)))})
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    connection = socket.create_connection(("127.0.0.1", service.port))
+    connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+    return connection
+
+
+def direct(predictor: Predictor, image: Image.Image) -> Prediction:
+    return predictor.predict([image], [["blood vessel"]])[0]
+
+
+def test_a_full_queue_says_when_to_come_again(start: Callable[..., Any], predictor: Predictor) -> None:
+    watched = Watched(predictor)
+    with start({"tiny": watched}, queue=2) as service, ThreadPoolExecutor(4) as pool:
+        with watched.held():
+            waiting = [pool.submit(ask, service, picture(number)) for number in range(2)]
+            wait_until(lambda: service.service.accepted == 2)
+            answer = ask(service, picture(3))
+            assert_error(answer, 503, "busy", "2 requests")
+            assert int(answer.headers["retry-after"]) >= 1
+            assert service.get("/models").status_code == 200
+        assert [one.result().status_code for one in waiting] == [200, 200]
+        assert ask(service, picture(3)).status_code == 200
+
+
+def test_memory_that_runs_out_splits_the_batch(start: Callable[..., Any], predictor: Predictor) -> None:
+    watched = Watched(predictor, most=2)
+    with start({"tiny": watched}, wait_ms=1000, batch=5) as service, ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda number: ask(service, picture(number)), range(5)))
+        for number, answer in enumerate(answers):
+            assert_own(answer, picture(number), ["blood vessel"], direct(predictor, picture(number)))
+        assert watched.batches == [5, 2, 3, 1, 2]
+        watched.most = 0
+        answer = ask(service, picture(1))
+        assert_error(answer, 503, "out_of_memory", "150x120 pixels and 1 phrases do not fit")
+        assert int(answer.headers["retry-after"]) >= 1 and service.get("/health").status_code == 200
+
+
+def test_a_request_fails_for_its_own_reasons_only(
+    start: Callable[..., Any], predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(predictor, poison=(33, 33))
+    images = [picture(1), picture(2, 33, 33), picture(3), picture(4)]
+    with start({"tiny": watched}, wait_ms=1000, batch=4) as service, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda image: ask(service, image), images))
+        for number in (0, 2, 3):
+            assert_own(answers[number], images[number], ["blood vessel"], direct(predictor, images[number]))
+        assert "secret" not in assert_error(answers[1], 500, "internal", "log")
+        assert "secret words of a defect" in caplog.text and "Traceback" in caplog.text
+        assert answers[1].headers["x-request-id"] in caplog.text
+        assert [one.status_code for one in pool.map(lambda _: ask(service, images[1]), range(4))] == [500] * 4
+        assert service.get("/health").status_code == 503
+        assert service.get("/health").json()["models"] == {"tiny": False}
+        assert ask(service, images[0]).status_code == 200 and service.get("/health").status_code == 200
+
+
+def test_phrases_that_a_small_model_does_not_know(start: Callable[..., Any], predictor: Predictor) -> None:
+    class Small(Predictor):
+        """Of fixed phrases, as a distilled model is."""
+
+        phrases = ("blood vessel",)
+
+    small = Small(predictor.model, predictor.processor)
+    with start({"small": small, "tiny": predictor}) as service:
+        assert service.get("/models").json()["models"][0] | {"threshold": 0} == {
+            "name": "small", "kind": "sam2_only", "threshold": 0, "phrases": ["blood vessel"],
+        }  # fmt: skip
+        assert_error(service.predict(png(picture(1)), phrase="wire"), 422, "unknown_phrase", "blood vessel only")
+        assert service.predict(png(picture(1)), phrase="wire", model="tiny").status_code == 200
+        assert service.predict(png(picture(1))).status_code == 200
+
+
+def test_too_many_pixels(service: RunningService) -> None:
+    image = png(Image.new("L", (4000, 3000)))
+    answer = service.predict(image, phrase=[f"vessel {number}" for number in range(5)])
+    assert_error(answer, 413, "too_many_pixels", "4000x3000 pixels times 5 phrases; expected at most 50,000,000")
+
+
+def test_large_pictures_share_no_batch_and_do_not_pile_up(predictor: Predictor) -> None:
+    from vesselseg.service.errors import ServiceError
+    from vesselseg.service.metrics import Metrics
+
+    watched = Watched(predictor)
+    queue = ModelQueue("tiny", watched, 8, 0.3, Metrics())
+    small, large = picture(1), Image.new("RGB", (5000, 2000))
+    with watched.held():
+        first = queue.put(Entry(small, ("a",)))
+        wait_until(lambda: watched.batches == [1])
+        many = [queue.put(Entry(large, ("a", "b"))) for _ in range(20)]
+        with pytest.raises(ServiceError, match="large images wait"):
+            queue.put(Entry(large, ("a", "b")))
+        for one in many[1:]:
+            assert one.cancel()
+        behind = [queue.put(Entry(small, ("a",))) for _ in range(3)]
+    results = [one.result(30) for one in (first, many[0], *behind)]
+    assert [len(result.masks) for result in results] == [1, 2, 1, 1, 1] and watched.batches == [1, 4]
+    queue.close()
+    with pytest.raises(ServiceError, match="stopped"):
+        queue.put(Entry(small, ("a",)))
+
+
+def test_a_defect_of_the_users_making_keeps_its_words(predictor: Predictor) -> None:
+    class Refusing(Predictor):
+        def predict(self, *_: Any, **__: Any) -> list[Prediction]:
+            raise UserError("this model knows one phrase only")
+
+    from vesselseg.service.metrics import Metrics
+
+    queue = ModelQueue("x", Refusing(predictor.model, predictor.processor), 2, 0, Metrics())
+    error = queue.put(Entry(picture(1), ("a",))).exception(30)
+    assert getattr(error, "status", None) == 422 and "one phrase only" in str(error)
+    assert queue.works
+    queue.close()
