@@ -1,0 +1,395 @@
+// The page of tools/serve.py: drop images, predict, choose a threshold, correct, save.
+import { Api, takeToken } from "./service_api.js";
+import { saveLabelMe, saveMasks, saveOverlay } from "./service_downloads.js";
+import { listenKeys } from "./service_keys.js";
+import { List, thumbnailOf } from "./service_list.js";
+import { paintLegend } from "./service_paint.js";
+import { Panel } from "./service_panel.js";
+import { Predictions } from "./service_predict.js";
+import { addPhrase, anyResult, comparing, hasUnsaved, modelNamed, missing, newItem, removePhrase, resultOf, shownModels, state } from "./service_state.js";
+import { View, pictureOf } from "./service_view.js";
+
+const $ = (id) => document.getElementById(id);
+const boxes = (name) => [...document.querySelectorAll(`input[name=${name}]`)];
+let ticking = null;
+let painting = false;
+
+const api = new Api(askToken);
+const predictions = new Predictions(api, { progress, stored });
+const list = new List($("list"), { choose: go, remove: removeItem });
+const panel = new Panel({
+  phrase: repaint,
+  active: () => { list.render(); repaint(); },
+  remove: (phrase) => { removePhrase(phrase); changed(); },
+  threshold: setThreshold,
+  everywhere: useEverywhere,
+});
+const view = new View($("row"), {
+  zoom: (scale) => { $("zoom").textContent = `${Math.round(100 * scale)} %`; },
+  stroke: () => numbers(),
+  refuse: toast,
+});
+
+// --- what is shown -------------------------------------------------------------------------------------------------
+
+/** After anything but a slider or a stroke. */
+async function changed() {
+  panel.render();
+  list.render();
+  position();
+  const item = state.item;
+  const drawn = await view.show();
+  if (item !== state.item) return;
+  panel.facts();
+  numbers();
+  message(drawn);
+}
+
+/** Colours, thresholds and masks, at most once a frame. */
+function repaint() {
+  if (painting) return;
+  painting = true;
+  requestAnimationFrame(() => {
+    painting = false;
+    view.repaint();
+    numbers();
+  });
+}
+
+function numbers() {
+  panel.numbers();
+  if (state.item) list.update(state.item);
+  $("undo").disabled = !view.latest("undo");
+  $("redo").disabled = !view.latest("redo");
+  $("legend").hidden = !(state.kind === "heat" && state.shown && resultOf(state.item) && view.picture);
+  describe();
+}
+
+/** Names of the models over the pictures, and words for who does not see them. */
+function describe() {
+  const { item } = state;
+  const names = shownModels();
+  const tabs = { left: $("stage").querySelector(".left"), right: $("stage").querySelector(".right"), second: $("stage-2").querySelector(".left") };
+  tabs.left.hidden = !comparing() || !item;
+  tabs.right.hidden = tabs.left.hidden || state.view !== "swipe";
+  tabs.second.hidden = tabs.left.hidden;
+  tabs.left.textContent = names[0] ?? "";
+  tabs.right.textContent = tabs.second.textContent = names[1] ?? "";
+  [$("stage"), $("stage-2")].forEach((stage, place) => {
+    const found = state.phrases.filter((entry) => entry.visible && resultOf(item, names[place])?.layers.has(entry.phrase));
+    const words = !state.shown || !found.length ? "no mask shown" : `masks: ${found.map((entry) => entry.phrase).join(", ")}`;
+    const frame = item?.frames > 1 ? `, frame ${item.frame + 1}` : "";
+    stage.setAttribute("aria-label", item ? `${item.name}${frame}, ${names[place] ?? ""}, ${words}` : "No picture yet");
+  });
+}
+
+function message(drawn) {
+  const { item } = state;
+  const busy = Boolean(item?.jobs.size);
+  $("welcome").hidden = Boolean(item);
+  const words = busy || !item ? "" : item.error?.words ?? (drawn ? "" : "Only the service can read this kind of file: it is shown once it is predicted.");
+  $("message").hidden = !words;
+  $("message").classList.toggle("quiet", !item?.error);
+  $("message").classList.toggle("below", drawn);
+  if (words !== $("message-words").textContent) $("message-words").textContent = words;
+  $("message-id").hidden = !item?.error?.requestId;
+  $("message-id").querySelector("code").textContent = item?.error?.requestId ?? "";
+  $("retry").textContent = item?.error ? "Try again" : "Predict";
+  $("retry").hidden = !state.model;
+  $("busy").hidden = !busy;
+  $("predict").disabled = !item || busy || !state.phrases.length || !state.model;
+  $("predict").classList.toggle("primary", Boolean(item) && (shownModels().some((model) => model && missing(item, model).length) || Boolean(item.error)));
+  clearInterval(ticking);
+  if (busy) ticking = setInterval(tick, 200);
+  tick();
+}
+
+function tick() {
+  const job = [...(state.item?.jobs.values() ?? [])].find((one) => one.started) ?? null;
+  $("busy-words").textContent = job ? `Segmenting… ${((performance.now() - job.started) / 1000).toFixed(0)} s` : "Waiting its turn…";
+}
+
+function position() {
+  const { item, items } = state;
+  const place = items.indexOf(item);
+  $("position").textContent = items.length ? `${place + 1} of ${items.length}` : "No image";
+  $("previous").disabled = place <= 0;
+  $("next").disabled = place < 0 || place === items.length - 1;
+  $("predict-all").hidden = items.length < 2;
+  $("frames").hidden = !(item?.frames > 1);
+  if (item?.frames > 1) {
+    $("frame-slider").max = $("frame").max = item.frames;
+    $("frame-slider").value = $("frame").value = item.frame + 1;
+    $("frame-count").textContent = `of ${item.frames}`;
+    $("frame-back").disabled = item.frame === 0;
+    $("frame-next").disabled = item.frame === item.frames - 1;
+  }
+  document.title = item ? `${item.name} · vesselseg` : "vesselseg";
+}
+
+function toast(words) {
+  $("toast").textContent = words;
+  clearTimeout($("toast").timer);
+  $("toast").timer = setTimeout(() => { $("toast").textContent = ""; }, 4000);
+}
+
+// --- predictions ---------------------------------------------------------------------------------------------------
+
+function progress(item) {
+  const { batch } = predictions;
+  $("batch").hidden = !batch;
+  $("predict-all").disabled = Boolean(batch);
+  if (batch) {
+    Object.assign($("batch-bar"), { max: batch.items.length, value: batch.done });
+    $("batch-words").textContent = `${batch.done} of ${batch.items.length} done`;
+  }
+  if (item) list.update(item);
+  if (item === state.item) message(Boolean(view.picture));
+}
+
+function stored(item) {
+  if (!state.items.includes(item)) return;
+  if (item === state.item) changed();
+  else list.render();
+}
+
+function predict() {
+  if (!$("predict").disabled) predictions.item(state.item);
+}
+
+// --- images --------------------------------------------------------------------------------------------------------
+
+async function addFiles(files) {
+  const first = state.items.length;
+  for (const file of files) {
+    const item = newItem(file, file.name || "image");
+    state.items.push(item);
+    small(item);
+  }
+  if (state.items.length > first) go(state.items[first]);
+}
+
+/** A thumbnail where the browser can make one; a folder, which looks like a file, is told from one. */
+async function small(item) {
+  const picture = await createImageBitmap(item.file).catch(() => null);
+  if (picture) item.thumbnail = thumbnailOf(picture);
+  else if (!(await item.file.slice(0, 1).arrayBuffer().catch(() => null))) item.error = { words: "The browser cannot read this: a folder, or a file that is gone. Drop the files themselves.", requestId: "" };
+  picture?.close();
+  if (!state.items.includes(item)) return;
+  list.update(item);
+  if (item === state.item && item.error) message(false);
+}
+
+function go(item) {
+  state.item = item;
+  changed();
+  list.reveal();
+}
+
+function leaf(step) {
+  const next = state.items[state.items.indexOf(state.item) + step];
+  if (next) go(next);
+}
+
+async function removeItem(item) {
+  if (hasUnsaved(item) && !(await sure(`${item.name} has corrections that are not saved.`))) return;
+  predictions.cancel(item);
+  const place = state.items.indexOf(item);
+  state.items.splice(place, 1);
+  if (state.item === item) state.item = state.items[Math.min(place, state.items.length - 1)] ?? null;
+  changed();
+}
+
+/** A frame that was not predicted is predicted at once: only the service can read it. */
+function setFrame(frame) {
+  const { item } = state;
+  if (!item) return;
+  const wanted = Math.min(item.frames - 1, Math.max(0, Math.round(frame) || 0));
+  if (wanted === item.frame) return position();
+  predictions.cancel(item);
+  Object.assign(item, { frame: wanted, error: null });
+  changed();
+  clearTimeout(setFrame.timer);
+  setFrame.timer = setTimeout(() => {
+    if (item === state.item && item.frame === wanted && !anyResult(item)) predictions.item(item);
+  }, 250); // a slider passes many
+}
+
+// --- settings ------------------------------------------------------------------------------------------------------
+
+function setThreshold(name, value) {
+  const result = resultOf(state.item, name);
+  if (result) result.threshold = value;
+  else modelNamed(name).start = value;
+  repaint();
+}
+
+function useEverywhere(name) {
+  const value = resultOf(state.item, name)?.threshold ?? modelNamed(name).start;
+  modelNamed(name).start = value;
+  for (const item of state.items) {
+    for (const result of item.results.values()) if (result.model === name) result.threshold = value;
+  }
+  list.render();
+  toast(`Threshold ${value.toFixed(2)} for all images.`);
+}
+
+function setModel(name) {
+  if (state.other === name) state.other = state.model;
+  state.model = name;
+  changed();
+}
+
+function setView(mode) {
+  if (mode !== "single" && state.models.length < 2) {
+    toast("Comparing takes two models: start the service with both, tools/serve.py MODEL MODEL.");
+    mode = "single";
+  }
+  state.view = mode;
+  boxes("view").forEach((box) => { box.checked = box.value === mode; });
+  changed();
+  if (state.item && comparing() && !resultOf(state.item, state.other) && resultOf(state.item)) predictions.item(state.item);
+}
+
+function setTool(tool) {
+  state.tool = tool;
+  boxes("tool").forEach((box) => { box.checked = box.value === tool; });
+  $("size-row").hidden = tool === "move";
+  $("row").classList.toggle("drawing", tool !== "move");
+}
+
+function setSize(size) {
+  state.size = Math.min(80, Math.max(1, size));
+  $("size").value = $("size-shown").value = state.size;
+}
+
+function setKind(kind) {
+  state.kind = kind;
+  boxes("kind").forEach((box) => { box.checked = box.value === kind; });
+  repaint();
+}
+
+function setShown(shown) {
+  state.shown = $("shown").checked = shown;
+  repaint();
+}
+
+// --- saving --------------------------------------------------------------------------------------------------------
+
+async function save(work, counts = true) {
+  const { item } = state;
+  const result = resultOf(item);
+  if (!result?.layers.size) return;
+  try {
+    const names = await work(item, result);
+    if (!names.length) return toast("All phrases are switched off: show one to save it.");
+    if (counts) result.unsaved = false;
+    toast(`Saved ${names.join(", ")}`);
+  } catch (error) {
+    toast(`Not saved: ${error.message}${error.requestId ? ` (request ${error.requestId})` : ""}`);
+  }
+  numbers();
+}
+
+const saves = {
+  mask: () => save(saveMasks),
+  overlay: async () => save(async (item, result) => saveOverlay(item, result, await pictureOf(item, view.cache)), false),
+  labelme: () => save((item, result) => saveLabelMe(item, result, api)),
+};
+
+// --- dialogs -------------------------------------------------------------------------------------------------------
+
+/** What the user types, or null. */
+function askToken(refused) {
+  if (refused) $("token-words").textContent = "The service refused that token.";
+  $("token-input").value = "";
+  $("token").showModal();
+  return new Promise((resolve) => {
+    $("token").onclose = () => resolve($("token").returnValue === "given" ? $("token-input").value.trim() : null);
+    $("token").returnValue = "";
+  });
+}
+
+function sure(words) {
+  $("sure-words").textContent = words;
+  $("sure").returnValue = "no";
+  $("sure").showModal();
+  return new Promise((resolve) => { $("sure").onclose = () => resolve($("sure").returnValue === "yes"); });
+}
+
+// --- what the user does --------------------------------------------------------------------------------------------
+
+function listenFiles() {
+  const choose = () => $("files").click();
+  $("add").addEventListener("click", choose);
+  $("welcome-add").addEventListener("click", choose);
+  $("files").addEventListener("change", () => { addFiles([...$("files").files]); $("files").value = ""; });
+  addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (!files.length) return;
+    event.preventDefault();
+    addFiles(files);
+  });
+  const dropping = (on) => document.body.classList.toggle("drop", on);
+  addEventListener("dragover", (event) => { event.preventDefault(); dropping(event.dataTransfer.types.includes("Files")); });
+  addEventListener("dragleave", (event) => event.relatedTarget || dropping(false));
+  addEventListener("drop", (event) => { event.preventDefault(); dropping(false); addFiles([...event.dataTransfer.files]); });
+}
+
+function listen() {
+  const clicks = { predict, "predict-all": () => predictions.all(), "batch-stop": () => predictions.stop(), retry, cancel: () => predictions.cancel(state.item),
+    undo: () => view.history("undo"), redo: () => view.history("redo"), clear: () => view.clear(resultOf(state.item)),
+    previous: () => leaf(-1), next: () => leaf(1), "frame-back": () => setFrame(state.item.frame - 1), "frame-next": () => setFrame(state.item.frame + 1),
+    "zoom-out": () => view.zoom(0.8), "zoom-in": () => view.zoom(1.25), "zoom-fit": () => view.fit(), "zoom-actual": () => view.actualSize(),
+    "save-mask": saves.mask, "save-overlay": saves.overlay, "save-labelme": saves.labelme, "help-open": () => $("help").showModal(),
+    "token-cancel": () => $("token").close("") };
+  for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
+  for (const [name, act] of Object.entries({ tool: setTool, view: setView, kind: setKind })) {
+    boxes(name).forEach((box) => box.addEventListener("change", () => act(box.value)));
+  }
+  $("size").addEventListener("input", () => setSize(Number($("size").value)));
+  $("shown").addEventListener("change", () => setShown($("shown").checked));
+  $("opacity").addEventListener("input", () => {
+    state.opacity = $("opacity").value / 100;
+    $("opacity-shown").value = `${$("opacity").value} %`;
+    repaint();
+  });
+  $("model").addEventListener("change", () => setModel($("model").value));
+  $("other").addEventListener("change", () => { state.other = $("other").value; setView(state.view); });
+  $("frame-slider").addEventListener("input", () => setFrame($("frame-slider").value - 1));
+  $("frame").addEventListener("change", () => setFrame($("frame").value - 1));
+  $("phrase-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!addPhrase($("phrase").value)) return;
+    $("phrase").value = "";
+    changed();
+  });
+  $("token-form").addEventListener("submit", (event) => { event.preventDefault(); $("token").close("given"); });
+  addEventListener("beforeunload", (event) => state.items.some(hasUnsaved) && event.preventDefault());
+}
+
+function retry() {
+  if (state.models.length) predict();
+  else start();
+}
+
+async function start() {
+  try {
+    state.models = (await api.models()).map((model) => ({ ...model, start: model.threshold }));
+  } catch (error) {
+    $("welcome").hidden = true;
+    Object.assign($("message"), { hidden: false, className: "message" });
+    $("message-words").textContent = error.message;
+    return;
+  }
+  [state.model, state.other] = [state.models[0]?.name ?? null, state.models[1]?.name ?? null];
+  addPhrase(state.models[0]?.phrases?.[0] ?? "blood vessel");
+  changed();
+}
+
+takeToken();
+paintLegend($("legend").querySelector("canvas"));
+listenFiles();
+listen();
+listenKeys({ predict, all: () => predictions.all(), leaf, frame: (step) => setFrame((state.item?.frame ?? 0) + step), view, saves, setTool, setSize, setView, setKind, setShown });
+start();

@@ -1,0 +1,63 @@
+// What can be saved: masks, the picture as it is seen, LabelMe polygons.
+import { canvasOf } from "./browse_stage.js";
+import { opacityOf, paint } from "./service_paint.js";
+import { toBase64, writeGrey } from "./service_png.js";
+import { state, visibleLayers } from "./service_state.js";
+
+/** Name of a file beside the image: angio.png -> angio_mask.png; a clip's frame is named too. */
+export function fileName(item, end) {
+  const stem = item.name.replace(/^.*[\\/]/, "").replace(/\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|avi|mp4|json)$/i, "") || "image";
+  return `${stem}${item.frames > 1 ? `_f${String(item.frame).padStart(3, "0")}` : ""}${end}`;
+}
+
+function offer(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+const phrasePart = (phrase) => phrase.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
+const bytesOf = (mask) => mask.map((value) => 255 * value);
+
+/** The layers that are switched on, whatever the way they are drawn. */
+const chosen = (result) => visibleLayers(result, "fill");
+
+/** One grey PNG per visible phrase, 255 is vessel. -> names. */
+export async function saveMasks(item, result) {
+  const layers = chosen(result);
+  const names = [];
+  for (const { phrase, mask } of layers) {
+    const name = fileName(item, layers.length > 1 ? `_${phrasePart(phrase)}_mask.png` : "_mask.png");
+    offer(await writeGrey(result.width, result.height, bytesOf(mask)), name);
+    names.push(name);
+  }
+  return names;
+}
+
+/** The picture with what is drawn over it, pixel for pixel. */
+export async function saveOverlay(item, result, picture) {
+  const canvas = canvasOf(result.width, result.height);
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  if (state.shown) {
+    const over = canvasOf(result.width, result.height);
+    paint(over, visibleLayers(result), state.kind);
+    context.globalAlpha = opacityOf(state.kind, state.opacity);
+    context.drawImage(over, 0, 0);
+  }
+  const name = fileName(item, "_overlay.png");
+  offer(await new Promise((done) => canvas.toBlob(done, "image/png")), name);
+  return [name];
+}
+
+/** Polygons of the visible phrases, made by the service. */
+export async function saveLabelMe(item, result, api) {
+  const objects = await Promise.all(chosen(result).map(async ({ phrase, mask }) => (
+    { phrase, mask_png: await toBase64(await writeGrey(result.width, result.height, bytesOf(mask))) })));
+  const content = await api.labelme({ name: item.name, width: result.width, height: result.height, objects });
+  const name = fileName(item, ".json");
+  offer(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }), name);
+  return [name];
+}

@@ -1,0 +1,109 @@
+// What the page knows: models, phrases, the dropped images, and what was predicted for them.
+import { COLOURS } from "./browse_stage.js";
+import { fromBase64, readGrey } from "./service_png.js";
+import { History, maskOf, pixels } from "./service_mask.js";
+
+export const state = {
+  models: [], model: null, other: null, // names; other: what is compared with, on the right
+  view: "single", // or "side", "swipe"
+  phrases: [], // {phrase, colour, visible}: layers, in the order they are painted
+  active: null, // the phrase that is corrected
+  items: [], item: null,
+  kind: "fill", shown: true, opacity: 0.5,
+  tool: "move", size: 10,
+};
+let counter = 0;
+
+/** An image as it was dropped. results: what was predicted, by frame and model. error: {words, requestId} or null. */
+export function newItem(file, name) {
+  return { id: ++counter, file, name, frame: 0, frames: 1, results: new Map(), jobs: new Map(), error: null,
+    thumbnail: null };
+}
+
+export const modelNamed = (name) => state.models.find((model) => model.name === name);
+export const comparing = () => state.view !== "single" && state.other !== null;
+export const shownModels = () => (comparing() ? [state.model, state.other] : [state.model]);
+const keyOf = (frame, model) => `${frame} ${model}`;
+
+/** What a model found in the frame that is shown, or undefined. */
+export function resultOf(item, model = state.model) {
+  return item?.results.get(keyOf(item.frame, model));
+}
+
+/** Any result of the frame that is shown: all hold the same picture. */
+export function anyResult(item) {
+  return [...(item?.results.values() ?? [])].find((result) => result.frame === item.frame);
+}
+
+export const hasUnsaved = (item) => [...item.results.values()].some((result) => result.unsaved);
+
+/** Those of the chosen phrases that a model can be asked for. */
+export function phrasesFor(model) {
+  const known = modelNamed(model)?.phrases;
+  return state.phrases.map((entry) => entry.phrase).filter((phrase) => !known || known.includes(phrase));
+}
+
+export const missing = (item, model) => phrasesFor(model).filter((phrase) => !resultOf(item, model)?.layers.has(phrase));
+
+export function addPhrase(phrase) {
+  const words = phrase.trim().replace(/\s+/g, " ");
+  if (words && !state.phrases.some((entry) => entry.phrase === words)) {
+    const used = new Set(state.phrases.map((entry) => entry.colour));
+    const colour = COLOURS.find((one) => !used.has(one)) ?? COLOURS[state.phrases.length % COLOURS.length];
+    state.phrases.push({ phrase: words, colour, visible: true });
+  }
+  if (words) state.active = words;
+  return words;
+}
+
+export function removePhrase(phrase) {
+  state.phrases = state.phrases.filter((entry) => entry.phrase !== phrase);
+  if (state.active === phrase) state.active = state.phrases.at(-1)?.phrase ?? null;
+}
+
+/** Keep what the service answered for phrases; corrections of a phrase that was predicted before stay. */
+export async function store(item, model, phrases, answer) {
+  const { width, height, frame } = answer;
+  item.frames = answer.frames;
+  const key = keyOf(frame, model);
+  const before = item.results.get(key);
+  const result = before ?? { model, frame, width, height, threshold: modelNamed(model).start, layers: new Map(),
+    history: new History(), unsaved: false };
+  const maps = await Promise.all(answer.objects.map((found) => readGrey(fromBase64(found.probability_png))));
+  if (maps.length !== phrases.length || maps.some((map) => map.width !== width || map.height !== height)) {
+    throw new Error("The service sent other probability maps than it was asked for.");
+  }
+  maps.forEach(({ values }, place) => {
+    const phrase = phrases[place];
+    const layer = result.layers.get(phrase) ?? { phrase, width, height, edits: new Uint8Array(values.length) };
+    result.layers.set(phrase, Object.assign(layer, { values, cache: null }));
+  });
+  result.picture = new Blob([fromBase64(answer.picture_png)], { type: "image/png" });
+  Object.assign(result, { notes: answer.notes ?? [], seconds: answer.seconds, requestId: answer.request_id });
+  item.results.set(key, result);
+  return result;
+}
+
+/** The mask of a layer at its result's threshold, computed once until something changes. */
+export function currentMask(result, layer) {
+  if (layer.cache?.threshold !== result.threshold) {
+    const mask = maskOf(layer, result.threshold);
+    layer.cache = { threshold: result.threshold, mask, pixels: pixels(mask) };
+  }
+  return layer.cache;
+}
+
+/** After a correction. */
+export function touched(layer) {
+  layer.cache = null;
+}
+
+/** The layers of a result that are to be seen, in the order they are painted: [{phrase, colour, mask, layer}]. */
+export function visibleLayers(result, kind = state.kind) {
+  let chosen = state.phrases.filter((entry) => entry.visible && result.layers.has(entry.phrase));
+  if (kind === "heat") chosen = chosen.filter((entry) => entry.phrase === state.active);
+  return chosen.map((entry) => {
+    const layer = result.layers.get(entry.phrase);
+    return { ...entry, layer, mask: currentMask(result, layer).mask };
+  });
+}

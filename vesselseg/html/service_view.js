@@ -1,0 +1,238 @@
+// The pictures in the middle: one, two side by side, or two models under a divider.
+import { canvasOf } from "./browse_stage.js";
+import { revert, stroke } from "./service_mask.js";
+import { opacityOf, paint } from "./service_paint.js";
+import { Pane } from "./service_pane.js";
+import { anyResult, comparing, currentMask, resultOf, state, touched, visibleLayers } from "./service_state.js";
+
+const KEPT = 6; // decoded pictures
+
+/** The picture of the frame that is shown as a canvas, or null where only the service can read the file. */
+export async function pictureOf(item, cache) {
+  const result = anyResult(item);
+  const key = `${item.id} ${result ? item.frame : "as dropped"}`;
+  if (cache.has(key)) return cache.get(key);
+  let picture = null;
+  if (result || item.frame === 0) {
+    const bitmap = await createImageBitmap(result?.picture ?? item.file).catch(() => null);
+    if (bitmap) {
+      picture = canvasOf(bitmap.width, bitmap.height);
+      picture.getContext("2d").drawImage(bitmap, 0, 0);
+      bitmap.close();
+    }
+  }
+  cache.set(key, picture);
+  if (cache.size > KEPT) cache.delete(cache.keys().next().value);
+  return picture;
+}
+
+export class View {
+  /** row: holds two stages. on: {zoom(scale), stroke(result): a correction changed, refuse(words)}. */
+  constructor(row, on) {
+    Object.assign(this, { row, on, cache: new Map(), overlays: [], split: 0.5, syncing: false, space: false });
+    const tools = {
+      drawing: () => state.tool !== "move" && !this.space,
+      size: () => state.size,
+      start: (pane, point, erase) => this.start(pane, point, erase),
+      draw: (points) => this.draw(points),
+      end: () => this.end(),
+      cancel: () => this.cancel(),
+    };
+    this.panes = [...row.querySelectorAll(".stage")].map((element) => (
+      new Pane(element, element.querySelector(".layers"), (pane) => this.placed(pane), tools)));
+    this.divider = row.querySelector(".divider");
+    this.listenDivider();
+  }
+
+  get first() {
+    return this.panes[0];
+  }
+
+  placed(pane) {
+    if (pane === this.first) this.on.zoom(pane.scale);
+    if (!this.syncing && state.view === "side") {
+      this.syncing = true;
+      this.panes.filter((other) => other !== pane && other.width).forEach((other) => other.follow(pane));
+      this.syncing = false;
+    }
+    if (pane === this.first) this.placeDivider();
+  }
+
+  fit() {
+    this.first.fit();
+  }
+
+  zoom(factor) {
+    this.first.zoom(factor);
+  }
+
+  actualSize() {
+    this.first.actualSize();
+  }
+
+  /** Everything anew. -> whether there is a picture. */
+  async show() {
+    const { item } = state;
+    const picture = item ? await pictureOf(item, this.cache) : null;
+    if (item !== state.item) return this.show();
+    const side = comparing() && state.view === "side";
+    this.row.classList.toggle("side", side);
+    this.panes[1].element.hidden = !side;
+    this.divider.hidden = !(comparing() && state.view === "swipe" && picture);
+    this.picture = picture;
+    this.results = comparing() ? [resultOf(item), resultOf(item, state.other)] : [resultOf(item)];
+    this.overlays = this.results.map((result) => (picture && result ? canvasOf(result.width, result.height) : null));
+    const under = side ? [[this.overlays[0]], [this.overlays[1]]] : [this.overlays, []];
+    this.panes.forEach((pane, place) => {
+      const group = document.createElement("div");
+      group.className = "overlays";
+      group.append(...under[place].filter(Boolean));
+      const shown = place === 0 || side ? picture : null;
+      pane.show(place === 0 ? shown : shown && copyOf(shown), shown ? group : null);
+    });
+    if (!picture) this.panes.forEach((pane) => { pane.width = 0; });
+    this.repaint();
+    if (side) this.placed(this.first);
+    return Boolean(picture);
+  }
+
+  /** The masks alone; box: where they changed, result: whose. */
+  repaint(box = null, result = null) {
+    this.overlays.forEach((overlay, place) => {
+      if (!overlay || (result && this.results[place] !== result)) return;
+      overlay.hidden = !state.shown;
+      overlay.style.opacity = opacityOf(state.kind, state.opacity);
+      if (state.shown) paint(overlay, visibleLayers(this.results[place]), state.kind, box);
+    });
+    this.placeDivider();
+  }
+
+  // --- the divider ---------------------------------------------------------------------------------------------------
+
+  placeDivider() {
+    const { overlays, first } = this;
+    const swipe = comparing() && state.view === "swipe";
+    const across = this.split * first.element.clientWidth;
+    this.divider.style.left = `${across}px`;
+    this.divider.setAttribute("aria-valuenow", Math.round(100 * this.split));
+    if (!first.width) return;
+    const at = Math.min(first.width, Math.max(0, (across - first.x) / first.scale));
+    if (overlays[0]) overlays[0].style.clipPath = swipe ? `inset(0 ${first.width - at}px 0 0)` : "";
+    if (overlays[1]) overlays[1].style.clipPath = swipe ? `inset(0 0 0 ${at}px)` : "";
+  }
+
+  swipeTo(split) {
+    this.split = Math.min(0.98, Math.max(0.02, split));
+    this.placeDivider();
+  }
+
+  listenDivider() {
+    const { divider } = this;
+    divider.addEventListener("pointerdown", (event) => {
+      event.stopPropagation();
+      divider.setPointerCapture(event.pointerId);
+    });
+    divider.addEventListener("pointermove", (event) => {
+      if (!divider.hasPointerCapture(event.pointerId)) return;
+      event.stopPropagation();
+      const box = this.first.element.getBoundingClientRect();
+      this.swipeTo((event.clientX - box.left) / box.width);
+    });
+    divider.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -0.02, ArrowRight: 0.02, Home: -1, End: 1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.swipeTo(this.split + step);
+    });
+  }
+
+  // --- corrections ---------------------------------------------------------------------------------------------------
+
+  /** Whose mask lies under a point of a pane. */
+  resultAt(pane, point) {
+    if (!comparing()) return this.results[0];
+    if (state.view === "side") return this.results[this.panes.indexOf(pane)];
+    const across = this.split * this.first.element.clientWidth;
+    return this.results[point[0] * pane.scale + pane.x < across ? 0 : 1];
+  }
+
+  start(pane, point, erase) {
+    const result = this.resultAt(pane, point);
+    const layer = result?.layers.get(state.active);
+    if (!layer) {
+      this.on.refuse(state.active ? `Predict first: there is no mask of “${state.active}” to correct.` : "Choose a phrase first.");
+      return true; // a stroke that draws nothing moves nothing either
+    }
+    const step = result.history.begin(layer, erase || state.tool === "eraser");
+    this.stroke = { result, layer, step, last: point };
+    this.draw([point]);
+    return true;
+  }
+
+  draw(points) {
+    if (!this.stroke) return;
+    const { result, layer, step } = this.stroke;
+    for (const point of points) {
+      const before = step.places.length;
+      const box = stroke(step, this.stroke.last, point, state.size);
+      this.stroke.last = point;
+      const { mask } = currentMask(result, layer);
+      for (const place of step.places.slice(before)) mask[place] = layer.edits[place] & 1;
+      if (box) this.repaint(box, result);
+    }
+  }
+
+  end() {
+    if (!this.stroke) return;
+    const { result, layer, step } = this.stroke;
+    this.stroke = null;
+    if (!result.history.keep(step)) return;
+    this.changed(result, layer);
+  }
+
+  cancel() {
+    if (!this.stroke) return;
+    const { result, layer, step } = this.stroke;
+    this.stroke = null;
+    revert(step);
+    touched(layer);
+    this.repaint(null, result);
+  }
+
+  changed(result, layer) {
+    touched(layer);
+    result.unsaved = true;
+    this.repaint(null, result);
+    this.on.stroke(result);
+  }
+
+  /** Undo or redo the latest correction of the left model, or of the right one where that was drawn last. */
+  history(which) {
+    const result = this.latest(which);
+    if (!result) return false;
+    result.history[which]();
+    for (const layer of result.layers.values()) touched(layer);
+    result.unsaved = true;
+    this.repaint(null, result);
+    this.on.stroke(result);
+    return true;
+  }
+
+  /** The shown result whose correction is the latest one to undo, or to redo. */
+  latest(which) {
+    const able = (this.results ?? []).filter((result) => result?.history.next(which));
+    return able.sort((a, b) => b.history.next(which).time - a.history.next(which).time)[0];
+  }
+
+  clear(result) {
+    const layer = result?.layers.get(state.active);
+    if (layer && result.history.clear(layer)) this.changed(result, layer);
+  }
+}
+
+function copyOf(canvas) {
+  const copy = canvasOf(canvas.width, canvas.height);
+  copy.getContext("2d").drawImage(canvas, 0, 0);
+  return copy;
+}
