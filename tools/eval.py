@@ -23,6 +23,7 @@ from vesselseg.evaluation.results import RESULTS_FILE
 from vesselseg.evaluation.sources import open_source
 from vesselseg.evaluation.store_threshold import check_storable, store_found
 from vesselseg.evaluation.test_time import FLIPS
+from vesselseg.inference.model_arguments import add_model_arguments, loading_of
 from vesselseg.output_folder import check_output
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _check_paths(arguments)
     options = _options(arguments)
-    source = open_source(arguments.source, read_manifest(arguments.data), arguments.device, arguments.base)
+    source = open_source(arguments.source, read_manifest(arguments.data), loading_of(arguments))
     evaluation = evaluate(
         arguments.data,
         arguments.split,
@@ -76,10 +77,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--subgroups", type=Path, metavar="CSV", help="columns image (or group) and view, centre ...")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; appears whole or not at all")
     parser.add_argument("--batch", type=_positive, default=4, help="images given to the model at once (default: 4)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--base", help="a checkpoint's base folder, if it has moved since training")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--force", action="store_true", help="replace an earlier evaluation in --out")
+    add_model_arguments(parser)
     return parser.parse_args()
 
 

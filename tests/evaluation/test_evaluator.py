@@ -24,6 +24,7 @@ from vesselseg.evaluation.report import write_evaluation
 from vesselseg.evaluation.scores import Scored
 from vesselseg.evaluation.sources import FolderSource, ModelSource, PredictionSource, open_source
 from vesselseg.inference.load import load_predictor
+from vesselseg.inference.model_arguments import Loading
 from vesselseg.output_folder import whole_folder
 
 
@@ -309,14 +310,14 @@ def test_the_base_of_a_checkpoint_may_have_moved(drawn: Drawn, tiny_base: Path, 
     path = tiny.save_checkpoint(tiny.shaken_model(here), tmp_path / "tiny.pth", tiny.model_arguments(here))
     here.rename(there)
     with pytest.raises(UserError, match="--base"):
-        open_source(path, read_manifest(drawn.folder), "cpu")
-    source = open_source(path, read_manifest(drawn.folder), "cpu", base=str(there))
+        open_source(path, read_manifest(drawn.folder), Loading("cpu"))
+    source = open_source(path, read_manifest(drawn.folder), Loading("cpu", base=str(there)))
     assert evaluate(drawn.folder, "test", source).items
 
 
 def test_a_checkpoint_goes_through_the_one_inference_path(drawn: Drawn, checkpoint: Path, tmp_path: Path) -> None:
     records = read_manifest(drawn.folder)
-    source = open_source(checkpoint, records, "cpu")
+    source = open_source(checkpoint, records, Loading("cpu"))
     found = evaluate(drawn.folder, "test", source, batch=2)
     assert found.kind == "model"
     assert found.threshold.value == 0.4

@@ -17,7 +17,14 @@ from vesselseg.export.convert import convert
 from vesselseg.inference.load import load_predictor
 from vesselseg.models.build import build_model
 from vesselseg.models.lora import checkpoint_state, count_parameters, merge_lora, trainable_state
-from vesselseg.models.quantised import NF4_BYTES, Nf4Linear, draw_weights, frozen_weight, mark_for_quantising
+from vesselseg.models.quantised import (
+    NF4_BYTES,
+    Int8Linear,
+    Nf4Linear,
+    draw_weights,
+    frozen_weight,
+    mark_for_quantising,
+)
 from vesselseg.models.sa2va import Sa2VA
 
 NF4_STEP = 0.153  # half of the widest gap between two of NF4's sixteen values, of the largest weight of a block
@@ -61,6 +68,24 @@ def test_outputs_and_gradients_are_those_of_the_unpacked_weight() -> None:
     torch.testing.assert_close(found.grad, expected.grad)
     with torch.no_grad():
         torch.testing.assert_close(layer.eval()(inputs), output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_in_8_bits_is_off_by_half_a_step_of_its_row(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 256, dtype=dtype).requires_grad_(False)
+    weight, inputs = layer.weight.data.clone(), torch.randn(2, 5, 64, dtype=dtype)
+    weight[3] = 0
+    layer.__class__ = Int8Linear
+    layer.pack(weight)
+    assert layer.weight.dtype == torch.int8 and layer.weight.shape == weight.shape
+    dense = layer.weight.float() * layer.scales.unsqueeze(1)
+    step = weight.float().abs().amax(1, keepdim=True) / 127
+    assert ((dense - weight.float()).abs() <= 0.5001 * step).all() and not torch.equal(dense, weight.float())
+    expected = nn.functional.linear(inputs.float(), dense, layer.bias.float())
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    moved = nn.Sequential(layer).to(dtype).to("cpu")
+    torch.testing.assert_close(moved(inputs).float(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_moving_and_casting_a_model_leaves_packed_weights_alone() -> None:
@@ -147,7 +172,7 @@ def test_no_layer_is_dense_beside_the_one_that_is_packed(base: Path, monkeypatch
             module.weight = nn.Parameter(torch.empty(module.out_features, module.in_features, device="meta"))
     mark_for_quantising(language)
     monkeypatch.setattr(Nf4Linear, "pack", watched)
-    draw_weights(language, "cpu", torch.float32)
+    draw_weights(language, lambda name: "cpu", torch.float32)
     assert dense == [0] * 14
 
 
@@ -158,7 +183,7 @@ def test_a_checkpoint_trained_on_4_bits_is_used_on_the_weights_of_the_base(base:
     assert quantised_layers(predictor.model) == set()
     picture(0).save(tmp_path / "0.png")
     assert convert(path, tmp_path / "hf", [tmp_path / "0.png"]).probability < 1e-5
-    with pytest.raises(ValueError, match="is in 4 bits; build the model without quantise"):
+    with pytest.raises(ValueError, match="is quantised; build the model without quantise"):
         merge_lora(shaken_model(base, quantise="nf4"))
 
 
@@ -168,7 +193,8 @@ def test_what_cannot_be_quantised_is_refused(tiny_base: Path) -> None:
             build_model(**model_arguments(tiny_base, **{"quantise": "nf4", **changes}))
         return str(raised.value)
 
-    assert "quantise is 'int8'; expected None or 'nf4'" in message(quantise="int8")
+    assert "quantise is 'int4'; expected None, 'nf4' or, for predicting, 'int8'" in message(quantise="int4")
+    assert "weights in 8 bits are for predicting with an exported folder" in message(quantise="int8")
     assert "weights in 4 bits cannot train" in message(trainable={"llm": "full"})
     assert "does not work with partitioned weights (ZeRO-3)" in message(construction=torch.no_grad)
 

@@ -29,6 +29,7 @@ from vesselseg.evaluation.results import RESULTS_FILE
 from vesselseg.evaluation.sources import FolderSource, PredictionSource, open_source
 from vesselseg.evaluation.unet import UNetOptions
 from vesselseg.evaluation.unet_baseline import write_unet_baseline
+from vesselseg.inference.model_arguments import Loading
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _scored(data: Path, folder: Path, runtime: Runtime, method: Method) -> Path:
     if (method.path / RESULTS_FILE).is_file():
         return method.path
     _log.info("scoring %s", method.name)
-    source = open_source(method.path, read_manifest(data), runtime.device)
+    source = open_source(method.path, read_manifest(data), Loading(runtime.device))
     threshold = AUTO if _predicts_validation(data, source) else None
     evaluation = evaluate(data, REPORTED_SPLIT, source, threshold, runtime.batch, track=runtime.track)
     out = folder / method.name

@@ -14,6 +14,7 @@ from PIL import Image
 from vesselseg.data.manifest import Record
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_folder import PredictionFolder
+from vesselseg.inference.model_arguments import AS_IT_IS, Loading
 
 if TYPE_CHECKING:
     from vesselseg.inference.predictor import Predictor
@@ -107,12 +108,10 @@ class ModelSource:
         return [prediction.probabilities for prediction in predictions]
 
 
-def open_source(
-    path: Path, records: Sequence[Record], device: str = "auto", base: str | None = None
-) -> PredictionSource:
+def open_source(path: Path, records: Sequence[Record], loading: Loading = AS_IT_IS) -> PredictionSource:
     """What lies at path: a ``.pth`` file is a checkpoint, a folder with ``config.json`` a model, another one masks.
 
-    records: the whole dataset's. base: where a checkpoint's base folder lies now, if it has moved.
+    records: the whole dataset's. loading: how a model is loaded.
     Raises EvaluationError for anything else.
     """
     path = Path(path)
@@ -125,7 +124,4 @@ def open_source(
         )
     if path.is_file() and path.suffix not in (".pth", ".pt"):
         raise EvaluationError(f"{path}: expected a folder, or a training checkpoint ending in .pth")
-    # The model's libraries take many seconds to import: a folder of masks is scored without them.
-    from vesselseg.inference.load import load_predictor
-
-    return ModelSource(path, load_predictor(path, device=device, base=base), records)
+    return ModelSource(path, loading.predictor(path), records)

@@ -22,6 +22,7 @@ from torch import Tensor
 from vesselseg.data.image_views import ImageViews, logits_to_image, normalise_pixels
 from vesselseg.data.prompts import ANSWER, question_for
 from vesselseg.data.rgb import as_rgb
+from vesselseg.inference.free_decoding import decode_freely, question_ids
 from vesselseg.inference.processor import Processor
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
@@ -46,6 +47,14 @@ class Prediction:
     def at(self, threshold: float) -> Prediction:
         """The same probabilities cut at another threshold."""
         return replace(self, masks=self.probabilities > check_threshold(threshold), threshold=threshold)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said itself, and what it showed: (times that it said [SEG], height, width) float32, 0 to 1."""
+
+    text: str
+    probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,25 @@ class Predictor:
         asked = [number for number, listed in enumerate(questions) if listed]
         return self.prepare([as_rgb(images[number]) for number in asked], [questions[number] for number in asked])
 
+    @torch.inference_mode()
+    def chat(self, image: Image.Image, question: str, longest: int = 128) -> Answer:
+        """What the model itself says about an image, word by word, and a mask for each [SEG] in it.
+
+        longest: tokens at most. Raises ValueError for a question that cannot be asked.
+        """
+        prepared, tokens = self.prepare([as_rgb(image)], [[question]]), self.processor.tokens
+        with self._predicting():
+            tile_tokens = self._tile_tokens(prepared)
+            asked = question_ids(tokens, question, tile_tokens.shape[:2].numel())
+            end = tokens.tokenizer.convert_tokens_to_ids(tokens.template.end)
+            spoken = decode_freely(self.model, asked, tile_tokens, end, longest)
+            text = tokens.tokenizer.decode(list(spoken.ids))
+            if not len(spoken.prompts):
+                return Answer(text, np.zeros((0, image.height, image.width), np.float32))
+            image_of_object = torch.zeros(len(spoken.prompts), dtype=torch.int64, device=self.model.device)
+            logits = self.grounding.decode(self.encode(prepared), spoken.prompts, image_of_object)
+            return Answer(text, self._at_size(logits, image))
+
     def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
         """All that is done on the CPU, for RGB images. Raises ValueError for questions that cannot be asked."""
         views = self.views
@@ -151,9 +179,13 @@ class Predictor:
                 if not asked:
                     found.append(np.zeros((0, image.height, image.width), np.float32))
                     continue
-                full = logits_to_image(next(logits), self.views.sam_size, image.height, image.width)
-                found.append(torch.sigmoid(full / self.temperature).cpu().numpy())
+                found.append(self._at_size(next(logits), image))
         return found
+
+    def _at_size(self, logits: Tensor, image: Image.Image) -> np.ndarray:
+        full = logits_to_image(logits, self.views.sam_size, image.height, image.width)
+        probabilities: np.ndarray = torch.sigmoid(full / self.temperature).cpu().numpy()
+        return probabilities
 
     def mask_logits(self, prepared: Prepared) -> Tensor:
         """(all objects, side / 4, side / 4) logits, with fine masks / 2, image after image."""
@@ -168,10 +200,13 @@ class Predictor:
 
     def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
         """(all objects, 256), image after image. The language model makes them from the tiles alone."""
-        model = self.model
-        tile_tokens = model.tile_tokens(model.encode_tiles(self._normalised([torch.cat(list(prepared.tiles))])[0]))
-        conversations = model.pack_branches(prepared.conversations)
-        return model.prompts(model.read(conversations, tile_tokens), conversations)
+        conversations = self.model.pack_branches(prepared.conversations)
+        hidden = self.model.read(conversations, self._tile_tokens(prepared))
+        return self.model.prompts(hidden, conversations)
+
+    def _tile_tokens(self, prepared: Prepared) -> Tensor:
+        pixels = self._normalised([torch.cat(prepared.tiles)])[0]
+        return self.model.tile_tokens(self.model.encode_tiles(pixels))
 
     def _normalised(self, pixels: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack(list(pixels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from vesselseg.errors import UserError
 from vesselseg.models.assemble import assemble
 from vesselseg.models.checkpointing import layers_to_recompute, recompute_layers
 from vesselseg.models.checkpoints.base_folder import BaseFolder, read_base_folder
-from vesselseg.models.checkpoints.load import Assign, load_sam2_file, load_weights
+from vesselseg.models.checkpoints.load import Assign, Place, load_sam2_file, load_weights
 from vesselseg.models.checkpoints.shards import folder_names
 from vesselseg.models.fused_decoder import FusedDecoder, wants_fused
 from vesselseg.models.internvl import build_language_model, build_vision_tower
 from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable
 from vesselseg.models.quantised import KINDS, draw_weights, mark_for_quantising, require_quantising
 from vesselseg.models.sa2va import Sa2VA
+from vesselseg.models.split_layers import LayerSplit, split_layers
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def build_model(
     random_weights: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "float32",
+    layer_devices: Sequence[torch.device] = (),
     construction: Callable[[], AbstractContextManager] | None = None,
     assign: Assign | None = None,
 ) -> Sa2VA:
@@ -62,11 +64,13 @@ def build_model(
     max_tiles: InternVL tiles per image without the thumbnail, in training and prediction alike; None: the base's limit.
     gradient_checkpointing: True, False, or how many decoder layers, from the first on, are recomputed in the backward
     pass. activations_on_host: what these keep waits in main memory.
-    quantise: None or `nf4`, the frozen linear layers of the language model's blocks in 4 bits (see `quantised`).
+    quantise: None, `nf4` or, without adapters, `int8`: the frozen linear layers of the language model's blocks in 4 or
+    8 bits (see `quantised`).
     fused: compute the adapted language model with `fused_decoder`: True, False or `auto` (on a GPU, weights not
     partitioned). embedding_on_host: wish that the frozen embedding table goes to main memory (`embedding_to_host`),
     which whoever loads further weights does afterwards.
     random_weights: take shapes and tokenizer from the folder and no weights (for measuring memory and speed).
+    layer_devices: GPUs that share the decoder layers, `device` first (see `split_layers`); none: all on `device`.
     construction, assign: for partitioned weights (ZeRO-3): context to construct the big parts in, and how to fill them.
     Raises WeightsError where folder, file and model do not fit, UserError where settings do not go together.
     """
@@ -76,20 +80,25 @@ def build_model(
     folder.config.max_dynamic_patch = min(max_tiles or folder.config.max_dynamic_patch, folder.config.max_dynamic_patch)
     switches, adapters = Trainable(**(trainable or {})), Lora(**(lora or {}))
     _check_quantise(quantise, switches, partitioned=construction is not None, device=device)
-    empty = construction is None and (not random_weights or quantise is not None)
+    empty = construction is None and (not random_weights or quantise is not None or bool(layer_devices))
     with _place(device, dtype):
         with init_empty_weights(include_buffers=False) if empty else (construction or contextlib.nullcontext)():
             vision = build_vision_tower(folder.config, attention)
             language = build_language_model(folder.config, attention)
         model = assemble(folder.config, vision, language, folder.image_token_id)
     model.grounding.sam2.sam_prompt_encoder.pe_layer.float()  # positions are computed in float32
+    split = LayerSplit(torch.device(device), ())
+    if len(layer_devices) > 1:
+        split = split_layers(vision, language, layer_devices, dtype, quantise)
     if quantise:
-        mark_for_quantising(language)
+        mark_for_quantising(language, quantise)
     if not random_weights:
-        _load(model, folder, sam2_file, device, dtype, assign)
-    elif quantise:
-        for part in (vision, language):
-            draw_weights(part, device, dtype)
+        _load(model, folder, sam2_file, split.place, dtype, assign)
+    elif empty:
+        draw_weights(vision, lambda name: split.main, dtype)
+        draw_weights(language, lambda name: split.place(f"language_model.{name}"), dtype)
+    if len(layer_devices) > 1:
+        split.connect(language.model)
     if switches.llm == "lora":
         attach_lora(model, adapters)
     recomputed = layers_to_recompute(gradient_checkpointing, len(language.model.layers))
@@ -105,14 +114,19 @@ def build_model(
 
 def _check_quantise(quantise: str | None, switches: Trainable, partitioned: bool, device: torch.device | str) -> None:
     if quantise not in KINDS:
-        raise UserError(f"model.sa2va.quantise is {quantise!r}; expected None or 'nf4'")
+        raise UserError(f"model.sa2va.quantise is {quantise!r}; expected None, 'nf4' or, for predicting, 'int8'")
+    if quantise == "int8" and switches.llm != "frozen":
+        raise UserError(
+            "weights in 8 bits are for predicting with an exported folder (tools/convert_to_hf.py makes one of a "
+            "checkpoint); with adapters take 'nf4'"
+        )
     if quantise and partitioned:
         raise UserError('model.sa2va.quantise="nf4" does not work with partitioned weights (ZeRO-3); take ZeRO-2')
     if quantise and switches.llm == "full":
         raise UserError(
             'weights in 4 bits cannot train: set model.sa2va.trainable.llm="lora" or model.sa2va.quantise=None'
         )
-    if quantise:
+    if quantise == "nf4":
         require_quantising(device)
 
 
@@ -154,7 +168,7 @@ def _load(
     model: Sa2VA,
     folder: BaseFolder,
     sam2_file: str | None,
-    device: torch.device | str,
+    device: Place,
     dtype: torch.dtype,
     assign: Assign | None,
 ) -> None:

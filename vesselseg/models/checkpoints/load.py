@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vesselseg.errors import WeightsError
 from vesselseg.models.checkpoints.shards import WeightStream, stream_file
-from vesselseg.models.quantised import Nf4Linear
+from vesselseg.models.quantised import PackedLinear
 
+Place = torch.device | str | Callable[[str], torch.device]
 Assign = Callable[[Tensor, Tensor], None]  # (parameter or buffer of the model, tensor read)
 
 
@@ -23,14 +24,14 @@ def load_weights(
     *,
     may_miss: str = "",
     may_ignore: str = "",
-    device: torch.device | str = "cpu",
+    device: Place = "cpu",
     dtype: torch.dtype | None = None,
     assign: Assign | None = None,
 ) -> None:
     """Every tensor of the stream goes to the model's entry of that name, one at a time.
 
     may_miss: regular expression of entries that the stream need not hold. may_ignore: of tensors to pass over.
-    device, dtype: where entries that are still on the meta device are created.
+    device, dtype: where entries that are still on the meta device are created; a device, or name -> device.
     assign: how a tensor gets into an entry that exists (ZeRO-3 partitions them); default: copy.
     Raises WeightsError listing the first five missing, unexpected and wrongly shaped keys and their counts.
     """
@@ -49,7 +50,7 @@ def load_weights(
         if expected != tuple(tensor.shape):
             misshapen.append(f"{name} is {tuple(tensor.shape)}, expected {expected}")
             continue
-        _put(model, name, target, tensor, device, dtype, assign)
+        _put(model, name, target, tensor, device(name) if callable(device) else device, dtype, assign)
     missing = [name for name in targets if name not in seen and not (may_miss and re.search(may_miss, name))]
     raise_for_keys(source, missing=missing, unexpected=unexpected, misshapen=misshapen)
 
@@ -94,7 +95,7 @@ def _put(
             owner, _, leaf = name.rpartition(".")
             created = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)
             module = model.get_submodule(owner)
-            if isinstance(module, Nf4Linear) and leaf == "weight":
+            if isinstance(module, PackedLinear) and leaf == "weight":
                 module.pack(created)
                 return
             module._parameters[leaf] = nn.Parameter(created, requires_grad=target.requires_grad)

@@ -8,7 +8,7 @@ published code (see `published_training`) hold no settings; which of the two a f
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +108,19 @@ def build_from_training_file(
     dtype: torch.dtype = torch.float32,
     base: str | None = None,
     model_config: dict[str, Any] | None = None,
+    quantise: str | None = None,
+    layer_devices: Sequence[torch.device] = (),
 ) -> tuple[Sa2VA, dict[str, Any]]:
     """The trained model and the checkpoint's content.
 
-    base: the base folder, where it has moved. model_config: see `read_training_file`.
+    base: the base folder, where it has moved. model_config: see `read_training_file`. quantise, layer_devices: see
+    `build_model`.
     """
     content = read_training_file(path, model_config)
-    # Merging and predicting go onto the weights as the base holds them, not onto their 4-bit copy.
-    arguments = {**content["model_config"], "gradient_checkpointing": False, "quantise": None}
+    # Merging and predicting go onto the weights as the base holds them, unless this call wants fewer bits.
+    arguments = {**content["model_config"], "gradient_checkpointing": False, "quantise": quantise}
+    if len(layer_devices) > 1:
+        arguments["fused"] = False  # it runs the layers without the hooks that carry hidden states between GPUs
     if base is not None:
         arguments["base"] = base
     for key in ("device", "dtype"):
@@ -125,7 +130,7 @@ def build_from_training_file(
             f"{path}: trained with random_weights=True, whose frozen weights no file holds, so it cannot be used; "
             "train from a base folder with weights"
         )
-    model = build_model(**arguments, device=device, dtype=dtype)
+    model = build_model(**arguments, device=device, dtype=dtype, layer_devices=layer_devices)
     with torch.no_grad():
         load_checkpoint(model, content, str(path))
     model.config.threshold = float(content["threshold"])

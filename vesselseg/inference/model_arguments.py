@@ -1,0 +1,58 @@
+"""The options of every tool that loads a model to predict with."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments are answered without it
+    from vesselseg.inference.predictor import Predictor
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded; see `load_predictor`, except dtype: a key of DTYPES, or None."""
+
+    device: str = "auto"
+    dtype: str | None = None
+    quantise: str | None = None
+    base: str | None = None
+
+    def predictor(self, model: str | Path) -> Predictor:
+        """The predictor of a model or checkpoint; raises WeightsError, UserError."""
+        import torch
+
+        from vesselseg.inference.load import load_predictor
+
+        dtype = getattr(torch, DTYPES[self.dtype]) if self.dtype else None
+        return load_predictor(model, self.device, dtype, self.base, self.quantise)
+
+
+AS_IT_IS = Loading()
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--device, --dtype, --quantise and --base."""
+    group = parser.add_argument_group("how the model is loaded")
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ..., split: over all GPUs (default: auto)"
+    )
+    group.add_argument("--dtype", choices=DTYPES, help="type to compute in (default: bf16 on a GPU, fp32 on a CPU)")
+    group.add_argument(
+        "--quantise", choices=("nf4", "int8"), help="the language model in 4 or 8 bits: less memory, nearly the same"
+    )
+    group.add_argument("--base", help="a checkpoint's base folder, if it has moved since training")
+
+
+def loading_of(arguments: argparse.Namespace) -> Loading:
+    """What these options say."""
+    return Loading(arguments.device, arguments.dtype, arguments.quantise, arguments.base)
+
+
+def load_chosen(model: str, arguments: argparse.Namespace) -> Predictor:
+    """The predictor of a model, as these options ask for it."""
+    return loading_of(arguments).predictor(model)
