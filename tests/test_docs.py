@@ -15,6 +15,7 @@ DOCUMENTS = (
     "docs/architecture.md",
     "docs/data.md",
     "docs/evaluation.md",
+    "docs/predicting.md",
     "docs/results.md",
     "docs/service.md",
     "docs/weights.md",

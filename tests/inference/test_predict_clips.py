@@ -1,0 +1,216 @@
+"""Clips through tools/predict.py: videos, DICOM files and series, DICOM Segmentation objects, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gdcm
+import highdicom
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
+
+from tests.data.dicom_files import frames, write_dicom
+from tests.evaluation.drawn_data import REPOSITORY, call_tool
+from tests.inference.test_pictures import write_video
+from tests.labelme_files import run as prepare_labels
+from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+from vesselseg.data.manifest import read_manifest
+from vesselseg.inference.load import load_predictor
+
+STUDY = {"StudyInstanceUID": "1.2.9", "PatientName": "Doe^Jane", "PatientID": "77", "SeriesNumber": 3}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "best.pth"
+    return save_checkpoint(shaken_model(tiny_base), path, model_arguments(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def middle(model: Path) -> float:
+    """A threshold at which masks of `frames` are neither empty nor full."""
+    image = Image.fromarray(frames(1)[0])
+    found = load_predictor(model, device="cpu").predict([image], [["blood vessel"]])[0]
+    return round(float(np.median(found.probabilities)), 4)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A video, a DICOM clip, one DICOM picture, and a series of three in the wrong order of names."""
+    folder = tmp_path / "runs"
+    clip = {**STUDY, "SeriesInstanceUID": "1.2.9.1", "SOPInstanceUID": generate_uid(), "FrameTime": "100"}
+    write_dicom(folder / "clip.dcm", frames(4), **clip)
+    write_dicom(folder / "one.dcm", frames(1, seed=5), **{**clip, "SeriesInstanceUID": "1.2.9.2"})
+    for number, values in enumerate(frames(3, seed=7)):
+        own = {"SeriesInstanceUID": "1.2.9.3", "SOPInstanceUID": f"1.2.9.3.{number}", "InstanceNumber": number + 1}
+        write_dicom(folder / f"series/{9 - number}", values[None], **STUDY, **own)
+    write_video(folder / "run.avi", 5)
+    return folder
+
+
+def call(model: Path, source: Path, out: Path, *arguments: object) -> int:
+    return call_tool("predict.py", model, source, "--out", out, "--device", "cpu", *arguments)
+
+
+def entries(out: Path) -> dict[str, dict[str, Any]]:
+    return {entry["file"]: entry for entry in json.loads((out / "predictions.json").read_text())["files"]}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_clips_give_results_per_frame(
+    model: Path, middle: float, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, asked = tmp_path / "out", ["--threshold", middle, "--save", "masks,probs,overlay,labelme,coco"]
+    assert call(model, runs, out, *asked) == 0
+    assert "4 predicted, 0 failed" in capsys.readouterr().out
+    found = entries(out)
+    kinds = {"clip.dcm": ("dicom", 4), "run.avi": ("video", 5), "series/series_3": ("dicom", 3)}
+    assert {name: (found[name]["kind"], len(found[name]["frames"])) for name in kinds} == kinds
+    assert [frame["time"] for frame in found["clip.dcm"]["frames"]] == [0, 0.1, 0.2, 0.3]
+    predictor = load_predictor(model, device="cpu")
+    for number, values in enumerate(frames(3, seed=7)):  # by InstanceNumber, not by name
+        mask = predictor.predict([Image.fromarray(values)], [["blood vessel"]], middle)[0].masks[0]
+        stored = pixels(out / f"masks/series/series_3/0000{number}.png") > 0
+        assert 0 < stored.mean() < 1 and (stored != mask).mean() < 1e-3
+    for name, (width, height) in {"clip": (40, 30), "series/series_3": (40, 30), "run": (96, 64)}.items():
+        video = cv2.VideoCapture(str(out / f"overlays/{name}.mp4"))
+        shown = video.read()[1][..., ::-1].astype(int)
+        drawn = pixels(out / f"overlays/{name}/00000.png")
+        assert shown.shape == drawn.shape == (height, width, 3) and abs(shown - drawn).mean() < 40
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5, rel=0.01)
+    coco = COCO(out / "coco.json")
+    assert {item["file_name"] for item in coco.imgs.values()} >= {"one.dcm", "clip.dcm/00003", "run.avi/00000"}
+    assert call(model, runs, out, *asked) == 0 and "4 finished before" in capsys.readouterr().out
+    (out / "masks/clip/00002.png").unlink()
+    assert call(model, runs, out, *asked) == 0 and "1 predicted, 3 finished" in capsys.readouterr().out
+    prepare_labels(out / "labelme", tmp_path / "data")  # LabelMe opens no clips: pictures lie beside the labels
+    assert len(read_manifest(tmp_path / "data")) == 4 + 5 + 3 + 1
+
+
+def test_a_clip_that_breaks_leaves_nothing(model: Path, runs: Path, tmp_path: Path) -> None:
+    content = (runs / "clip.dcm").read_bytes()
+    (runs / "clip.dcm").write_bytes(content[: len(content) - 1300])
+    assert call(model, runs, tmp_path / "out", "--batch", 1) == 1
+    found = entries(tmp_path / "out")
+    assert "frame 3 of 4" in found["clip.dcm"]["error"] or "damaged" in found["clip.dcm"]["error"]
+    assert not list((tmp_path / "out").glob("*/clip*/*")) and not list((tmp_path / "out").rglob("*.part*"))
+    assert "frames" in found["run.avi"]
+
+
+def gdcm_masks(path: Path) -> np.ndarray:
+    """(frames, height, width) bool of a binary segmentation, by GDCM, which knows nothing of highdicom."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    image = reader.GetImage()
+    columns, rows, *count = image.GetDimensions()
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")
+    assert image.GetPixelFormat().GetBitsAllocated() == 1
+    bits = np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")
+    return bits[: (count[0] if count else 1) * rows * columns].reshape(-1, rows, columns).astype(bool)
+
+
+def test_dicom_segmentations_hold_the_masks(model: Path, middle: float, runs: Path, tmp_path: Path) -> None:
+    out, phrases = tmp_path / "out", ["left coronary artery", "catheter"]
+    asked = [text for phrase in phrases for text in ("--phrase", phrase)]
+    assert call(model, runs, out, *asked, "--threshold", middle, "--save", "masks,dicom-seg") == 1  # the video
+    assert "no DICOM file, which dicom-seg needs" in entries(out)["run.avi"]["error"]
+    sources = {"clip": [runs / "clip.dcm"], "one": [runs / "one.dcm"], "series/series_3": sorted(runs.glob("series/*"))}
+    for name, paths in sources.items():
+        made = dcmread(out / f"dicom-seg/{name}.dcm")
+        read = gdcm_masks(out / f"dicom-seg/{name}.dcm")
+        count = {"clip": 4, "one": 1}.get(name, 3)
+        assert len(read) == made.NumberOfFrames == count * len(phrases)
+        for groups, mask in zip(made.PerFrameFunctionalGroupsSequence, read):
+            segment, frame = groups.FrameContentSequence[0].DimensionIndexValues
+            tag = ("_left_coronary_artery", "_catheter")[segment - 1]
+            place = f"{name}{tag}" if name == "one" else f"{name}/{frame - 1:05d}{tag}"
+            np.testing.assert_array_equal(mask, pixels(out / f"masks/{place}.png") > 0)
+            _check_source(groups, sorted(paths, reverse=True), frame, clip=name == "clip")
+        assert (made.PatientName, made.PatientID, made.StudyInstanceUID) == ("Doe^Jane", "77", "1.2.9")
+        _check_segments(made, entries(out)["one.dcm"]["model"])
+        again = highdicom.seg.segread(out / f"dicom-seg/{name}.dcm")
+        assert again.number_of_segments == 2
+        np.testing.assert_array_equal(again.pixel_array.reshape(read.shape).astype(bool), read)
+
+
+def _check_source(groups: Dataset, paths: list[Path], frame: int, clip: bool) -> None:
+    source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+    header = dcmread(paths[frame - 1 if len(paths) > 1 else 0])
+    assert source.ReferencedSOPInstanceUID == header.SOPInstanceUID
+    assert source.ReferencedSOPClassUID == header.SOPClassUID
+    assert source.get("ReferencedFrameNumber") == (frame if clip else None)
+
+
+def _check_segments(made: Dataset, fingerprint: str) -> None:
+    artery, catheter = made.SegmentSequence
+    assert (artery.SegmentLabel, catheter.SegmentLabel) == ("left coronary artery", "catheter")
+    coded = artery.SegmentedPropertyTypeCodeSequence[0], catheter.SegmentedPropertyCategoryCodeSequence[0]
+    assert [code.CodeValue for code in coded] == ["41801008", "260787004"]  # coronary artery, physical object
+    assert fingerprint in artery.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName
+
+
+def test_a_header_without_uids_is_refused_by_dicom_seg(model: Path, tmp_path: Path) -> None:
+    write_dicom(tmp_path / "in/a.dcm", frames(1))
+    assert call(model, tmp_path / "in", tmp_path / "out", "--save", "dicom-seg") == 1
+    assert "lacks StudyInstanceUID, SeriesInstanceUID" in entries(tmp_path / "out")["a.dcm"]["error"]
+
+
+def torchrun(model: Path, source: Path, out: Path) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "tools/predict.py", model, source, "--out", out, "--device", "cpu", "--batch", "1"]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def child_of_rank(launcher: int, rank: int) -> int:
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError("no such process")
+
+
+def test_two_processes_share_the_files_and_one_is_killed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for number in range(120):
+        picture(number % 3).save(source / f"{number}.png")
+    process, part = torchrun(model, source, out), out / "predictions.rank1.jsonl"
+    limit = time.monotonic() + 200
+    while time.monotonic() < limit and not (part.exists() and part.stat().st_size > 2000):
+        time.sleep(0.02)
+    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == 1
+    done = {json.loads(line)["file"] for path in out.glob("*.jsonl") for line in path.read_text().splitlines()}
+    assert 0 < len(done) < 120
+    (source / "broken.png").touch()
+    process = torchrun(model, source, out)
+    printed, complaints = process.communicate()
+    assert process.returncode == 1 and "broken.png: the file is empty" in complaints
+    assert f"{120 - len(done)} predicted, {len(done)} finished before, 1 failed" in printed
+    assert printed.count("predicted") == 1 and not list(out.glob("*.rank*"))
+    lines = [json.loads(line)["file"] for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == len(set(lines)) == 121 and len(list(out.glob("masks/*.png"))) == 120
+    (source / "broken.png").unlink()
+    assert call(model, source, out) == 0  # one process goes on where two ended
+    assert "0 predicted, 120 finished before" in capsys.readouterr().out
