@@ -124,6 +124,26 @@ def test_objects_do_not_see_each_other(views: Tensor) -> None:
             torch.testing.assert_close(alone[frame][0], together[frame][number], atol=1e-4, rtol=1e-4)
 
 
+def test_runs_side_by_side_as_one_after_the_other(views: Tensor) -> None:
+    grounding = grounding_of()
+    runs = [views[:5], views[6:11].flip(-1)]
+    encoded = [grounding.encode(run) for run in runs]
+    memory = MaskMemory(grounding, 5)
+    together = []
+    for number in range(5):
+        levels = [
+            torch.cat([getattr(run, name)[number : number + 1] for run in encoded])
+            for name in ("embedding", "stride_8", "stride_4")
+        ]
+        together.append(memory.step(ImageFeatures(*levels), None if number else prompts_of()))
+    for place, run in enumerate(encoded):
+        memory = MaskMemory(grounding, 5)
+        own = prompts_of()[place : place + 1]
+        for number in range(5):
+            alone = memory.step(single(run, number), None if number else own)[0]
+            torch.testing.assert_close(alone, together[number][place], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("present", [True, False])
 def test_the_object_score_blanks_no_mask_and_decides_the_pointer(present: bool, views: Tensor) -> None:
     grounding = grounding_of(present=present)

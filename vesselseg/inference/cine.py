@@ -79,8 +79,8 @@ def _memory_problems(predictor: Predictor) -> list[str]:
     if memory_trained(predictor.grounding):
         return []
     return [
-        "this model's SAM2 has a memory that was never trained (its weights are as drawn at random), so all frames "
-        "between keyframes would be noise; take mode 'frames', or a model that was made from pretrained SAM2 weights"
+        "this model's SAM2 has a memory that was never trained (its weights are as drawn at random), so keyframes "
+        "would tell the frames after them nothing; take mode 'frames', or a model made from pretrained SAM2 weights"
     ]
 
 

@@ -7,7 +7,6 @@ computed by the methods of the `sam2` package; a keyframe's prompt is the langua
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.nn import functional
 
 from vesselseg.models.sam2_grounding import DecodedObjects, ImageFeatures, SAM2Grounding
 
-# More than one is attended to without SAM2 knowing which is older: all keyframes have the same place in time.
+# Of several, SAM2 would not know which is older: keyframes have no place in time. Older ones are frames like others.
 KEYFRAMES_KEPT = 1
 FRAMES_WITH_POINTERS = 15  # SAM2's max_obj_ptrs_in_encoder, less the keyframe's
 
@@ -39,45 +38,39 @@ class MaskMemory:
     def step(self, features: ImageFeatures, prompts: Tensor | None = None) -> Tensor:
         """The next frame's mask logits, as `SAM2Grounding.decode` returns them.
 
-        features: of this one frame. prompts: (objects, 256) on a keyframe, None on others; the first must be one.
+        features: of this one frame; or, for runs side by side, of one frame of each, as many as there are objects.
+        prompts: (objects, 256) on a keyframe, None on others; the first must be one.
         The object score blanks no mask. It decides, as in SAM2, whether memory holds a pointer to the object.
         """
         if prompts is None and not self.outputs["cond_frame_outputs"]:
             raise ValueError("the first frame of a cine run needs prompts: there is nothing to remember")
         if prompts is not None and self._objects not in (0, len(prompts)):
             raise ValueError(f"{len(prompts)} prompts on frame {self._next}, {self._objects} on the keyframe before")
-        plain = features.embedding - self.grounding.sam2.no_mem_embed.reshape(1, -1, 1, 1)
         if prompts is not None:
             self._objects = len(prompts)
-            of_object = torch.zeros(self._objects, dtype=torch.int64, device=plain.device)
-            decoded = self.grounding.decode_objects(features, prompts, of_object)
-        else:
-            of_object = torch.arange(self._objects, device=plain.device)
-            decoded = self.grounding.decode_objects(self._remembering(features, plain), None, of_object)
+        features = self._per_object(features)
+        plain = features.embedding - self.grounding.sam2.no_mem_embed.reshape(1, -1, 1, 1)
+        if prompts is None:
+            features = replace(features, embedding=self._conditioned(plain))
+        decoded = self.grounding.decode_objects(features, prompts, torch.arange(self._objects, device=plain.device))
         self._remember(plain, decoded, keyframe=prompts is not None)
         self._next += 1
         return decoded.logits
 
-    def _remembering(self, features: ImageFeatures, plain: Tensor) -> ImageFeatures:
-        """The frame's features, once per object, each conditioned on what is remembered of it."""
-        size = plain.shape[-2:]
-        positions = self.grounding.sam2.image_encoder.neck.position_encoding(plain).to(plain.dtype)
+    def _conditioned(self, plain: Tensor) -> Tensor:
+        """Features (objects, 256, h, w) without the no-memory embedding, each with what is remembered of its object."""
+        positions = self.grounding.sam2.image_encoder.neck.position_encoding(plain)
         with _autocast(plain):
-            conditioned = self.grounding.sam2._prepare_memory_conditioned_features(
+            conditioned: Tensor = self.grounding.sam2._prepare_memory_conditioned_features(
                 frame_idx=self._next,
                 is_init_cond_frame=False,
-                current_vision_feats=[self._as_tokens(plain)],
-                current_vision_pos_embeds=[self._as_tokens(positions)],
-                feat_sizes=[size],
+                current_vision_feats=[_as_tokens(plain)],
+                current_vision_pos_embeds=[_as_tokens(positions.to(plain.dtype))],
+                feat_sizes=[plain.shape[-2:]],
                 output_dict=self.outputs,
                 num_frames=self.frames,
             )
-        return ImageFeatures(
-            conditioned.to(plain.dtype),
-            self._per_object(features.stride_8),
-            self._per_object(features.stride_4),
-            None if features.view is None else self._per_object(features.view),
-        )
+        return conditioned.to(plain.dtype)
 
     def _remember(self, plain: Tensor, decoded: DecodedObjects, keyframe: bool) -> None:
         sam2 = self.grounding.sam2
@@ -87,7 +80,7 @@ class MaskMemory:
         )
         with _autocast(plain):
             features, positions = sam2._encode_new_memory(
-                current_vision_feats=[self._as_tokens(plain)],
+                current_vision_feats=[_as_tokens(plain)],
                 feat_sizes=[plain.shape[-2:]],
                 pred_masks_high_res=masks.to(plain.dtype),
                 object_score_logits=decoded.scores,
@@ -111,12 +104,18 @@ class MaskMemory:
             if frame <= self._next + 1 - self.grounding.sam2.num_maskmem:
                 kept["maskmem_features"] = kept["maskmem_pos_enc"] = None
 
-    def _as_tokens(self, level: Tensor) -> Tensor:
-        """(1, channels, h, w) -> (h * w, objects, channels)."""
-        return self._per_object(level).flatten(2).permute(2, 0, 1)
+    def _per_object(self, features: ImageFeatures) -> ImageFeatures:
+        def repeated(level: Tensor) -> Tensor:
+            return level.expand(self._objects, *level.shape[1:])
 
-    def _per_object(self, level: Tensor) -> Tensor:
-        return level.expand(self._objects, *level.shape[1:])
+        view = None if features.view is None else repeated(features.view)
+        embedding, stride_8, stride_4 = map(repeated, (features.embedding, features.stride_8, features.stride_4))
+        return ImageFeatures(embedding, stride_8, stride_4, view)
+
+
+def _as_tokens(level: Tensor) -> Tensor:
+    """(objects, channels, h, w) -> (h * w, objects, channels)."""
+    return level.flatten(2).permute(2, 0, 1)
 
 
 def single(features: ImageFeatures, number: int) -> ImageFeatures:
@@ -135,8 +134,8 @@ def memory_trained(grounding: SAM2Grounding) -> bool:
     return any(bool((scale != scale[0]).any()) for scale in scales)
 
 
-@contextlib.contextmanager
-def _autocast(like: Tensor) -> Iterator[None]:
+def _autocast(like: Tensor) -> contextlib.AbstractContextManager[Any]:
     """In half types SAM2 computes the times of pointers in float32 and multiplies them by weights that are not."""
-    with torch.autocast(like.device.type, like.dtype, enabled=like.dtype != torch.float32):
-        yield
+    if like.dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(like.device.type, like.dtype)
