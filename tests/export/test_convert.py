@@ -25,31 +25,6 @@ from vesselseg.models.checkpoints.write_published import published_state
 from vesselseg.models.lora import merge_lora
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("images")
-    paths = []
-    for number in range(2):
-        paths.append(folder / f"{number}.png")
-        picture(number).save(paths[-1])
-    return paths
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "best.pth"
-    return save_checkpoint(shaken_model(tiny_base), path, model_arguments(tiny_base))
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path, images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("hf") / "model"
-    check = convert(checkpoint, out, images)
-    assert check.images == 2
-    assert check.probability <= 1e-5
-    return out
-
-
 def test_checkpoint_and_folder_answer_alike(checkpoint: Path, exported: Path) -> None:
     image = picture(7, 200, 90)
     before = load_predictor(checkpoint, device="cpu").predict([image], [["blood vessel", "catheter"]])[0]

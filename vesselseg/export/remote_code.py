@@ -1,8 +1,8 @@
 """The model code that an exported folder carries: the package's own files, flattened.
 
 transformers loads the code of a folder from files beside each other. Every file that `inference/hf_model.py` reaches
-through imports is copied, and `from vesselseg.room.file import x` becomes `from .file import x`: there is no second
-copy of the model to keep alike.
+through imports, also those inside functions, is copied, and `from vesselseg.room.file import x` becomes
+`from .file import x`: there is no second copy of the model to keep alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 ENTRY = "vesselseg.inference.hf_model"
 AUTO_MAP = {"AutoConfig": "sa2va_config.Sa2VAConfig", "AutoModel": "hf_model.VesselSegModel"}
 
-_IMPORT = re.compile(r"^from (vesselseg(?:\.\w+)+) import", re.MULTILINE)
+_IMPORT = re.compile(r"^(?P<indent> *)from (?P<module>vesselseg(?:\.\w+)+) import", re.MULTILINE)
 
 
 def write_remote_code(folder: Path, entry: str = ENTRY) -> list[str]:
@@ -44,7 +44,8 @@ def reachable_modules(entry: str) -> list[str]:
     """Every module of the package that this one imports, directly or not, itself first."""
     found = [entry]
     for module in found:
-        found += [name for name in dict.fromkeys(_IMPORT.findall(source(module))) if name not in found]
+        named = dict.fromkeys(match["module"] for match in _IMPORT.finditer(source(module)))
+        found += [name for name in named if name not in found]
     return found
 
 
@@ -55,4 +56,4 @@ def source(module: str) -> str:
 
 
 def _relative(match: re.Match[str]) -> str:
-    return f"from .{match.group(1).rsplit('.', 1)[1]} import"
+    return f"{match['indent']}from .{match['module'].rsplit('.', 1)[1]} import"

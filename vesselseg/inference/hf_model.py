@@ -24,7 +24,6 @@ from transformers.utils import ModelOutput
 
 from vesselseg.data.batch import IGNORE_LABEL, Batch, EncodedViews
 from vesselseg.data.prompts import ANSWER, IMAGE_PLACEHOLDER
-from vesselseg.errors import UserError
 from vesselseg.inference.predictor import Predictor, check_threshold
 from vesselseg.inference.processor import processor_for
 from vesselseg.losses.total import TotalLoss
@@ -91,6 +90,11 @@ class VesselSegModel(PreTrainedModel):
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", None) or "auto")
         if kwargs["dtype"] == "auto":
             kwargs["dtype"] = config.dtype or torch.float32
+        if kwargs.get("device_map") is not None or kwargs.get("quantization_config") is not None:
+            from vesselseg.inference.hf_loading import settle_device_map, settle_quantisation  # needs accelerate
+
+            kwargs["quantization_config"] = chosen = settle_quantisation(kwargs.get("quantization_config"))
+            kwargs["device_map"] = settle_device_map(kwargs.get("device_map"), config, kwargs["dtype"], chosen)
         model = super().from_pretrained(None, *args, config=config, state_dict=read_weights(folder, config), **kwargs)
         model.name_or_path = str(folder)
         return model
@@ -143,12 +147,12 @@ class VesselSegModel(PreTrainedModel):
         """Write a folder of the kind that was read: published names, adapters merged, its code beside it.
 
         The tokenizer is saved by its own `save_pretrained`. state_dict: the weights where they are partitioned; further
-        arguments of transformers change nothing here. Raises UserError for weights in 4 or 8 bits.
+        arguments of transformers change nothing here. Raises ValueError for weights in 4 or 8 bits.
         """
         if not is_main_process:
             return
         if getattr(self, "is_quantized", False):
-            raise UserError(
+            raise ValueError(
                 "the weights are in 4 or 8 bits and cannot be written in full; save a model that was read without "
                 "quantization_config"
             )
@@ -169,10 +173,10 @@ class VesselSegModel(PreTrainedModel):
                 shutil.copyfile(file, folder / file.name)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; raises UserError for a saved folder's weights, which only `from_pretrained` can take apart."""
+        """As torch's; raises ValueError for a saved folder's weights, which only `from_pretrained` can take apart."""
         foreign = next((name for name in state_dict if not name.startswith(OURS)), None)
         if foreign is not None:
-            raise UserError(
+            raise ValueError(
                 f"{foreign} is a published name: weights that save_pretrained wrote, adapters merged into them, are "
                 "read by from_pretrained(FOLDER) only. To go on from a Trainer's checkpoint, start from its folder"
             )

@@ -1,0 +1,109 @@
+"""The scripts of examples/, run on an exported folder as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.export.conftest import LOSS
+from tests.tiny import picture
+from vesselseg.data.augment import Augment
+from vesselseg.data.collate import collate
+from vesselseg.engine.plan import TrainPlan
+from vesselseg.engine.sampler import StreamSampler
+from vesselseg.engine.settings import Schedule
+from vesselseg.engine.training_data import training_dataset
+from vesselseg.engine.training_model import TrainingModel
+from vesselseg.inference.load import load_predictor
+
+STEPS, BATCH = 12, 2
+
+
+@pytest.mark.parametrize("script", ["image_to_picture.py", "image_to_picture_hf.py"])
+def test_ten_lines_make_a_picture(
+    script: str, exported: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = repository / "examples" / script
+    code = [line for line in source.read_text().split('"""')[2].splitlines() if line and "import" not in line]
+    assert len(code) <= 10
+    image = picture(5)
+    image.save(tmp_path / "image.png")
+    monkeypatch.setattr("sys.argv", [script, str(exported), str(tmp_path / "image.png"), str(tmp_path / "out.png")])
+    runpy.run_path(str(source), run_name="__main__")
+    drawn = np.array(Image.open(tmp_path / "out.png"))
+    question = "Please segment the blood vessel."
+    predictor = load_predictor(exported, device="cpu")
+    if script == "image_to_picture.py":
+        mask = predictor.predict([image], [["blood vessel"]])[0].masks[0]
+    else:
+        mask = predictor.probabilities([image], [[question]])[0][0] > predictor.threshold
+    assert 0 < mask.mean() < 1
+    expected = np.array(image)
+    expected[mask, 0] = 255
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_training_on_with_transformers_trainer(
+    exported: Path, drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first loss is the main path's for the same images, losses fall, and the folder is a model like any other."""
+    out = tmp_path / "trained"
+    told = ["--lr", 3e-3, "--batch", BATCH, "--accumulation", 1, "--max-iters", STEPS, "--epochs", 99, "--seed", 3]
+    assert call_tool("../examples/hf_trainer.py", exported, "--data", drawn.folder, "--out", out, *told) == 0
+    assert f"{out}: written" in capsys.readouterr().out
+    rows = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == STEPS
+    assert losses[0] == pytest.approx(main_path_loss(exported, drawn), abs=1e-4)
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4]), losses
+    plan = TrainPlan(4, 1, Schedule(lr=3e-3, epochs=99, max_iters=STEPS, micro_batch=BATCH, accumulation=1))
+    rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    assert rates == pytest.approx([plan.learning_rate(step) for step in range(STEPS)])
+    score = ["--data", drawn.folder, "--split", "test", "--threshold", "auto", "--out", tmp_path / "eval"]
+    assert call_tool("eval.py", out, *score) == 0
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["source"]["kind"] == "model"
+
+
+def main_path_loss(exported: Path, drawn: Drawn) -> float:
+    """Of the first batch of `bash tools/dist.sh train` with the same seed."""
+    data = training_dataset(drawn.folder, exported, 128, augment=Augment(), seed=3)
+    plan = TrainPlan(len(data), 1, Schedule(micro_batch=BATCH, max_iters=STEPS))
+    batch = collate([data[item] for item in next(iter(StreamSampler(plan, 0, 3)))])
+    model = TrainingModel({"base": str(exported), "trainable": {}, "lora": {"dropout": 0.0}}, LOSS)
+    return float(sum(model.train()(batch).values()))
+
+
+@pytest.mark.parametrize("wrong", ["published", "nothing", "out", "batch"])
+def test_what_cannot_be_trained_is_told_in_a_line(
+    wrong: str, exported: Path, drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out, further = exported, tmp_path / "out", []
+    if wrong == "published":
+        folder = tmp_path / "folder"
+        shutil.copytree(exported, folder)
+        change_config(folder, architectures=["Sa2VAChatModel"])
+    elif wrong == "nothing":
+        folder = tmp_path
+    elif wrong == "out":
+        out = exported
+    else:
+        further = ["--batch", 0]
+    told = call_tool("../examples/hf_trainer.py", folder, "--data", drawn.folder, "--out", out, *further)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told == 2 and message.startswith("error: "), message
+    expected = {"published": "convert_to_hf.py", "nothing": "config.json", "out": "--force", "batch": "micro_batch"}
+    assert expected[wrong] in message
+    assert not (tmp_path / "out").exists()
+
+
+def change_config(folder: Path, **entries: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
