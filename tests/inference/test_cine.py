@@ -11,10 +11,13 @@ from PIL import Image
 
 from tests.cines import cine_frames, shake_memory
 from tests.samples import processor_of
-from tests.tiny import picture, shaken_model
+from tests.tiny import SAM2, picture, shaken_model
 from vesselseg.errors import UserError
 from vesselseg.inference.cine import segment_cine
-from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.predictor import Prediction, Predictor, Prepared
+from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.models.prompted_sam2 import PromptedSAM2Config, build_prompted
+from vesselseg.models.sam2_grounding import ImageFeatures
 
 PHRASES = ("blood vessel", "catheter")
 
@@ -30,13 +33,13 @@ def predictor(tiny_base: Path) -> Predictor:
 def asked(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images the language model read, call by call."""
     seen: list[int] = []
-    exact = predictor.prompt_vectors
+    exact = predictor.prompts
 
-    def counted(images: Sequence[Image.Image], questions: Any) -> torch.Tensor:
-        seen.append(len(images))
-        return exact(images, questions)
+    def counted(prepared: Prepared, features: ImageFeatures) -> torch.Tensor:
+        seen.append(len(prepared.squares))
+        return exact(prepared, features)
 
-    monkeypatch.setattr(predictor, "prompt_vectors", counted)
+    monkeypatch.setattr(predictor, "prompts", counted)
     return seen
 
 
@@ -69,6 +72,15 @@ def test_only_keyframes_are_read_by_the_language_model(
 ) -> None:
     assert len(list(segment_cine(predictor, cine_frames(8), PHRASES, "memory", keyframes, batch=3))) == 8
     assert asked == expected
+
+
+def test_every_frame_is_encoded_once_however_many_phrases(predictor: Predictor) -> None:
+    seen: list[int] = []
+    encoder = predictor.grounding.sam2.image_encoder
+    handle = encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    list(segment_cine(predictor, cine_frames(6), PHRASES, "memory", 2, batch=3))
+    handle.remove()
+    assert seen == [3, 3]
 
 
 def test_other_frames_come_from_memory(predictor: Predictor) -> None:
@@ -112,15 +124,15 @@ class Read:
         return self.frames[number]
 
 
-@pytest.mark.parametrize("mode", ["frames", "memory"])
-def test_frames_are_read_when_they_are_needed_and_once(mode: str, predictor: Predictor) -> None:
-    frames: Any = Read(cine_frames(7))
+@pytest.mark.parametrize(("mode", "ahead"), [("frames", 6), ("memory", 3)])
+def test_frames_are_read_when_they_are_needed_and_once(mode: str, ahead: int, predictor: Predictor) -> None:
+    frames: Any = Read(cine_frames(10))
     predictions: Iterator[Prediction] = segment_cine(predictor, frames, PHRASES, mode, batch=3)
     assert frames.seen == []
     next(predictions)
-    assert frames.seen == [0, 1, 2]
-    assert len(list(predictions)) == 6
-    assert frames.seen == list(range(7))
+    assert frames.seen == list(range(ahead))
+    assert len(list(predictions)) == 9
+    assert frames.seen == list(range(10))
 
 
 def test_threshold_and_temperature(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +191,15 @@ def test_a_memory_that_was_never_trained_is_refused(tiny_base: Path) -> None:
     with pytest.raises(UserError, match="memory that was never trained"):
         segment_cine(fresh, cine_frames(2), PHRASES, "memory")
     assert len(list(segment_cine(fresh, cine_frames(2), PHRASES))) == 2
+
+
+def test_a_distilled_model_has_frames_and_no_memory() -> None:
+    config = PromptedSAM2Config(phrases=list(PHRASES), grounding_config=SAM2)
+    distilled = PromptedPredictor(build_prompted(config).eval())
+    frames = cine_frames(3)
+    assert_same(list(segment_cine(distilled, frames, PHRASES)), distilled.predict(frames, [list(PHRASES)] * 3))
+    with pytest.raises(UserError, match="no memory; take mode 'frames'"):
+        segment_cine(distilled, frames, PHRASES, "memory")
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -13,8 +13,8 @@ from vesselseg.data.image_views import logits_to_image
 from vesselseg.data.prompts import question_for
 from vesselseg.data.rgb import as_rgb
 from vesselseg.errors import UserError
-from vesselseg.inference.predictor import Prediction, Predictor, check_threshold
-from vesselseg.models.sam2_memory import MaskMemory, memory_trained, single
+from vesselseg.inference.predictor import Batch, Prediction, Predictor, check_threshold
+from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single
 
 MODES = ("frames", "memory")
 
@@ -28,7 +28,9 @@ def segment_cine(
     threshold: float | None = None,
     batch: int = 4,
 ) -> Iterator[Prediction]:
-    """One Prediction per frame, in order, probabilities at the frame's own size; `batch` frames are read at a time.
+    """One Prediction per frame, in order, probabilities at the frame's own size.
+
+    Frames are read once, in order, `batch` at a time; at most two batches are held.
 
     mode: `frames`: each frame is an image of its own. `memory`: the language model prompts the keyframes, whose masks
     SAM2's memory carries to the frames after them; all frames must have one size then.
@@ -78,6 +80,8 @@ def _chosen(keyframes: int | Sequence[int], frames: int) -> tuple[frozenset[int]
 def _memory_problems(predictor: Predictor) -> list[str]:
     if memory_trained(predictor.grounding):
         return []
+    if not has_memory(predictor.grounding):
+        return ["this model keeps only what single images need of SAM2, and no memory; take mode 'frames'"]
     return [
         "this model's SAM2 has a memory that was never trained (its weights are as drawn at random), so keyframes "
         "would tell the frames after them nothing; take mode 'frames', or a model made from pretrained SAM2 weights"
@@ -87,9 +91,16 @@ def _memory_problems(predictor: Predictor) -> list[str]:
 def _each_frame(
     predictor: Predictor, frames: Sequence[Image.Image], phrases: Sequence[str], threshold: float, batch: int
 ) -> Iterator[Prediction]:
-    for start in range(0, len(frames), batch):
-        together = [frames[number] for number in range(start, min(start + batch, len(frames)))]
-        yield from predictor.predict(together, [phrases] * len(together), threshold)
+    questions = [question_for(phrase) for phrase in phrases]
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(frames), batch):
+            together = [frames[number] for number in range(start, min(start + batch, len(frames)))]
+            yield together, [questions] * len(together)
+
+    for found in predictor.stream(batches()):
+        for probabilities in found:
+            yield Prediction(probabilities, probabilities > threshold, tuple(phrases), threshold)
 
 
 def _from_memory(
@@ -132,19 +143,19 @@ def _remembered(
     asked: Sequence[int],
 ) -> list[np.ndarray]:
     """Probabilities (phrases, height, width) of the next frames; asked: which of these are keyframes."""
-    prompts: dict[int, Tensor] = {}
-    if asked:
-        vectors = predictor.prompt_vectors([frames[place] for place in asked], [questions] * len(asked))
-        prompts = dict(zip(asked, vectors.split(len(questions))))
-    grounding = predictor.grounding
-    training = grounding.training
-    grounding.eval()
+    grounding, model = predictor.grounding, predictor.model
+    squares = torch.stack([predictor.views.square(frame) for frame in frames]).to(grounding.sam2.no_mem_embed)
+    training = model.training
+    model.eval()
     try:
-        squares = torch.stack([predictor.views.square(frame) for frame in frames])
-        features = grounding.encode(squares.to(grounding.sam2.no_mem_embed))
+        features, prompts = grounding.encode(squares), dict[int, Tensor]()
+        if asked:
+            prepared = predictor.prepare([frames[place] for place in asked], [questions] * len(asked))
+            of_asked = features.select(torch.tensor(asked, device=squares.device))
+            prompts = dict(zip(asked, predictor.prompts(prepared, of_asked).split(len(questions))))
         logits = [memory.step(single(features, place), prompts.get(place)) for place in range(len(frames))]
     finally:
-        grounding.train(training)
+        model.train(training)
     side = predictor.views.sam_size
     full = [logits_to_image(of_frame, side, frame.height, frame.width) for of_frame, frame in zip(logits, frames)]
     return [torch.sigmoid(of_frame / predictor.temperature).cpu().numpy() for of_frame in full]

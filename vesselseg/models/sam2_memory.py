@@ -125,11 +125,18 @@ def single(features: ImageFeatures, number: int) -> ImageFeatures:
     return replace(features.select(place), view=view)
 
 
+def has_memory(grounding: SAM2Grounding) -> bool:
+    """Whether this SAM2 has a memory at all; a distilled model has none."""
+    return hasattr(grounding.sam2, "memory_encoder")
+
+
 def memory_trained(grounding: SAM2Grounding) -> bool:
     """Whether the memory's weights were ever trained or read from a file that was.
 
     Its encoder's layer scales all start at the same value (1e-6), and differ after the first step of any training.
     """
+    if not has_memory(grounding):
+        return False
     scales = [layer.gamma for layer in grounding.sam2.memory_encoder.fuser.layers]
     return any(bool((scale != scale[0]).any()) for scale in scales)
 
