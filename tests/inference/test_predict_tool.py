@@ -348,6 +348,14 @@ def test_a_model_that_is_none(images: Path, tmp_path: Path, capsys: pytest.Captu
     assert "neither an exported model folder" in capsys.readouterr().err
 
 
+def test_a_model_without_tokenizer(
+    tiny_base: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab*", "merges*"))
+    assert call(tmp_path / "model", images, tmp_path / "out") == 2
+    assert "holds no tokenizer" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_two_calls_at_once(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(model, images / "x.jpg", tmp_path / "out") == 0
     held = os.open(tmp_path / "out", os.O_RDONLY)

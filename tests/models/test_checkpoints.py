@@ -129,7 +129,7 @@ BREAK_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokenizer": (
         lambda f: [path.unlink() for path in f.glob("*token*")] + [path.unlink() for path in f.glob("vocab*")],
-        "its tokenizer cannot be read",
+        "holds no tokenizer",
     ),
     "tokenizer cut off": (lambda f: cut(f / "tokenizer.json"), "its tokenizer cannot be read"),
     "wrong vocabulary": (

@@ -170,7 +170,8 @@ def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in tensors:
         described.append([name, list(tensor.shape), str(tensor.dtype)])
         sums.append(_sums(tensor.detach()))
-    return digest([described, torch.stack(sums).tolist() if sums else []])
+    placed = [part.to(sums[0].device) for part in sums]  # a model may be spread over several GPUs
+    return digest([described, torch.stack(placed).tolist() if placed else []])
 
 
 def _sums(tensor: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from vesselseg.models.checkpoints.internlm2_tokenizer import is_internlm2_tokeni
 from vesselseg.models.checkpoints.shards import WeightStream, stream_folder
 from vesselseg.models.sa2va_config import IMAGE_TOKENS, LANGUAGE_MODELS, NEW_TOKENS, Sa2VAConfig
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
 
 @dataclass(frozen=True)
 class BaseFolder:
@@ -157,6 +159,9 @@ def _check_supported(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        expected = "tokenizer.json and tokenizer_config.json, or vocab.json and merges.txt"
+        raise WeightsError(f"{folder} holds no tokenizer ({expected}); copy them from where the model came from")
     try:
         if is_internlm2_tokenizer(folder):
             tokenizer = read_internlm2_tokenizer(folder)
