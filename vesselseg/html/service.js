@@ -87,7 +87,7 @@ function message(drawn) {
   const { item } = state;
   const busy = Boolean(item?.jobs.size);
   $("welcome").hidden = Boolean(item);
-  const words = busy || !item ? "" : item.error?.words ?? (drawn ? "" : "Only the service can read this kind of file: it is shown once it is predicted.");
+  const words = busy || !item ? "" : item.error ? `${item.name}: ${item.error.words}` : drawn ? "" : "The browser cannot show this kind of file; the service can, once it predicts.";
   $("message").hidden = !words;
   $("message").classList.toggle("quiet", !item?.error);
   $("message").classList.toggle("below", drawn);

@@ -69,7 +69,7 @@ export class Panel {
     const reset = element("button", { type: "button", class: "link" }, `Model's own: ${model.threshold.toFixed(2)}`);
     const everywhere = element("button", { type: "button", class: "link", hidden: state.items.length < 2 }, "Use for all images");
     const set = (wanted) => {
-      const clean = Math.min(0.99, Math.max(0.01, Number(wanted) || value));
+      const clean = Math.min(0.99, Math.max(0.01, Number(wanted) || Number(slider.value)));
       slider.value = clean;
       if (document.activeElement !== number) number.value = clean.toFixed(2);
       this.on.threshold(name, clean);

@@ -1,0 +1,450 @@
+"""The service's page in a real browser, with a real service and tiny models: everything is clicked once.
+
+The page gets probabilities in 256 steps, so at a threshold t its mask may differ from the predictor's only where the
+probability lies within half a step, 1/510, of t.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser import LAPTOP, Browser
+from tests.data.dicom_files import write_dicom
+from tests.labelme_files import run as prepared
+from tests.service.running import RunningService
+from tests.tiny import picture
+from vesselseg.data.manifest import read_manifest
+from vesselseg.data.rasterise import record_masks
+from vesselseg.inference.predictor import Predictor
+
+WIDTH, HEIGHT = 150, 120
+HALF_STEP = 1 / 510
+CONTROL, SHIFT, ESCAPE, RIGHT = "\ue009", "\ue008", "\ue00c", "\ue014"
+SIZES = (LAPTOP, (1024, 768), (768, 1024))
+# what is painted over a stage's picture: alpha of every pixel
+PAINTED = """
+const canvas = document.querySelectorAll(".overlays canvas")[arguments[0]];
+if (!canvas || canvas.hidden) return null;
+const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+copy.drawImage(canvas, 0, 0);
+const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+return [canvas.width, canvas.height, Array.from({ length: data.length / 4 }, (_, i) => data[4 * i + 3])];
+"""
+# a threshold as the slider gives it
+SLIDE = """
+const slider = document.querySelector(`.threshold-row[data-model="${arguments[0]}"] .threshold`);
+slider.value = arguments[1];
+slider.dispatchEvent(new Event("input", { bubbles: true }));
+"""
+# what a file manager or a clipboard hands over
+HAND_OVER = """
+const [kind, files] = arguments;
+const data = new DataTransfer();
+for (const [name, type, text] of files) {
+  data.items.add(new File([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], name, { type }));
+}
+const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+  : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+document.body.dispatchEvent(event);
+"""
+
+
+class Page:
+    """The page, and what a user does with it."""
+
+    def __init__(self, browser: Browser, service: RunningService, downloads: Path) -> None:
+        self.browser, self.service, self.downloads = browser, service, downloads
+        where = {"behavior": "allow", "downloadPath": str(downloads)}
+        browser.driver.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+
+    def open(self, size: tuple[int, int] = LAPTOP, end: str = "") -> None:
+        self.browser.open(f"{self.service.url}/{end}", size)
+        self.browser.wait(lambda: self.browser.all(".phrase"), "the models")
+
+    def choose(self, *paths: Path) -> None:
+        """Files through the file chooser."""
+        before = len(self.browser.all(".list li"))
+        self.browser.driver.find_element("id", "files").send_keys("\n".join(map(str, paths)))
+        self.browser.wait(lambda: len(self.browser.all(".list li")) == before + len(paths), "the files")
+
+    def predict(self, *keys: str) -> None:
+        self.browser.press(*keys) if keys else self.browser.click("#predict")
+        self.idle()
+
+    def idle(self) -> None:
+        busy = "return document.querySelectorAll('#busy:not([hidden]), .list .busy, .list .waiting').length"
+        self.browser.wait(lambda: self.browser.run(busy) == 0, "predictions", 30)
+
+    def mask(self, place: int = 0) -> np.ndarray:
+        """What is painted, as a boolean array; waits for the frame that paints it."""
+        self.browser.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        found = self.browser.wait(lambda: self.browser.run(PAINTED, place), "a mask")
+        return np.array(found[2], bool).reshape(found[1], found[0])
+
+    def text(self, selector: str) -> str:
+        return str(self.browser.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        """Draw over points of the picture, in image pixels."""
+        from selenium.webdriver import ActionChains
+
+        script = """const layers = document.querySelector("#stage .layers");
+            const { left, top } = layers.getBoundingClientRect();
+            return [left, top, new DOMMatrix(layers.style.transform).a]"""
+        left, top, scale = self.browser.run(script)
+        chain = ActionChains(self.browser.driver, duration=10)
+        for place, (x, y) in enumerate(points):
+            chain.w3c_actions.pointer_action.move_to_location(round(left + x * scale), round(top + y * scale))
+            if place == 0:
+                chain.w3c_actions.pointer_action.pointer_down()
+        chain.w3c_actions.pointer_action.pointer_up()
+        chain.perform()
+
+    def chord(self, *keys: str) -> None:
+        """Keys held together, the last one pressed."""
+        from selenium.webdriver import ActionChains
+
+        chain = ActionChains(self.browser.driver, duration=0)
+        for key in keys[:-1]:
+            chain.key_down(key)
+        chain.send_keys(keys[-1])
+        for key in keys[:-1]:
+            chain.key_up(key)
+        chain.perform()
+
+    def saved(self, name: str) -> Path:
+        """A file that was downloaded whole."""
+        path = self.downloads / name
+        self.browser.wait(lambda: path.is_file() and not list(self.downloads.glob("*.crdownload")), name)
+        return path
+
+
+@pytest.fixture
+def page(browser: Browser, service: RunningService, tmp_path: Path) -> Page:
+    return Page(browser, service, tmp_path)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A picture with structure."""
+    path = tmp_path / "LAO 30.png"
+    picture(3, WIDTH, HEIGHT).save(path)
+    return path
+
+
+def probabilities(predictor: Predictor, image: Path | Image.Image, phrase: str = "blood vessel") -> np.ndarray:
+    opened = image if isinstance(image, Image.Image) else Image.open(image).convert("RGB")
+    return predictor.predict([opened], [[phrase]])[0].probabilities[0]
+
+
+def steps(values: np.ndarray, threshold: float) -> np.ndarray:
+    """The mask of probabilities in 256 steps."""
+    return np.rint(values * 255) / 255 > threshold
+
+
+def test_predict_threshold_and_overlay(page: Page, image: Path, predictor: Predictor) -> None:
+    browser = page.browser
+    page.open()
+    page.choose(image)
+    assert page.text(".list .sub") == "not predicted" and "not predicted yet" in page.text("#phrases")
+    page.predict()
+    expected = probabilities(predictor, image)
+    shown = page.mask()
+    assert np.array_equal(shown, steps(expected, 0.4)) and 0 < shown.mean() < 1
+    different = shown != predictor.predict([Image.open(image).convert("RGB")], [["blood vessel"]])[0].masks[0]
+    assert np.abs(expected[different] - 0.4).max(initial=0) <= HALF_STEP
+    assert f"{shown.sum():,} px" in page.text("#phrases") and f"{100 * shown.mean():.2f} %" in page.text("#phrases")
+
+    requests = len(browser.run("return performance.getEntriesByType('resource')"))
+    for threshold in (0.55, np.round(float(np.median(expected)), 2)):
+        browser.run(SLIDE, "tiny", str(threshold))
+        assert np.array_equal(page.mask(), steps(expected, threshold))
+        assert browser.find(".threshold-row .number").get_property("value") == f"{threshold:.2f}"
+    browser.find(".threshold-row .number").click()
+    page.chord(CONTROL, "a")
+    browser.press("0", ".", "4", "5", "\n")
+    assert np.array_equal(page.mask(), steps(expected, 0.45))
+    browser.click(".threshold-row .link")
+    assert np.array_equal(page.mask(), shown)
+    assert len(browser.run("return performance.getEntriesByType('resource')")) == requests  # all without the service
+
+    browser.press("o")
+    outline = page.mask()
+    assert 0 < outline.sum() < shown.sum() and not (outline & ~shown).any()
+    browser.press("o")
+    browser.wait(lambda: browser.find("#legend").is_displayed(), "the heat map")
+    browser.press("m")
+    browser.wait(lambda: browser.run(PAINTED, 0) is None, "no mask")
+    browser.press("m", "o")
+    assert np.array_equal(page.mask(), shown) and not browser.find("#legend").is_displayed()
+    hosts = browser.run(
+        "return [...new Set(performance.getEntriesByType('resource').map((e) => new URL(e.name).origin))]"
+    )
+    assert hosts == [page.service.url]
+    assert browser.errors() == []
+
+
+def test_brush_eraser_undo_and_threshold(page: Page, image: Path, predictor: Predictor) -> None:
+    browser = page.browser
+    page.open()
+    page.choose(image)
+    page.predict("p")
+    before = page.mask()
+    browser.run(SLIDE, "tiny", "0.99")
+    assert not page.mask().any()
+    browser.press("b")
+    page.drag((30, 30), (90, 30))
+    drawn = page.mask()
+    size = 10
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    away = np.hypot(x - np.clip(x, 30, 90), y - 30)
+    assert drawn[away < size / 2 - 1].all() and not drawn[away > size / 2 + 1].any()
+
+    browser.press("e")
+    page.drag((60, 20), (60, 40))
+    erased = page.mask()
+    assert not (erased & ~drawn).any() and erased.sum() < drawn.sum() and not erased[25:36, 58:62].any()
+    browser.run(SLIDE, "tiny", "0.4")  # corrections stay, the rest follows
+    kept = page.mask()
+    assert np.array_equal(kept[erased], np.ones(erased.sum())) and not kept[25:36, 58:62].any()
+    far = (away > 8) & (np.abs(x - 60) > 8)
+    assert np.array_equal(kept[far], before[far])
+
+    browser.run(SLIDE, "tiny", "0.99")
+    page.chord(CONTROL, "z")
+    assert np.array_equal(page.mask(), drawn)
+    browser.click("#undo")
+    assert not page.mask().any() and not browser.find("#undo").is_enabled()
+    page.chord(CONTROL, SHIFT, "z")
+    browser.click("#redo")
+    assert np.array_equal(page.mask(), erased)
+    assert "not saved" in page.text(".list .sub") and "not saved yet" in page.text("#save-note")
+    leaving = "const e = new Event('beforeunload', { cancelable: true }); dispatchEvent(e); return e.defaultPrevented"
+    assert browser.run(leaving)
+    browser.click(".list .remove")
+    assert "not saved" in page.text("#sure-words")
+    browser.click("#sure button[value=no]")
+    browser.click("#save-mask")
+    page.saved("LAO 30_mask.png")
+    assert not browser.run(leaving)
+    browser.click("#clear")
+    assert not page.mask().any()
+    browser.click("#undo")
+    assert np.array_equal(page.mask(), erased)
+    assert browser.errors() == []
+
+
+def test_fingers_draw_and_pinch(page: Page, image: Path) -> None:
+    browser = page.browser
+    page.open((768, 1024))
+    page.choose(image)
+    page.predict("p")
+    browser.run(SLIDE, "tiny", "0.99")
+    browser.press("b")
+    box = browser.find("#stage").rect
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        fingers = [{"x": middle[0] + x, "y": middle[1] + y, "id": place} for place, (x, y) in enumerate(points)]
+        browser.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    touch("touchStart", (-60, 0))
+    touch("touchMove", (0, 0))
+    touch("touchMove", (60, 0))
+    touch("touchEnd")
+    drawn = page.mask()
+    assert drawn.any() and browser.find("#undo").is_enabled()
+    zoom = page.text("#zoom")
+    touch("touchStart", (-40, 60))
+    touch("touchStart", (-40, 60), (40, 60))
+    touch("touchMove", (-80, 60), (80, 60))
+    touch("touchMove", (-120, 60), (120, 60))
+    touch("touchEnd")
+    browser.wait(lambda: page.text("#zoom") != zoom, "the pinch to zoom")
+    assert np.array_equal(page.mask(), drawn)  # what the first finger began is taken back
+    assert browser.errors() == []
+
+
+def test_two_models_compared(page: Page, image: Path, predictor: Predictor, other_predictor: Predictor) -> None:
+    browser = page.browser
+    page.open()
+    page.choose(image)
+    page.predict("p")
+    browser.press("2")
+    page.idle()
+    one, other = probabilities(predictor, image), probabilities(other_predictor, image)
+    browser.run(SLIDE, "tiny", "0.4")
+    browser.run(SLIDE, "other", "0.5")
+    masks = steps(one, 0.4), steps(other, 0.5)
+    assert np.array_equal(page.mask(0), masks[0]) and np.array_equal(page.mask(1), masks[1])
+    dice = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    assert f"Dice {dice:.3f}" in page.text("#agreement")
+    browser.press("+", "+")
+    transforms = "return [...document.querySelectorAll('.layers')].map((layers) => layers.style.transform)"
+    first, second = browser.run(transforms)
+    assert first == second and "scale" in first
+    browser.press("0", "3")
+    clips = "return [...document.querySelectorAll('.overlays canvas')].map((canvas) => canvas.style.clipPath)"
+    before = browser.run(clips)
+    assert len(before) == 2 and before[0] != before[1] and all("inset" in clip for clip in before)
+    browser.run("document.querySelector('#divider').focus()")
+    browser.press(RIGHT, RIGHT)
+    assert browser.run(clips) != before and browser.find("#divider").get_attribute("aria-valuenow") == "54"
+    browser.press("1")
+    assert not browser.find("#divider").is_displayed() and not browser.find("#agreement").is_displayed()
+    assert browser.errors() == []
+
+
+def test_what_is_saved_is_what_is_shown(page: Page, image: Path, tmp_path: Path) -> None:
+    browser = page.browser
+    page.open()
+    page.choose(image)
+    browser.find("#phrase").send_keys("guide  wire\n")
+    browser.press(ESCAPE)
+    page.predict("p")
+    assert [name.text.splitlines()[0] for name in browser.all(".phrase .name")] == ["blood vessel", "guide wire"]
+    assert browser.run("return document.querySelectorAll('.phrase .share').length") == 2
+    browser.click("[aria-label='Show guide wire']")
+    browser.click("[data-phrase='blood vessel'] .name")
+    browser.press("b")
+    page.drag((20, 60), (130, 70))
+    shown = page.mask()
+    browser.press("s")
+    mask = Image.open(page.saved("LAO 30_mask.png"))
+    assert mask.mode == "L" and np.array_equal(np.asarray(mask) == 255, shown)
+    assert set(np.unique(np.asarray(mask))) <= {0, 255}
+
+    browser.press("S")
+    overlay = np.asarray(Image.open(page.saved("LAO 30_overlay.png")).convert("RGB")).astype(int)
+    plain = np.asarray(Image.open(image).convert("RGB")).astype(int)
+    assert np.array_equal(overlay[~shown], plain[~shown])
+    colour = np.array([0xFF, 0x5A, 0x4D])
+    assert np.abs(overlay[shown] - (plain[shown] + colour) / 2).max() <= 2
+
+    browser.press("l")
+    label = page.saved("LAO 30.json")
+    content = json.loads(label.read_text())
+    assert (content["imagePath"], content["imageWidth"], content["imageHeight"]) == (image.name, WIDTH, HEIGHT)
+    folder = tmp_path / "labelled"
+    folder.mkdir()
+    (folder / image.name).write_bytes(image.read_bytes())
+    (folder / label.name).write_bytes(label.read_bytes())
+    prepared(folder, tmp_path / "prepared")
+    (record,) = read_manifest(tmp_path / "prepared")
+    again = record_masks(record, HEIGHT, WIDTH)[0].astype(bool)
+    assert (again & shown).sum() / (again | shown).sum() >= 0.98
+    assert browser.errors() == []
+
+
+def test_many_files_frames_and_reasons(page: Page, image: Path, tmp_path: Path, predictor: Predictor) -> None:
+    browser = page.browser
+    clip, cut = tmp_path / "clip.dcm", tmp_path / "cut.png"
+    frames = np.stack([np.asarray(picture(seed, WIDTH, HEIGHT).convert("L")) for seed in (5, 6, 7)])
+    write_dicom(clip, frames)
+    cut.write_bytes(image.read_bytes()[:300])
+    page.open()
+    page.choose(clip, cut, image)
+    page.predict("P")
+    assert [row.text for row in browser.all(".list .sub")][1] == "failed"
+    browser.click("#next")
+    reason = page.service.predict(cut.read_bytes(), "cut.png").json()["error"]["message"]
+    assert browser.wait(lambda: page.text("#message-words")) == f"cut.png: {reason}"
+    assert len(page.text("#message-id code")) == 16 and browser.find("#retry").is_displayed()
+    browser.click("#retry")
+    page.idle()
+    assert reason in page.text("#message-words")
+    browser.press(RIGHT)
+    browser.wait(lambda: not browser.find("#message").is_displayed() and browser.all(".overlays canvas"))
+    assert not browser.find("#frames").is_displayed()
+
+    browser.all(".list .row")[0].click()
+    browser.wait(lambda: browser.find("#frames").is_displayed() and page.text("#frame-count") == "of 3", "the frames")
+    shown = page.mask()
+    browser.press(".")
+    browser.wait(lambda: not browser.all(".overlays canvas"))
+    page.idle()
+    assert not np.array_equal(page.mask(), shown) and "2 of 3" in page.text("#facts")
+    browser.press(",")
+    assert np.array_equal(page.mask(), shown)
+    assert all("422" in line for line in browser.errors())
+
+
+def test_dropped_and_pasted(page: Page, image: Path) -> None:
+    browser = page.browser
+    text = base64.b64encode(image.read_bytes()).decode()
+    page.open()
+    browser.run(HAND_OVER, "drop", [["a.png", "image/png", text], ["b.png", "image/png", text]])
+    browser.run(HAND_OVER, "paste", [["image.png", "image/png", text]])
+    browser.wait(lambda: len(browser.all(".list .thumbnail canvas")) == 3, "three thumbnails")
+    assert [name.text for name in browser.all(".list .name")] == ["a.png", "b.png", "image.png"]
+    assert "3 of 3" in page.text("#position")
+    browser.press("?")
+    assert browser.find("#help").get_property("open")
+    browser.press("b")
+    assert browser.find("input[name=tool][value=move]").is_selected()  # no command behind a dialog
+    browser.press(ESCAPE)
+    for key, tool in (("b", "brush"), ("e", "eraser"), ("v", "move")):
+        browser.press(key)
+        assert browser.find(f"input[name=tool][value={tool}]").is_selected()
+    browser.press("t")
+    assert browser.run("return document.activeElement.className") == "threshold"
+    assert browser.errors() == []
+
+
+def test_token(browser: Browser, start: Callable[..., Any], tmp_path: Path, image: Path) -> None:
+    with start(token="a-token-of-enough-signs") as service:
+        page = Page(browser, service, tmp_path)
+        browser.open(f"{service.url}/")
+        browser.wait(lambda: browser.find("#token").get_property("open"), "the question")
+        browser.find("#token-input").send_keys("wrong\n")
+        browser.wait(lambda: "refused" in page.text("#token-words"), "the refusal")
+        browser.find("#token-input").send_keys("a-token-of-enough-signs\n")
+        browser.wait(lambda: browser.all(".phrase"), "the models")
+        page.choose(image)
+        page.predict("p")
+        assert page.mask().any()
+        assert all("401" in line for line in browser.errors())
+        browser.run("sessionStorage.clear()")
+        page.open(end="#token=a-token-of-enough-signs")
+        assert browser.run("return location.hash") == "" and not browser.find("#token").get_property("open")
+        assert browser.errors() == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_it_fits_the_screen(page: Page, image: Path, size: tuple[int, int]) -> None:
+    browser = page.browser
+    page.open(size)
+    page.choose(image)
+    page.predict("p")
+    browser.press("b")
+    width, height = browser.run("return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+    assert width == size[0] and (height == size[1] or size[0] < 860)
+    assert "no diagnosis" in page.text(".honest") and browser.find("#stage").rect["height"] > 0.4 * size[1]
+    small = """const seen = [...document.querySelectorAll("button, select, label:has(input), input[type=range]")];
+        return seen.filter((one) => one.offsetParent && !one.closest("dialog"))
+          .filter((one) => one.getBoundingClientRect().height < 38 || one.getBoundingClientRect().width < 34)
+          .map((one) => one.outerHTML)"""
+    assert browser.run(small) == []
+    unnamed = """const label = (one) => one.getAttribute("aria-label") || one.textContent.trim() || one.labels?.length;
+        return [...document.querySelectorAll("button, input, select, [role=group], [role=slider]")]
+          .filter((one) => !label(one)).map((one) => one.outerHTML)"""
+    assert browser.run(unnamed) == []
+    assert browser.errors() == []
+
+
+def test_a_service_that_is_gone(browser: Browser, start: Callable[..., Any], tmp_path: Path, image: Path) -> None:
+    with start() as service:
+        page = Page(browser, service, tmp_path)
+        page.open()
+        page.choose(image)
+    page.predict("p")
+    assert "does not answer" in page.text("#message-words") and browser.find("#retry").is_displayed()
+    assert all("ERR_CONNECTION_REFUSED" in line for line in browser.errors())
