@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import sys
 import time
@@ -92,7 +93,7 @@ def main() -> None:
 
 def draw(runs: int, frames: int, side: int) -> list[Cine]:
     """Runs for training: seeds from 1000 on, which the comparison does not use."""
-    with ProcessPoolExecutor() as workers:
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
         return list(workers.map(draw_cine, [frames] * runs, [side] * runs, range(1000, 1000 + runs)))
 
 
@@ -152,13 +153,11 @@ def train(parameters: Sequence[nn.Parameter], seconds: float, loss_of: Callable[
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.01)
-    device = parameters[0].device.type
     started, curve, recent, step = time.perf_counter(), [], [], 0
     while (used := (time.perf_counter() - started) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = 4e-4 * min(1.0, (step + 1) / 50) * (1 - used)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = loss_of()
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
