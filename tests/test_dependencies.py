@@ -41,6 +41,8 @@ ONLY_TO_TRAIN = {
     "liger_kernel": "model.sa2va.fused, on a GPU",
     "segmentation_models_pytorch": "tools/baseline_unet.py",
     "highdicom": "tools/predict.py --save dicom-seg",
+    "onnx": "tools/distill_prompt.py",
+    "onnxruntime": "tools/distill_prompt.py",
 }
 
 
@@ -75,7 +77,7 @@ def declared() -> tuple[set[str], set[str]]:
     content = project()
     base = content["project"]["dependencies"]
     extras = content["project"]["optional-dependencies"]
-    optional = [item for name in ("train", "baselines", "serve", "dicom") for item in extras[name]]
+    optional = [item for name in ("train", "baselines", "serve", "dicom", "distill") for item in extras[name]]
     train = optional + content["dependency-groups"]["xtuner"]
     return {import_name(item) for item in base}, {import_name(item) for item in train}
 

@@ -68,6 +68,18 @@ RULES = {
         (*LEAVES, "vesselseg.models", "vesselseg.inference", "vesselseg.config", "vesselseg.data.manifest"),
         ("xtuner", "deepspeed"),
     ),
+    "vesselseg.distill": Rule(
+        (
+            *LEAVES,
+            "vesselseg.models",
+            "vesselseg.inference",
+            "vesselseg.evaluation",
+            "vesselseg.data",
+            "vesselseg.losses",
+            "vesselseg.export.remote_code",
+        ),
+        TRAINING_ONLY,
+    ),
     "tools": Rule(("vesselseg",)),
     "examples": Rule(("vesselseg",), TRAINING_ONLY),
     "configs": Rule(("vesselseg", "configs")),  # configs read their bases

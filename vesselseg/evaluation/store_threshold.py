@@ -11,7 +11,7 @@ from typing import Any
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.scores import Evaluation
 
-_CONFIG, _CARD, _CODE = "config.json", "README.md", "hf_model.py"
+_CONFIG, _CARD, _CODE = "config.json", "README.md", "*.py"
 _ROW = re.compile(r"^\| threshold \|.*$", re.MULTILINE)
 
 
@@ -26,8 +26,8 @@ def check_storable(folder: Path, temperature: bool) -> None:
         raise EvaluationError(f"{folder} holds predictions and no model; {advice}")
     if "threshold" not in _read(folder):
         raise EvaluationError(f"{folder / _CONFIG} has no threshold, so the folder is someone else's model; {advice}")
-    code = folder / _CODE
-    if temperature and not (code.is_file() and "mask_temperature" in code.read_text(encoding="utf-8")):
+    code = "".join(file.read_text(encoding="utf-8") for file in folder.glob(_CODE))
+    if temperature and "mask_temperature" not in code:
         raise EvaluationError(
             f"{folder}: the model code in it knows no temperature, so it would apply the threshold to other "
             "probabilities; convert the checkpoint again with tools/convert_to_hf.py, or leave --calibrate away"

@@ -1,0 +1,245 @@
+"""A big model and a dataset -> the small model's folder: taught, measured, the winner exported and checked."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vesselseg.data.manifest import fingerprint, image_path
+from vesselseg.data.rgb import as_rgb
+from vesselseg.distill import graphs
+from vesselseg.distill.folder import FormCheck, check_forms, small_model, write_graphs, write_model
+from vesselseg.distill.learning import Candidate, Teaching, candidates
+from vesselseg.distill.measuring import Bench, Figures, compared, objections, paired, scatter, winner
+from vesselseg.distill.report import write_card, write_report
+from vesselseg.distill.teaching import (
+    CHOOSING,
+    TRAINING,
+    Lesson,
+    checked_phrases,
+    collect,
+    lesson_records,
+    usual_phrase,
+)
+from vesselseg.errors import UserError
+from vesselseg.evaluation.comparison import Metric
+from vesselseg.evaluation.evaluator import Track, silent
+from vesselseg.evaluation.results import versions
+from vesselseg.evaluation.scores import Scored
+from vesselseg.inference.model_files import weights_digest
+from vesselseg.inference.predictor import Predictor
+from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.models.prompted_sam2 import PromptedSAM2, PromptedSAM2Config, place
+from vesselseg.output_folder import whole_folder
+
+_log = logging.getLogger(__name__)
+
+RESULTS_FILE = "distillation.json"
+CHECK_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """phrases: none takes the one that most objects of the training split have. minutes: that training may take."""
+
+    phrases: tuple[str, ...] = ()
+    minutes: float = 5.0
+    batch: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What came out. figures: of the candidates, in their order; small: of the winner in float32 as it is exported;
+    forms: of the exported files that were scored. metrics: small minus big. scored: (small, big) item by item.
+    """
+
+    model: str
+    weights: str | None
+    data: Path
+    data_fingerprint: str
+    phrases: tuple[str, ...]
+    images: tuple[int, int]
+    teacher: Figures
+    figures: tuple[Figures, ...]
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    int8: Figures
+    checks: tuple[FormCheck, ...]
+    metrics: tuple[Metric, ...]
+    scored: tuple[list[Scored], list[Scored]]
+    varying: float
+    objections: tuple[str, ...]
+    seed: int
+
+    @property
+    def small(self) -> Figures:
+        """The winner's figures."""
+        return self.figures[self.chosen]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        courses = [
+            {"name": one.name, "seconds": round(one.seconds, 1), "ended_by": one.ended_by, "losses": list(one.course)}
+            for one in self.candidates
+        ]
+        return {
+            "model": {"path": self.model, "weights": self.weights},
+            "data": {"folder": str(self.data), "fingerprint": self.data_fingerprint},
+            "phrases": list(self.phrases),
+            "images": {TRAINING: self.images[0], CHOOSING: self.images[1]},
+            "should_not_be_used": list(self.objections),
+            "teacher": self.teacher.to_dict(),
+            "candidates": [one.to_dict() for one in self.figures],
+            "chosen": self.small.name,
+            "int8": self.int8.to_dict(),
+            "forms": [asdict(one) for one in self.checks],
+            "metrics": [asdict(one) for one in self.metrics],
+            "vectors_scatter": self.varying,
+            "training": courses,
+            "seed": self.seed,
+            "versions": versions(),
+        }
+
+
+def distill(
+    teacher: Predictor,
+    model: str,
+    data: Path,
+    out: Path,
+    options: DistillOptions,
+    force: bool = False,
+    track: Track = silent,
+) -> Distillation:
+    """Write the small model into out, whole or not at all.
+
+    model: where the big one was loaded from, as it is named in the report. Raises UserError for a model that is small
+    already, a dataset without validation images or without a phrase, and where out exists.
+    """
+    if isinstance(teacher, PromptedPredictor):
+        raise UserError(f"{model} is a distilled model already; name the model with a language model that it came from")
+    phrases = checked_phrases(options.phrases or (usual_phrase(data),))
+    records = {split: lesson_records(data, split, phrases) for split in (TRAINING, CHOOSING)}
+    with whole_folder(out, force, RESULTS_FILE) as folder:
+        lessons = []
+        for split, chosen in records.items():
+            _log.info("%s: the language model reads %d images", split, len(chosen))
+            lessons.append(collect(teacher, data, chosen, phrases, options.batch))
+        bench = Bench(data, records[CHOOSING], options.batch, track)
+        found = _Run(teacher, bench, lessons[0], lessons[1], phrases, options).run(folder)
+        images = len(records[TRAINING]), len(records[CHOOSING])
+        result = Distillation(
+            model=model,
+            weights=weights_digest(Path(model)) if Path(model).exists() else None,
+            data=data,
+            data_fingerprint=fingerprint(data),
+            phrases=phrases,
+            images=images,
+            objections=tuple(objections(found["figures"][found["chosen"]], found["metrics"], found["varying"], images)),
+            seed=options.seed,
+            **found,
+        )
+        content = json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        (folder / RESULTS_FILE).write_text(content, encoding="utf-8")
+        write_card(result, folder)
+        write_report(result, bench, teacher, folder)
+    return result
+
+
+@dataclass(frozen=True)
+class _Run:
+    teacher: Predictor
+    bench: Bench
+    train: Lesson
+    choosing: Lesson
+    phrases: tuple[str, ...]
+    options: DistillOptions
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Teach, measure, write the winner's files."""
+        teacher = self.bench.figures("language model", "the model that was distilled", self.teacher)
+        teaching = Teaching(
+            self.train,
+            self.choosing,
+            self.teacher.grounding,
+            len(self.phrases),
+            self.options.minutes,
+            self.options.seed,
+        )
+        taught = list(candidates(teaching))
+        figures = [
+            self.bench.figures(one.name, one.meaning, PromptedPredictor(self._model(one, 0.5)), teacher)
+            for one in taught
+        ]
+        chosen = winner(figures)
+        small = small_model(self._model(taught[chosen], figures[chosen].threshold))
+        write_model(small, folder)
+        write_graphs(small, folder)
+        checks = check_forms(small, folder, self._pictures())
+        loaded = PromptedPredictor(place(small_model(small), self.teacher.model.device, self.teacher.model.dtype))
+        scored = (
+            self.bench.scored(loaded, figures[chosen].threshold),
+            self.bench.scored(self.teacher, teacher.threshold),
+        )
+        return {
+            "teacher": teacher,
+            "figures": tuple(figures),
+            "candidates": tuple(taught),
+            "chosen": chosen,
+            "int8": self._int8(small, folder, teacher),
+            "checks": tuple(checks),
+            "metrics": tuple(paired(*scored)),
+            "scored": scored,
+            "varying": scatter(self.train),
+        }
+
+    def _model(self, candidate: Candidate, threshold: float) -> PromptedSAM2:
+        """The candidate around the big model's own SAM2."""
+        grounding, near = self.teacher.grounding, self.teacher.grounding.sam2.no_mem_embed
+        config = PromptedSAM2Config(
+            phrases=self.phrases,
+            grounding_config=self.teacher.model.config.grounding_config,
+            head_width=candidate.head.width,
+            threshold=threshold,
+            mask_temperature=self.teacher.temperature,
+        )
+        return PromptedSAM2(config, grounding, candidate.head.to(near.device, near.dtype)).eval()
+
+    def _int8(self, small: PromptedSAM2, folder: Path, teacher: Figures) -> Figures:
+        """The 8-bit graph at the threshold that it will be used with, which is the float32 model's."""
+        predictor = graphs.OnnxPredictor(small, folder / graphs.ONNX_INT8)
+        items = self.bench.scored(predictor, small.config.threshold)
+        dice = torch.tensor([item.metrics["dice"] for item in items], dtype=torch.float64).numpy()
+        found = Figures("ONNX, 8 bits", "weights of products in 8 bits, for CPUs", small.config.threshold, dice)
+        return compared(found, replace(teacher, difference=None), self.bench.groups(predictor))
+
+    def _pictures(self) -> list[Image.Image]:
+        pictures = []
+        for record in self.bench.records[:CHECK_IMAGES]:
+            with Image.open(image_path(self.bench.data, record)) as image:
+                pictures.append(as_rgb(image).copy())
+        return pictures
+
+
+def summary_lines(result: Distillation) -> Sequence[str]:
+    """What the console says."""
+    lines = [f"{result.teacher.name}: Dice {result.teacher.mean:.4f}"]
+    for one in (*result.figures, result.int8):
+        difference = one.difference
+        within = (
+            f", 95 % {difference.low:+.4f} to {difference.high:+.4f}"
+            if difference and difference.low is not None
+            else ""
+        )
+        mark = " <- exported" if one is result.small else ""
+        away = difference.difference if difference else 0.0
+        lines.append(f"{one.name}: Dice {one.mean:.4f}, difference {away:+.4f}{within}{mark}")
+    lines += [f"do not use it: {reason}" for reason in result.objections]
+    return lines
