@@ -63,6 +63,7 @@ def server_for(app: FastAPI) -> ServiceServer:
         date_header=False,
         proxy_headers=False,  # a client's address is what rates are counted by; it cannot be claimed
         ws="none",
+        timeout_keep_alive=75,  # a connection closed just as its client asks again is an error there
         timeout_graceful_shutdown=5,
     )
     return ServiceServer(config, app.state.service)

@@ -1,0 +1,91 @@
+"""tools/serve.py as a process: it starts, says where it is, and stops gently."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.service.running import assert_error, png
+from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+
+WAIT_MS = 1500
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.pth"
+    return save_checkpoint(shaken_model(tiny_base), path, model_arguments(tiny_base))
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "tools" / "serve.py"), *map(str, arguments)]
+
+
+@pytest.fixture
+def started(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its address."""
+    options = ("--port", 0, "--device", "cpu", "--wait-ms", WAIT_MS, "--batch", 3)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(model, *options), stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment
+    )
+    try:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "open http://" in line:
+                break
+        else:
+            pytest.fail("".join(lines))
+        yield process, line.split("open ")[1].split("/ ")[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen[str], str]) -> None:
+    process, url = started
+    assert httpx.get(f"{url}/models").json()["models"][0]["name"] == "tiny.pth"
+    with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=url) as later:
+        assert later.get("/health").status_code == 200
+        files = {"image": ("secret-name.png", png(picture(1)))}
+        running = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=30) for _ in range(2)]
+        while 'vesselseg_queue_length{model="tiny.pth"} 2' not in later.get("/metrics").text:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        while later.get("/health").json()["status"] != "stopping":
+            time.sleep(0.02)
+        assert_error(later.post("/predict", files=files), 503, "stopping")
+        assert [answer.result().status_code for answer in running] == [200, 200]
+    assert process.wait(20) == 0
+    assert process.stderr is not None
+    log = process.stderr.read()
+    assert "Traceback" not in log and "secret" not in log and log.count("status=200 model=tiny.pth") == 2
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("x", "--host", "0.0.0.0"), "no token is set; add --token-file"),
+        (("x", "--token-file", "/nowhere/token"), "--token-file: /nowhere/token"),
+        (("x", "--port", "70000", "--batch", "0"), "--port 70000: expected a number from 1 to 65535, or 0"),
+    ],
+)
+def test_wrong_arguments_are_one_message(arguments: tuple[str, ...], words: str) -> None:
+    outcome = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert outcome.returncode == 2 and outcome.stderr.startswith("error: ") and words in outcome.stderr
+    assert len(outcome.stderr.splitlines()) == 1
