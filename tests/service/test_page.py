@@ -344,6 +344,16 @@ def test_what_is_saved_is_what_is_shown(page: Page, image: Path, tmp_path: Path)
     assert browser.errors() == []
 
 
+def test_a_file_that_is_too_large_is_not_sent(page: Page, tmp_path: Path) -> None:
+    large = tmp_path / "large.dcm"
+    large.write_bytes(bytes(1_500_000))
+    page.open()
+    page.choose(large)
+    page.predict("p")
+    assert page.text("#message-words") == "large.dcm: 1.5 MB; this service takes at most 1.0 MB."
+    assert page.browser.errors() == []
+
+
 def test_many_files_frames_and_reasons(page: Page, image: Path, tmp_path: Path, predictor: Predictor) -> None:
     browser = page.browser
     clip, cut = tmp_path / "clip.dcm", tmp_path / "cut.png"
@@ -448,3 +458,20 @@ def test_a_service_that_is_gone(browser: Browser, start: Callable[..., Any], tmp
     page.predict("p")
     assert "does not answer" in page.text("#message-words") and browser.find("#retry").is_displayed()
     assert all("ERR_CONNECTION_REFUSED" in line for line in browser.errors())
+
+
+def test_a_phrase_goes_with_its_corrections(page: Page, image: Path) -> None:
+    browser = page.browser
+    page.open()
+    page.choose(image)
+    browser.find("#phrase").send_keys("stent\n")
+    browser.press(ESCAPE)
+    page.predict("p")
+    browser.press("b")
+    page.drag((20, 60), (130, 70))
+    browser.click("[aria-label='Remove the phrase stent']")
+    assert "stent" in page.text("#sure-words") and image.name in page.text("#sure-words")
+    browser.click("#sure button[value=yes]")
+    browser.wait(lambda: len(browser.all(".phrase")) == 1, "the phrase to go")
+    assert not browser.find("#undo").is_enabled() and page.mask().any()
+    assert browser.errors() == []

@@ -1,12 +1,13 @@
 // The page of tools/serve.py: drop images, predict, choose a threshold, correct, save.
-import { Api, takeToken } from "./service_api.js";
+import { Api, Queue, takeToken } from "./service_api.js";
+import { askToken, sure } from "./service_dialogs.js";
 import { saveLabelMe, saveMasks, saveOverlay } from "./service_downloads.js";
 import { listenKeys } from "./service_keys.js";
 import { List, thumbnailOf } from "./service_list.js";
 import { paintLegend } from "./service_paint.js";
 import { Panel } from "./service_panel.js";
 import { Predictions } from "./service_predict.js";
-import { addPhrase, anyResult, comparing, hasUnsaved, modelNamed, missing, newItem, removePhrase, resultOf, shownModels, state } from "./service_state.js";
+import { addPhrase, anyResult, comparing, hasUnsaved, modelNamed, missing, newItem, removePhrase, resultOf, shownModels, state, unsavedWith } from "./service_state.js";
 import { View, pictureOf } from "./service_view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -15,12 +16,13 @@ let ticking = null;
 let painting = false;
 
 const api = new Api(askToken);
+const thumbnails = new Queue(2); // a picture takes much more memory decoded than as a file
 const predictions = new Predictions(api, { progress, stored });
 const list = new List($("list"), { choose: go, remove: removeItem });
 const panel = new Panel({
   phrase: repaint,
   active: () => { list.render(); repaint(); },
-  remove: (phrase) => { removePhrase(phrase); changed(); },
+  remove: dropPhrase,
   threshold: setThreshold,
   everywhere: useEverywhere,
 });
@@ -86,16 +88,15 @@ function describe() {
 function message(drawn) {
   const { item } = state;
   const busy = Boolean(item?.jobs.size);
-  $("welcome").hidden = Boolean(item);
-  const words = busy || !item ? "" : item.error ? `${item.name}: ${item.error.words}` : drawn ? "" : "The browser cannot show this kind of file; the service can, once it predicts.";
+  $("welcome").hidden = Boolean(item || state.problem);
+  const words = state.problem ?? (busy || !item ? "" : item.error ? `${item.name}: ${item.error.words}` : drawn ? "" : "The browser cannot show this kind of file; the service can, once it predicts.");
   $("message").hidden = !words;
-  $("message").classList.toggle("quiet", !item?.error);
+  $("message").classList.toggle("quiet", !item?.error && !state.problem);
   $("message").classList.toggle("below", drawn);
   if (words !== $("message-words").textContent) $("message-words").textContent = words;
   $("message-id").hidden = !item?.error?.requestId;
   $("message-id").querySelector("code").textContent = item?.error?.requestId ?? "";
-  $("retry").textContent = item?.error ? "Try again" : "Predict";
-  $("retry").hidden = !state.model;
+  $("retry").textContent = item?.error || state.problem ? "Try again" : "Predict";
   $("busy").hidden = !busy;
   $("predict").disabled = !item || busy || !state.phrases.length || !state.model;
   $("predict").classList.toggle("primary", Boolean(item) && (shownModels().some((model) => model && missing(item, model).length) || Boolean(item.error)));
@@ -171,7 +172,7 @@ async function addFiles(files) {
 
 /** A thumbnail where the browser can make one; a folder, which looks like a file, is told from one. */
 async function small(item) {
-  const picture = await createImageBitmap(item.file).catch(() => null);
+  const picture = await thumbnails.run(() => createImageBitmap(item.file).catch(() => null));
   if (picture) item.thumbnail = thumbnailOf(picture);
   else if (!(await item.file.slice(0, 1).arrayBuffer().catch(() => null))) item.error = { words: "The browser cannot read this: a folder, or a file that is gone. Drop the files themselves.", requestId: "" };
   picture?.close();
@@ -192,11 +193,18 @@ function leaf(step) {
 }
 
 async function removeItem(item) {
-  if (hasUnsaved(item) && !(await sure(`${item.name} has corrections that are not saved.`))) return;
+  if (hasUnsaved(item) && !(await sure(`${item.name} has corrections that are not saved.`, "Remove the image?"))) return;
   predictions.cancel(item);
   const place = state.items.indexOf(item);
   state.items.splice(place, 1);
   if (state.item === item) state.item = state.items[Math.min(place, state.items.length - 1)] ?? null;
+  changed();
+}
+
+async function dropPhrase(phrase) {
+  const names = unsavedWith(phrase);
+  if (names.length && !(await sure(`Corrections of “${phrase}” are not saved: ${names.join(", ")}.`, "Remove the phrase?"))) return;
+  removePhrase(phrase);
   changed();
 }
 
@@ -276,14 +284,13 @@ function setShown(shown) {
 
 // --- saving --------------------------------------------------------------------------------------------------------
 
-async function save(work, counts = true) {
+async function save(work) {
   const { item } = state;
   const result = resultOf(item);
   if (!result?.layers.size) return;
   try {
     const names = await work(item, result);
     if (!names.length) return toast("All phrases are switched off: show one to save it.");
-    if (counts) result.unsaved = false;
     toast(`Saved ${names.join(", ")}`);
   } catch (error) {
     toast(`Not saved: ${error.message}${error.requestId ? ` (request ${error.requestId})` : ""}`);
@@ -293,29 +300,9 @@ async function save(work, counts = true) {
 
 const saves = {
   mask: () => save(saveMasks),
-  overlay: async () => save(async (item, result) => saveOverlay(item, result, await pictureOf(item, view.cache)), false),
+  overlay: () => save(async (item, result) => saveOverlay(item, result, await pictureOf(item, view.cache))),
   labelme: () => save((item, result) => saveLabelMe(item, result, api)),
 };
-
-// --- dialogs -------------------------------------------------------------------------------------------------------
-
-/** What the user types, or null. */
-function askToken(refused) {
-  if (refused) $("token-words").textContent = "The service refused that token.";
-  $("token-input").value = "";
-  $("token").showModal();
-  return new Promise((resolve) => {
-    $("token").onclose = () => resolve($("token").returnValue === "given" ? $("token-input").value.trim() : null);
-    $("token").returnValue = "";
-  });
-}
-
-function sure(words) {
-  $("sure-words").textContent = words;
-  $("sure").returnValue = "no";
-  $("sure").showModal();
-  return new Promise((resolve) => { $("sure").onclose = () => resolve($("sure").returnValue === "yes"); });
-}
 
 // --- what the user does --------------------------------------------------------------------------------------------
 
@@ -341,8 +328,7 @@ function listen() {
     undo: () => view.history("undo"), redo: () => view.history("redo"), clear: () => view.clear(resultOf(state.item)),
     previous: () => leaf(-1), next: () => leaf(1), "frame-back": () => setFrame(state.item.frame - 1), "frame-next": () => setFrame(state.item.frame + 1),
     "zoom-out": () => view.zoom(0.8), "zoom-in": () => view.zoom(1.25), "zoom-fit": () => view.fit(), "zoom-actual": () => view.actualSize(),
-    "save-mask": saves.mask, "save-overlay": saves.overlay, "save-labelme": saves.labelme, "help-open": () => $("help").showModal(),
-    "token-cancel": () => $("token").close("") };
+    "save-mask": saves.mask, "save-overlay": saves.overlay, "save-labelme": saves.labelme, "help-open": () => $("help").showModal() };
   for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
   for (const [name, act] of Object.entries({ tool: setTool, view: setView, kind: setKind })) {
     boxes(name).forEach((box) => box.addEventListener("change", () => act(box.value)));
@@ -364,7 +350,6 @@ function listen() {
     $("phrase").value = "";
     changed();
   });
-  $("token-form").addEventListener("submit", (event) => { event.preventDefault(); $("token").close("given"); });
   addEventListener("beforeunload", (event) => state.items.some(hasUnsaved) && event.preventDefault());
 }
 
@@ -375,12 +360,12 @@ function retry() {
 
 async function start() {
   try {
-    state.models = (await api.models()).map((model) => ({ ...model, start: model.threshold }));
+    const { models, limits } = await api.models();
+    state.models = models.map((model) => ({ ...model, start: model.threshold }));
+    Object.assign(state, { limits, problem: null });
   } catch (error) {
-    $("welcome").hidden = true;
-    Object.assign($("message"), { hidden: false, className: "message" });
-    $("message-words").textContent = error.message;
-    return;
+    state.problem = error.message;
+    return void changed();
   }
   [state.model, state.other] = [state.models[0]?.name ?? null, state.models[1]?.name ?? null];
   addPhrase(state.models[0]?.phrases?.[0] ?? "blood vessel");

@@ -75,8 +75,9 @@ export class Api {
     }
   }
 
-  async models() {
-    return (await this.call("models")).models;
+  /** {models, limits}. */
+  models() {
+    return this.call("models");
   }
 
   predict({ file, name, frame, phrases, model, signal }) {

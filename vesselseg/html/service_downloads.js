@@ -33,6 +33,7 @@ export async function saveMasks(item, result) {
     offer(await writeGrey(result.width, result.height, bytesOf(mask)), name);
     names.push(name);
   }
+  layers.forEach(({ layer }) => { layer.unsaved = false; });
   return names;
 }
 
@@ -54,10 +55,13 @@ export async function saveOverlay(item, result, picture) {
 
 /** Polygons of the visible phrases, made by the service. */
 export async function saveLabelMe(item, result, api) {
-  const objects = await Promise.all(chosen(result).map(async ({ phrase, mask }) => (
+  const layers = chosen(result);
+  if (!layers.length) return [];
+  const objects = await Promise.all(layers.map(async ({ phrase, mask }) => (
     { phrase, mask_png: await toBase64(await writeGrey(result.width, result.height, bytesOf(mask))) })));
   const content = await api.labelme({ name: item.name, width: result.width, height: result.height, objects });
   const name = fileName(item, ".json");
   offer(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }), name);
+  layers.forEach(({ layer }) => { layer.unsaved = false; });
   return [name];
 }

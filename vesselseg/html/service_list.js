@@ -19,11 +19,11 @@ function stateOf(item) {
   if ([...item.jobs.values()].some((job) => job.started)) return ["busy", "segmenting…"];
   if (item.jobs.size) return ["waiting", "waiting"];
   if (item.error) return ["bad", "failed"];
-  if (hasUnsaved(item)) return ["warn", "corrected, not saved"];
+  if (hasUnsaved(item)) return ["warn", "not saved"];
   const result = resultOf(item) ?? anyResult(item);
   if (!result) return ["", item.frames > 1 ? `frame ${item.frame + 1}: not predicted` : "not predicted"];
   const layer = result.layers.get(state.active) ?? [...result.layers.values()][0];
-  return ["good", `${percent(currentMask(result, layer).pixels / (result.width * result.height))} ${layer.phrase}`];
+  return ["good", layer ? `${percent(currentMask(result, layer).pixels / (result.width * result.height))} found` : "predicted"];
 }
 
 /** on: {choose(item), remove(item)}. */

@@ -67,6 +67,12 @@ export class History {
     this.done.push(step);
   }
 
+  /** The steps of a layer that is no more. */
+  forget(layer) {
+    this.done = this.done.filter((step) => step.layer !== layer);
+    this.undone = this.undone.filter((step) => step.layer !== layer);
+  }
+
   /** The step that "undo" or "redo" would take, or undefined. */
   next(which) {
     return (which === "undo" ? this.done : this.undone).at(-1);

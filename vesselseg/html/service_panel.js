@@ -1,7 +1,7 @@
 // The settings beside the picture: phrases, models, thresholds, facts.
 import { element, percent, count } from "./browse_panels.js";
 import { dice } from "./service_mask.js";
-import { anyResult, comparing, currentMask, modelNamed, phrasesFor, resultOf, shownModels, state } from "./service_state.js";
+import { anyResult, comparing, currentMask, isUnsaved, modelNamed, phrasesFor, resultOf, shownModels, state } from "./service_state.js";
 
 const SUGGESTED = ["blood vessel", "coronary artery", "lymphatic vessel", "catheter", "guide wire", "stent"];
 const $ = (id) => document.getElementById(id);
@@ -99,11 +99,11 @@ export class Panel {
     this.agreement();
     const able = Boolean(result?.layers.size);
     for (const id of ["save-mask", "save-overlay", "save-labelme"]) $(id).disabled = !able;
-    const corrected = [...(result?.layers.values() ?? [])].some((layer) => layer.edits.includes(1) || layer.edits.includes(2));
+    const unsaved = able && isUnsaved(result);
     $("clear").hidden = !result?.layers.get(state.active)?.edits.some(Boolean);
-    $("save-note").textContent = !able ? "" : [comparing() ? `What ${state.model} found, the left one.` : "",
-      result.unsaved ? "Corrections are not saved yet." : corrected ? "With your corrections." : ""].filter(Boolean).join(" ");
-    $("save-note").classList.toggle("warn", Boolean(result?.unsaved));
+    $("save-note").textContent = [able && comparing() ? `What ${state.model} found, the left one.` : "",
+      unsaved ? "Corrections are not saved yet." : ""].filter(Boolean).join(" ");
+    $("save-note").classList.toggle("warn", unsaved);
   }
 
   agreement() {

@@ -3,7 +3,10 @@ import { Queue } from "./service_api.js";
 import { thumbnailOf } from "./service_list.js";
 import { missing, phrasesFor, shownModels, state, store } from "./service_state.js";
 
-const AT_ONCE = 3; // the service puts what waits into one batch
+const AT_ONCE = 4; // the service puts what waits into one batch
+
+const SPARE = 4000; // bytes of a request beside the image
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 /** api: the service. on: {progress(item): waits, starts or ends, stored(item)}. */
 export class Predictions {
@@ -26,6 +29,8 @@ export class Predictions {
     this.on.progress(item);
     try {
       if (!phrases.length) throw new Error(`${model} knows none of these phrases; add one that it suggests.`);
+      const most = state.limits.max_bytes - SPARE;
+      if (item.file.size > most) throw new Error(`${megabytes(item.file.size)}; this service takes at most ${megabytes(most)}.`);
       const { signal } = job.abort;
       const answer = await this.queue.run(() => {
         job.started = performance.now();

@@ -4,7 +4,8 @@ import { fromBase64, readGrey } from "./service_png.js";
 import { History, maskOf, pixels } from "./service_mask.js";
 
 export const state = {
-  models: [], model: null, other: null, // names; other: what is compared with, on the right
+  models: [], limits: null, problem: null, // problem: why there are no models
+  model: null, other: null, // names; other: what is compared with, on the right
   view: "single", // or "side", "swipe"
   phrases: [], // {phrase, colour, visible}: layers, in the order they are painted
   active: null, // the phrase that is corrected
@@ -35,7 +36,8 @@ export function anyResult(item) {
   return [...(item?.results.values() ?? [])].find((result) => result.frame === item.frame);
 }
 
-export const hasUnsaved = (item) => [...item.results.values()].some((result) => result.unsaved);
+export const isUnsaved = (result) => [...result.layers.values()].some((layer) => layer.unsaved);
+export const hasUnsaved = (item) => [...item.results.values()].some(isUnsaved);
 
 /** Those of the chosen phrases that a model can be asked for. */
 export function phrasesFor(model) {
@@ -56,7 +58,15 @@ export function addPhrase(phrase) {
   return words;
 }
 
+/** Names of images with corrections of a phrase that are not saved. */
+export const unsavedWith = (phrase) => state.items
+  .filter((item) => [...item.results.values()].some((result) => result.layers.get(phrase)?.unsaved)).map((item) => item.name);
+
 export function removePhrase(phrase) {
+  for (const result of state.items.flatMap((item) => [...item.results.values()])) {
+    result.history.forget(result.layers.get(phrase));
+    result.layers.delete(phrase);
+  }
   state.phrases = state.phrases.filter((entry) => entry.phrase !== phrase);
   if (state.active === phrase) state.active = state.phrases.at(-1)?.phrase ?? null;
 }
@@ -68,7 +78,7 @@ export async function store(item, model, phrases, answer) {
   const key = keyOf(frame, model);
   const before = item.results.get(key);
   const result = before ?? { model, frame, width, height, threshold: modelNamed(model).start, layers: new Map(),
-    history: new History(), unsaved: false };
+    history: new History() };
   const maps = await Promise.all(answer.objects.map((found) => readGrey(fromBase64(found.probability_png))));
   if (maps.length !== phrases.length || maps.some((map) => map.width !== width || map.height !== height)) {
     throw new Error("The service sent other probability maps than it was asked for.");

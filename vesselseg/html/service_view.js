@@ -27,7 +27,7 @@ export async function pictureOf(item, cache) {
 }
 
 export class View {
-  /** row: holds two stages. on: {zoom(scale), stroke(result): a correction changed, refuse(words)}. */
+  /** row: holds two stages. on: {zoom(scale), stroke(): a correction changed, refuse(words)}. */
   constructor(row, on) {
     Object.assign(this, { row, on, cache: new Map(), overlays: [], split: 0.5, syncing: false, space: false });
     const tools = {
@@ -202,21 +202,18 @@ export class View {
 
   changed(result, layer) {
     touched(layer);
-    result.unsaved = true;
+    layer.unsaved = true;
     this.repaint(null, result);
-    this.on.stroke(result);
+    this.on.stroke();
   }
 
   /** Undo or redo the latest correction of the left model, or of the right one where that was drawn last. */
   history(which) {
     const result = this.latest(which);
-    if (!result) return false;
+    if (!result) return;
+    const { layer } = result.history.next(which);
     result.history[which]();
-    for (const layer of result.layers.values()) touched(layer);
-    result.unsaved = true;
-    this.repaint(null, result);
-    this.on.stroke(result);
-    return true;
+    this.changed(result, layer);
   }
 
   /** The shown result whose correction is the latest one to undo, or to redo. */
