@@ -13,6 +13,7 @@ DOCUMENTS = (
     "README.zh-CN.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/cine.md",
     "docs/data.md",
     "docs/evaluation.md",
     "docs/predicting.md",
