@@ -1,0 +1,264 @@
+"""Speed and memory of predicting at full shapes, each row in a process of its own, beside the published way.
+
+usage: python benchmarks/predict.py --out DIR [--rows NAME ...] [--data FOLDER] [--budget-s 540]
+
+Rows come from benchmarks/predict_rows.yaml. DIR gets predict.json and predict.md, written anew after every row. Weights
+are random, shapes the published ones; images are 512x512. The time is that of `Predictor.predict`, from pictures in
+main memory to probabilities in main memory at the picture's size; preparing views on the CPU is part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.shapes import TINY, write_base
+from vesselseg.data.image_views import logits_to_image
+from vesselseg.data.prompts import question_for
+from vesselseg.data.synthetic import draw_angiogram
+from vesselseg.inference.free_decoding import decode_freely, question_ids
+from vesselseg.inference.load import FROZEN, default_dtype
+from vesselseg.inference.predictor import Predictor
+from vesselseg.inference.processor import processor_for
+from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.models.build import build_model
+from vesselseg.models.checkpoints.base_folder import read_base_folder
+from vesselseg.models.prompted_sam2 import PromptedSAM2Config, build_prompted
+
+ROWS = Path(__file__).with_name("predict_rows.yaml")
+REPOSITORY = Path(__file__).resolve().parents[1]
+SAM2_ALONE = {"sam2_large": "large", "sam2_tiny": "tiny"}
+PHRASES = ["blood vessel", "catheter", "left anterior descending artery"]
+ANSWER_TOKENS = 8  # that the published code decodes for "Sure, it is [SEG]."
+IMAGES, LONGEST_S, GIB = 96, 12.0, 2**30
+Images = Sequence[Image.Image]
+Way = Callable[[Predictor, Images], Iterable[int]]  # yields how many images are done, each time some are
+
+
+@dataclass(frozen=True)
+class Row:
+    """See predict_rows.yaml. images: how many are predicted at most in each way."""
+
+    name: str
+    size: str
+    ways: tuple[str, ...]
+    quantise: str | None = None
+    gpus: int = 1
+    cap_gib: float | None = None
+    image_size: int = 1024
+    device: str = "auto"
+    images: int = IMAGES
+
+
+def main() -> None:
+    """Rows one after the other, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", help="names; default all that this machine has GPUs for")
+    parser.add_argument("--file", type=Path, default=ROWS, help="rows (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="dataset folder with real images; default: drawn ones")
+    parser.add_argument("--budget-s", type=float, default=540.0, help="no row is begun later than this")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    rows = [Row(**{**row, "ways": tuple(row["ways"])}) for row in yaml.safe_load(args.file.read_text())]
+    if args.one:
+        print(json.dumps(measure(next(row for row in rows if row.name == args.one), args.data)))
+        return
+    started, results = time.monotonic(), []
+    args.out.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        if row.name in (args.rows or [row.name]) and row.gpus <= max(1, torch.cuda.device_count()):
+            if time.monotonic() - started > args.budget_s:
+                print(f"no time left for {row.name}", flush=True)
+                continue
+            results += in_a_process(row, args)
+            (args.out / "predict.json").write_text(json.dumps(results, indent=1))
+            (args.out / "predict.md").write_text(table(results))
+    print(table(results))
+
+
+def in_a_process(row: Row, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row that fails is a row: its last line of output is the reason."""
+    command = [sys.executable, __file__, "--out", str(args.out), "--file", str(args.file), "--one", row.name]
+    command += ["--data", str(args.data)] if args.data else []
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return [{**asdict(row), "way": "", "error": reason}]
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def measure(row: Row, data: Path | None) -> list[dict[str, Any]]:
+    """All ways of one row, with the same weights."""
+    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        for gpu in range(row.gpus):
+            if row.cap_gib:
+                whole = torch.cuda.get_device_properties(gpu).total_memory
+                torch.cuda.set_per_process_memory_fraction(row.cap_gib * GIB / whole, gpu)
+    predictor = build(row)
+    pictures = load_images(data, row.images)
+    return [measure_way(row, way, predictor, pictures) for way in row.ways]
+
+
+def build(row: Row) -> Predictor:
+    """The row's model with random weights, without a detour over main memory."""
+    gpus = [torch.device("cuda", number) for number in range(row.gpus if torch.cuda.is_available() else 0)]
+    device = gpus[0] if gpus and row.device == "auto" else torch.device("cpu")
+    dtype = default_dtype(device)
+    if row.size in SAM2_ALONE:
+        sizes = {"variant": SAM2_ALONE[row.size], "image_size": row.image_size}
+        model = build_prompted(PromptedSAM2Config(PHRASES[:1], sizes))
+        model.to(device=device, dtype=dtype)
+        model.grounding.sam2.sam_prompt_encoder.pe_layer.float()
+        return PromptedPredictor(model.eval().requires_grad_(False))
+    with tempfile.TemporaryDirectory() as scratch:
+        base = write_base(Path(scratch) / "base", row.size)
+        sa2va = build_model(
+            str(base),
+            {"variant": "tiny" if row.size == TINY else "large", "image_size": row.image_size},
+            trainable=FROZEN,
+            random_weights=True,
+            quantise=row.quantise,
+            device=device,
+            dtype=dtype,
+            layer_devices=gpus if row.gpus > 1 else (),
+        )
+        tokenizer = read_base_folder(base).tokenizer
+    sa2va.eval().requires_grad_(False)
+    return Predictor(sa2va, processor_for(sa2va.config, tokenizer))
+
+
+def load_images(data: Path | None, count: int) -> list[Image.Image]:
+    """So many pictures of 512x512, repeated where there are fewer."""
+    if data is None:
+        drawn = [Image.fromarray(draw_angiogram(512, 0, patient, 0)[0]) for patient in range(8)]
+    else:
+        drawn = [Image.open(path) for path in sorted((data / "images").rglob("*.png"))[:count]]
+    pictures = [picture.convert("RGB").resize((512, 512)) for picture in drawn]
+    return [pictures[number % len(pictures)] for number in range(count)]
+
+
+def in_batches(predictor: Predictor, images: Images, size: int, phrases: Sequence[str]) -> Iterable[int]:
+    """`predict`, batch after batch."""
+    for first in range(0, len(images), size):
+        some = images[first : first + size]
+        predictor.predict(some, [phrases] * len(some))
+        yield len(some)
+
+
+def streamed(predictor: Predictor, images: Images, size: int) -> Iterable[int]:
+    """`stream`, which prepares a batch while the model is at work on the one before."""
+    asked = [[question_for(PHRASES[0])]]
+    batches = ((images[first : first + size], asked * size) for first in range(0, len(images), size))
+    for found in predictor.stream(batches):
+        yield len(found)
+
+
+def phrases_apart(predictor: Predictor, images: Images) -> Iterable[int]:
+    """Three phrases as three images each: what `predict` did before it shared anything."""
+    for first in range(0, len(images), 8):
+        some = [image for image in images[first : first + 8] for _ in PHRASES]
+        predictor.predict(some, [[phrase] for _ in range(len(some) // len(PHRASES)) for phrase in PHRASES])
+        yield len(some) // len(PHRASES)
+
+
+@torch.inference_mode()
+def published(predictor: Predictor, images: Images, phrases: Sequence[str]) -> Iterable[int]:
+    """As Sa2VA's published `predict_forward` goes: a question at a time, one image, eager attention, words decoded one
+    by one, the image encoded again for every [SEG]. The words are given, since random weights would say others.
+    """
+    model, processor = predictor.model, predictor.processor
+    said = [*[5] * (ANSWER_TOKENS - 2), model.new_tokens.seg_id, 5]
+    for image in images:
+        for phrase in phrases:
+            tiles = predictor.views.tiles(image).to(model.device)
+            tile_tokens = model.tile_tokens(model.encode_tiles(tiles))
+            question = question_ids(processor.tokens, question_for(phrase), tile_tokens.shape[:2].numel())
+            spoken = decode_freely(model, question, tile_tokens, -1, ANSWER_TOKENS, said)
+            square = predictor.views.square(image).unsqueeze(0).to(model.device, model.dtype)
+            place = torch.zeros(1, dtype=torch.int64, device=model.device)
+            logits: Tensor = model.grounding.decode(model.grounding.encode(square), spoken.prompts, place)
+            full = logits_to_image(logits, predictor.views.sam_size, image.height, image.width)
+            (full.sigmoid() > predictor.threshold).cpu().numpy()
+        yield 1
+
+
+WAYS: dict[str, Way] = {
+    "published": lambda predictor, images: published(predictor, images, PHRASES[:1]),
+    "published_3": lambda predictor, images: published(predictor, images, PHRASES),
+    **{
+        f"batch_{size}": lambda predictor, images, size=size: in_batches(predictor, images, size, PHRASES[:1])
+        for size in (1, 4, 8, 16, 32)
+    },
+    "stream_8": lambda predictor, images: streamed(predictor, images, 8),
+    "phrases_3": lambda predictor, images: in_batches(predictor, images, 8, PHRASES),
+    "phrases_3_apart": phrases_apart,
+}
+
+
+def measure_way(row: Row, way: str, predictor: Predictor, images: Images) -> dict[str, Any]:
+    """Seconds per image: the median over batches, after the first two; images per second over all of these together."""
+    gpus = range(row.gpus) if torch.cuda.is_available() and row.device != "cpu" else range(0)
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    if row.size not in SAM2_ALONE:
+        for part in (predictor.model.vision_model, predictor.model.language_model):
+            part.set_attn_implementation("eager" if way.startswith("published") else "sdpa")
+    times, counts, started = [], [], time.perf_counter()
+    before = started
+    steps = iter(WAYS[way](predictor, images))
+    for count in steps:
+        now = time.perf_counter()
+        times.append(now - before)
+        counts.append(count)
+        before = now
+        if now - started > LONGEST_S:
+            break
+    steady = slice(min(2, len(times) - 1), None)
+    reserved = [torch.cuda.max_memory_reserved(gpu) / GIB for gpu in gpus]
+    return {
+        **{name: value for name, value in asdict(row).items() if name != "ways"},
+        "way": way,
+        "gpu": torch.cuda.get_device_name(0) if gpus else "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "images_per_s": sum(counts[steady]) / sum(times[steady]),
+        "s_per_image": median(seconds / count for seconds, count in zip(times[steady], counts[steady])),
+        "batches": len(times[steady]),
+        "peak_allocated_gib": [torch.cuda.max_memory_allocated(gpu) / GIB for gpu in gpus],
+        "peak_reserved_gib": reserved,
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one line per row and way."""
+    lines = ["| model | way | images/s | s per image | reserved GiB | cap |", "|---|---|---|---|---|---|"]
+    for result in results:
+        if "error" in result:
+            lines.append(f"| {result['name']} | failed: {result['error'][:120]} | | | | {result['cap_gib'] or ''} |")
+            continue
+        reserved = ", ".join(f"{gib:.2f}" for gib in result["peak_reserved_gib"])
+        speed = f"{result['images_per_s']:.2f} | {result['s_per_image']:.4f}"
+        lines.append(f"| {result['name']} | {result['way']} | {speed} | {reserved} | {result['cap_gib'] or ''} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
