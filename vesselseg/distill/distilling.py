@@ -36,7 +36,8 @@ from vesselseg.evaluation.scores import Scored
 from vesselseg.inference.model_files import weights_digest
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
-from vesselseg.models.prompted_sam2 import PromptedSAM2, PromptedSAM2Config, place
+from vesselseg.models.prompted_config import PromptedSAM2Config
+from vesselseg.models.prompted_sam2 import PromptedSAM2, place
 from vesselseg.output_folder import whole_folder
 
 _log = logging.getLogger(__name__)
@@ -142,7 +143,9 @@ def distill(
             data_fingerprint=fingerprint(data),
             phrases=phrases,
             images=images,
-            objections=tuple(objections(found["figures"][found["chosen"]], found["metrics"], found["varying"], images)),
+            objections=tuple(
+                objections(found["figures"][found["chosen"]], found["int8"], found["metrics"], found["varying"], images)
+            ),
             seed=options.seed,
             **found,
         )

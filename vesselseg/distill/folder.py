@@ -18,11 +18,12 @@ from vesselseg.errors import UserError
 from vesselseg.export.remote_code import source, write_remote_code
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
-from vesselseg.models.prompted_sam2 import MODEL_TYPE, PromptedSAM2, build_prompted, published_names
+from vesselseg.models.prompted_config import MODEL_TYPE
+from vesselseg.models.prompted_sam2 import PromptedSAM2, build_prompted, published_names
 
 ENTRY = "vesselseg.inference.hf_prompted_model"
 AUTO_MAP = {
-    "AutoConfig": "prompted_sam2.PromptedSAM2Config",
+    "AutoConfig": "prompted_config.PromptedSAM2Config",
     "AutoModel": "hf_prompted_model.VesselSegSAM2Model",
 }
 SCRIPT = "predict_onnx.py"

@@ -124,7 +124,9 @@ def scatter(lesson: Lesson) -> float:
     return max(found)
 
 
-def objections(small: Figures, metrics: Sequence[Metric], varying: float, images: tuple[int, int]) -> Iterator[str]:
+def objections(
+    small: Figures, int8: Figures, metrics: Sequence[Metric], varying: float, images: tuple[int, int]
+) -> Iterator[str]:
     """Why the small model should not be used, in sentences; images: of the training and the validation split."""
     difference = small.difference
     if difference is None or difference.low is None:
@@ -134,6 +136,9 @@ def objections(small: Figures, metrics: Sequence[Metric], varying: float, images
             f"The loss of Dice may be {-difference.low:.3f} (lower end of the 95 % interval), more than the "
             f"{TOLERATED:.2f} that is tolerated."
         )
+    found = int8.difference
+    if found is not None and found.low is not None and found.low < -TOLERATED:
+        yield f"In 8 bits the loss of Dice may be {-found.low:.3f}: take the float32 files."
     for metric in metrics:
         worse = metric.name == "betti_0_error" and metric.low is not None and metric.low > 0
         if worse:

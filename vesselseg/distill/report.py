@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ def _verdict(result: Distillation) -> str:
 
 
 def _side(folder: Path) -> int:
-    return load_predictor(folder, device="cpu").views.sam_size
+    return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["grounding_config"]["image_size"])
 
 
 def _difference(one: Figures) -> tuple[str, str]:
@@ -149,7 +149,8 @@ def _panels(result: Distillation, bench: Bench, teacher: Predictor, folder: Path
     small, big = result.scored
     lost = {(one.image, one.phrase): other.metrics["dice"] - one.metrics["dice"] for one, other in zip(small, big)}
     chosen = {rank: items[:1] for rank, items in choose_cases(small).items()}
-    chosen["loses most"] = [max(small, key=lambda item: lost[item.image, item.phrase])]
+    most = max(small, key=lambda item: lost[item.image, item.phrase])
+    chosen["loses most"] = [most] if lost[most.image, most.phrase] > 0 else []
     loaded = load_predictor(folder, device=str(teacher.model.device))
     return [
         {
@@ -182,8 +183,3 @@ def _shown(pixels: np.ndarray) -> str:
     picture = Image.fromarray(pixels)
     picture.thumbnail((_LARGEST, _LARGEST))
     return jpeg_data_uri(np.asarray(picture))
-
-
-def losses(course: Sequence[tuple[float, float]]) -> str:
-    """First and best validation loss of a training."""
-    return f"{course[0][1]:.4f}, best {min(found for _, found in course):.4f}" if course else "-"

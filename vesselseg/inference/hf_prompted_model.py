@@ -17,7 +17,8 @@ from vesselseg.data.prompts import ANSWER, IMAGE_PLACEHOLDER, question_for
 from vesselseg.inference.predictor import check_threshold
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.checkpoints.shards import stream_folder
-from vesselseg.models.prompted_sam2 import PromptedSAM2Config, build_prompted, own_names
+from vesselseg.models.prompted_config import PromptedSAM2Config
+from vesselseg.models.prompted_sam2 import build_prompted, own_names
 
 
 class VesselSegSAM2Model(PreTrainedModel):

@@ -13,17 +13,11 @@ from torch import Tensor
 from vesselseg.data.image_views import ImageViews
 from vesselseg.data.prompts import QUESTIONS, clean_phrase, question_for
 from vesselseg.errors import UserError, WeightsError
-from vesselseg.inference.predictor import Predictor, Prepared, check_threshold
+from vesselseg.inference.predictor import Answer, Predictor, Prepared, check_threshold
 from vesselseg.models.checkpoints.load import load_weights
 from vesselseg.models.checkpoints.shards import stream_folder
-from vesselseg.models.prompted_sam2 import (
-    MODEL_TYPE,
-    PromptedSAM2,
-    PromptedSAM2Config,
-    build_prompted,
-    own_names,
-    place,
-)
+from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
+from vesselseg.models.prompted_sam2 import PromptedSAM2, build_prompted, own_names, place
 from vesselseg.models.sam2_grounding import ImageFeatures
 
 
@@ -60,6 +54,13 @@ class PromptedPredictor(Predictor):
         of_images = self.prompted.prompts(features)
         chosen = [of_image[numbers] for of_image, numbers in zip(of_images, map(_as_list, prepared.conversations))]
         return torch.cat(chosen)
+
+    def chat(self, image: Image.Image, question: str, longest: int = 128) -> Answer:
+        """Raises UserError: there is no language model."""
+        raise UserError(
+            "this model has no language model to chat with; take the one that it was distilled from, "
+            f"or ask it to segment {', '.join(map(repr, self.phrases))}"
+        )
 
     def phrase_number(self, text: str) -> int:
         """Which phrase a question is about, or a phrase itself; raises UserError for another one."""

@@ -8,47 +8,20 @@ SAM2's own features.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig
 
+from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.sam2_grounding import PROMPT_DIM, ImageFeatures, SAM2Grounding
 
-MODEL_TYPE = "vesselseg_sam2"
 GRID = 8  # the correction sees the features as this many cells a side, whatever the image size
 # What a single image goes through; the rest of SAM2 carries masks through videos.
 _KEPT = ("image_encoder", "no_mem_embed", "sam_prompt_encoder", "sam_mask_decoder")
 _PUBLISHED, _OURS = "grounding_encoder.sam2_model.", "grounding.sam2."
-
-
-class PromptedSAM2Config(PretrainedConfig):
-    """phrases: what the model can be asked for, one mask each. head_width: of `PromptHead`.
-
-    grounding_config, threshold, mask_temperature: as in `Sa2VAConfig`.
-    """
-
-    model_type = MODEL_TYPE
-
-    def __init__(
-        self,
-        phrases: Sequence[str] = ("blood vessel",),
-        grounding_config: dict[str, Any] | None = None,
-        head_width: int = 0,
-        threshold: float = 0.5,
-        mask_temperature: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        self.phrases = list(phrases)
-        self.grounding_config = dict(grounding_config or {"variant": "tiny", "image_size": 1024})
-        self.head_width = head_width
-        self.threshold = threshold
-        self.mask_temperature = mask_temperature
-        super().__init__(**kwargs)
 
 
 class PromptHead(nn.Module):

@@ -1,0 +1,283 @@
+"""The small model: what stands in for the language model, its folder, its graphs, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.evaluation.conftest import drawn
+from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.samples import processor_of
+from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+from vesselseg.distill import graphs
+from vesselseg.distill.distilling import RESULTS_FILE, Distillation, DistillOptions, distill
+from vesselseg.distill.learning import Teaching, candidates, mean_head
+from vesselseg.distill.measuring import Figures, compared, objections, scatter, winner
+from vesselseg.distill.predict_onnx import predict as predict_without_torch
+from vesselseg.distill.teaching import Lesson, collect, lesson_records
+from vesselseg.errors import UserError, WeightsError
+from vesselseg.inference.load import load_predictor
+from vesselseg.inference.predictor import Predictor
+from vesselseg.inference.prompted_predictor import PromptedPredictor
+
+PHRASE = "blood vessel"
+QUICK = DistillOptions(minutes=0.02)
+IMAGE = picture(5, 150, 120)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_base: Path) -> Predictor:
+    model = shaken_model(tiny_base)
+    for layer in (model.seg_projector.linear_2,):
+        layer.weight.data *= 40  # so that the vectors, and with them the masks, depend on the image
+    model.eval().requires_grad_(False)
+    return Predictor(model, processor_of(model, tiny_base), threshold=0.4, temperature=1.5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    return drawn.__wrapped__(tmp_path_factory.mktemp("data"))  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def distilled(teacher: Predictor, data: Drawn, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Distillation]:
+    out = tmp_path_factory.mktemp("small") / "model"
+    return out, distill(teacher, "big", data.folder, out, QUICK)
+
+
+@pytest.fixture(scope="module")
+def folder(distilled: tuple[Path, Distillation]) -> Path:
+    return distilled[0]
+
+
+def lesson(seed: int, images: int = 60) -> Lesson:
+    """Vectors that follow one channel of the features."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.randn(images, 256, 2, 2, generator=generator)
+    prompts = torch.full((images, 256), 0.5) + 3 * cells[:, :16].mean(dim=(1, 2, 3))[:, None]
+    return Lesson(cells, prompts, torch.arange(images), torch.zeros(images, dtype=torch.int64), [], [])
+
+
+def test_the_head_learns_vectors_that_depend_on_the_image(teacher: Predictor) -> None:
+    train, choosing = lesson(0, 400), lesson(1)
+    found = candidates(Teaching(train, choosing, teacher.grounding, phrases=1, minutes=0.5))
+    mean, head = next(found), next(found)
+    torch.testing.assert_close(mean.head.base, train.prompts.mean(dim=0, keepdim=True))
+    with torch.no_grad():
+        distances = [
+            float((one.head(choosing.cells)[:, 0] - choosing.prompts).square().sum(1).mean()) for one in (mean, head)
+        ]
+    assert distances[1] < 0.5 * distances[0], distances
+    assert head.course and scatter(train) > 0.5
+
+
+def test_vectors_without_scatter_leave_the_mean(teacher: Predictor) -> None:
+    same = replace(lesson(0), prompts=torch.full((60, 256), 0.5))
+    found = candidates(Teaching(same, same, teacher.grounding, phrases=1, minutes=0.1))
+    mean, head = next(found), next(found)
+    torch.testing.assert_close(head.head(same.cells), mean.head(same.cells), atol=1e-3, rtol=0)
+    assert scatter(same) == 0
+
+
+def test_the_lesson_is_what_the_language_model_says(teacher: Predictor, data: Drawn) -> None:
+    records = lesson_records(data.folder, "val", (PHRASE,))
+    found = collect(teacher, data.folder, records, (PHRASE,), batch=2)
+    for number, record in enumerate(records):
+        image = Image.fromarray(data.image(record)).convert("RGB")
+        alone = teacher.prompt_vectors([image], [["Please segment blood vessel in this image."]])
+        torch.testing.assert_close(found.prompts[number], alone[0], atol=1e-4, rtol=1e-4)
+    assert len(found.features) == len(found.labels) == len(records)
+    assert found.labels[0].shape == (1, 32, 32) and 0 < float(found.labels[0].mean()) < 0.5
+
+
+def test_training_on_masks_lowers_their_loss(distilled: tuple[Path, Distillation]) -> None:
+    tuned = {one.name: one for one in distilled[1].candidates}["mean, tuned"]
+    assert tuned.course[-1][0] < tuned.course[0][0]
+
+
+def test_the_folder_is_what_was_measured(distilled: tuple[Path, Distillation]) -> None:
+    folder, result = distilled
+    files = {"config.json", "model.safetensors", "README.md", "report.html", RESULTS_FILE, graphs.ONNX}
+    assert files | {graphs.ONNX_INT8, graphs.PROGRAM, "predict_onnx.py"} <= {path.name for path in folder.iterdir()}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "vesselseg_sam2" and config["phrases"] == [PHRASE]
+    assert config["threshold"] == result.small.threshold and config["mask_temperature"] == 1.5
+    checked = {one.file: one for one in result.checks}
+    assert max(checked[name].probability for name in ("model.safetensors", graphs.ONNX, graphs.PROGRAM)) < 1e-4
+    assert checked[graphs.ONNX_INT8].bytes < 0.7 * checked[graphs.ONNX].bytes
+    card = (folder / "README.md").read_text()
+    assert "should not be used" in card and f"{result.small.mean:.4f}" in card and f"{result.int8.mean:.4f}" in card
+    assert "should not be used" in (folder / "report.html").read_text()
+
+
+def test_no_memory_is_stored_and_loading_is_strict(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "model.safetensors")
+    assert not [name for name in state if "memory" in name]
+    assert all(name.startswith(("grounding_encoder.sam2_model.", "prompt_head.")) for name in state)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    state.pop("prompt_head.base")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"prompt_head\.base"):
+        load_predictor(tmp_path, device="cpu")
+
+
+def test_other_phrases_are_refused(folder: Path) -> None:
+    predictor = load_predictor(folder, device="cpu")
+    assert isinstance(predictor, PromptedPredictor)
+    with pytest.raises(UserError, match=r"only 'blood vessel' and was asked 'Please segment catheter"):
+        predictor.predict([IMAGE], [["catheter"]])
+    with pytest.raises(UserError, match="no language model"):
+        predictor.chat(IMAGE, "What is this?")
+    several = predictor.predict([IMAGE, picture(1)], [[PHRASE, " blood  vessel "], []])
+    assert several[0].probabilities.shape == (2, 120, 150) and several[1].probabilities.shape[0] == 0
+    np.testing.assert_array_equal(several[0].probabilities[0], several[0].probabilities[1])
+
+
+def test_the_folder_loads_without_vesselseg(folder: Path, tmp_path: Path) -> None:
+    IMAGE.save(tmp_path / "image.png")
+    site = tmp_path / "site"
+    site.mkdir()
+    for entry in Path(np.__file__).parent.parent.iterdir():
+        if "vesselseg" not in entry.name.lower():
+            (site / entry.name).symlink_to(entry)
+    script = f"""
+import importlib.util, numpy
+from PIL import Image
+from transformers import AutoModel
+assert importlib.util.find_spec("vesselseg") is None
+model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True).eval()
+result = model.predict_forward(Image.open("image.png"), "<image>\\nPlease segment the blood vessel.")
+assert result["prediction_masks"][0].dtype == bool
+numpy.save("probability.npy", result["prediction_probs"][0])
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = load_predictor(folder, device="cpu").predict([IMAGE], [[PHRASE]])[0].probabilities
+    np.testing.assert_allclose(np.load(tmp_path / "probability.npy"), expected, atol=1e-5)
+
+
+def test_onnx_gives_the_same_masks_for_any_batch(folder: Path) -> None:
+    plain = load_predictor(folder, device="cpu")
+    assert isinstance(plain, PromptedPredictor)
+    onnx = graphs.OnnxPredictor(plain.prompted, folder / graphs.ONNX)
+    squares = torch.stack([plain.views.square(picture(number)) for number in range(5)])
+    with torch.no_grad():
+        expected = plain.prompted(squares)
+    scale = float(expected.abs().max())
+    for count in (1, 2, 5):
+        assert float((onnx.run(squares[:count]) - expected[:count]).abs().max()) <= 1e-3 * scale
+    images = [picture(number, 150, 90) for number in range(5)]
+    asked = [[PHRASE]] * 5
+    masks = [np.stack([one.masks for one in each.predict(images, asked)]) for each in (plain, onnx)]
+    assert (masks[0] == masks[1]).mean() >= 0.999
+
+
+def test_numpy_and_onnxruntime_are_enough(folder: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / graphs.ONNX, providers=["CPUExecutionProvider"])
+    expected = load_predictor(folder, device="cpu").predict([IMAGE], [[PHRASE]])[0].probabilities[0]
+    np.testing.assert_allclose(predict_without_torch(session, IMAGE)[PHRASE], expected, atol=1e-4)
+    IMAGE.save(tmp_path / "image.png")
+    script = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    start = (
+        f"import sys; sys.argv = {[str(folder / 'predict_onnx.py'), str(folder / graphs.ONNX), 'image.png', 'm.png']!r}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{start}; {script}"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert np.asarray(Image.open(tmp_path / "m.png")).shape == (120, 150)
+
+
+def test_eval_and_predict_take_the_folder(
+    distilled: tuple[Path, Distillation], data: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, result = distilled
+    shared = ("--device", "cpu")
+    arguments = (folder, "--data", data.folder, "--split", "val", "--out", tmp_path / "eval", *shared)
+    assert call_tool("eval.py", *arguments) == 0
+    scored = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert scored["summary"]["dice"]["mean"] == pytest.approx(result.small.mean, abs=1e-6)
+    IMAGE.save(tmp_path / "image.png")
+    assert call_tool("predict.py", folder, tmp_path / "image.png", "--out", tmp_path / "out", *shared) == 0
+    assert (tmp_path / "out" / "masks" / "image.png").exists()
+    bad = (folder, tmp_path / "image.png", "--out", tmp_path / "other", "--phrase", "catheter", *shared)
+    assert call_tool("predict.py", *bad) == 2
+    assert "segments only 'blood vessel'" in capsys.readouterr().err
+
+
+def test_bad_input_is_refused_before_anything_is_written(
+    teacher: Predictor, data: Drawn, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"no image of split train has an object called 'catheter'.*'blood vessel'"):
+        distill(teacher, "big", data.folder, out, replace(QUICK, phrases=("catheter",)))
+    with pytest.raises(UserError, match="--phrase: the phrase is empty"):
+        distill(teacher, "big", data.folder, out, replace(QUICK, phrases=(" ",)))
+    with pytest.raises(UserError, match="distilled model already"):
+        distill(load_predictor(folder, device="cpu"), str(folder), data.folder, out, QUICK)
+    with pytest.raises(UserError, match="exists"):
+        distill(teacher, "big", data.folder, folder, QUICK)
+    splits = (data.folder / "splits.json").read_text()
+    try:
+        data.resplit(val=[], test=[*json.loads(splits)["val"], *json.loads(splits)["test"]])
+        with pytest.raises(UserError, match="split val has no image"):
+            distill(teacher, "big", data.folder, out, QUICK)
+    finally:
+        (data.folder / "splits.json").write_text(splits)
+    assert not out.exists()
+
+
+def test_the_tool_distils_a_checkpoint(
+    tiny_base: Path, data: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_checkpoint(shaken_model(tiny_base), tmp_path / "best.pth", model_arguments(tiny_base))
+    arguments = ("--data", data.folder, "--out", tmp_path / "small", "--minutes", "0.01", "--device", "cpu")
+    assert call_tool("distill_prompt.py", checkpoint, *arguments) == 0
+    said = capsys.readouterr().out
+    assert "<- exported" in said and "do not use it: It learnt from 4 images" in said
+    assert call_tool("distill_prompt.py", checkpoint, *arguments) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def figures(name: str, dice: list[float], teacher: Figures | None = None) -> Figures:
+    found = Figures(name, "", 0.5, np.array(dice))
+    return found if teacher is None else compared(found, teacher, [str(number) for number in range(len(dice))])
+
+
+def test_a_model_that_loses_too_much_is_said_so() -> None:
+    big = figures("language model", [0.8, 0.7, 0.9, 0.8] * 10)
+    same, worse = figures("head", [0.8, 0.7, 0.9, 0.8] * 10, big), figures("mean", [0.75, 0.65, 0.9, 0.8] * 10, big)
+    assert list(objections(same, same, [], 0.0, (200, 40))) == []
+    found = " ".join(objections(worse, worse, [], 0.9, (20, 10)))
+    assert "The loss of Dice may be 0.03" in found and "differ from image to image" in found
+    assert "learnt from 20 images" in found and "measured on 10 images" in found
+    assert "In 8 bits the loss of Dice may be" in " ".join(objections(same, worse, [], 0.0, (200, 40)))
+
+
+def test_the_simplest_of_equals_is_taken() -> None:
+    good = figures("a", [0.8, 0.8])
+    assert winner([good, figures("b", [0.801, 0.801])]) == 0
+    assert winner([good, figures("b", [0.85, 0.85])]) == 1
+
+
+def test_the_mean_is_of_each_phrase() -> None:
+    one = lesson(0, 4)
+    phrases = torch.tensor([0, 0, 1, 1])
+    head = mean_head(replace(one, phrase_of_item=phrases), 2)
+    torch.testing.assert_close(head.base.data[1], one.prompts[2:].mean(dim=0))
