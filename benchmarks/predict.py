@@ -166,7 +166,8 @@ def in_batches(predictor: Predictor, images: Images, size: int, phrases: Sequenc
 def streamed(predictor: Predictor, images: Images, size: int) -> Iterable[int]:
     """`stream`, which prepares a batch while the model is at work on the one before."""
     asked = [[question_for(PHRASES[0])]]
-    batches = ((images[first : first + size], asked * size) for first in range(0, len(images), size))
+    starts = range(0, len(images), size)
+    batches = [(images[first : first + size], asked * len(images[first : first + size])) for first in starts]
     for found in predictor.stream(batches):
         yield len(found)
 
