@@ -92,20 +92,22 @@ class Page:
     def text(self, selector: str) -> str:
         return str(self.browser.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
 
-    def drag(self, *points: tuple[float, float]) -> None:
+    def drag(self, *points: tuple[float, float], kind: str = "mouse") -> None:
         """Draw over points of the picture, in image pixels."""
-        from selenium.webdriver import ActionChains
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+        from selenium.webdriver.common.actions.pointer_input import PointerInput
 
         script = """const layers = document.querySelector("#stage .layers");
             const { left, top } = layers.getBoundingClientRect();
             return [left, top, new DOMMatrix(layers.style.transform).a]"""
         left, top, scale = self.browser.run(script)
-        chain = ActionChains(self.browser.driver, duration=10)
+        pointer = PointerInput(kind, kind)
+        chain = ActionBuilder(self.browser.driver, mouse=pointer, duration=10)
         for place, (x, y) in enumerate(points):
-            chain.w3c_actions.pointer_action.move_to_location(round(left + x * scale), round(top + y * scale))
+            chain.pointer_action.move_to_location(round(left + x * scale), round(top + y * scale))
             if place == 0:
-                chain.w3c_actions.pointer_action.pointer_down()
-        chain.w3c_actions.pointer_action.pointer_up()
+                chain.pointer_action.pointer_down()
+        chain.pointer_action.pointer_up()
         chain.perform()
 
     def chord(self, *keys: str) -> None:
@@ -242,7 +244,7 @@ def test_brush_eraser_undo_and_threshold(page: Page, image: Path, predictor: Pre
     assert browser.errors() == []
 
 
-def test_fingers_draw_and_pinch(page: Page, image: Path) -> None:
+def test_fingers_and_pens(page: Page, image: Path) -> None:
     browser = page.browser
     page.open((768, 1024))
     page.choose(image)
@@ -270,6 +272,18 @@ def test_fingers_draw_and_pinch(page: Page, image: Path) -> None:
     touch("touchEnd")
     browser.wait(lambda: page.text("#zoom") != zoom, "the pinch to zoom")
     assert np.array_equal(page.mask(), drawn)  # what the first finger began is taken back
+
+    browser.press("0")
+    page.drag((20, 100), (130, 100), kind="pen")
+    penned = page.mask()
+    assert penned[100, 40:110].all() and not drawn[100, 40:110].any()
+    where = "return document.querySelector('#stage .layers').style.transform"
+    before = browser.run(where)
+    touch("touchStart", (-60, -60))
+    touch("touchMove", (0, -40))
+    touch("touchMove", (40, -20))
+    touch("touchEnd")
+    assert np.array_equal(page.mask(), penned) and browser.run(where) != before  # with a pen at hand, fingers move
     assert browser.errors() == []
 
 
@@ -352,6 +366,14 @@ def test_a_file_that_is_too_large_is_not_sent(page: Page, tmp_path: Path) -> Non
     page.predict("p")
     assert page.text("#message-words") == "large.dcm: 1.5 MB; this service takes at most 1.0 MB."
     assert page.browser.errors() == []
+
+
+def test_a_file_that_has_changed(page: Page, image: Path) -> None:
+    page.open()
+    page.choose(image)
+    image.unlink()
+    page.predict("p")
+    assert "has changed or gone" in page.text("#message-words")
 
 
 def test_many_files_frames_and_reasons(page: Page, image: Path, tmp_path: Path, predictor: Predictor) -> None:

@@ -27,7 +27,7 @@ const panel = new Panel({
   everywhere: useEverywhere,
 });
 const view = new View($("row"), {
-  zoom: (scale) => { $("zoom").textContent = `${Math.round(100 * scale)} %`; },
+  zoom: (scale) => { $("zoom").textContent = scale ? `${Math.round(100 * scale)} %` : "–"; },
   stroke: () => numbers(),
   refuse: toast,
 });
@@ -43,6 +43,8 @@ async function changed() {
   const drawn = await view.show();
   if (item !== state.item) return;
   panel.facts();
+  $("size").max = Math.max(80, Math.round(Math.max(view.picture?.width ?? 0, view.picture?.height ?? 0) / 8));
+  setSize(state.size);
   numbers();
   message(drawn);
 }
@@ -170,15 +172,12 @@ async function addFiles(files) {
   if (state.items.length > first) go(state.items[first]);
 }
 
-/** A thumbnail where the browser can make one; a folder, which looks like a file, is told from one. */
+/** A thumbnail where the browser can make one. */
 async function small(item) {
   const picture = await thumbnails.run(() => createImageBitmap(item.file).catch(() => null));
   if (picture) item.thumbnail = thumbnailOf(picture);
-  else if (!(await item.file.slice(0, 1).arrayBuffer().catch(() => null))) item.error = { words: "The browser cannot read this: a folder, or a file that is gone. Drop the files themselves.", requestId: "" };
   picture?.close();
-  if (!state.items.includes(item)) return;
-  list.update(item);
-  if (item === state.item && item.error) message(false);
+  if (state.items.includes(item)) list.update(item);
 }
 
 function go(item) {
@@ -267,7 +266,7 @@ function setTool(tool) {
 }
 
 function setSize(size) {
-  state.size = Math.min(80, Math.max(1, size));
+  state.size = Math.min(Number($("size").max), Math.max(1, size));
   $("size").value = $("size-shown").value = state.size;
 }
 

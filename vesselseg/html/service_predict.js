@@ -6,6 +6,7 @@ import { missing, phrasesFor, shownModels, state, store } from "./service_state.
 const AT_ONCE = 4; // the service puts what waits into one batch
 
 const SPARE = 4000; // bytes of a request beside the image
+const UNREADABLE = "The browser cannot read this: it is a folder, or the file has changed or gone. Drop it again.";
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 /** api: the service. on: {progress(item): waits, starts or ends, stored(item)}. */
@@ -31,11 +32,13 @@ export class Predictions {
       if (!phrases.length) throw new Error(`${model} knows none of these phrases; add one that it suggests.`);
       const most = state.limits.max_bytes - SPARE;
       if (item.file.size > most) throw new Error(`${megabytes(item.file.size)}; this service takes at most ${megabytes(most)}.`);
+      // read here, where a failure can be told from one of the network
+      const content = await item.file.arrayBuffer().catch(() => { throw new Error(UNREADABLE); });
       const { signal } = job.abort;
       const answer = await this.queue.run(() => {
         job.started = performance.now();
         this.on.progress(item);
-        return this.api.predict({ file: item.file, name: item.name, frame: job.frame, phrases, model, signal });
+        return this.api.predict({ file: new Blob([content]), name: item.name, frame: job.frame, phrases, model, signal });
       }, signal);
       const result = await store(item, model, phrases, answer);
       item.thumbnail ??= thumbnailOf(await createImageBitmap(result.picture));

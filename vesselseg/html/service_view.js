@@ -90,7 +90,10 @@ export class View {
       const shown = place === 0 || side ? picture : null;
       pane.show(place === 0 ? shown : shown && copyOf(shown), shown ? group : null);
     });
-    if (!picture) this.panes.forEach((pane) => { pane.width = 0; });
+    if (!picture) {
+      this.panes.forEach((pane) => { pane.width = 0; });
+      this.on.zoom(null);
+    }
     this.repaint();
     if (side) this.placed(this.first);
     return Boolean(picture);
@@ -160,8 +163,10 @@ export class View {
   start(pane, point, erase) {
     const result = this.resultAt(pane, point);
     const layer = result?.layers.get(state.active);
-    if (!layer) {
-      this.on.refuse(state.active ? `Predict first: there is no mask of “${state.active}” to correct.` : "Choose a phrase first.");
+    const why = !layer ? "Predict first: there is no mask to correct." : !state.shown ? "The masks are switched off: press M."
+      : state.phrases.find((entry) => entry.phrase === state.active).visible ? "" : `“${state.active}” is switched off: show it first.`;
+    if (why) {
+      this.on.refuse(why);
       return true; // a stroke that draws nothing moves nothing either
     }
     const step = result.history.begin(layer, erase || state.tool === "eraser");
