@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 from tests.browser import browser  # noqa: F401, a fixture for all tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Nothing above imports torch. Workers (-n) with a thread per core each would wait for each other most of the time.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 
 def shared_dir() -> Path:
