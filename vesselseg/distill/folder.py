@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,9 @@ class ProgramPredictor(graphs.GraphPredictor):
 
     def __init__(self, model: PromptedSAM2, path: Path) -> None:
         super().__init__(model)
-        self.program = torch.export.load(str(path)).module()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of its own way to read the file
+            self.program = torch.export.load(str(path)).module()
 
     def run(self, squares: torch.Tensor) -> torch.Tensor:
         """All phrases' logits."""
