@@ -314,6 +314,19 @@ def test_predicting_needs_no_training_package() -> None:
     assert outcome.returncode == 0, outcome.stderr[-3000:]
 
 
+def test_training_with_transformers_needs_no_training_package() -> None:
+    outcome = run_python(WITHOUT_TRAINING.split("late =")[0], "examples.hf_trainer")
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+
+
+def test_scoring_masks_loads_no_torch() -> None:
+    """It would take 400 MiB and seconds in every process that measures."""
+    code = WITHOUT_TRAINING + "raise SystemExit('torch' in sys.modules)"
+    names = [f"vesselseg.evaluation.{name}" for name in ("evaluator", "report", "frangi_baseline", "pooled_folds")]
+    outcome = run_python(code, *names)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+
+
 @pytest.mark.parametrize("name", TRAINING_ONLY)
 def test_the_block_on_training_packages_works(name: str) -> None:
     outcome = run_python(WITHOUT_TRAINING, f"{name}.version")

@@ -100,29 +100,42 @@ def evaluate(
     choices = _choices(source, threshold, options, found)
     variants = switch_variants(options.flips, options.post_processing, {k: v.value for k, v in choices.items()})
     scores = score(split, records, tuple(variants.values()))
-    items = tuple(scores.items[-1])
-    plain = Evaluation(
+    plain = replace(
+        _of_items(data, split, source, choices[options.flips], records, tuple(scores.items[-1]), seed),
+        warnings=tuple(warnings),
+        length_unit="mm" if millimetres else "px",
+        test_time=FLIPS if options.flips else None,
+        post_processing=options.post_processing.sizes(),
+        switches=tuple(switch_effects(list(variants), scores.items, seed)),
+        subgroups=table.subgroups(scores.items[-1], seed) if table else (),
+    )
+    searched = found if threshold == AUTO else None
+    return _with_groups(_with_curves(plain, scores, found, searched, options, choices[False].value))
+
+
+def _of_items(
+    data: Path,
+    split: str,
+    source: PredictionSource,
+    threshold: ThresholdChoice,
+    records: Sequence[Record],
+    items: tuple[Scored, ...],
+    seed: int,
+) -> Evaluation:
+    return Evaluation(
         source=source.path,
         kind=source.kind,
         data=data,
         split=split,
         data_fingerprint=fingerprint(data),
-        threshold=choices[options.flips],
+        threshold=threshold,
         curve=None,
         items=items,
         summary=summarise_items(items, seed),
         grouped=any(record.group for record in records),
         groups=len({item.group for item in items}),
         seed=seed,
-        warnings=tuple(warnings),
-        length_unit="mm" if millimetres else "px",
-        test_time=FLIPS if options.flips else None,
-        post_processing=options.post_processing.sizes(),
-        switches=tuple(switch_effects(list(variants), scores.items, seed)),
-        subgroups=table.subgroups(items, seed) if table else (),
     )
-    searched = found if threshold == AUTO else None
-    return _with_groups(_with_curves(plain, scores, found, searched, options, choices[False].value))
 
 
 def _with_groups(evaluation: Evaluation) -> Evaluation:
