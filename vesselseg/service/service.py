@@ -75,9 +75,10 @@ class Service:
         self._accept()
         try:
             upload = await read_upload(request)
-            queue = self._queue(upload)
+            queue = self._queue(upload.form.model)
+            phrases = _phrases_for(queue, upload)
             running.model = queue.name
-            return await _unless_gone(request, self._answer(upload, queue, running))
+            return await _unless_gone(request, self._answer(upload, phrases, queue, running))
         finally:
             self.accepted -= 1
 
@@ -99,22 +100,18 @@ class Service:
             raise busy(f"{self.accepted} requests are being served already; try again in a moment")
         self.accepted += 1
 
-    def _queue(self, upload: Upload) -> ModelQueue:
-        name = upload.form.model or next(iter(self.queues))
+    def _queue(self, name: str | None) -> ModelQueue:
+        name = name or next(iter(self.queues))
         if name not in self.queues:
             raise ServiceError(404, "unknown_model", f"no model {name[:80]!r}; there are {', '.join(self.queues)}")
-        known = known_phrases(self.queues[name].predictor)
-        unknown = [phrase for phrase in upload.form.phrase if known is not None and phrase not in known]
-        if unknown:
-            raise ServiceError(
-                422, "unknown_phrase", f"{name} knows {', '.join(known or ())} only; found {', '.join(unknown)[:200]}"
-            )
         return self.queues[name]
 
-    async def _answer(self, upload: Upload, queue: ModelQueue, running: Running) -> PredictAnswer:
+    async def _answer(
+        self, upload: Upload, phrases: tuple[str, ...], queue: ModelQueue, running: Running
+    ) -> PredictAnswer:
         picture, frames, notes = await self.in_thread(_decode, upload)
-        running.size = f"{picture.width}x{picture.height}x{len(upload.form.phrase)}"
-        entry = Entry(picture, tuple(upload.form.phrase))
+        running.size = f"{picture.width}x{picture.height}x{len(phrases)}"
+        entry = Entry(picture, phrases)
         if entry.pixels > LARGEST_REQUEST:
             raise ServiceError(
                 413,
@@ -153,6 +150,20 @@ def known_phrases(predictor: Predictor) -> list[str] | None:
     """The phrases that a distilled model knows; None for a model that takes any."""
     phrases = getattr(predictor, "phrases", None)
     return None if phrases is None else list(phrases)
+
+
+def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
+    """What is asked; where nothing is, and the model does not know the usual phrase, its own first one."""
+    known, asked = known_phrases(queue.predictor), tuple(upload.form.phrase)
+    if known is None:
+        return asked
+    if "phrase" not in upload.form.model_fields_set and asked[0] not in known:
+        return (known[0],)
+    unknown = [phrase for phrase in asked if phrase not in known]
+    if unknown:
+        message = f"{queue.name} knows {', '.join(known)} only; found {', '.join(unknown)[:200]}"
+        raise ServiceError(422, "unknown_phrase", message)
+    return asked
 
 
 def _decode(upload: Upload) -> tuple[Image.Image, int, tuple[str, ...]]:
