@@ -22,7 +22,7 @@ return [canvas.width, canvas.height, Array.from({ length: data.length / 4 }, (_,
 TOO_SMALL = """
 const seen = [...document.querySelectorAll("button, select, label:has(input), input[type=range]")];
 return seen.filter((one) => one.offsetParent && !one.closest("dialog"))
-  .filter((one) => one.getBoundingClientRect().height < 38 || one.getBoundingClientRect().width < 34)
+  .filter((one) => one.getBoundingClientRect().height < 40 || one.getBoundingClientRect().width < 40)
   .map((one) => one.outerHTML)
 """
 # what a screen reader cannot name
