@@ -19,7 +19,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,10 +37,10 @@ from matplotlib.ticker import FormatStrFormatter
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import OK, REPOSITORY, log_rows, train
+from benchmarks.variants import chosen, folder_name, shared_schedule, study_parser
 from vesselseg.cli import run_tool
 from vesselseg.config import load_config
 from vesselseg.engine.console import muted, quieten_imports
-from vesselseg.errors import UserError
 from vesselseg.models.sam2_grounding import build_sam2
 from vesselseg.models.tiny_base import write_tiny_base
 
@@ -81,7 +80,7 @@ class Run:
     @property
     def name(self) -> str:
         """Of its work folder."""
-        return "".join(letter if letter.isalnum() else "_" for letter in f"{self.variant} {self.seed}")
+        return folder_name(self.variant, self.seed)
 
     def overrides(self) -> dict[str, Any]:
         """Shared settings, what the variant differs in, and the seed."""
@@ -97,13 +96,9 @@ class Run:
 def main() -> int:
     """All runs, several at a time; then the summary, also of what has failed."""
     args = parse_arguments()
-    unknown = set(args.variants) - set(VARIANTS)
-    if unknown:
-        raise UserError(f"{', '.join(sorted(unknown))}: no such variant; there are {'; '.join(VARIANTS)}")
-    wanted = [name for name in VARIANTS if name in (args.variants or VARIANTS)]
+    trainings = chosen(args.variants, list(VARIANTS), args.seeds)
     settings = shared_settings(args)
-    # Seed after seed, so that a call that runs out of time has all variants of the first seeds.
-    runs = [Run(variant, seed, args.image_size, settings) for seed in range(args.seeds) for variant in wanted]
+    runs = [Run(variant, seed, args.image_size, settings) for variant, seed in trainings]
     results = run_all(runs, args)
     described = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
     summary = {"settings": described, **summarise(results)}
@@ -116,21 +111,10 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     """Command line -> settings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder of tools/prepare_data.py")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
-    parser.add_argument("--variants", nargs="+", default=[], help="some of the ways; default all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=600)
-    parser.add_argument("--micro-batch", type=int, default=8)
-    parser.add_argument("--image-size", type=int, default=1024, help="side of SAM2's view (default: %(default)s)")
+    usual = {"iterations": 600, "image_size": 1024, "parallel": 6, "workers": 2, "budget_s": 540.0}
+    parser = study_parser(__doc__, "learning_curves", **usual)
     parser.add_argument("--hidden-size", type=int, default=256, help="of the language model (default: %(default)s)")
     parser.add_argument("--gpus", type=int, default=1, help="processes of each run (default: %(default)s)")
-    parser.add_argument("--parallel", type=int, default=6, help="runs at a time (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="loading processes of each (default: %(default)s)")
-    parser.add_argument("--budget-s", type=float, default=540.0, help="all runs end by then (default: %(default)s)")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "vesselseg_learning_curves",
-                        help="weights, features and runs (default: %(default)s)")  # fmt: skip
     return parser.parse_args()
 
 
@@ -145,10 +129,9 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.save({"model": build_sam2(sam2).state_dict()}, sam2_file)
     return {
-        "data_root": args.data.resolve(),
+        **shared_schedule(args, LINES, VALIDATIONS),
         "model.sa2va.base": base,
         "model.sa2va.sam2.checkpoint": sam2_file,
-        "model.sa2va.sam2.image_size": args.image_size,
         "model.sa2va.trainable.llm": "lora",
         "model.sa2va.trainable.projector": True,
         "model.sa2va.trainable.sam2_encoder": False,
@@ -157,15 +140,6 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
         "precision": "bf16",
         "features.store": None,
         "features.folder": args.scratch / "features",
-        "schedule.max_iters": args.iterations,
-        "schedule.epochs": 10**6,
-        "schedule.micro_batch": args.micro_batch,
-        "loader.num_workers": args.workers,
-        "logging.interval": max(1, args.iterations // LINES),
-        "logging.tensorboard": False,
-        "validation.interval": max(1, args.iterations // VALIDATIONS),
-        "checkpoint.interval": args.iterations,
-        "checkpoint.keep": 1,
     }
 
 

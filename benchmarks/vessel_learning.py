@@ -19,7 +19,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.learning_curves import curves, over_seeds, seeds_noise
 from benchmarks.runs import FAILED, OK, REPOSITORY, train
+from benchmarks.variants import chosen, folder_name, shared_schedule, study_parser
 from vesselseg.cli import run_tool
 from vesselseg.errors import UserError
 from vesselseg.models.tiny_base import write_tiny_base
@@ -76,7 +76,7 @@ class Run:
     @property
     def name(self) -> str:
         """Of its work folder."""
-        return "".join(letter if letter.isalnum() else "_" for letter in f"{self.variant} {self.seed}")
+        return folder_name(self.variant, self.seed)
 
 
 @dataclass
@@ -120,17 +120,12 @@ class Study:
 def main() -> int:
     """Runs that are missing, then table and picture of all."""
     args = parse_arguments()
-    unknown = set(args.variants) - set(VARIANTS)
-    if unknown:
-        raise UserError(f"{', '.join(sorted(unknown))}: no such variant; there are {'; '.join(VARIANTS)}")
+    runs = [Run(variant, seed) for variant, seed in chosen(args.variants, list(VARIANTS), args.seeds)]
     subprocess.run([*EVAL, "--help"], check=True, stdout=subprocess.DEVNULL)  # a package that lacks is told at once
     args.out.mkdir(parents=True, exist_ok=True)
     told = {"iterations": args.iterations, "micro_batch": args.micro_batch, "image_size": args.image_size}
     study = Study(args.out / f"{NAME}.json", told)
     study.read()
-    # Seed after seed, so that a call that runs out of time has all variants of the first seeds.
-    wanted = [name for name in VARIANTS if name in (args.variants or VARIANTS)]
-    runs = [Run(variant, seed) for seed in range(args.seeds) for variant in wanted]
     run_all([run for run in runs if study.lacks(run)], study, args)
     study.write()
     report = table(summarise(study.runs))
@@ -144,20 +139,8 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     """Command line -> settings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder with the splits train, val and test")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the figures, and for what is done so far")
-    parser.add_argument("--variants", nargs="+", default=[], help="some of them; default all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=700)
-    parser.add_argument("--micro-batch", type=int, default=8)
-    parser.add_argument("--image-size", type=int, default=512, help="side of SAM2's view (default: %(default)s)")
-    parser.add_argument("--parallel", type=int, default=12, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="loading processes of each (default: %(default)s)")
-    parser.add_argument("--budget-s", type=float, default=560.0, help="all runs end by then (default: %(default)s)")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / f"vesselseg_{NAME}",
-                        help="weights and runs (default: %(default)s)")  # fmt: skip
-    return parser.parse_args()
+    usual = {"iterations": 700, "image_size": 512, "parallel": 12, "workers": 1, "budget_s": 560.0}
+    return study_parser(__doc__, NAME, **usual).parse_args()
 
 
 def run_all(runs: Sequence[Run], study: Study, args: argparse.Namespace) -> None:
@@ -199,20 +182,7 @@ def train_one(run: Run, args: argparse.Namespace, limit_s: float) -> dict[str, A
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all runs share, beside the config."""
-    return {
-        "data_root": args.data.resolve(),
-        "model.sa2va.base": args.scratch / "base",
-        "model.sa2va.sam2.image_size": args.image_size,
-        "schedule.max_iters": args.iterations,
-        "schedule.epochs": 10**6,
-        "schedule.micro_batch": args.micro_batch,
-        "loader.num_workers": args.workers,
-        "logging.interval": max(1, args.iterations // LINES),
-        "logging.tensorboard": False,
-        "validation.interval": max(1, args.iterations // VALIDATIONS),
-        "checkpoint.interval": args.iterations,
-        "checkpoint.keep": 1,
-    }
+    return {**shared_schedule(args, LINES, VALIDATIONS), "model.sa2va.base": args.scratch / "base"}
 
 
 def judge(run: Run, trained: dict[str, Any], study: Study, args: argparse.Namespace) -> None:
