@@ -41,7 +41,7 @@ class Entry:
 
 
 class ModelQueue:
-    """Takes entries from any thread; cancelling an entry's future before its turn takes it out."""
+    """Takes entries from any thread. An entry whose future is cancelled before its turn is passed over."""
 
     def __init__(self, name: str, predictor: Predictor, batch: int, wait_s: float, metrics: Metrics) -> None:
         self.name, self.predictor = name, predictor
@@ -68,7 +68,6 @@ class ModelQueue:
                 raise busy("too many large images wait already; try again in a moment")
             self._waiting.append(entry)
             self._changed.notify()
-        entry.future.add_done_callback(lambda _: self._drop(entry))
         return entry.future
 
     def close(self) -> None:
@@ -78,8 +77,8 @@ class ModelQueue:
             self._changed.notify()
         self._thread.join()
 
-    def _drop(self, entry: Entry) -> None:
-        """A picture that nobody waits for is not kept until its turn comes."""
+    def drop(self, entry: Entry) -> None:
+        """Take an entry out that nobody waits for; nothing is done where its turn has come already."""
         with self._changed:
             if entry in self._waiting:
                 self._waiting.remove(entry)

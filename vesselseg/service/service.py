@@ -119,7 +119,10 @@ class Service:
                 f"{picture.width}x{picture.height} pixels times {len(entry.phrases)} phrases; expected at most "
                 f"{LARGEST_REQUEST:,} together; send a smaller image or fewer phrases",
             )
-        prediction = await asyncio.wrap_future(queue.put(entry))
+        try:
+            prediction = await asyncio.wrap_future(queue.put(entry))
+        finally:
+            queue.drop(entry)  # where its client went away
         if upload.form.threshold is not None:
             prediction = prediction.at(upload.form.threshold)
         if self._keeper is not None:
