@@ -38,7 +38,7 @@ class ImageViews:
         return normalise_pixels(self.tile_pixels(image))
 
     def tile_pixels(self, image: Image.Image) -> Tensor:
-        """The same before normalising, as uint8."""
+        """The same before normalising, as uint8; channels lie last in memory."""
         size = self.tile_size
         columns, rows = tile_grid(image.width, image.height, self.min_tiles, self.max_tiles, size)
         resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
@@ -49,14 +49,14 @@ class ImageViews:
         ]
         if self.use_thumbnail and len(views) > 1:
             views.append(image.resize((size, size), Image.Resampling.BICUBIC))
-        return torch.stack([_pixels(view) for view in views])
+        return torch.stack([_pixels(view).movedim(0, -1) for view in views]).movedim(-1, 1)
 
     def square(self, image: Image.Image) -> Tensor:
         """SAM2's view, stretched to a square. Returns (3, side, side) float32, normalised."""
         return normalise_pixels(self.square_pixels(image))
 
     def square_pixels(self, image: Image.Image) -> Tensor:
-        """The same before normalising, as uint8."""
+        """The same before normalising, as uint8; channels lie last in memory."""
         return _pixels(image.resize((self.sam_size, self.sam_size), Image.Resampling.BICUBIC))
 
 

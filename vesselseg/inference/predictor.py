@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
 
 Batch = tuple[Sequence[Image.Image], Sequence[Sequence[str]]]  # images, and per image its questions
+_Made = TypeVar("_Made")
 _THREADS = min(8, os.cpu_count() or 1)  # that make the views of images
 
 
@@ -61,11 +63,11 @@ class Answer:
 class Prepared:
     """What one call gives the model, in main memory.
 
-    squares: per image (3, side, side) uint8. objects: per image, how many masks are asked for. tiles: per image
+    squares: (images, 3, side, side) uint8. objects: per image, how many masks are asked for. tiles: per image
     (tiles, 3, tile, tile) uint8. conversations: per image and object (tokens,) int64.
     """
 
-    squares: list[Tensor]
+    squares: Tensor
     objects: tuple[int, ...]
     tiles: list[Tensor]
     conversations: list[list[Tensor]]
@@ -161,10 +163,21 @@ class Predictor:
 
     def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
         """All that is done on the CPU, for RGB images. Raises ValueError for questions that cannot be asked."""
-        views = self.views
-        tiles = _each(views.tile_pixels, images)
+        squares = self.buffer(len(images))
+
+        def views_of(number: int) -> Tensor:
+            squares[number] = self.views.square_pixels(images[number])
+            return self.views.tile_pixels(images[number])
+
+        tiles = side_by_side(views_of, len(images))
         conversations = [self._conversations(asked, len(of_image)) for asked, of_image in zip(questions, tiles)]
-        return Prepared(_each(views.square_pixels, images), tuple(map(len, questions)), tiles, conversations)
+        return Prepared(squares, tuple(map(len, questions)), tiles, conversations)
+
+    def buffer(self, images: int) -> Tensor:
+        """(images, 3, side, side) uint8 for square views: channels last in memory, page-locked for a GPU."""
+        side, on_gpu = self.views.sam_size, self.model.device.type == "cuda"
+        with torch.inference_mode(False):  # threads, which do not inherit that mode, write into it
+            return torch.empty((images, side, side, 3), dtype=torch.uint8, pin_memory=on_gpu).movedim(-1, 1)
 
     def _conversations(self, questions: Sequence[str], tiles: int) -> list[Tensor]:
         encode, image_tokens = self.processor.tokens.encode, tiles * self.processor.tokens_per_tile
@@ -174,7 +187,7 @@ class Predictor:
         images, questions = batch
         prepared, found = preparing.result(), []
         with self._predicting(), torch.inference_mode():
-            logits = iter(self.mask_logits(prepared).split(prepared.objects)) if prepared.squares else iter(())
+            logits = iter(self.mask_logits(prepared).split(prepared.objects)) if prepared.objects else iter(())
             for image, asked in zip(images, questions):
                 if not asked:
                     found.append(np.zeros((0, image.height, image.width), np.float32))
@@ -205,14 +218,12 @@ class Predictor:
         return self.model.prompts(hidden, conversations)
 
     def _tile_tokens(self, prepared: Prepared) -> Tensor:
-        pixels = self._normalised([torch.cat(prepared.tiles)])[0]
+        pixels = self._normalised(torch.cat(prepared.tiles))
         return self.model.tile_tokens(self.model.encode_tiles(pixels))
 
-    def _normalised(self, pixels: Sequence[Tensor]) -> Tensor:
-        stacked = torch.stack(list(pixels))
-        if self.model.device.type == "cuda":
-            stacked = stacked.pin_memory()
-        return normalise_pixels(stacked.to(self.model.device, non_blocking=True)).to(self.model.dtype)
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        moved = pixels.to(self.model.device, non_blocking=True).contiguous()
+        return normalise_pixels(moved).to(self.model.dtype)
 
     @contextmanager
     def _predicting(self) -> Iterator[None]:
@@ -224,12 +235,12 @@ class Predictor:
             self.model.train(training)
 
 
-def _each(make: Callable[[Image.Image], Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
-    """Pillow resizes without holding Python's lock, so images are worked on side by side."""
-    if len(images) < 2:
-        return [make(image) for image in images]
-    with ThreadPoolExecutor(min(len(images), _THREADS)) as pool:
-        return list(pool.map(make, images))
+def side_by_side(make: Callable[[int], _Made], count: int) -> list[_Made]:
+    """What is made of each number below count. Pillow resizes without holding Python's lock, so threads save time."""
+    if count < 2:
+        return [make(number) for number in range(count)]
+    with ThreadPoolExecutor(min(count, _THREADS)) as pool:
+        return list(pool.map(make, range(count)))
 
 
 def check_threshold(threshold: float) -> float:

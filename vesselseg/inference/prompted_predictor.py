@@ -13,7 +13,7 @@ from torch import Tensor
 from vesselseg.data.image_views import ImageViews
 from vesselseg.data.prompts import QUESTIONS, clean_phrase, question_for
 from vesselseg.errors import UserError, WeightsError
-from vesselseg.inference.predictor import Answer, Predictor, Prepared, check_threshold
+from vesselseg.inference.predictor import Answer, Predictor, Prepared, check_threshold, side_by_side
 from vesselseg.models.checkpoints.load import load_weights
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
@@ -46,7 +46,12 @@ class PromptedPredictor(Predictor):
         ValueError, for a question about anything but its phrases.
         """
         numbers = [[torch.tensor(self.phrase_number(question)) for question in asked] for asked in questions]
-        squares = [self.views.square_pixels(image) for image in images]
+        squares = self.buffer(len(images))
+
+        def fill(number: int) -> None:
+            squares[number] = self.views.square_pixels(images[number])
+
+        side_by_side(fill, len(images))
         return Prepared(squares, tuple(map(len, questions)), [], numbers)
 
     def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
