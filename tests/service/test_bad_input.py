@@ -146,6 +146,13 @@ def test_masks_that_are_none(service: RunningService, changes: dict[str, Any], s
     assert_error(service.post("/labelme", json=asked), status, code, words)
 
 
+def test_a_mask_of_noise(service: RunningService) -> None:
+    noise = (np.random.default_rng(0).random((1100, 1100)) > 0.5).astype(np.uint8) * 255
+    encoded = base64.b64encode(png(Image.fromarray(noise).convert("1"))).decode()
+    asked = {"name": "a", "width": 1100, "height": 1100, "objects": [{"phrase": "a", "mask_png": encoded}]}
+    assert_error(service.post("/labelme", json=asked), 413, "too_rough", "edges")
+
+
 def test_json_that_is_none(service: RunningService) -> None:
     for content in (b"{", b"", b"[1]", b"\xff"):
         answer = service.post("/labelme", content=content, headers={"Content-Type": "application/json"})

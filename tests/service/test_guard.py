@@ -37,6 +37,7 @@ def test_a_token_is_asked_for(start: Callable[..., Any]) -> None:
         for path in ("/models", "/metrics", "/nothing"):
             assert service.get(path).status_code == 401
             assert service.get(path, headers=right).status_code in (200, 404)
+        assert "HTTPBearer" in service.get("/openapi.json").json()["components"]["securitySchemes"]
         for path in ("/", "/health", "/openapi.json"):
             assert service.get(path).status_code == 200
         assert_error(service.post("/labelme", content=b"{"), 401, "unauthorized")

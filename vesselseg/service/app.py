@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -70,6 +71,8 @@ def create_app(predictors: Mapping[str, Predictor], settings: ServiceSettings) -
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
         responses=_errors(*_EVERYWHERE),
+        # only says so in /openapi.json: the guard has looked at the token before
+        dependencies=[] if settings.token is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
     _add_routes(app, service, metrics)

@@ -18,6 +18,9 @@ from vesselseg.service.model_queue import LARGEST_REQUEST
 from vesselseg.service.schemas import LabelMeRequest
 from vesselseg.service.uploads import base_name
 
+_MOST_EDGES = (
+    1_000_000  # neighbours that differ, all masks together: ten seconds of polygons; drawn masks have 1 % of it
+)
 _CUT = 127  # grey values above it are vessel
 
 
@@ -38,6 +41,9 @@ def labelme_file(asked: LabelMeRequest) -> dict[str, Any]:
         raise ServiceError(422, "invalid_request", "; ".join(problems[:5]))
     phrases = tuple(found.phrase for found in asked.objects)
     stacked = np.stack(masks) if masks else np.zeros((0, asked.height, asked.width), bool)
+    edges = sum(int(np.count_nonzero(np.diff(stacked, axis=axis))) for axis in (1, 2))
+    if edges > _MOST_EDGES:
+        raise ServiceError(413, "too_rough", f"the masks are noise: {edges:,} edges; expected at most {_MOST_EDGES:,}")
     return labelme_content(Prediction(stacked.astype(np.float32), stacked, phrases, 0.5), base_name(asked.name))
 
 
