@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import argparse
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 
 from vesselseg.cli import describe_os_error, run_tool
 from vesselseg.errors import UserError
 from vesselseg.inference.model_arguments import add_model_arguments, load_chosen
+from vesselseg.service.settings import ServiceSettings
+
+PACKAGES = ("fastapi", "starlette", "pydantic", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def main() -> None:
     """Parse, check, load, serve."""
     arguments = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        from vesselseg.service.settings import ServiceSettings
-    except ModuleNotFoundError as error:
-        raise UserError(f"the service needs packages of its own ({error}): pip install 'vesselseg[serve]'") from None
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(f"not installed: {', '.join(missing)}; pip install 'vesselseg[serve]'")
     settings = ServiceSettings(
         host=arguments.host,
         port=arguments.port,
@@ -48,22 +51,29 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
+    usual = ServiceSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="+", help="exported model folders, models of the hub, or checkpoints (.pth)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument("--host", default=usual.host, help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=usual.port, help="0 takes a free one (default: %(default)s)")
     token = parser.add_mutually_exclusive_group()
     token.add_argument("--token", help="what clients have to show; others on this machine can read it in its process "
                        "list, so rather:")  # fmt: skip
     token.add_argument("--token-file", type=Path, metavar="FILE", help="file whose only line is the token")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="store images and results, a folder per request")
-    parser.add_argument("--max-megabytes", type=float, default=64, help="largest upload (default: 64)")
-    parser.add_argument("--rate", type=float, default=10, help="requests per second and client address, 0 for any "
-                        "number (default: 10)")  # fmt: skip
-    parser.add_argument("--queue", type=int, default=256, help="requests accepted at once (default: 256)")
-    parser.add_argument("--batch", type=int, default=64, help="images given to the model at once (default: 64)")
-    parser.add_argument("--wait-ms", type=float, default=20, help="longest wait for others to share a batch with "
-                        "(default: 20)")  # fmt: skip
+    parser.add_argument(
+        "--max-megabytes", type=float, default=usual.max_megabytes, help="largest upload (default: %(default)g)"
+    )
+    parser.add_argument("--rate", type=float, default=usual.rate, help="requests per second and client address, "
+                        "0 for any number (default: %(default)g)")  # fmt: skip
+    parser.add_argument(
+        "--queue", type=int, default=usual.queue, help="requests accepted at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=usual.batch, help="images given to the model at once (default: %(default)s)"
+    )
+    parser.add_argument("--wait-ms", type=float, default=usual.wait_ms, help="longest wait for others to share a batch "
+                        "with (default: %(default)g)")  # fmt: skip
     add_model_arguments(parser)
     return parser.parse_args()
 

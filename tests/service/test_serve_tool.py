@@ -87,5 +87,20 @@ def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen
 )
 def test_wrong_arguments_are_one_message(arguments: tuple[str, ...], words: str) -> None:
     outcome = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert_one_message(outcome, words)
+
+
+def test_missing_packages_are_named() -> None:
+    tool = str(REPOSITORY / "tools" / "serve.py")
+    script = f"""
+import runpy, sys
+sys.argv, sys.modules["uvicorn"] = [{tool!r}, "model"], None
+runpy.run_path({tool!r}, run_name="__main__")
+"""
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert_one_message(outcome, "not installed: uvicorn; pip install 'vesselseg[serve]'")
+
+
+def assert_one_message(outcome: subprocess.CompletedProcess[str], words: str) -> None:
     assert outcome.returncode == 2 and outcome.stderr.startswith("error: ") and words in outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1
