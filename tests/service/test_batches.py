@@ -22,6 +22,9 @@ from tests.service.running import RunningService, assert_error, pixels_of, png
 from tests.tiny import picture
 from vesselseg.errors import UserError
 from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.models.prompted_config import PromptedSAM2Config
+from vesselseg.models.prompted_sam2 import build_prompted
 from vesselseg.service.errors import ServiceError
 from vesselseg.service.metrics import Metrics
 from vesselseg.service.model_queue import Entry, ModelQueue
@@ -196,12 +199,8 @@ def test_a_request_fails_for_its_own_reasons_only(
 
 
 def test_phrases_that_a_small_model_does_not_know(start: Callable[..., Any], predictor: Predictor) -> None:
-    class Small(Predictor):
-        """Of fixed phrases, as a distilled model is."""
-
-        phrases = ("artery", "vein")
-
-    small = Small(predictor.model, predictor.processor)
+    sizes = predictor.model.config.grounding_config
+    small = PromptedPredictor(build_prompted(PromptedSAM2Config(("artery", "vein"), sizes)).eval())
     with start({"small": small, "tiny": predictor}) as service:
         assert service.get("/models").json()["models"][0] | {"threshold": 0} == {
             "name": "small", "kind": "sam2_only", "threshold": 0, "phrases": ["artery", "vein"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from typing import Any
 
@@ -18,9 +17,7 @@ from vesselseg.service.model_queue import LARGEST_REQUEST
 from vesselseg.service.schemas import LabelMeRequest
 from vesselseg.service.uploads import base_name
 
-_MOST_EDGES = (
-    1_000_000  # neighbours that differ, all masks together: ten seconds of polygons; drawn masks have 1 % of it
-)
+_MOST_EDGES = 1_000_000  # neighbours that differ, all masks together: ten seconds of polygons; drawn ones have 1 %
 _CUT = 127  # grey values above it are vessel
 
 
@@ -50,14 +47,9 @@ def labelme_file(asked: LabelMeRequest) -> dict[str, Any]:
 def _mask(encoded: str, size: tuple[int, int]) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=("PNG",))
-        if image.size != size:
-            raise ServiceMaskError(f"{image.width}x{image.height} pixels, expected {size[0]}x{size[1]}")
-        return np.asarray(image.convert("L")) > _CUT
-    except ServiceMaskError:
-        raise
-    except (binascii.Error, *DAMAGED):
-        raise ServiceMaskError("no PNG in base64, or a damaged one") from None
-
-
-class ServiceMaskError(ValueError):
-    """A mask that cannot be used."""
+        grey = np.asarray(image.convert("L")) if image.size == size else None  # a wrong size is not decoded
+    except DAMAGED:
+        raise ValueError("no PNG in base64, or a damaged one") from None
+    if grey is None:
+        raise ValueError(f"{image.width}x{image.height} pixels, expected {size[0]}x{size[1]}")
+    return grey > _CUT

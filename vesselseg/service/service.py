@@ -18,6 +18,7 @@ from starlette.requests import Request
 from vesselseg import __version__
 from vesselseg.inference.pictures import UnreadablePicture, read_pictures
 from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.service.errors import ClientGone, ServiceError, busy
 from vesselseg.service.guard import Running
 from vesselseg.service.keep import Keeper
@@ -48,13 +49,11 @@ class Service:
 
     def describe_models(self) -> Models:
         """Names and limits."""
-        described = [
-            ModelDescription(
-                name=name, kind=kind_of(queue.predictor), threshold=queue.predictor.threshold,
-                phrases=known_phrases(queue.predictor),
-            )
-            for name, queue in self.queues.items()
-        ]  # fmt: skip
+        described = []
+        for name, queue in self.queues.items():
+            predictor, phrases = queue.predictor, known_phrases(queue.predictor)
+            kind: Literal["sa2va", "sam2_only"] = "sa2va" if phrases is None else "sam2_only"
+            described.append(ModelDescription(name=name, kind=kind, threshold=predictor.threshold, phrases=phrases))
         limits = Limits(
             max_bytes=self.settings.max_bytes,
             phrases=MOST_PHRASES,
@@ -144,15 +143,9 @@ class Service:
         )
 
 
-def kind_of(predictor: Predictor) -> Any:
-    """sa2va, or sam2_only for a distilled model."""
-    return "sa2va" if known_phrases(predictor) is None else "sam2_only"
-
-
 def known_phrases(predictor: Predictor) -> list[str] | None:
     """The phrases that a distilled model knows; None for a model that takes any."""
-    phrases = getattr(predictor, "phrases", None)
-    return None if phrases is None else list(phrases)
+    return list(predictor.phrases) if isinstance(predictor, PromptedPredictor) else None
 
 
 def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
