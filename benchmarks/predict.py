@@ -39,7 +39,8 @@ from vesselseg.inference.processor import processor_for
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
-from vesselseg.models.prompted_sam2 import PromptedSAM2Config, build_prompted
+from vesselseg.models.prompted_config import PromptedSAM2Config
+from vesselseg.models.prompted_sam2 import build_prompted, place
 
 ROWS = Path(__file__).with_name("predict_rows.yaml")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -125,9 +126,7 @@ def build(row: Row) -> Predictor:
     if row.size in SAM2_ALONE:
         sizes = {"variant": SAM2_ALONE[row.size], "image_size": row.image_size}
         model = build_prompted(PromptedSAM2Config(PHRASES[:1], sizes))
-        model.to(device=device, dtype=dtype)
-        model.grounding.sam2.sam_prompt_encoder.pe_layer.float()
-        return PromptedPredictor(model.eval().requires_grad_(False))
+        return PromptedPredictor(place(model, device, dtype).eval().requires_grad_(False))
     with tempfile.TemporaryDirectory() as scratch:
         base = write_base(Path(scratch) / "base", row.size)
         sa2va = build_model(

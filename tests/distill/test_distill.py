@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.evaluation.conftest import drawn
 from tests.evaluation.drawn_data import Drawn, call_tool
@@ -25,9 +26,11 @@ from vesselseg.distill.measuring import Figures, compared, objections, scatter, 
 from vesselseg.distill.predict_onnx import predict as predict_without_torch
 from vesselseg.distill.teaching import Lesson, collect, lesson_records
 from vesselseg.errors import UserError, WeightsError
+from vesselseg.inference.hf_prompted_model import VesselSegSAM2Model
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.models.prompted_sam2 import POSITIONS, positions_matrix
 
 PHRASE = "blood vessel"
 QUICK = DistillOptions(minutes=0.02)
@@ -120,8 +123,6 @@ def test_the_folder_is_what_was_measured(distilled: tuple[Path, Distillation]) -
 
 
 def test_no_memory_is_stored_and_loading_is_strict(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     state = load_file(folder / "model.safetensors")
     assert not [name for name in state if "memory" in name]
     assert all(name.startswith(("grounding_encoder.sam2_model.", "prompt_head.")) for name in state)
@@ -168,6 +169,16 @@ numpy.save("probability.npy", result["prediction_probs"][0])
     assert done.returncode == 0, done.stderr[-2000:]
     expected = load_predictor(folder, device="cpu").predict([IMAGE], [[PHRASE]])[0].probabilities
     np.testing.assert_allclose(np.load(tmp_path / "probability.npy"), expected, atol=1e-5)
+
+
+def test_positions_stay_exact_in_half_types(folder: Path) -> None:
+    exact = load_file(folder / "model.safetensors")[POSITIONS.replace("grounding.sam2", "grounding_encoder.sam2_model")]
+    loaded = load_predictor(folder, device="cpu", dtype=torch.bfloat16)
+    assert isinstance(loaded, PromptedPredictor)
+    remote = VesselSegSAM2Model.from_pretrained(folder, dtype=torch.bfloat16)
+    for model in (loaded.prompted, remote.prompted):
+        assert model.dtype == torch.bfloat16
+        assert torch.equal(positions_matrix(model), exact)
 
 
 def test_onnx_gives_the_same_masks_for_any_batch(folder: Path) -> None:

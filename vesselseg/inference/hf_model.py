@@ -28,6 +28,7 @@ from vesselseg.inference.predictor import Predictor, check_threshold
 from vesselseg.inference.processor import processor_for
 from vesselseg.losses.total import TotalLoss
 from vesselseg.models.assemble import assemble
+from vesselseg.models.checkpoints.hub import pretrained_folder
 from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD, to_ours
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.checkpoints.write_published import write_published_folder
@@ -79,13 +80,7 @@ class VesselSegModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> VesselSegModel:
         """Load a local folder, or a hub repository through its cache; further arguments as transformers takes them."""
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            names = ("revision", "cache_dir", "token", "local_files_only")
-            download = {name: kwargs[name] for name in names if name in kwargs}
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **download))
+        folder = pretrained_folder(pretrained_model_name_or_path, kwargs)
         config = kwargs.pop("config", None) or Sa2VAConfig.from_pretrained(folder)
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", None) or "auto")
         if kwargs["dtype"] == "auto":

@@ -6,7 +6,6 @@ pillow; no tokenizer, no language model.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from transformers import PreTrainedModel
 from vesselseg.data.prompts import ANSWER, IMAGE_PLACEHOLDER, question_for
 from vesselseg.inference.predictor import check_threshold
 from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.models.checkpoints.hub import pretrained_folder
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.prompted_config import PromptedSAM2Config
-from vesselseg.models.prompted_sam2 import build_prompted, own_names
+from vesselseg.models.prompted_sam2 import POSITIONS, build_prompted, own_names, set_positions_matrix
 
 
 class VesselSegSAM2Model(PreTrainedModel):
@@ -39,23 +39,13 @@ class VesselSegSAM2Model(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> VesselSegSAM2Model:
         """Load a local folder, or a hub repository through its cache; further arguments as transformers takes them."""
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            names = ("revision", "cache_dir", "token", "local_files_only")
-            download = {name: kwargs[name] for name in names if name in kwargs}
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **download))
+        folder = pretrained_folder(pretrained_model_name_or_path, kwargs)
         config = kwargs.pop("config", None) or PromptedSAM2Config.from_pretrained(folder)
         state = {f"prompted.{name}": tensor for name, tensor in own_names(stream_folder(folder))}
         model = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
-        model.grounding_positions_in_float32()
+        set_positions_matrix(model.prompted, state[f"prompted.{POSITIONS}"])
         model.name_or_path = str(folder)
         return model
-
-    def grounding_positions_in_float32(self) -> None:
-        """The matrix of SAM2's positions, whatever type the other weights were loaded in."""
-        self.prompted.grounding.sam2.sam_prompt_encoder.pe_layer.float()
 
     def forward(self, squares: torch.Tensor) -> torch.Tensor:
         """squares: (images, 3, side, side), normalised. Returns mask logits (images, phrases, side / 4, side / 4)."""

@@ -22,6 +22,7 @@ GRID = 8  # the correction sees the features as this many cells a side, whatever
 # What a single image goes through; the rest of SAM2 carries masks through videos.
 _KEPT = ("image_encoder", "no_mem_embed", "sam_prompt_encoder", "sam_mask_decoder")
 _PUBLISHED, _OURS = "grounding_encoder.sam2_model.", "grounding.sam2."
+POSITIONS = _OURS + "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
 
 class PromptHead(nn.Module):
@@ -111,10 +112,23 @@ def without_memory(grounding: SAM2Grounding) -> SAM2Grounding:
 
 
 def place(model: PromptedSAM2, device: torch.device | str, dtype: torch.dtype) -> PromptedSAM2:
-    """Move the model, in place; the positions' matrix stays float32, in which they are computed."""
+    """Move the model, in place; the positions' matrix stays as it is, in float32: a cast there and back rounds it."""
+    exact = positions_matrix(model)
     model.to(device=device, dtype=dtype)
-    model.grounding.sam2.sam_prompt_encoder.pe_layer.float()
+    set_positions_matrix(model, exact)
     return model
+
+
+def positions_matrix(model: PromptedSAM2) -> Tensor:
+    """The random matrix (2, 128) that SAM2 makes positions with."""
+    matrix: Tensor = model.grounding.sam2.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    return matrix
+
+
+def set_positions_matrix(model: PromptedSAM2, exact: Tensor) -> None:
+    """Put it back on the model's device, in float32, whatever type the other weights were cast to."""
+    layer = model.grounding.sam2.sam_prompt_encoder.pe_layer
+    layer.positional_encoding_gaussian_matrix = exact.to(model.device, torch.float32)
 
 
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,17 @@
 """A model's path: a local folder, or a repository of the Hugging Face hub.
 
 `OWNER/NAME` or `OWNER/NAME@REVISION` is a repository where no such folder exists. Only configs, tokenizers and
-safetensors are fetched, into the hub's own cache; interrupted downloads go on. Code is never fetched.
+safetensors are fetched, into the hub's own cache; interrupted downloads go on. Code is never fetched but by
+`pretrained_folder`, whose caller has trusted it already.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vesselseg.errors import WeightsError
 
@@ -50,6 +53,19 @@ def local_folder(path: str | Path) -> Path:
     if revision is None:
         logger.info("%s is taken at revision %s; pin it with %s@%s", repository, folder.name, repository, folder.name)
     return folder
+
+
+def pretrained_folder(path: str | Path, arguments: Mapping[str, Any]) -> Path:
+    """The folder that a `from_pretrained` of transformers means, downloaded with its code if it is one of the hub.
+
+    arguments: of that call; revision, cache_dir, token and local_files_only are taken from them.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    names = ("revision", "cache_dir", "token", "local_files_only")
+    return Path(snapshot_download(str(path), **{name: arguments[name] for name in names if name in arguments}))
 
 
 def _what_to_do(repository: str, revision: str | None, error: Exception) -> str:
