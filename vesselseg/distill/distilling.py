@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vesselseg.data.manifest import fingerprint, image_path
-from vesselseg.data.rgb import as_rgb
+from vesselseg.data.read_image import read_image
 from vesselseg.distill import graphs
 from vesselseg.distill.folder import FormCheck, check_forms, small_model, write_graphs, write_model
 from vesselseg.distill.learning import Candidate, Teaching, candidates
@@ -23,7 +23,6 @@ from vesselseg.distill.teaching import (
     CHOOSING,
     TRAINING,
     Lesson,
-    checked_phrases,
     collect,
     lesson_records,
     usual_phrase,
@@ -34,6 +33,7 @@ from vesselseg.evaluation.evaluator import Track, silent
 from vesselseg.evaluation.results import versions
 from vesselseg.evaluation.scores import Scored
 from vesselseg.inference.model_files import weights_digest
+from vesselseg.inference.predict_options import clean_phrases
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.prompted_config import PromptedSAM2Config
@@ -77,8 +77,12 @@ class Distillation:
     metrics: tuple[Metric, ...]
     scored: tuple[list[Scored], list[Scored]]
     varying: float
-    objections: tuple[str, ...]
     seed: int
+
+    @property
+    def objections(self) -> tuple[str, ...]:
+        """Why it should not be used, in sentences."""
+        return tuple(objections(self.small, self.int8, self.metrics, self.varying, self.images))
 
     @property
     def small(self) -> Figures:
@@ -126,7 +130,7 @@ def distill(
     """
     if isinstance(teacher, PromptedPredictor):
         raise UserError(f"{model} is a distilled model already; name the model with a language model that it came from")
-    phrases = checked_phrases(options.phrases or (usual_phrase(data),))
+    phrases = clean_phrases(options.phrases or (usual_phrase(data),))
     records = {split: lesson_records(data, split, phrases) for split in (TRAINING, CHOOSING)}
     with whole_folder(out, force, RESULTS_FILE) as folder:
         lessons = []
@@ -134,21 +138,8 @@ def distill(
             _log.info("%s: the language model reads %d images", split, len(chosen))
             lessons.append(collect(teacher, data, chosen, phrases, options.batch))
         bench = Bench(data, records[CHOOSING], options.batch, track)
-        found = _Run(teacher, bench, lessons[0], lessons[1], phrases, options).run(folder)
         images = len(records[TRAINING]), len(records[CHOOSING])
-        result = Distillation(
-            model=model,
-            weights=weights_digest(Path(model)) if Path(model).exists() else None,
-            data=data,
-            data_fingerprint=fingerprint(data),
-            phrases=phrases,
-            images=images,
-            objections=tuple(
-                objections(found["figures"][found["chosen"]], found["int8"], found["metrics"], found["varying"], images)
-            ),
-            seed=options.seed,
-            **found,
-        )
+        result = _Run(teacher, bench, lessons[0], lessons[1], phrases, options).run(folder, model, images)
         content = json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n"
         (folder / RESULTS_FILE).write_text(content, encoding="utf-8")
         write_card(result, folder)
@@ -165,43 +156,48 @@ class _Run:
     phrases: tuple[str, ...]
     options: DistillOptions
 
-    def run(self, folder: Path) -> dict[str, Any]:
+    def run(self, folder: Path, model: str, images: tuple[int, int]) -> Distillation:
         """Teach, measure, write the winner's files."""
         teacher = self.bench.figures("language model", "the model that was distilled", self.teacher)
-        teaching = Teaching(
-            self.train,
-            self.choosing,
-            self.teacher.grounding,
-            len(self.phrases),
-            self.options.minutes,
-            self.options.seed,
-        )
-        taught = list(candidates(teaching))
-        figures = [
-            self.bench.figures(one.name, one.meaning, PromptedPredictor(self._model(one, 0.5)), teacher)
-            for one in taught
-        ]
+        taught = tuple(candidates(self._teaching()))
+        figures = tuple(self._figures(one, teacher) for one in taught)
         chosen = winner(figures)
         small = small_model(self._model(taught[chosen], figures[chosen].threshold))
         write_model(small, folder)
         write_graphs(small, folder)
-        checks = check_forms(small, folder, self._pictures())
-        loaded = PromptedPredictor(place(small_model(small), self.teacher.model.device, self.teacher.model.dtype))
-        scored = (
-            self.bench.scored(loaded, figures[chosen].threshold),
-            self.bench.scored(self.teacher, teacher.threshold),
+        scored = self._scored(small, teacher)
+        return Distillation(
+            model=model,
+            weights=weights_digest(Path(model)) if Path(model).exists() else None,
+            data=self.bench.data,
+            data_fingerprint=fingerprint(self.bench.data),
+            phrases=self.phrases,
+            images=images,
+            teacher=teacher,
+            figures=figures,
+            candidates=taught,
+            chosen=chosen,
+            checks=tuple(check_forms(small, folder, self._pictures())),
+            int8=self._int8(small, folder, teacher),
+            metrics=tuple(paired(*scored)),
+            scored=scored,
+            varying=scatter(self.train),
+            seed=self.options.seed,
         )
-        return {
-            "teacher": teacher,
-            "figures": tuple(figures),
-            "candidates": tuple(taught),
-            "chosen": chosen,
-            "int8": self._int8(small, folder, teacher),
-            "checks": tuple(checks),
-            "metrics": tuple(paired(*scored)),
-            "scored": scored,
-            "varying": scatter(self.train),
-        }
+
+    def _teaching(self) -> Teaching:
+        grounding, minutes, seed = self.teacher.grounding, self.options.minutes, self.options.seed
+        return Teaching(self.train, self.choosing, grounding, len(self.phrases), minutes, seed)
+
+    def _figures(self, candidate: Candidate, teacher: Figures) -> Figures:
+        predictor = PromptedPredictor(self._model(candidate, threshold=0.5))
+        return self.bench.figures(candidate.name, candidate.meaning, predictor, teacher)
+
+    def _scored(self, small: PromptedSAM2, teacher: Figures) -> tuple[list[Scored], list[Scored]]:
+        """Both models item by item, the small one computed as the big one is, each at its own threshold."""
+        big = self.teacher.model
+        loaded = PromptedPredictor(place(small_model(small), big.device, big.dtype))
+        return self.bench.scored(loaded, loaded.threshold), self.bench.scored(self.teacher, teacher.threshold)
 
     def _model(self, candidate: Candidate, threshold: float) -> PromptedSAM2:
         """The candidate around the big model's own SAM2."""
@@ -224,11 +220,7 @@ class _Run:
         return compared(found, replace(teacher, difference=None), self.bench.groups(predictor))
 
     def _pictures(self) -> list[Image.Image]:
-        pictures = []
-        for record in self.bench.records[:CHECK_IMAGES]:
-            with Image.open(image_path(self.bench.data, record)) as image:
-                pictures.append(as_rgb(image).copy())
-        return pictures
+        return [read_image(image_path(self.bench.data, record)) for record in self.bench.records[:CHECK_IMAGES]]
 
 
 def summary_lines(result: Distillation) -> Sequence[str]:

@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -70,16 +70,11 @@ def candidates(teaching: Teaching) -> Iterator[Candidate]:
     yield Candidate("mean", "the mean of the language model's vectors over the training images", mean)
     started = with_correction(mean, teaching.train, teaching.seed)
     head = _trained(teaching, started, "vectors", VECTOR_RATE, share=0.3)
-    yield replace_named(head, "head", "read from SAM2's features, trained to give the language model's vectors")
+    yield replace(head, name="head", meaning="read from SAM2's features, trained to give the language model's vectors")
     tuned = _trained(teaching, mean, "masks", MASK_RATE, share=0.5)
-    yield replace_named(tuned, "mean, tuned", "one vector, started at the mean and trained on the labels")
+    yield replace(tuned, name="mean, tuned", meaning="one vector, started at the mean and trained on the labels")
     tuned = _trained(teaching, head.head, "masks", MASK_RATE, share=1.0)
-    yield replace_named(tuned, "head, tuned", "the head, trained further on the labels")
-
-
-def replace_named(found: Candidate, name: str, meaning: str) -> Candidate:
-    """The same with a name."""
-    return Candidate(name, meaning, found.head, found.course, found.seconds, found.ended_by)
+    yield replace(tuned, name="head, tuned", meaning="the head, trained further on the labels")
 
 
 def with_correction(mean: PromptHead, lesson: Lesson, seed: int, width: int = WIDTH) -> PromptHead:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Bench:
 def compared(found: Figures, teacher: Figures, groups: Sequence[str]) -> Figures:
     """The same with its paired difference from the big model: negative where it is worse."""
     table = np.stack([found.dice, teacher.dice], axis=1)
-    return Figures(found.name, found.meaning, found.threshold, found.dice, measure("dice", table, groups))
+    return replace(found, difference=measure("dice", table, groups))
 
 
 def paired(small: Sequence[Scored], big: Sequence[Scored]) -> list[Metric]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vesselseg.data.manifest import image_path
-from vesselseg.data.rgb import as_rgb
+from vesselseg.data.read_image import read_image
 from vesselseg.distill import graphs
 from vesselseg.distill.measuring import SIMPLER_WITHIN, TOLERATED, Bench, Figures
 from vesselseg.evaluation.metrics import METRIC_TABLE
@@ -166,8 +166,7 @@ def _panels(result: Distillation, bench: Bench, teacher: Predictor, folder: Path
 
 def _pictures(result: Distillation, bench: Bench, item: Scored, big: Predictor, small: Predictor) -> dict[str, Any]:
     record = next(record for record in bench.records if record.image == item.image)
-    with Image.open(image_path(bench.data, record)) as image:
-        picture = as_rgb(image).copy()
+    picture = read_image(image_path(bench.data, record))
     truth = phrase_truths(record, [item.phrase], picture.height, picture.width)[0]
     pixels = np.asarray(picture)
     masks = {

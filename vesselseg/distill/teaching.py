@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from vesselseg.data.manifest import Record, image_path, read_split
-from vesselseg.data.prompts import clean_phrase, question_for
-from vesselseg.data.rgb import as_rgb
+from vesselseg.data.prompts import question_for
+from vesselseg.data.read_image import read_image
 from vesselseg.errors import UserError
 from vesselseg.evaluation.score_split import phrase_truths
 from vesselseg.inference.predictor import Predictor
@@ -77,14 +77,6 @@ def usual_phrase(data: Path) -> str:
     return max(sorted(set(phrases)), key=phrases.count)
 
 
-def checked_phrases(phrases: Sequence[str]) -> tuple[str, ...]:
-    """Tidy phrases, each once; raises UserError for one that cannot be asked."""
-    try:
-        return tuple(dict.fromkeys(clean_phrase(phrase) for phrase in phrases))
-    except ValueError as error:
-        raise UserError(f"--phrase: {error}") from None
-
-
 @torch.inference_mode()
 def collect(teacher: Predictor, data: Path, records: Sequence[Record], phrases: Sequence[str], batch: int) -> Lesson:
     """Run the big model over records of `lesson_records`, `batch` images at once."""
@@ -112,11 +104,7 @@ def collect(teacher: Predictor, data: Path, records: Sequence[Record], phrases: 
 
 
 def _pictures(data: Path, records: Sequence[Record]) -> list[Image.Image]:
-    pictures = []
-    for record in records:
-        with Image.open(image_path(data, record)) as image:
-            pictures.append(as_rgb(image).copy())
-    return pictures
+    return [read_image(image_path(data, record)) for record in records]
 
 
 def _stored(encoded: ImageFeatures, place: int) -> ImageFeatures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,12 +56,17 @@ class Outcome:
 
 def checked(options: PredictOptions) -> PredictOptions:
     """With tidy phrases, each once; raises UserError for one that cannot be asked."""
-    try:
-        phrases = tuple(dict.fromkeys(clean_phrase(phrase) for phrase in options.phrases))
-    except ValueError as error:
-        raise UserError(f"--phrase: {error}") from None
+    phrases = clean_phrases(options.phrases)
     if not phrases:
         raise UserError('no phrase is given; say what to segment, e.g. "blood vessel"')
     if "dicom-seg" in options.save:
         check_installed()
     return replace(options, phrases=phrases)
+
+
+def clean_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
+    """Tidy phrases, each once; raises UserError for one that cannot be asked, named as the tools' option."""
+    try:
+        return tuple(dict.fromkeys(map(clean_phrase, phrases)))
+    except ValueError as error:
+        raise UserError(f"--phrase: {error}") from None
