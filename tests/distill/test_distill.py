@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.evaluation.conftest import drawn
 from tests.evaluation.drawn_data import Drawn, call_tool
-from tests.samples import processor_of
-from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+from tests.tiny import picture, shaken_model
 from vesselseg.distill import graphs
-from vesselseg.distill.distilling import RESULTS_FILE, Distillation, DistillOptions, distill
+from vesselseg.distill.distilling import RESULTS_FILE, DistillOptions, distill
 from vesselseg.distill.learning import Teaching, candidates, mean_head
 from vesselseg.distill.measuring import Figures, compared, objections, scatter, winner
 from vesselseg.distill.predict_onnx import predict as predict_without_torch
@@ -30,20 +32,42 @@ from vesselseg.inference.hf_prompted_model import VesselSegSAM2Model
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.models.checkpoints.base_folder import read_base_folder
+from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.prompted_sam2 import POSITIONS, positions_matrix
 
 PHRASE = "blood vessel"
 QUICK = DistillOptions(minutes=0.02)
+SHORTLY = ("--minutes", 0.02, "--device", "cpu")
 IMAGE = picture(5, 150, 120)
 
 
+@dataclass(frozen=True)
+class Distilled:
+    """What the tool wrote and said. content: of distillation.json."""
+
+    folder: Path
+    content: dict[str, Any]
+    said: str
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        return next(one for one in self.content["candidates"] if one["name"] == self.content["chosen"])
+
+
 @pytest.fixture(scope="module")
-def teacher(tiny_base: Path) -> Predictor:
+def big(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = shaken_model(tiny_base)
-    for layer in (model.seg_projector.linear_2,):
-        layer.weight.data *= 40  # so that the vectors, and with them the masks, depend on the image
-    model.eval().requires_grad_(False)
-    return Predictor(model, processor_of(model, tiny_base), threshold=0.4, temperature=1.5)
+    model.seg_projector.linear_2.weight.data *= 40  # so that the vectors, and with them the masks, depend on the image
+    model.config.threshold, model.config.mask_temperature = 0.4, 1.5
+    folder = tmp_path_factory.mktemp("big")
+    write_published_folder(model, read_base_folder(tiny_base).tokenizer, folder, dtype=torch.float32, extra={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(big: Path) -> Predictor:
+    return load_predictor(big, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +76,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 
 
 @pytest.fixture(scope="module")
-def distilled(teacher: Predictor, data: Drawn, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Distillation]:
-    out = tmp_path_factory.mktemp("small") / "model"
-    return out, distill(teacher, "big", data.folder, out, QUICK)
+def distilled(big: Path, data: Drawn, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
+    out, said = tmp_path_factory.mktemp("small") / "model", io.StringIO()
+    with redirect_stdout(said):
+        assert call_tool("distill_prompt.py", big, "--data", data.folder, "--out", out, *SHORTLY) == 0
+    return Distilled(out, json.loads((out / RESULTS_FILE).read_text()), said.getvalue())
 
 
 @pytest.fixture(scope="module")
-def folder(distilled: tuple[Path, Distillation]) -> Path:
-    return distilled[0]
+def folder(distilled: Distilled) -> Path:
+    return distilled.folder
 
 
 def lesson(seed: int, images: int = 60) -> Lesson:
@@ -102,23 +128,24 @@ def test_the_lesson_is_what_the_language_model_says(teacher: Predictor, data: Dr
     assert found.labels[0].shape == (1, 32, 32) and 0 < float(found.labels[0].mean()) < 0.5
 
 
-def test_training_on_masks_lowers_their_loss(distilled: tuple[Path, Distillation]) -> None:
-    tuned = {one.name: one for one in distilled[1].candidates}["mean, tuned"]
-    assert tuned.course[-1][0] < tuned.course[0][0]
+def test_training_on_masks_lowers_their_loss(distilled: Distilled) -> None:
+    losses = next(one["losses"] for one in distilled.content["training"] if one["name"] == "mean, tuned")
+    assert losses[-1][0] < losses[0][0]
 
 
-def test_the_folder_is_what_was_measured(distilled: tuple[Path, Distillation]) -> None:
-    folder, result = distilled
+def test_the_folder_is_what_was_measured(distilled: Distilled) -> None:
+    folder, result = distilled.folder, distilled.content
     files = {"config.json", "model.safetensors", "README.md", "report.html", RESULTS_FILE, graphs.ONNX}
     assert files | {graphs.ONNX_INT8, graphs.PROGRAM, "predict_onnx.py"} <= {path.name for path in folder.iterdir()}
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "vesselseg_sam2" and config["phrases"] == [PHRASE]
-    assert config["threshold"] == result.small.threshold and config["mask_temperature"] == 1.5
-    checked = {one.file: one for one in result.checks}
-    assert max(checked[name].probability for name in ("model.safetensors", graphs.ONNX, graphs.PROGRAM)) < 1e-4
-    assert checked[graphs.ONNX_INT8].bytes < 0.7 * checked[graphs.ONNX].bytes
+    assert config["threshold"] == distilled.chosen["threshold"] and config["mask_temperature"] == 1.5
+    checked = {one["file"]: one for one in result["forms"]}
+    assert max(checked[name]["probability"] for name in ("model.safetensors", graphs.ONNX, graphs.PROGRAM)) < 1e-4
+    assert checked[graphs.ONNX_INT8]["bytes"] < 0.7 * checked[graphs.ONNX]["bytes"]
     card = (folder / "README.md").read_text()
-    assert "should not be used" in card and f"{result.small.mean:.4f}" in card and f"{result.int8.mean:.4f}" in card
+    assert "should not be used" in card and f"{distilled.chosen['dice']:.4f}" in card
+    assert f"{result['int8']['dice']:.4f}" in card
     assert "should not be used" in (folder / "report.html").read_text()
 
 
@@ -216,14 +243,14 @@ def test_numpy_and_onnxruntime_are_enough(folder: Path, tmp_path: Path) -> None:
 
 
 def test_eval_and_predict_take_the_folder(
-    distilled: tuple[Path, Distillation], data: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    distilled: Distilled, data: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, result = distilled
+    folder = distilled.folder
     shared = ("--device", "cpu")
     arguments = (folder, "--data", data.folder, "--split", "val", "--out", tmp_path / "eval", *shared)
     assert call_tool("eval.py", *arguments) == 0
     scored = json.loads((tmp_path / "eval" / "results.json").read_text())
-    assert scored["summary"]["dice"]["mean"] == pytest.approx(result.small.mean, abs=1e-6)
+    assert scored["summary"]["dice"]["mean"] == pytest.approx(distilled.chosen["dice"], abs=1e-6)
     IMAGE.save(tmp_path / "image.png")
     assert call_tool("predict.py", folder, tmp_path / "image.png", "--out", tmp_path / "out", *shared) == 0
     assert (tmp_path / "out" / "masks" / "image.png").exists()
@@ -254,15 +281,11 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
-def test_the_tool_distils_a_checkpoint(
-    tiny_base: Path, data: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_tool_says_what_came_out_and_replaces_nothing(
+    distilled: Distilled, big: Path, data: Drawn, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = save_checkpoint(shaken_model(tiny_base), tmp_path / "best.pth", model_arguments(tiny_base))
-    arguments = ("--data", data.folder, "--out", tmp_path / "small", "--minutes", "0.01", "--device", "cpu")
-    assert call_tool("distill_prompt.py", checkpoint, *arguments) == 0
-    said = capsys.readouterr().out
-    assert "<- exported" in said and "do not use it: It learnt from 4 images" in said
-    assert call_tool("distill_prompt.py", checkpoint, *arguments) == 2
+    assert "<- exported" in distilled.said and "do not use it: It learnt from 4 images" in distilled.said
+    assert call_tool("distill_prompt.py", big, "--data", data.folder, "--out", distilled.folder, *SHORTLY) == 2
     assert "--force" in capsys.readouterr().err
 
 
