@@ -138,7 +138,7 @@ def test_videos(code: str, name: str, tmp_path: Path) -> None:
         assert [bar_of(found.frame(number)) for number in order] == pytest.approx([2 * n for n in order], abs=1)
 
 
-def test_a_video_of_one_frame_and_a_cut_one(tmp_path: Path) -> None:
+def test_a_video_of_one_frame_and_a_cut_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert read_pictures("a.avi", write_video(tmp_path / "one.avi", 1)).frames == 1
     content = write_video(tmp_path / "a.avi", 40).read_bytes()
     cut = read_pictures("a.avi", content[: len(content) // 2])
@@ -149,3 +149,4 @@ def test_a_video_of_one_frame_and_a_cut_one(tmp_path: Path) -> None:
     mp4 = write_video(tmp_path / "a.mp4", 40, "mp4v").read_bytes()
     with pytest.raises(UnreadablePicture, match="cut-off video"):
         read_pictures("a.mp4", mp4[: len(mp4) // 2])
+    assert "WARN" not in capfd.readouterr().err  # what OpenCV says of it

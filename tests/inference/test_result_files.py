@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.data.dicom_files import frames, write_dicom
 from tests.labelme_files import run as prepare_labels
 from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
@@ -117,3 +118,21 @@ def test_names_in_an_old_encoding_stay_apart(tmp_path: Path) -> None:
         item.file.encode("utf-8")
         read = read_unit(item, lambda *_: False)
         assert read is not None and read.sha256 == hashlib.sha256(contents[item.path]).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ((1, 2, 3), ()),
+        ((1, 3, 5), ()),
+        ((1, 2, 4, 5, 8), ("pictures may be missing: 3 of the InstanceNumbers 1 to 8 have none, the first is 3",)),
+    ],
+)
+def test_gaps_in_a_series_are_told(numbers: tuple[int, ...], told: tuple[str, ...], tmp_path: Path) -> None:
+    for number in numbers:
+        own = {"SeriesInstanceUID": "1.2.3", "SeriesNumber": 7, "InstanceNumber": number}
+        write_dicom(tmp_path / f"IM{number}", frames(1), **own)
+    (run,) = find_inputs(tmp_path)
+    read = read_unit(run, lambda *_: False)
+    assert read is not None and read.pictures is not None
+    assert read.pictures.frames == len(numbers) and read.pictures.notes == told

@@ -156,6 +156,8 @@ def test_a_mask_of_noise(service: RunningService) -> None:
 def test_json_that_is_none(service: RunningService) -> None:
     for content in (b"{", b"", b"[1]", b"\xff"):
         answer = service.post("/labelme", content=content, headers={"Content-Type": "application/json"})
+        if content == b"{":
+            assert_error(answer, 400, "bad_request", "no readable JSON")
         assert answer.status_code in (400, 422) and answer.json()["error"]["code"] in ("invalid_request", "bad_request")
 
 

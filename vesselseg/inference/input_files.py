@@ -11,6 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from vesselseg.data.dicom import SeriesPlace, read_series_place
@@ -28,12 +29,13 @@ _CHUNK = 1 << 20  # bytes hashed at a time
 class InputUnit:
     """path: where it lies. file: its path below the input's folder, with forward slashes, valid as text.
 
-    parts: the files of a series in order, path is their folder; nothing for a single file.
+    parts: the files of a series in order, path is their folder; nothing for a single file. notes: on the series.
     """
 
     path: Path
     file: str
     parts: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -98,7 +100,19 @@ def _series(run: Iterable[tuple[SeriesPlace, InputUnit]]) -> InputUnit:
     ordered = sorted(run, key=lambda member: (member[0].number, member[1].file))
     first, unit = ordered[0]
     name = PurePosixPath(unit.file).with_name(f"series_{first.series_number}").as_posix()
-    return InputUnit(unit.path.parent, name, tuple(member.path for _, member in ordered))
+    notes = _gaps([place.number for place, _ in ordered])
+    return InputUnit(unit.path.parent, name, tuple(member.path for _, member in ordered), notes)
+
+
+def _gaps(numbers: Sequence[int]) -> tuple[str, ...]:
+    """What InstanceNumbers in order say of pictures that are not there; numbers by twos and the like leave none out."""
+    steps = [later - earlier for earlier, later in pairwise(numbers) if later > earlier]
+    if not steps or len(set(steps)) == 1:
+        return ()
+    missing = sum(step - 1 for step in steps)
+    after = next(earlier for earlier, later in pairwise(numbers) if later - earlier > 1)
+    span = f"{numbers[0]} to {numbers[-1]}"
+    return (f"pictures may be missing: {missing} of the InstanceNumbers {span} have none, the first is {after + 1}",)
 
 
 def _of_list(source: Path) -> list[InputUnit]:
@@ -136,7 +150,9 @@ def read_unit(source: InputUnit, is_finished: Callable[[InputUnit, int, str], bo
         size, sha256 = _fingerprint(source.paths)
         if is_finished(source, size, sha256):
             return None
-        pictures = SeriesPictures(source.parts) if source.parts else read_pictures(source.path.name, source.path)
+        pictures = (
+            SeriesPictures(source.parts, source.notes) if source.parts else read_pictures(source.path.name, source.path)
+        )
     except UnreadablePicture as error:
         return ReadUnit(source, size, sha256, error=str(error))
     except (FileNotFoundError, NotADirectoryError):

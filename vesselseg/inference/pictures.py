@@ -158,15 +158,18 @@ class DicomPictures:
 
 
 class SeriesPictures:
-    """Single DICOM pictures that make a run, in the order given; each is read when it is asked for."""
+    """Single DICOM pictures that make a run, in the order given; each is read when it is asked for.
+
+    notes: what is known of the run as a whole.
+    """
 
     kind: Kind = "dicom"
     frame_times: tuple[float, ...] | None = None
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], notes: tuple[str, ...] = ()) -> None:
         self._paths, self.frames = tuple(paths), len(paths)
         first = DicomPictures(paths[0])
-        self.size, self.notes = first.size, first.notes
+        self.size, self.notes = first.size, (*notes, *first.notes)
 
     def frame(self, number: int) -> Image.Image:
         """Raises UnreadablePicture naming the file."""
@@ -203,7 +206,7 @@ class VideoPictures:
         _check_size(self.frame(0).size)
         self.size = self.frame(0).size
         self.frame_times = _plausible_times(times, rate)
-        cut = f"{self.frames} of {claimed} frames can be decoded: the video is cut off"
+        cut = f"{self.frames} of {claimed} frames can be decoded: the video is cut off, the last one may be incomplete"
         self.notes: tuple[str, ...] = (cut,) if claimed - self.frames > 1 else ()
 
     def frame(self, number: int) -> Image.Image:
@@ -238,6 +241,7 @@ class VideoPictures:
 
     def _open(self) -> Any:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its lines say less than the reason given here
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # as OpenCV's own
         # FFmpeg only: other readers of OpenCV take names with digits for a series of images.
         capture = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
         if not capture.isOpened():

@@ -30,7 +30,7 @@ def predict_files(
     """
     options, work = checked(options), SharedWork()
     listed = work.agree("inputs", lambda: _listed(Path(source), Path(out)))
-    inputs = [InputUnit(Path(path), file, tuple(map(Path, parts))) for path, file, parts in listed]
+    inputs = [InputUnit(Path(path), file, tuple(map(Path, parts)), tuple(notes)) for path, file, parts, notes in listed]
     work.choose_gpu()
     predictor = load()
     _check_phrases(predictor, options.phrases)
@@ -71,11 +71,11 @@ def _check_phrases(predictor: Predictor, phrases: Sequence[str]) -> None:
             predictor.phrase_number(phrase)
 
 
-def _listed(source: Path, out: Path) -> list[tuple[str, str, list[str]]]:
+def _listed(source: Path, out: Path) -> list[tuple[str, str, list[str], list[str]]]:
     """The units as JSON holds them."""
     inputs = find_inputs(source)
     _check_apart(source, inputs, out)
-    return [(str(unit.path), unit.file, list(map(str, unit.parts))) for unit in inputs]
+    return [(str(unit.path), unit.file, list(map(str, unit.parts)), list(unit.notes)) for unit in inputs]
 
 
 def _check_apart(source: Path, inputs: Sequence[InputUnit], out: Path) -> None:

@@ -143,7 +143,9 @@ async def _told(request: Request, error: Exception) -> JSONResponse:
     request_id = _running(request).request_id
     if isinstance(error, ServiceError):
         return error_response(error, request_id)
-    if isinstance(error, RequestValidationError):
+    if isinstance(error, RequestValidationError) and error.errors()[0]["type"] == "json_invalid":
+        told = ServiceError(400, "bad_request", "the body is no readable JSON")
+    elif isinstance(error, RequestValidationError):
         told = ServiceError(422, "invalid_request", "; ".join(_findings(error)[:5]))
     elif isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}.get(error.status_code, "refused")
