@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from tests.evaluation.drawn_data import call_tool
+from tests.isolated import run_without
 from tests.tiny import LORA, model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.errors import UserError, WeightsError
 from vesselseg.export import convert as convert_module
@@ -52,11 +49,7 @@ def test_folder_loads_without_the_training_framework(exported: Path, tmp_path: P
     """AutoModel in an environment that holds neither vesselseg nor mmengine, xtuner, deepspeed and peft."""
     image_path = tmp_path / "image.png"
     picture(3).save(image_path)
-    environment = environment_without(tmp_path, "vesselseg", "mmengine", "xtuner", "deepspeed", "peft")
     script = f"""
-import importlib.util
-for name in ("vesselseg", "mmengine", "xtuner", "deepspeed", "peft"):
-    assert importlib.util.find_spec(name) is None, name
 import numpy, torch
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
@@ -75,22 +68,10 @@ tight = model.predict_forward(image=image, text=text, tokenizer=tokenizer, thres
 assert tight["prediction_masks"][0].sum() <= mask.sum()
 numpy.save({str(tmp_path / "probability.npy")!r}, probability)
 """
-    command = [sys.executable, "-S", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_without(script, tmp_path, "vesselseg", "mmengine", "xtuner", "deepspeed", "peft")
     inside = load_predictor(exported, device="cpu")
     expected = inside.probabilities([Image.open(image_path)], [["Please segment the blood vessel."]])[0]
     np.testing.assert_allclose(np.load(tmp_path / "probability.npy"), expected, atol=1e-5)
-
-
-def environment_without(folder: Path, *packages: str) -> dict[str, str]:
-    """Variables for `python -S`: the installed packages but these, linked into a folder of their own."""
-    site = folder / "site-packages"
-    site.mkdir()
-    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if not any(package in entry.name.lower() for package in packages):
-            (site / entry.name).symlink_to(entry)
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(site)}
 
 
 def test_stored_dtype_is_what_from_pretrained_gives(checkpoint: Path, images: list[Path], tmp_path: Path) -> None:
