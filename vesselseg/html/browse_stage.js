@@ -18,6 +18,12 @@ export function canvasOf(width, height) {
   return canvas;
 }
 
+/** How many pixels wide an outline is in a picture of a size. */
+export const lineWidth = (width, height) => Math.max(1, Math.round(Math.max(width, height) / 700));
+
+/** "#rrggbb" as three numbers. */
+export const channelsOf = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+
 /** A mask as two pictures in its colour: {fill, outline}. */
 export function tint(bitmap, colour) {
   const { width, height } = bitmap;
@@ -26,7 +32,7 @@ export function tint(bitmap, colour) {
   const grey = read.getImageData(0, 0, width, height).data;
   const inside = new Uint8Array(width * height);
   for (let i = 0; i < inside.length; i++) inside[i] = grey[4 * i] > 127 ? 1 : 0;
-  const thick = Math.max(1, Math.round(Math.max(width, height) / 700));
+  const thick = lineWidth(width, height);
   return {
     fill: paint(inside, width, height, colour),
     outline: paint(rim(inside, width, height, thick), width, height, colour),
@@ -52,7 +58,7 @@ function rim(inside, width, height, thick) {
 }
 
 function paint(inside, width, height, colour) {
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+  const [red, green, blue] = channelsOf(colour);
   const canvas = canvasOf(width, height);
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);

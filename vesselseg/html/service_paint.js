@@ -1,4 +1,5 @@
 // Masks and probabilities as coloured pixels over the picture.
+import { channelsOf, lineWidth } from "./browse_stage.js";
 
 const HEAT_STOPS = [[20, 11, 52], [87, 16, 110], [140, 41, 129], [188, 55, 84], [227, 89, 51], [249, 142, 9], [249, 203, 53], [252, 255, 164]];
 const LITTLE = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
@@ -15,10 +16,7 @@ const HEAT = Uint32Array.from({ length: 256 }, (_, value) => {
   return packed(...mixed, Math.min(255, value * 5));
 });
 
-const colourValue = (colour) => packed(...[1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)), 255);
-
-/** How many pixels wide an outline is in a picture of a size. */
-export const lineWidth = (width, height) => Math.max(1, Math.round(Math.max(width, height) / 700));
+const colourValue = (colour) => packed(...channelsOf(colour), 255);
 
 /** Whether a pixel of a mask lies within `thick` steps of its border; the picture's own edge is none. */
 function onRim(mask, width, height, x, y, thick) {

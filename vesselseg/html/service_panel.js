@@ -6,7 +6,7 @@ import { anyResult, comparing, currentMask, isUnsaved, modelNamed, phrasesFor, r
 const SUGGESTED = ["blood vessel", "coronary artery", "lymphatic vessel", "catheter", "guide wire", "stent"];
 const $ = (id) => document.getElementById(id);
 
-/** on: {phrase(): colour or visibility changed, active(), remove(phrase), threshold(model, value), reset(model), everywhere(model)}. */
+/** on: {phrase(): colour or visibility changed, active(), remove(phrase), threshold(model, value), everywhere(model)}. */
 export class Panel {
   constructor(on) {
     this.on = on;
