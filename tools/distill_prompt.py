@@ -13,7 +13,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from vesselseg.cli import UserError, batch_progress, run_tool
+from vesselseg.cli import UserError, batch_progress, positive, run_tool
 from vesselseg.inference.model_arguments import add_model_arguments, load_chosen
 from vesselseg.output_folder import check_output
 
@@ -47,7 +47,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--minutes", type=_minutes, default=5.0, help="that training may take (default: 5)")
-    parser.add_argument("--batch", type=_count, default=4, help="images given to the model at once (default: 4)")
+    parser.add_argument("--batch", type=positive, default=4, help="images given to the model at once (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--force", action="store_true", help="replace an earlier distillation in --out")
     add_model_arguments(parser)
@@ -62,12 +62,6 @@ def _minutes(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from vesselseg.cli import batch_progress, run_tool
+from vesselseg.cli import batch_progress, positive, run_tool
 from vesselseg.data.manifest import SPLITS, read_manifest
 from vesselseg.evaluation.console import console_summary
 from vesselseg.evaluation.errors import EvaluationError
@@ -72,11 +72,11 @@ def _arguments() -> argparse.Namespace:
         help="write what auto (and --calibrate) found into the exported model's folder",
     )
     parser.add_argument("--tta", choices=(FLIPS,), help="average the answers over the mirrored image (models)")
-    parser.add_argument("--min-component", type=_positive, metavar="PIXELS", default=0, help="drop smaller components")
-    parser.add_argument("--fill-holes", type=_positive, metavar="PIXELS", default=0, help="fill holes up to this size")
+    parser.add_argument("--min-component", type=positive, metavar="PIXELS", default=0, help="drop smaller components")
+    parser.add_argument("--fill-holes", type=positive, metavar="PIXELS", default=0, help="fill holes up to this size")
     parser.add_argument("--subgroups", type=Path, metavar="CSV", help="columns image (or group) and view, centre ...")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; appears whole or not at all")
-    parser.add_argument("--batch", type=_positive, default=4, help="images given to the model at once (default: 4)")
+    parser.add_argument("--batch", type=positive, default=4, help="images given to the model at once (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--force", action="store_true", help="replace an earlier evaluation in --out")
     add_model_arguments(parser)
@@ -111,12 +111,6 @@ def _options(arguments: argparse.Namespace) -> Options:
         calibrate=arguments.calibrate,
         subgroups=arguments.subgroups,
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
-    return int(text)
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:

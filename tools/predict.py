@@ -18,7 +18,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from vesselseg.cli import run_tool
+from vesselseg.cli import positive, run_tool
 from vesselseg.inference.model_arguments import add_model_arguments, load_chosen
 
 DEFAULT_PHRASE = "blood vessel"
@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
         metavar="KINDS",
         help="some of masks,probs,overlay,labelme,coco,dicom-seg (default: masks,overlay)",
     )
-    parser.add_argument("--batch", type=_positive, default=4, help="images given to the model at once (default: 4)")
+    parser.add_argument("--batch", type=positive, default=4, help="images given to the model at once (default: 4)")
     parser.add_argument(
         "--cine",
         choices=("frames", "memory"),
@@ -98,12 +98,6 @@ def _threshold(text: str) -> float | None:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in text.split(",")))
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
-    return int(text)
 
 
 def _keyframes(text: str) -> int | tuple[int, ...]:

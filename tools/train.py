@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from vesselseg.cli import run_tool
+from vesselseg.cli import positive, run_tool
 from vesselseg.engine.console import muted, quieten_imports
 from vesselseg.engine.heartbeat import start_beating
 
@@ -69,13 +69,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override, e.g. schedule.lr=1e-4"
     )
     return parser.parse_args(arguments)
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
-    return int(text)
 
 
 def run() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from vesselseg.data.manifest import ManifestError
 from vesselseg.errors import UserError
 
-__all__ = ["UserError", "batch_progress", "describe_os_error", "run_tool"]
+__all__ = ["UserError", "batch_progress", "describe_os_error", "positive", "run_tool"]
 
 _Item = TypeVar("_Item")
 
@@ -73,6 +74,13 @@ def describe_os_error(error: OSError) -> str:
     where = f"{' -> '.join(names)}: " if names else ""
     hint = _HINTS.get(error.errno or 0)
     return f"{where}{error.strerror or error}" + (f" ({hint})" if hint else "")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
 
 
 def batch_progress(batches: Sequence[Sequence[_Item]], title: str) -> Iterator[Sequence[_Item]]:
