@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
+import socket
 import subprocess
 import sys
-import time
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
 
 import cv2
 import gdcm
@@ -22,27 +21,21 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
 from tests.data.dicom_files import frames, write_dicom
-from tests.evaluation.drawn_data import REPOSITORY, call_tool
+from tests.evaluation.drawn_data import REPOSITORY
+from tests.inference.predict_calls import call, entries, forked, pixels, wait_for_bytes
 from tests.inference.test_pictures import write_video
 from tests.labelme_files import run as prepare_labels
-from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
-from vesselseg.inference.load import load_predictor
+from vesselseg.inference.predictor import Predictor
 
 STUDY = {"StudyInstanceUID": "1.2.9", "PatientName": "Doe^Jane", "PatientID": "77", "SeriesNumber": 3}
 
 
 @pytest.fixture(scope="module")
-def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "best.pth"
-    return save_checkpoint(shaken_model(tiny_base), path, model_arguments(tiny_base))
-
-
-@pytest.fixture(scope="module")
-def middle(model: Path) -> float:
+def middle(predictor: Predictor) -> float:
     """A threshold at which masks of `frames` are neither empty nor full."""
-    image = Image.fromarray(frames(1)[0])
-    found = load_predictor(model, device="cpu").predict([image], [["blood vessel"]])[0]
+    found = predictor.predict([Image.fromarray(frames(1)[0])], [["blood vessel"]])[0]
     return round(float(np.median(found.probabilities)), 4)
 
 
@@ -60,21 +53,8 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def call(model: Path, source: Path, out: Path, *arguments: object) -> int:
-    return call_tool("predict.py", model, source, "--out", out, "--device", "cpu", *arguments)
-
-
-def entries(out: Path) -> dict[str, dict[str, Any]]:
-    return {entry["file"]: entry for entry in json.loads((out / "predictions.json").read_text())["files"]}
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
 def test_clips_give_results_per_frame(
-    model: Path, middle: float, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, predictor: Predictor, middle: float, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, asked = tmp_path / "out", ["--threshold", middle, "--save", "masks,probs,overlay,labelme,coco"]
     assert call(model, runs, out, *asked) == 0
@@ -83,7 +63,6 @@ def test_clips_give_results_per_frame(
     kinds = {"clip.dcm": ("dicom", 4), "run.avi": ("video", 5), "series/series_3": ("dicom", 3)}
     assert {name: (found[name]["kind"], len(found[name]["frames"])) for name in kinds} == kinds
     assert [frame["time"] for frame in found["clip.dcm"]["frames"]] == [0, 0.1, 0.2, 0.3]
-    predictor = load_predictor(model, device="cpu")
     for number, values in enumerate(frames(3, seed=7)):  # by InstanceNumber, not by name
         mask = predictor.predict([Image.fromarray(values)], [["blood vessel"]], middle)[0].masks[0]
         stored = pixels(out / f"masks/series/series_3/0000{number}.png") > 0
@@ -180,11 +159,11 @@ def torchrun(model: Path, source: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
-def child_of_rank(launcher: int, rank: int) -> int:
-    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
-            return int(child)
-    raise AssertionError("no such process")
+def ranks(model: Path, source: Path, out: Path) -> list[ForkProcess]:
+    """Two processes as torchrun starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [forked(model, source, out, "--batch", 1, **place, RANK=str(rank)) for rank in range(2)]
 
 
 def test_two_processes_share_the_files_and_one_is_killed(
@@ -192,25 +171,26 @@ def test_two_processes_share_the_files_and_one_is_killed(
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    for number in range(120):
+    for number in range(60):
         picture(number % 3).save(source / f"{number}.png")
-    process, part = torchrun(model, source, out), out / "predictions.rank1.jsonl"
-    limit = time.monotonic() + 200
-    while time.monotonic() < limit and not (part.exists() and part.stat().st_size > 2000):
-        time.sleep(0.02)
-    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == 1
+    first, second = ranks(model, source, out)
+    wait_for_bytes(out / "predictions.rank1.jsonl", 1000)
+    second.kill()
+    second.join()
+    assert first.is_alive(), "it works, or waits for the other"
+    first.terminate()  # as torchrun does then
+    first.join()
+    assert (first.exitcode, second.exitcode) == (-signal.SIGTERM, -signal.SIGKILL)
     done = {json.loads(line)["file"] for path in out.glob("*.jsonl") for line in path.read_text().splitlines()}
-    assert 0 < len(done) < 120
+    assert 0 < len(done) < 60
     (source / "broken.png").touch()
     process = torchrun(model, source, out)
     printed, complaints = process.communicate()
     assert process.returncode == 1 and "broken.png: the file is empty" in complaints
-    assert f"{120 - len(done)} predicted, {len(done)} finished before, 1 failed" in printed
+    assert f"{60 - len(done)} predicted, {len(done)} finished before, 1 failed" in printed
     assert printed.count("predicted") == 1 and not list(out.glob("*.rank*"))
     lines = [json.loads(line)["file"] for line in (out / "predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == len(set(lines)) == 121 and len(list(out.glob("masks/*.png"))) == 120
+    assert len(lines) == len(set(lines)) == 61 and len(list(out.glob("masks/*.png"))) == 60
     (source / "broken.png").unlink()
     assert call(model, source, out) == 0  # one process goes on where two ended
-    assert "0 predicted, 120 finished before" in capsys.readouterr().out
+    assert "0 predicted, 60 finished before" in capsys.readouterr().out

@@ -2,80 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tests.evaluation.drawn_data import REPOSITORY, call_tool
+from tests.inference.predict_calls import ALL, NAMES, call, entries, pixels, summary
 from tests.labelme_files import run as prepare_labels
-from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
 from vesselseg.data.rasterise import record_masks
 from vesselseg.evaluation.prediction_folder import PredictionFolder
-from vesselseg.inference import predict_run as module
-from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
-
-ALL = "masks,probs,overlay,labelme,coco"
-NAMES = ("frame 1.png", "x.jpg", "x.PNG", "patient ä/造影 01.TIF", "patient ä/x.tif", "二/x.tif")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "best.pth"
-    return save_checkpoint(shaken_model(tiny_base), path, model_arguments(tiny_base))
-
-
-@pytest.fixture(scope="module")
-def predictor(model: Path) -> Predictor:
-    return load_predictor(model, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def middle(predictor: Predictor) -> float:
-    """A threshold that random weights give masks at which are neither empty nor full."""
-    return round(float(np.median(predictor.predict([picture(0)], [["blood vessel"]])[0].probabilities)), 4)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    for number, name in enumerate(NAMES):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number, 90 + 20 * number, 70 + 5 * number).save(folder / name)
-    (folder / "frame 1.json").write_text("{}")  # what lies beside images is passed over
-    return folder
-
-
-def call(model: Path, source: Path, out: Path, *arguments: object) -> int:
-    return call_tool("predict.py", model, source, "--out", out, "--device", "cpu", *arguments)
-
-
-def summary(out: Path) -> dict[str, Any]:
-    return json.loads((out / "predictions.json").read_text(encoding="utf-8"))
-
-
-def entries(out: Path) -> dict[str, dict[str, Any]]:
-    return {entry["file"]: entry for entry in summary(out)["files"]}
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> float:
@@ -212,83 +154,6 @@ def test_broken_files_are_listed_and_the_rest_goes_on(
     assert done["alpha.png"]["notes"] == ["transparent pixels are taken as black"]
 
 
-def times(out: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in (out / "masks").rglob("*.png")}
-
-
-def test_what_is_finished_is_skipped(
-    model: Path, middle: float, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    (images / "二/x.tif").write_bytes(b"")
-    assert call(model, images, out, "--save", "masks,coco") == 1
-    before, masks = times(out), len(COCO(out / "coco.json").imgs)
-    assert call(model, images, out, "--save", "masks,coco") == 1
-    assert "0 predicted, 5 finished before, 1 failed" in capsys.readouterr().out
-    assert times(out) == before and len(COCO(out / "coco.json").imgs) == masks == 5
-    picture(50).save(images / "二/x.tif")  # repaired
-    picture(51).save(images / "frame 1.png")  # changed
-    (out / "masks/patient ä/x.png").unlink()  # lost
-    assert call(model, images, out, "--save", "masks,coco") == 0
-    assert "3 predicted, 3 finished before, 0 failed" in capsys.readouterr().out
-    assert call(model, images, out, "--save", "masks,coco", "--threshold", middle) == 0
-    assert "6 predicted, 0 failed" in capsys.readouterr().out
-    assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel") == 0
-    assert len(times(out)) == 12 and not (out / "coco.json").exists()  # none of the earlier phrase is left
-
-
-def test_another_model_predicts_again(model: Path, tiny_base: Path, images: Path, tmp_path: Path) -> None:
-    other = save_checkpoint(shaken_model(tiny_base, seed=1), tmp_path / "other.pth", model_arguments(tiny_base))
-    assert call(model, images / "x.jpg", tmp_path / "out") == 0
-    first = entries(tmp_path / "out")["x.jpg"]
-    assert call(other, images / "x.jpg", tmp_path / "out", "--base", tiny_base) == 0
-    second = entries(tmp_path / "out")["x.jpg"]
-    assert first["model"] != second["model"] and first["sha256"] == second["sha256"]
-
-
-def test_an_interrupted_run_goes_on(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    calls: list[int] = []
-    predict = Predictor.predict
-
-    def interrupted(self: Predictor, *arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return predict(self, *arguments)
-
-    monkeypatch.setattr(Predictor, "predict", interrupted)
-    assert call(model, images, tmp_path / "out", "--batch", 2) == 130
-    assert summary(tmp_path / "out")["counts"] == {"done": 4, "failed": 0}
-    assert call(model, images, tmp_path / "out", "--batch", 2) == 0
-    assert "2 predicted, 4 finished before" in capsys.readouterr().out
-
-
-def test_a_killed_run_goes_on(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, out = tmp_path / "images", tmp_path / "out"
-    source.mkdir()
-    for number in range(60):
-        picture(number % 3).save(source / f"{number}.png")
-    command = [sys.executable, "tools/predict.py", model, source, "--out", out, "--device", "cpu", "--batch", "1"]
-    process = subprocess.Popen(
-        [*map(str, command), "--save", ALL], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    state, limit = out / "predictions.jsonl", time.monotonic() + 300
-    while time.monotonic() < limit and not (state.exists() and state.stat().st_size > 3000):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    state.write_bytes(state.read_bytes()[:-20])  # as a kill in the middle of a line leaves it
-    assert call(model, source, out, "--save", ALL) == 0
-    printed = capsys.readouterr().out
-    predicted, skipped = (int(word) for word in (printed.split(": ")[1].split()[0], printed.split(", ")[1].split()[0]))
-    assert predicted + skipped == 60 and 0 < skipped < 60
-    assert summary(out)["counts"] == {"done": 60, "failed": 0}
-    assert len(COCO(out / "coco.json").imgs) == 60
-    assert [path for path in out.rglob("*") if path.suffix == ".part"] == []
-
-
 def test_a_list_of_paths(model: Path, images: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     lines = ["images/x.jpg", "", str(images / "二/x.tif"), "images/../images/x.jpg", "images/gone.png", "images"]
@@ -354,51 +219,3 @@ def test_a_model_without_tokenizer(
     shutil.copytree(tiny_base, tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab*", "merges*"))
     assert call(tmp_path / "model", images, tmp_path / "out") == 2
     assert "holds no tokenizer" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_two_calls_at_once(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(model, images / "x.jpg", tmp_path / "out") == 0
-    held = os.open(tmp_path / "out", os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert call(model, images, tmp_path / "out") == 2
-    finally:
-        os.close(held)
-    assert "another call is writing to it" in capsys.readouterr().err
-
-
-def test_a_batch_too_large_for_the_device_is_taken_apart(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predict = Predictor.predict
-
-    def small(self: Predictor, images: list[Image.Image], *arguments: Any) -> Any:
-        if len(images) > 1 or images[0].width > 180:
-            raise torch.OutOfMemoryError
-        return predict(self, images, *arguments)
-
-    monkeypatch.setattr(Predictor, "predict", small)
-    assert call(model, images, tmp_path / "out") == 1
-    failed = [name for name, entry in entries(tmp_path / "out").items() if "error" in entry]
-    assert failed == ["二/x.tif"]
-
-
-def test_images_wait_for_no_more_than_a_batch(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory stays flat: large images go one by one, and what is read is never more than two batches ahead."""
-    (tmp_path / "in").mkdir()
-    for number in range(7):
-        picture(number).save(tmp_path / f"in/{number}.png")
-    sizes: list[int] = []
-    predict = Predictor.predict
-
-    def counted(self: Predictor, images: list[Image.Image], *arguments: Any) -> Any:
-        sizes.append(len(images))
-        return predict(self, images, *arguments)
-
-    monkeypatch.setattr(Predictor, "predict", counted)
-    assert call(model, tmp_path / "in", tmp_path / "out", "--batch", 3) == 0
-    assert sizes == [3, 3, 1]
-    monkeypatch.setattr(module, "_BATCH_PIXELS", 2 * 150 * 120)
-    sizes.clear()
-    assert call(model, tmp_path / "in", tmp_path / "other", "--batch", 3) == 0
-    assert sum(sizes) == 7 and max(sizes) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from vesselseg.data.image_views import logits_to_image
 from vesselseg.data.prompts import question_for
 from vesselseg.data.rgb import as_rgb
 from vesselseg.errors import UserError
-from vesselseg.inference.predictor import Batch, Prediction, Predictor, check_threshold
+from vesselseg.inference.predictor import Batch, Prediction, Predictor, Prepared, check_threshold, one_ahead
 from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single
 
 MODES = ("frames", "memory")
@@ -30,7 +31,7 @@ def segment_cine(
 ) -> Iterator[Prediction]:
     """One Prediction per frame, in order, probabilities at the frame's own size.
 
-    Frames are read once, in order, `batch` at a time; at most two batches are held.
+    Frames are read once, in order, `batch` at a time, by a thread that is one batch ahead of the model.
 
     mode: `frames`: each frame is an image of its own. `memory`: the language model prompts the keyframes, whose masks
     SAM2's memory carries to the frames after them; all frames must have one size then.
@@ -114,13 +115,17 @@ def _from_memory(
     questions = [question_for(phrase) for phrase in phrases]
     memory = MaskMemory(predictor.grounding, len(frames))
     size: tuple[int, int] | None = None
-    for start in range(0, len(frames), batch):
-        numbers = range(start, min(start + batch, len(frames)))
+
+    def prepare(numbers: range) -> _Views:
+        nonlocal size
         together = [as_rgb(frames[number]) for number in numbers]
         size = size or together[0].size
-        _check_sizes(together, size, start)
-        asked = [place for place, number in enumerate(numbers) if number in prompted]
-        for probabilities in _remembered(predictor, memory, together, questions, asked):
+        _check_sizes(together, size, numbers[0])
+        return _views(predictor, together, questions, [place for place, at in enumerate(numbers) if at in prompted])
+
+    starts = range(0, len(frames), batch)
+    for views in one_ahead(prepare, [range(start, min(start + batch, len(frames))) for start in starts]):
+        for probabilities in _remembered(predictor, memory, views):
             yield Prediction(probabilities, probabilities > threshold, tuple(phrases), threshold)
 
 
@@ -133,29 +138,45 @@ def _check_sizes(frames: Sequence[Image.Image], size: tuple[int, int], first: in
             )
 
 
+@dataclass(frozen=True)
+class _Views:
+    """What the model gets of the next frames. frames: their square views; asked: which of them are keyframes, whose
+    views for the language model are in keyframes. size: (width, height) of all.
+    """
+
+    frames: Prepared
+    asked: Sequence[int]
+    keyframes: Prepared | None
+    size: tuple[int, int]
+
+
+def _views(
+    predictor: Predictor, frames: Sequence[Image.Image], questions: Sequence[str], asked: Sequence[int]
+) -> _Views:
+    squares = predictor.buffer(len(frames))
+    for place, frame in enumerate(frames):
+        squares[place] = predictor.views.square_pixels(frame)
+    keyframes = predictor.prepare([frames[place] for place in asked], [questions] * len(asked)) if asked else None
+    return _Views(Prepared((squares,), (0,) * len(frames), [], []), asked, keyframes, frames[0].size)
+
+
 # Not inference_mode: SAM2 keeps a table from the first call, which training could not use afterwards.
 @torch.no_grad()
-def _remembered(
-    predictor: Predictor,
-    memory: MaskMemory,
-    frames: Sequence[Image.Image],
-    questions: Sequence[str],
-    asked: Sequence[int],
-) -> list[np.ndarray]:
-    """Probabilities (phrases, height, width) of the next frames; asked: which of these are keyframes."""
-    grounding, model = predictor.grounding, predictor.model
-    squares = torch.stack([predictor.views.square(frame) for frame in frames]).to(grounding.sam2.no_mem_embed)
+def _remembered(predictor: Predictor, memory: MaskMemory, views: _Views) -> list[np.ndarray]:
+    """Probabilities (phrases, height, width) of the next frames."""
+    model, prompts = predictor.model, dict[int, Tensor]()
     training = model.training
     model.eval()
     try:
-        features, prompts = grounding.encode(squares), dict[int, Tensor]()
-        if asked:
-            prepared = predictor.prepare([frames[place] for place in asked], [questions] * len(asked))
-            of_asked = features.select(torch.tensor(asked, device=squares.device))
-            prompts = dict(zip(asked, predictor.prompts(prepared, of_asked).split(len(questions))))
-        logits = [memory.step(single(features, place), prompts.get(place)) for place in range(len(frames))]
+        features = predictor.encode(views.frames)
+        if views.keyframes is not None:
+            of_asked = features.select(torch.tensor(views.asked, device=features.embedding.device))
+            found = predictor.prompts(views.keyframes, of_asked).split(views.keyframes.objects)
+            prompts = dict(zip(views.asked, found))
+        count = len(views.frames.objects)
+        logits = [memory.step(single(features, place), prompts.get(place)) for place in range(count)]
     finally:
         model.train(training)
-    side = predictor.views.sam_size
-    full = [logits_to_image(of_frame, side, frame.height, frame.width) for of_frame, frame in zip(logits, frames)]
+    width, height = views.size
+    full = [logits_to_image(of_frame, predictor.views.sam_size, height, width) for of_frame in logits]
     return [torch.sigmoid(of_frame / predictor.temperature).cpu().numpy() for of_frame in full]

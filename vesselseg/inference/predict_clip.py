@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +20,14 @@ _WAITING = 16  # frames that may wait to be written
 
 
 class Frames(Sequence[Image.Image]):
-    """A clip's frames, each read when it is asked for; the last few are kept."""
+    """A clip's frames, each read when it is asked for; the last few are kept. Threads may share it: one reads ahead of
+    the model, another writes what was found.
+    """
 
     def __init__(self, pictures: Pictures, kept: int) -> None:
         self._pictures, self._kept = pictures, kept
         self._recent: OrderedDict[int, Image.Image] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._pictures.frames
@@ -35,11 +39,15 @@ class Frames(Sequence[Image.Image]):
     def __getitem__(self, number: int | slice) -> Image.Image | list[Image.Image]:
         if isinstance(number, slice):
             return [self[single] for single in range(*number.indices(len(self)))]
-        if number not in self._recent:
-            self._recent[number] = self._pictures.frame(number)
-            if len(self._recent) > self._kept:
-                self._recent.popitem(last=False)
-        return self._recent[number]
+        with self._lock:
+            found = self._recent.get(number)
+        if found is None:  # read without the lock: who asks for another frame need not wait for it
+            found = self._pictures.frame(number)
+            with self._lock:
+                self._recent[number] = found
+                if len(self._recent) > self._kept:
+                    self._recent.popitem(last=False)
+        return found
 
 
 def write_clip(

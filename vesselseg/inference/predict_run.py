@@ -1,11 +1,13 @@
 """One process's share of the units: read, predicted, written, noted down.
 
-Images are predicted in batches, clips one after the other, see `predict_clip`.
+Images are predicted in batches, clips one after the other, see `predict_clip`. Threads read the images of the next
+batch, make their views and write the results of the last one, while the model is at work.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,7 @@ from vesselseg.inference.input_files import InputUnit, ReadUnit, read_unit
 from vesselseg.inference.pictures import Pictures
 from vesselseg.inference.predict_clip import Frames, write_clip
 from vesselseg.inference.predict_options import Outcome, PredictOptions
-from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.predictor import Asked, Prediction, Predictor
 from vesselseg.inference.result_files import ResultWriter, describe_objects, phrase_tags, run_length_codes
 from vesselseg.inference.result_folder import Entry, ResultFolder, name_outputs
 from vesselseg.inference.shared_work import SharedWork
@@ -32,7 +34,7 @@ from vesselseg.inference.shared_work import SharedWork
 _BATCH_PIXELS = (
     32_000_000  # images of a batch together, if more than one: probabilities take 4 bytes a pixel and phrase
 )
-_THREADS = 4  # read and write images while others are read and written
+_THREADS = min(8, max(4, os.cpu_count() or 4))  # read images, make their views and write results, all at once
 _TOO_LARGE = "does not fit into the device's memory, not even alone"
 
 
@@ -77,24 +79,24 @@ class PredictRun:
     def _predict_all(self) -> None:
         waiting: list[_Still] = []
         for found in self._read():
-            if found.pictures is None:
+            if isinstance(found, _Still):
+                waiting.append(found)
+            elif found.pictures is None:
                 self._fail(found, found.error)
-            elif found.pictures.frames > 1:
-                self._predict_clip(found, found.pictures)
             else:
-                waiting.append(_Still(found, found.pictures.frame(0)))
+                self._predict_clip(found, found.pictures)
             if len(waiting) >= self._options.batch:
                 self._predict(_take(waiting, self._options.batch))
         while waiting:
             self._predict(_take(waiting, self._options.batch))
 
-    def _read(self) -> Iterator[ReadUnit]:
+    def _read(self) -> Iterator[ReadUnit | _Still]:
         """What is not finished, read ahead by one batch."""
-        reading: deque[Future[ReadUnit | None]] = deque()
+        reading: deque[Future[ReadUnit | _Still | None]] = deque()
         inputs = iter(self._inputs)
         while True:
             for item in inputs:
-                reading.append(self._pool.submit(read_unit, item, self._is_finished))
+                reading.append(self._pool.submit(self._read_one, item))
                 if len(reading) > self._options.batch:
                     break
             if not reading:
@@ -104,7 +106,18 @@ class PredictRun:
                 self._skipped += 1
                 self._progress(1)
             else:
-                yield self._referable(found)
+                yield found
+
+    def _read_one(self, item: InputUnit) -> ReadUnit | _Still | None:
+        """A single picture, ready for the model; a clip or what cannot be read, as it is; None if it is finished."""
+        start = time.perf_counter()
+        read = read_unit(item, self._is_finished)
+        found = None if read is None else self._referable(read)
+        if found is None or found.pictures is None or found.pictures.frames > 1:
+            return found
+        image = found.pictures.frame(0)
+        asked = self._predictor.ask([image], [self._options.phrases])
+        return _Still(found, image, asked, time.perf_counter() - start)
 
     def _referable(self, found: ReadUnit) -> ReadUnit:
         """dicom-seg refers to its input, which must be DICOM then."""
@@ -118,14 +131,14 @@ class PredictRun:
 
     def _predict(self, batch: Sequence[_Still]) -> None:
         start = time.perf_counter()
-        predictions = self._predictions([still.image for still in batch])
+        predictions = self._predictions([still.asked for still in batch])
         seconds = (time.perf_counter() - start) / len(batch)
         self._note_written(len(batch))
         for still, prediction in zip(batch, predictions):
             if prediction is None:
                 self._fail(still.found, _TOO_LARGE)
             else:
-                self._writing.append(self._pool.submit(self._write, still, prediction, seconds))
+                self._writing.append(self._pool.submit(self._write, still, prediction, still.seconds + seconds))
 
     def _note_written(self, left: int) -> None:
         """Note down what is written, until so many files are still being written."""
@@ -144,17 +157,17 @@ class PredictRun:
         done = self._work.advance(units)
         self._bar.update(done if self._work.world == 1 else done - self._bar.n)
 
-    def _predictions(self, images: Sequence[Image.Image]) -> list[Prediction | None]:
+    def _predictions(self, asked: Sequence[Asked]) -> list[Prediction | None]:
         """One per image; None for one that does not fit into the device's memory even alone."""
-        asked = [list(self._options.phrases)] * len(images)
         try:
-            return list(self._predictor.predict(images, asked, self._options.threshold))
+            return list(self._predictor.answer(asked, self._options.threshold))
         except torch.OutOfMemoryError:
-            if len(images) == 1:
+            if len(asked) == 1:
                 return [None]
-        return [self._predictions([image])[0] for image in images]
+        return [self._predictions([one])[0] for one in asked]
 
     def _write(self, still: _Still, prediction: Prediction, seconds: float) -> Entry:
+        """seconds: what was spent on the file so far, without the time that it waited."""
         found, start, name = still.found, time.perf_counter(), self._names[still.found.source.file]
         assert found.pictures is not None
         source = found.source.path if found.pictures.kind == "image" else None
@@ -237,10 +250,12 @@ class PredictRun:
 
 @dataclass(frozen=True)
 class _Still:
-    """A single picture, read."""
+    """A single picture, read and ready for the model. seconds: that took."""
 
     found: ReadUnit
     image: Image.Image
+    asked: Asked
+    seconds: float
 
 
 def _take(waiting: list[_Still], count: int) -> list[_Still]:

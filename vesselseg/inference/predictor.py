@@ -8,12 +8,12 @@ and read once, each phrase goes on from there as a conversation of its own.
 from __future__ import annotations
 
 import os
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
 
 Batch = tuple[Sequence[Image.Image], Sequence[Sequence[str]]]  # images, and per image its questions
+_Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 _THREADS = min(8, os.cpu_count() or 1)  # that make the views of images
 
@@ -63,14 +64,36 @@ class Answer:
 class Prepared:
     """What one call gives the model, in main memory.
 
-    squares: (images, 3, side, side) uint8. objects: per image, how many masks are asked for. tiles: per image
-    (tiles, 3, tile, tile) uint8. conversations: per image and object (tokens,) int64.
+    squares: (images, 3, side, side) uint8 in one or more blocks. objects: per image, how many masks are asked for.
+    tiles: per image (tiles, 3, tile, tile) uint8. conversations: per image and object (tokens,) int64.
     """
 
-    squares: Tensor
+    squares: tuple[Tensor, ...]
     objects: tuple[int, ...]
     tiles: list[Tensor]
     conversations: list[list[Tensor]]
+
+    @staticmethod
+    def together(parts: Sequence[Prepared]) -> Prepared:
+        """One call of several; nothing is copied."""
+        return Prepared(
+            tuple(block for part in parts for block in part.squares),
+            tuple(count for part in parts for count in part.objects),
+            [tiles for part in parts for tiles in part.tiles],
+            [conversations for part in parts for conversations in part.conversations],
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images and phrases, ready for the model. sizes: per image (width, height); phrases: per image.
+
+    prepared: of the images with phrases; the images themselves are not kept.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    phrases: tuple[tuple[str, ...], ...]
+    prepared: Prepared
 
 
 class Predictor:
@@ -90,6 +113,7 @@ class Predictor:
         self.temperature = temperature
         self.views: ImageViews = processor.views
         self.grounding: SAM2Grounding = model.grounding
+        self._tokenising = threading.Lock()
 
     def predict(
         self,
@@ -101,35 +125,42 @@ class Predictor:
 
         Raises ValueError for phrases that cannot be asked and where images and lists of phrases do not pair up.
         """
+        return self.answer([self.ask(images, phrases)], threshold)
+
+    def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> Asked:
+        """The first half of `predict`, all that needs no model: for any thread, while another is in `answer`."""
         if len(images) != len(phrases):
             raise ValueError(f"{len(images)} images for {len(phrases)} lists of phrases; give one list per image")
         single = next((listed for listed in phrases if isinstance(listed, str)), None)
         if single is not None:
             raise ValueError(f"phrases holds the text {single!r}; expected a list per image, e.g. [[{single!r}]]")
-        used = self.threshold if threshold is None else check_threshold(threshold)
         questions = [[question_for(phrase) for phrase in listed] for listed in phrases]
+        return replace(self._ask(images, questions), phrases=tuple(map(tuple, phrases)))
+
+    def answer(self, asked: Sequence[Asked], threshold: float | None = None) -> list[Prediction]:
+        """The second half of `predict`, for one thread at a time: all images of what was asked, as one batch.
+
+        Where they do not fit into memory, the same can be asked again in smaller parts.
+        """
+        used = self.threshold if threshold is None else check_threshold(threshold)
+        phrases = [listed for part in asked for listed in part.phrases]
         return [
-            Prediction(probabilities, probabilities > used, tuple(listed), used)
-            for probabilities, listed in zip(self.probabilities(images, questions), phrases)
+            Prediction(probabilities, probabilities > used, listed, used)
+            for probabilities, listed in zip(self._answer(asked), phrases)
         ]
 
     def probabilities(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Per image (questions, height, width) float32. questions: per image, whole questions in the user's words."""
-        return next(self.stream([(images, questions)]))
+        return self._answer([self._ask(images, questions)])
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[list[np.ndarray]]:
         """`probabilities` of one batch (images, questions) after the other.
 
-        While the model is at work on a batch, the views of the next are made, so one batch more than that is held.
+        While the model is at work on a batch, the next is drawn from `batches` and its views are made, in a thread.
+        After an error nothing more comes; who would go on takes `ask` and `answer`.
         """
-        with ThreadPoolExecutor(1) as ahead:
-            waiting: deque[tuple[Batch, Future[Prepared]]] = deque()
-            for images, questions in batches:
-                waiting.append(((images, questions), ahead.submit(self._prepare_asked, images, questions)))
-                if len(waiting) > 1:
-                    yield self._finish(*waiting.popleft())
-            while waiting:
-                yield self._finish(*waiting.popleft())
+        for asked in one_ahead(lambda batch: self._ask(*batch), batches):
+            yield self._answer([asked])
 
     @torch.inference_mode()
     def prompt_vectors(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Tensor:
@@ -138,9 +169,10 @@ class Predictor:
         with self._predicting():
             return self.prompts(prepared, self.encode(prepared))
 
-    def _prepare_asked(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
+    def _ask(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Asked:
         asked = [number for number, listed in enumerate(questions) if listed]
-        return self.prepare([as_rgb(images[number]) for number in asked], [questions[number] for number in asked])
+        prepared = self.prepare([as_rgb(images[number]) for number in asked], [questions[number] for number in asked])
+        return Asked(tuple(image.size for image in images), tuple(map(tuple, questions)), prepared)
 
     @torch.inference_mode()
     def chat(self, image: Image.Image, question: str, longest: int = 128) -> Answer:
@@ -159,10 +191,12 @@ class Predictor:
                 return Answer(text, np.zeros((0, image.height, image.width), np.float32))
             image_of_object = torch.zeros(len(spoken.prompts), dtype=torch.int64, device=self.model.device)
             logits = self.grounding.decode(self.encode(prepared), spoken.prompts, image_of_object)
-            return Answer(text, self._at_size(logits, image))
+            return Answer(text, self._at_size(logits, image.size))
 
     def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
-        """All that is done on the CPU, for RGB images. Raises ValueError for questions that cannot be asked."""
+        """All that is done on the CPU, for RGB images, in any thread. Raises ValueError for questions that cannot be
+        asked.
+        """
         squares = self.buffer(len(images))
 
         def views_of(number: int) -> Tensor:
@@ -171,7 +205,7 @@ class Predictor:
 
         tiles = side_by_side(views_of, len(images))
         conversations = [self._conversations(asked, len(of_image)) for asked, of_image in zip(questions, tiles)]
-        return Prepared(squares, tuple(map(len, questions)), tiles, conversations)
+        return Prepared((squares,), tuple(map(len, questions)), tiles, conversations)
 
     def buffer(self, images: int) -> Tensor:
         """(images, 3, side, side) uint8 for square views: channels last in memory, page-locked for a GPU."""
@@ -181,22 +215,23 @@ class Predictor:
 
     def _conversations(self, questions: Sequence[str], tiles: int) -> list[Tensor]:
         encode, image_tokens = self.processor.tokens.encode, tiles * self.processor.tokens_per_tile
-        return [encode([(question, ANSWER)], image_tokens)[0] for question in questions]
+        with self._tokenising:  # a tokenizer that is set up anew in one thread breaks the call of another
+            return [encode([(question, ANSWER)], image_tokens)[0] for question in questions]
 
-    def _finish(self, batch: Batch, preparing: Future[Prepared]) -> list[np.ndarray]:
-        images, questions = batch
-        prepared, found = preparing.result(), []
+    def _answer(self, asked: Sequence[Asked]) -> list[np.ndarray]:
+        prepared, found = Prepared.together([part.prepared for part in asked]), []
         with self._predicting(), torch.inference_mode():
             logits = iter(self.mask_logits(prepared).split(prepared.objects)) if prepared.objects else iter(())
-            for image, asked in zip(images, questions):
-                if not asked:
-                    found.append(np.zeros((0, image.height, image.width), np.float32))
+            for size, listed in ((size, listed) for part in asked for size, listed in zip(part.sizes, part.phrases)):
+                if not listed:
+                    found.append(np.zeros((0, size[1], size[0]), np.float32))
                     continue
-                found.append(self._at_size(next(logits), image))
+                found.append(self._at_size(next(logits), size))
         return found
 
-    def _at_size(self, logits: Tensor, image: Image.Image) -> np.ndarray:
-        full = logits_to_image(logits, self.views.sam_size, image.height, image.width)
+    def _at_size(self, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+        width, height = size
+        full = logits_to_image(logits, self.views.sam_size, height, width)
         probabilities: np.ndarray = torch.sigmoid(full / self.temperature).cpu().numpy()
         return probabilities
 
@@ -218,12 +253,13 @@ class Predictor:
         return self.model.prompts(hidden, conversations)
 
     def _tile_tokens(self, prepared: Prepared) -> Tensor:
-        pixels = self._normalised(torch.cat(prepared.tiles))
+        pixels = self._normalised(prepared.tiles)
         return self.model.tile_tokens(self.model.encode_tiles(pixels))
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        moved = pixels.to(self.model.device, non_blocking=True).contiguous()
-        return normalise_pixels(moved).to(self.model.dtype)
+    def _normalised(self, blocks: Sequence[Tensor]) -> Tensor:
+        moved = [block.to(self.model.device, non_blocking=True) for block in blocks]
+        pixels = torch.cat(moved) if len(moved) > 1 else moved[0]
+        return normalise_pixels(pixels.contiguous()).to(self.model.dtype)
 
     @contextmanager
     def _predicting(self) -> Iterator[None]:
@@ -241,6 +277,16 @@ def side_by_side(make: Callable[[int], _Made], count: int) -> list[_Made]:
         return [make(number) for number in range(count)]
     with ThreadPoolExecutor(min(count, _THREADS)) as pool:
         return list(pool.map(make, range(count)))
+
+
+def one_ahead(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[_Made]:
+    """What is made of each item, in order. While the caller is busy with one, a thread draws and makes the next."""
+    made, end = map(make, items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[_Made | object] = thread.submit(next, made, end)
+        while (one := coming.result()) is not end:
+            coming = thread.submit(next, made, end)
+            yield cast(_Made, one)
 
 
 def check_threshold(threshold: float) -> float:

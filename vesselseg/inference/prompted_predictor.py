@@ -52,7 +52,7 @@ class PromptedPredictor(Predictor):
             squares[number] = self.views.square_pixels(images[number])
 
         side_by_side(fill, len(images))
-        return Prepared(squares, tuple(map(len, questions)), [], numbers)
+        return Prepared((squares,), tuple(map(len, questions)), [], numbers)
 
     def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
         """(all objects, 256), image after image."""

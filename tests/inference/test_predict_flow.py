@@ -1,0 +1,189 @@
+"""tools/predict.py from call to call and from batch to batch: resuming, kills, memory that runs out, overlap."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tests.inference.predict_calls import ALL, call, entries, forked, pixels, summary, wait_for_bytes
+from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+from vesselseg.inference import predict_run as module
+from vesselseg.inference.predictor import Asked, Predictor
+
+
+def times(out: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in (out / "masks").rglob("*.png")}
+
+
+def test_what_is_finished_is_skipped(
+    model: Path, middle: float, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (images / "二/x.tif").write_bytes(b"")
+    assert call(model, images, out, "--save", "masks,coco") == 1
+    before, masks = times(out), len(COCO(out / "coco.json").imgs)
+    assert call(model, images, out, "--save", "masks,coco") == 1
+    assert "0 predicted, 5 finished before, 1 failed" in capsys.readouterr().out
+    assert times(out) == before and len(COCO(out / "coco.json").imgs) == masks == 5
+    picture(50).save(images / "二/x.tif")  # repaired
+    picture(51).save(images / "frame 1.png")  # changed
+    (out / "masks/patient ä/x.png").unlink()  # lost
+    assert call(model, images, out, "--save", "masks,coco") == 0
+    assert "3 predicted, 3 finished before, 0 failed" in capsys.readouterr().out
+    assert call(model, images, out, "--save", "masks,coco", "--threshold", middle) == 0
+    assert "6 predicted, 0 failed" in capsys.readouterr().out
+    assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel") == 0
+    assert len(times(out)) == 12 and not (out / "coco.json").exists()  # none of the earlier phrase is left
+
+
+def test_another_model_predicts_again(model: Path, tiny_base: Path, images: Path, tmp_path: Path) -> None:
+    other = save_checkpoint(shaken_model(tiny_base, seed=1), tmp_path / "other.pth", model_arguments(tiny_base))
+    assert call(model, images / "x.jpg", tmp_path / "out") == 0
+    first = entries(tmp_path / "out")["x.jpg"]
+    assert call(other, images / "x.jpg", tmp_path / "out", "--base", tiny_base) == 0
+    second = entries(tmp_path / "out")["x.jpg"]
+    assert first["model"] != second["model"] and first["sha256"] == second["sha256"]
+
+
+def test_an_interrupted_run_goes_on(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+    answer = Predictor.answer
+
+    def interrupted(self: Predictor, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(Predictor, "answer", interrupted)
+    assert call(model, images, tmp_path / "out", "--batch", 2) == 130
+    assert summary(tmp_path / "out")["counts"] == {"done": 4, "failed": 0}
+    assert call(model, images, tmp_path / "out", "--batch", 2) == 0
+    assert "2 predicted, 4 finished before" in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "images", tmp_path / "out"
+    source.mkdir()
+    for number in range(60):
+        picture(number % 3).save(source / f"{number}.png")
+    process, state = forked(model, source, out, "--batch", 1, "--save", ALL), out / "predictions.jsonl"
+    wait_for_bytes(state, 3000)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    state.write_bytes(state.read_bytes()[:-20])  # as a kill in the middle of a line leaves it
+    assert call(model, source, out, "--save", ALL) == 0
+    printed = capsys.readouterr().out
+    predicted, skipped = (int(word) for word in (printed.split(": ")[1].split()[0], printed.split(", ")[1].split()[0]))
+    assert predicted + skipped == 60 and 0 < skipped < 60
+    assert summary(out)["counts"] == {"done": 60, "failed": 0}
+    assert len(COCO(out / "coco.json").imgs) == 60
+    assert [path for path in out.rglob("*") if path.suffix == ".part"] == []
+
+
+def test_two_calls_at_once(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(model, images / "x.jpg", tmp_path / "out") == 0
+    held = os.open(tmp_path / "out", os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert call(model, images, tmp_path / "out") == 2
+    finally:
+        os.close(held)
+    assert "another call is writing to it" in capsys.readouterr().err
+
+
+def test_a_batch_too_large_for_the_device_is_taken_apart(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Predictor.answer
+
+    ask, asked, prepared = Predictor.ask, list[int](), list[tuple[int, int]]()
+
+    def noted(self: Predictor, images: list[Image.Image], *arguments: Any) -> Asked:
+        prepared.extend(image.size for image in images)
+        return ask(self, images, *arguments)
+
+    def small(self: Predictor, images: list[Asked], *arguments: Any) -> Any:
+        asked.append(len(images))
+        if len(images) > 1 or images[0].sizes[0][0] > 180:
+            raise torch.OutOfMemoryError
+        return answer(self, images, *arguments)
+
+    monkeypatch.setattr(Predictor, "ask", noted)
+    monkeypatch.setattr(Predictor, "answer", small)
+    assert call(model, images, tmp_path / "out", "--batch", 4) == 1
+    failed = [name for name, entry in entries(tmp_path / "out").items() if "error" in entry]
+    assert failed == ["二/x.tif"] and asked == [4, 1, 1, 1, 1, 2, 1, 1]
+    assert len(prepared) == len(set(prepared)) == 6, "views are made once, also of a batch that did not fit"
+
+
+def test_views_are_made_while_the_model_works(
+    model: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch comes back only when all of the second is ready; then everything is as one by one."""
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        picture(number).save(tmp_path / f"in/{number}.png")
+    ask, answer = Predictor.ask, Predictor.answer
+    ready, in_model = threading.Semaphore(0), list[int]()
+
+    def counted(self: Predictor, *arguments: Any) -> Asked:
+        made = ask(self, *arguments)
+        ready.release()
+        return made
+
+    def slow(self: Predictor, asked: list[Asked], *arguments: Any) -> Any:
+        in_model.append(len(asked))
+        if len(in_model) == 1:
+            assert all(ready.acquire(timeout=60) for _ in range(6))
+            time.sleep(0.5)
+        return answer(self, asked, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "ask", counted)
+        patched.setattr(Predictor, "answer", slow)
+        started = time.perf_counter()
+        assert call(model, tmp_path / "in", tmp_path / "out", "--batch", 3, "--save", "probs") == 0
+        wall = time.perf_counter() - started
+    assert in_model == [3, 3]
+    found = entries(tmp_path / "out")
+    for number in range(6):
+        wanted = predictor.predict([picture(number)], [["blood vessel"]])[0].probabilities[0]
+        np.testing.assert_allclose(pixels(tmp_path / f"out/probabilities/{number}.png") / 65535, wanted, atol=1e-4)
+    seconds = [found[f"{number}.png"]["seconds"] for number in range(6)]
+    assert min(seconds[:3]) >= 0.5 / 3 > 0 and 0 < sum(seconds[3:]) < wall, "their share of their own batch"
+
+
+def test_images_wait_for_no_more_than_a_batch(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays flat: large images go one by one, and what is read is never more than two batches ahead."""
+    (tmp_path / "in").mkdir()
+    for number in range(7):
+        picture(number).save(tmp_path / f"in/{number}.png")
+    sizes: list[int] = []
+    answer = Predictor.answer
+
+    def counted(self: Predictor, asked: list[Asked], *arguments: Any) -> Any:
+        sizes.append(len(asked))
+        return answer(self, asked, *arguments)
+
+    monkeypatch.setattr(Predictor, "answer", counted)
+    assert call(model, tmp_path / "in", tmp_path / "out", "--batch", 3) == 0
+    assert sizes == [3, 3, 1]
+    monkeypatch.setattr(module, "_BATCH_PIXELS", 2 * 150 * 120)
+    sizes.clear()
+    assert call(model, tmp_path / "in", tmp_path / "other", "--batch", 3) == 0
+    assert sum(sizes) == 7 and max(sizes) == 2
