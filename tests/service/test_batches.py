@@ -21,7 +21,7 @@ from PIL import Image
 from tests.service.running import RunningService, assert_error, pixels_of, png
 from tests.tiny import picture
 from vesselseg.errors import UserError
-from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.predictor import Asked, Prediction, Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import build_prompted
@@ -39,19 +39,22 @@ class Watched(Predictor):
         super().__init__(real.model, real.processor, real.threshold)
         self.most, self.poison = most, poison
         self.batches: list[int] = []
+        self.asked: list[Image.Image] = []
         self.may_go = threading.Event()
         self.may_go.set()
 
-    def predict(
-        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], threshold: float | None = None
-    ) -> list[Prediction]:
-        self.batches.append(len(images))
+    def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> Asked:
+        self.asked += images
+        return super().ask(images, phrases)
+
+    def answer(self, asked: Sequence[Asked], threshold: float | None = None) -> list[Prediction]:
+        self.batches.append(len(asked))
         assert self.may_go.wait(30)
-        if len(images) > self.most:
+        if len(asked) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        if any(image.size == self.poison for image in images):
+        if any(self.poison in one.sizes for one in asked):
             raise RuntimeError("secret words of a defect")
-        return super().predict(images, phrases, threshold)
+        return super().answer(asked, threshold)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -261,9 +264,45 @@ def test_large_pictures_share_no_batch_and_do_not_pile_up(predictor: Predictor) 
         queue.put(Entry(small, ("a",)))
 
 
+def test_views_are_made_while_the_model_works_for_one_batch(predictor: Predictor) -> None:
+    watched = Watched(predictor)
+    queue = ModelQueue("tiny", watched, 2, 0, Metrics())
+    images = [picture(number, 60 + 10 * number) for number in range(6)]
+    with watched.held():
+        first = queue.put(Entry(images[0], ("a",)))
+        wait_until(lambda: watched.batches == [1])
+        waiting = [Entry(image, ("a",)) for image in images[1:]]
+        for entry in waiting:
+            queue.put(entry)
+        wait_until(lambda: all(entry.asked and entry.asked.done() for entry in waiting[:2]))
+        queue.drop(waiting[0])
+        wait_until(lambda: len(watched.asked) == 4)  # the third moves up
+        assert {image.width for image in watched.asked} == {60, 70, 80, 90} and watched.batches == [1]
+    for image, future in zip((images[0], *images[2:]), (first, *(entry.future for entry in waiting[1:]))):
+        wanted = predictor.predict([image], [["a"]])[0]
+        np.testing.assert_allclose(future.result(30).probabilities, wanted.probabilities, atol=1e-4)
+    queue.close()
+    assert watched.batches == [1, 2, 2] and len(watched.asked) == 6, "nothing is prepared twice"
+
+
+def test_views_that_cannot_be_made_fail_alone(predictor: Predictor) -> None:
+    class Odd(Watched):
+        def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> Asked:
+            if images[0].width == 33:
+                raise MemoryError
+            return super().ask(images, phrases)
+
+    watched = Odd(predictor)
+    queue = ModelQueue("tiny", watched, 3, 0.5, Metrics())
+    futures = [queue.put(Entry(image, ("a",))) for image in (picture(1), picture(2, 33, 33), picture(3))]
+    assert [future.result(30).masks.shape for future in futures[::2]] == [(1, 120, 150)] * 2
+    assert getattr(futures[1].exception(30), "status", None) == 503 and watched.batches == [2]
+    queue.close()
+
+
 def test_a_defect_of_the_users_making_keeps_its_words(predictor: Predictor) -> None:
     class Refusing(Predictor):
-        def predict(self, *_: Any, **__: Any) -> list[Prediction]:
+        def ask(self, *_: Any, **__: Any) -> Asked:
             raise UserError("this model knows one phrase only")
 
     queue = ModelQueue("x", Refusing(predictor.model, predictor.processor), 2, 0, Metrics())

@@ -1,38 +1,49 @@
-"""One model, one thread that runs it, one queue before it: images of all clients are predicted together."""
+"""One model, one thread that runs it, one queue before it: images of all clients are predicted together.
+
+While the model is at work, other threads make the views of what comes next, entry by entry: which entries become a
+batch is settled when the model is free, and what is wrong with one of them hurts no other.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from PIL import Image
 
 from vesselseg.errors import UserError
-from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.predictor import Asked, Prediction, Predictor
 from vesselseg.service.errors import ServiceError, busy
 from vesselseg.service.metrics import Metrics
 
 LARGEST_REQUEST = 50_000_000  # pixels x phrases of one request; a probability map takes 4 bytes of each
 _BATCH_PIXELS = 32_000_000  # pixels x phrases of a batch, if it holds more than one request
 _WAITING_PIXELS = 400_000_000  # pixels x phrases that wait, if it is more than one request
+_THREADS = min(8, os.cpu_count() or 1)  # that make views
 _FAILURES = 3  # requests failing one after the other, until the model counts as broken
 _LOG = logging.getLogger("vesselseg.service")
 
 
 @dataclass(eq=False)
 class Entry:
-    """What one request asks: an upright 8-bit RGB image, its phrases; the answer comes through the future."""
+    """What one request asks: an upright 8-bit RGB image, its phrases; the answer comes through the future.
+
+    asked: the same as the model takes it, once its turn is near.
+    """
 
     image: Image.Image
     phrases: tuple[str, ...]
     future: Future[Prediction] = field(default_factory=Future)
     entered: float = field(default_factory=time.perf_counter)
+    asked: Future[Asked] | None = None
 
     @property
     def pixels(self) -> int:
@@ -51,6 +62,7 @@ class ModelQueue:
         self._closing = False
         self._failures = 0
         metrics.watch_queue(name, lambda: len(self._waiting))
+        self._views = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"views {name}")
         self._thread = threading.Thread(target=self._work, name=f"model {name}", daemon=True)
         self._thread.start()
 
@@ -67,6 +79,7 @@ class ModelQueue:
             if self._waiting and sum(one.pixels for one in self._waiting) + entry.pixels > _WAITING_PIXELS:
                 raise busy("too many large images wait already; try again in a moment")
             self._waiting.append(entry)
+            self._prepare_next()
             self._changed.notify()
         return entry.future
 
@@ -76,12 +89,22 @@ class ModelQueue:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        self._views.shutdown()
 
     def drop(self, entry: Entry) -> None:
         """Take an entry out that nobody waits for; nothing is done where its turn has come already."""
         with self._changed:
             if entry in self._waiting:
                 self._waiting.remove(entry)
+                if entry.asked is not None:
+                    entry.asked.cancel()
+                self._prepare_next()
+
+    def _prepare_next(self) -> None:
+        """Let the views of the next batch be made, and of no more: they take memory."""
+        for entry in islice(self._waiting, self._batch):
+            if entry.asked is None:
+                entry.asked = self._views.submit(self.predictor.ask, [entry.image], [entry.phrases])
 
     def _work(self) -> None:
         while batch := self._next_batch():
@@ -89,7 +112,7 @@ class ModelQueue:
             for entry in batch:
                 self._metrics.queue_seconds.labels(self.name).observe(entered - entry.entered)
             self._metrics.batch_images.labels(self.name).observe(len(batch))
-            self._answer(batch)
+            self._answer_batch(batch)
             self._metrics.model_seconds.labels(self.name).observe(time.perf_counter() - entered)
             del batch, entry  # a picture is kept no longer than it is needed
 
@@ -119,7 +142,18 @@ class ModelQueue:
             if entry.future.set_running_or_notify_cancel():
                 batch.append(entry)
                 pixels += entry.pixels
+        self._prepare_next()
         return batch
+
+    def _answer_batch(self, batch: Sequence[Entry]) -> None:
+        ready = []
+        for entry in batch:
+            if failure := self._prepared(entry):
+                self._fail(entry, failure)
+            else:
+                ready.append(entry)
+        if ready:
+            self._answer(ready)
 
     def _answer(self, batch: Sequence[Entry]) -> None:
         """Answers all; where a batch fails its halves are tried, so that a request fails for its own reasons only."""
@@ -130,25 +164,45 @@ class ModelQueue:
             for part in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                 self._answer(part)
         else:
-            if not isinstance(failure, ServiceError | UserError):
-                self._failures += 1
-            batch[0].future.set_exception(failure)
+            self._fail(batch[0], failure)
+
+    def _fail(self, entry: Entry, failure: Exception) -> None:
+        if not isinstance(failure, ServiceError):
+            self._failures += 1
+        entry.future.set_exception(failure)
+
+    def _prepared(self, entry: Entry) -> Exception | None:
+        """Waits for its views, whose making may have failed. Returns what went wrong."""
+        try:
+            _asked(entry)
+        except Exception as error:
+            return self._told(error, [entry])
+        return None
 
     def _predict(self, batch: Sequence[Entry]) -> Exception | None:
         """Returns what went wrong instead of raising it: a traceback would keep the failed batch's memory."""
         try:
-            predictions = self.predictor.predict([one.image for one in batch], [one.phrases for one in batch])
-        except (torch.OutOfMemoryError, MemoryError):
-            _LOG.warning("model=%s out of memory with %d images", self.name, len(batch))
-            return _out_of_memory(batch[0])
-        except UserError as error:
-            return ServiceError(422, "invalid_request", str(error))
+            predictions = self.predictor.answer([_asked(entry) for entry in batch])
         except Exception as error:
-            _LOG.exception("model=%s failed with %d images", self.name, len(batch))
-            return RuntimeError(f"{type(error).__name__} in the model")
+            return self._told(error, batch)
         for entry, prediction in zip(batch, predictions):
             entry.future.set_result(prediction)
         return None
+
+    def _told(self, error: Exception, batch: Sequence[Entry]) -> Exception:
+        """What the client of a batch's only request is told; the rest is for the log."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            _LOG.warning("model=%s out of memory with %d images", self.name, len(batch))
+            return _out_of_memory(batch[0])
+        if isinstance(error, UserError):
+            return ServiceError(422, "invalid_request", str(error))
+        _LOG.error("model=%s failed with %d images", self.name, len(batch), exc_info=error)
+        return RuntimeError(f"{type(error).__name__} in the model")
+
+
+def _asked(entry: Entry) -> Asked:
+    assert entry.asked is not None  # who is near the front of the queue is prepared
+    return entry.asked.result()
 
 
 def _out_of_memory(entry: Entry) -> ServiceError:
