@@ -34,6 +34,7 @@ from vesselseg.inference.predictor import Prediction, Predictor
 from vesselseg.models.sam2_memory import memory_trained
 
 PHRASES = ["blood vessel"]
+SHOWN = 8  # frames of a strip
 Way = Callable[[Predictor, list[Image.Image]], list[Prediction]]
 
 
@@ -181,9 +182,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def strip(run: Run, predictions: Sequence[Prediction], count: int = 8) -> np.ndarray:
+def strip(run: Run, predictions: Sequence[Prediction]) -> np.ndarray:
     """Some frames side by side, with what agrees with the truth, is missing and is too much in colours."""
-    chosen = np.linspace(0, len(predictions) - 1, min(count, len(predictions))).round().astype(int)
+    chosen = np.linspace(0, len(predictions) - 1, min(SHOWN, len(predictions))).round().astype(int)
     pictures = []
     for number in chosen:
         image, found = np.asarray(run.frames[number]), predictions[number].masks[0]

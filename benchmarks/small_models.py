@@ -28,15 +28,14 @@ from vesselseg.models.sam2_grounding import TRUNKS
 PHRASE = "blood vessel"
 
 
-def write_small_model(folder: Path, variant: str, size: int, graphs: bool = True) -> Path:
-    """A folder that `load_predictor` takes. size: of SAM2's view in pixels. graphs: ONNX and torch.export too."""
+def write_small_model(folder: Path, variant: str, size: int) -> Path:
+    """A folder that `load_predictor` takes, with its graphs. size: of SAM2's view in pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     sizes = {"variant": variant, "version": "2.1", "image_size": size}
     model = build_prompted(PromptedSAM2Config(phrases=[PHRASE], grounding_config=sizes, head_width=64)).eval()
     write_model(model, folder)
-    if graphs:
-        write_graphs(model, folder)
+    write_graphs(model, folder)
     return folder
 
 

@@ -77,11 +77,11 @@ def candidates(teaching: Teaching) -> Iterator[Candidate]:
     yield replace(tuned, name="head, tuned", meaning="the head, trained further on the labels")
 
 
-def with_correction(mean: PromptHead, lesson: Lesson, seed: int, width: int = WIDTH) -> PromptHead:
+def with_correction(mean: PromptHead, lesson: Lesson, seed: int) -> PromptHead:
     """A head that gives the same prompts, and can learn others; its unit is how far prompts lie from the mean."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = PromptHead(len(mean.base), width)
+        head = PromptHead(len(mean.base), WIDTH)
     head.base.data = mean.base.detach().clone()
     away = lesson.prompts - mean.base.detach()[lesson.phrase_of_item]
     for phrase in range(len(mean.base)):

@@ -110,18 +110,7 @@ class Service:
     ) -> PredictAnswer:
         picture, frames, notes = await self.in_thread(_decode, upload)
         running.size = f"{picture.width}x{picture.height}x{len(phrases)}"
-        entry = Entry(picture, phrases)
-        if entry.pixels > LARGEST_REQUEST:
-            raise ServiceError(
-                413,
-                "too_many_pixels",
-                f"{picture.width}x{picture.height} pixels times {len(entry.phrases)} phrases; expected at most "
-                f"{LARGEST_REQUEST:,} together; send a smaller image or fewer phrases",
-            )
-        try:
-            prediction = await asyncio.wrap_future(queue.put(entry))
-        finally:
-            queue.drop(entry)  # where its client went away
+        prediction = await _predicted(queue, Entry(picture, phrases))
         if upload.form.threshold is not None:
             prediction = prediction.at(upload.form.threshold)
         if self._keeper is not None:
@@ -141,6 +130,21 @@ class Service:
             objects=objects,
             seconds=round(time.perf_counter() - running.started, 4),
         )
+
+
+async def _predicted(queue: ModelQueue, entry: Entry) -> Prediction:
+    """Raises ServiceError for more pixels than a request may have."""
+    if entry.pixels > LARGEST_REQUEST:
+        raise ServiceError(
+            413,
+            "too_many_pixels",
+            f"{entry.image.width}x{entry.image.height} pixels times {len(entry.phrases)} phrases; expected at most "
+            f"{LARGEST_REQUEST:,} together; send a smaller image or fewer phrases",
+        )
+    try:
+        return await asyncio.wrap_future(queue.put(entry))
+    finally:
+        queue.drop(entry)  # where its client went away
 
 
 def known_phrases(predictor: Predictor) -> list[str] | None:
