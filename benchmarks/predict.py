@@ -28,10 +28,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.cine import pass_as_trained
 from benchmarks.shapes import TINY, write_base
 from vesselseg.data.image_views import logits_to_image
 from vesselseg.data.prompts import question_for
 from vesselseg.data.synthetic import draw_angiogram
+from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.free_decoding import decode_freely, question_ids
 from vesselseg.inference.load import FROZEN, default_dtype
 from vesselseg.inference.predictor import Predictor
@@ -179,6 +181,14 @@ def phrases_apart(predictor: Predictor, images: Images) -> Iterable[int]:
         yield len(some) // len(PHRASES)
 
 
+def cine(predictor: Predictor, images: Images, mode: str) -> Iterable[int]:
+    """The images as frames of one run. The memory's weights are random too: what it costs, not what it finds."""
+    pass_as_trained(predictor)
+    for number, _ in enumerate(segment_cine(predictor, images, PHRASES[:1], mode, 8, batch=8), 1):
+        if number % 8 == 0:
+            yield 8
+
+
 @torch.inference_mode()
 def published(predictor: Predictor, images: Images, phrases: Sequence[str]) -> Iterable[int]:
     """As Sa2VA's published `predict_forward` goes: a question at a time, one image, eager attention, words decoded one
@@ -210,6 +220,8 @@ WAYS: dict[str, Way] = {
     "stream_8": lambda predictor, images: streamed(predictor, images, 8),
     "phrases_3": lambda predictor, images: in_batches(predictor, images, 8, PHRASES),
     "phrases_3_apart": phrases_apart,
+    "cine_frames": lambda predictor, images: cine(predictor, images, "frames"),
+    "cine_memory_8": lambda predictor, images: cine(predictor, images, "memory"),
 }
 
 
