@@ -146,13 +146,15 @@ def require_quantising(device: torch.device | str) -> None:
     except ImportError as error:
         raise UserError(
             f'model.sa2va.quantise="nf4" needs bitsandbytes, which cannot be imported ({_first_line(error)}); install '
-            'it with pip install "bitsandbytes>=0.49,<0.51", or set model.sa2va.quantise=None'
+            'it with pip install "bitsandbytes>=0.49,<0.51", or set model.sa2va.quantise=None '
+            "(in a call: leave --quantise away)"
         ) from error
     except Exception as error:  # a library that was not found shows as whatever the first call runs into
         raise UserError(
             f"bitsandbytes does not work on {device} ({_first_line(error)}): it has no library for CUDA "
             f"{torch.version.cuda}, the one of this torch, or cannot load it. `python -m bitsandbytes` says more; "
-            "install another version of it or of torch, or set model.sa2va.quantise=None"
+            "install another version of it or of torch, or set model.sa2va.quantise=None "
+            "(in a call: leave --quantise away)"
         ) from error
 
 
