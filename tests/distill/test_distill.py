@@ -98,7 +98,7 @@ def lesson(seed: int, images: int = 60) -> Lesson:
 
 def test_the_head_learns_vectors_that_depend_on_the_image(teacher: Predictor) -> None:
     train, choosing = lesson(0, 400), lesson(1)
-    found = candidates(Teaching(train, choosing, teacher.grounding, phrases=1, minutes=0.5))
+    found = candidates(Teaching(train, choosing, teacher.grounding, phrases=1, minutes=60))  # patience ends it
     mean, head = next(found), next(found)
     torch.testing.assert_close(mean.head.base, train.prompts.mean(dim=0, keepdim=True))
     with torch.no_grad():
