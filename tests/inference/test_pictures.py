@@ -56,6 +56,7 @@ def test_every_mode_becomes_rgb(mode: str, form: str) -> None:
     if mode in ("L", "RGBA", "P"):
         np.testing.assert_array_equal(np.asarray(shown)[..., 0], np.asarray(grey))
     assert bool(found.notes) == (mode in ("RGBA", "I;16"))
+    assert found.labelme_opens == (mode not in ("CMYK", "I;16"))
 
 
 def test_an_image_is_turned_upright() -> None:

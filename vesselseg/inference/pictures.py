@@ -54,13 +54,17 @@ class UnreadablePicture(UserError):  # noqa: N818 - it says what the file is
     """A file that is no picture that can be segmented; the message is the reason, without the file's name."""
 
 
+_LABELME_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA")  # LabelMe 6 refuses others: CMYK, 16 bits
+
+
 class Pictures(Protocol):
     """One picture, or a clip. frames: at least 1. frame_times: seconds from the start, None where nothing tells.
 
-    notes: what was changed or guessed. size: (width, height).
+    notes: what was changed or guessed. size: (width, height). labelme_opens: whether LabelMe shows the file as it is.
     """
 
     kind: Kind
+    labelme_opens: bool
     frames: int
     size: tuple[int, int]
     notes: tuple[str, ...]
@@ -121,6 +125,7 @@ class ImagePicture:
             notes.append("transparent pixels are taken as black")
         self.notes = tuple(notes)
         self.size = image.size
+        self.labelme_opens = image.mode in _LABELME_MODES
         self._image = as_rgb(image)
 
     def frame(self, number: int) -> Image.Image:
@@ -133,6 +138,7 @@ class DicomPictures:
     """A DICOM picture or clip. The first frame is decoded at once: it tells whether the others can be."""
 
     kind: Kind = "dicom"
+    labelme_opens = False
 
     def __init__(self, content: bytes | Path) -> None:
         try:
@@ -164,6 +170,7 @@ class SeriesPictures:
     """
 
     kind: Kind = "dicom"
+    labelme_opens = False
     frame_times: tuple[float, ...] | None = None
 
     def __init__(self, paths: Sequence[Path], notes: tuple[str, ...] = ()) -> None:
@@ -184,6 +191,7 @@ class VideoPictures:
     """A video through FFmpeg. Frames are counted by going through it once: what its header says may be wrong."""
 
     kind: Kind = "video"
+    labelme_opens = False
 
     def __init__(self, content: bytes | Path, suffix: str = "") -> None:
         self._lock = threading.Lock()

@@ -170,7 +170,7 @@ class PredictRun:
         """seconds: what was spent on the file so far, without the time that it waited."""
         found, start, name = still.found, time.perf_counter(), self._names[still.found.source.file]
         assert found.pictures is not None
-        source = found.source.path if found.pictures.kind == "image" else None
+        source = found.source.path if found.pictures.labelme_opens else None
         try:
             segmentation = self._segmentation(found)
             outputs = self._writer.write(name, still.image, source, prediction)

@@ -52,8 +52,8 @@ class ResultWriter:
     def write(self, name: str, image: Image.Image, source: Path | None, prediction: Prediction) -> list[str]:
         """Write the results of an upright RGB image; returns their paths below out.
 
-        source: the file that it is, which LabelMe opens; None for a frame or a DICOM picture: it is put beside the
-        LabelMe file.
+        source: the file that it is; None for what LabelMe does not open (a frame, DICOM, CMYK, 16 bits): the picture is
+        put beside the LabelMe file then.
         """
         written: list[str] = []
         for tag, mask, probability in zip(self._tags, prediction.masks, prediction.probabilities):

@@ -21,7 +21,7 @@ from vesselseg.errors import UserError
 
 STATE_FILE, SUMMARY_FILE, COCO_FILE = "predictions.jsonl", "predictions.json", "coco.json"
 PARTS = "predictions.rank*.jsonl"
-FORMAT = 2  # raise it with every change of what is written: results of another format are made again
+FORMAT = 3  # raise it with every change of what is written: results of another format are made again
 Entry = dict[str, Any]
 
 
