@@ -180,3 +180,10 @@ def test_names_of_models(tmp_path: Path) -> None:
     assert model_names(["runs/a/hf", "runs/b/hf/", "c.pth"]) == ["a/hf", "b/hf", "c.pth"]
     with pytest.raises(UserError, match="twice"):
         model_names(["a", "./a"])
+
+
+def test_who_connects_before_the_server_runs_waits_for_it() -> None:
+    """The address is told before the first connection is taken."""
+    listening = listen(ServiceSettings(port=0))
+    with listening, socket.create_connection(listening.getsockname(), timeout=2):
+        pass

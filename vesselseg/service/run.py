@@ -19,6 +19,7 @@ from vesselseg.service.service import Service
 from vesselseg.service.settings import ServiceSettings
 
 _STOP_S = 30.0  # seconds that running requests get to end
+_BACKLOG = 2048  # connections that wait to be taken, as many as uvicorn lets
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _LOG = logging.getLogger("vesselseg.service")
 
@@ -85,12 +86,13 @@ def server_for(app: FastAPI) -> ServiceServer:
 
 
 def listen(settings: ServiceSettings) -> socket.socket:
-    """The bound socket. Raises UserError where the address is taken or is not this machine's."""
+    """The listening socket. Raises UserError where the address is taken or is not this machine's."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        listening.listen(_BACKLOG)  # who reads the address and connects at once waits for the start; nobody is refused
     except OSError as error:
         listening.close()
         where = f"--host {settings.host} --port {settings.port}"
