@@ -153,11 +153,8 @@ class _Views:
 def _views(
     predictor: Predictor, frames: Sequence[Image.Image], questions: Sequence[str], asked: Sequence[int]
 ) -> _Views:
-    squares = predictor.buffer(len(frames))
-    for place, frame in enumerate(frames):
-        squares[place] = predictor.views.square_pixels(frame)
     keyframes = predictor.prepare([frames[place] for place in asked], [questions] * len(asked)) if asked else None
-    return _Views(Prepared((squares,), (0,) * len(frames), [], []), asked, keyframes, frames[0].size)
+    return _Views(Prepared((predictor.squares(frames),), (0,) * len(frames), [], []), asked, keyframes, frames[0].size)
 
 
 # Not inference_mode: SAM2 keeps a table from the first call, which training could not use afterwards.

@@ -6,14 +6,14 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, overload
+from typing import overload
 
 from PIL import Image
 
 from vesselseg.inference.dicom_seg import SegmentationObject
 from vesselseg.inference.pictures import Pictures
 from vesselseg.inference.predictor import Prediction
-from vesselseg.inference.result_files import OverlayVideo, ResultWriter, describe_objects, overlay, run_length_codes
+from vesselseg.inference.result_files import OverlayVideo, ResultWriter, describe_prediction, overlay
 from vesselseg.inference.result_folder import Entry, frame_name
 
 _WAITING = 16  # frames that may wait to be written
@@ -73,7 +73,8 @@ def write_clip(
         for number, prediction in enumerate(predictions):
             image, place = frames[number], frame_name(name, number)
             waiting.append(pool.submit(writer.write, place, image, None, prediction))
-            found.append(describe_frame(place, prediction, times and times[number], "coco" in kinds))
+            time = None if times is None else round(times[number], 4)
+            found.append({"name": place, "time": time, **describe_prediction(prediction, "coco" in kinds)})
             if video is not None:
                 video.add(overlay(image, prediction))
             if segmentation is not None:
@@ -92,14 +93,3 @@ def write_clip(
             for path in outputs:
                 (writer.out / path).unlink(missing_ok=True)
     return found, outputs + ([video.name] if video is not None else [])
-
-
-def describe_frame(name: str, prediction: Prediction, time: Any, codes: bool) -> Entry:
-    """What predictions.json says of a frame; codes: with run-length codes, for coco.json."""
-    entry = {
-        "name": name,
-        "time": None if time is None else round(time, 4),
-        "share": round(float(prediction.masks.any(axis=0).mean()), 6),
-        "objects": describe_objects(prediction),
-    }
-    return {**entry, "codes": run_length_codes(prediction)} if codes else entry

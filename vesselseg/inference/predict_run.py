@@ -27,7 +27,7 @@ from vesselseg.inference.pictures import Pictures
 from vesselseg.inference.predict_clip import Frames, write_clip
 from vesselseg.inference.predict_options import Outcome, PredictOptions
 from vesselseg.inference.predictor import Asked, Prediction, Predictor
-from vesselseg.inference.result_files import ResultWriter, describe_objects, phrase_tags, run_length_codes
+from vesselseg.inference.result_files import ResultWriter, describe_prediction, phrase_tags
 from vesselseg.inference.result_folder import Entry, ResultFolder, name_outputs
 from vesselseg.inference.shared_work import SharedWork
 
@@ -181,11 +181,8 @@ class PredictRun:
             return {**self._about(found), "error": _reason(error)}
         entry = {
             **self._done(found, found.pictures, prediction.threshold, outputs),
-            "share": round(float(prediction.masks.any(axis=0).mean()), 6),
-            "objects": describe_objects(prediction),
+            **describe_prediction(prediction, "coco" in self._options.save),
         }
-        if "coco" in self._options.save:
-            entry["codes"] = run_length_codes(prediction)
         entry["seconds"] = round(seconds + time.perf_counter() - start, 4)
         return entry
 

@@ -104,13 +104,10 @@ class Predictor:
     """
 
     def __init__(self, model: Sa2VA, processor: Processor, threshold: float = 0.5, temperature: float = 1.0) -> None:
-        check_threshold(threshold)
-        if not temperature > 0:
-            raise ValueError(f"the temperature is {temperature}; expected a number above 0")
         self.model = model
         self.processor = processor
-        self.threshold = threshold
-        self.temperature = temperature
+        self.threshold = check_threshold(threshold)
+        self.temperature = check_temperature(temperature)
         self.views: ImageViews = processor.views
         self.grounding: SAM2Grounding = model.grounding
         self._tokenising = threading.Lock()
@@ -207,6 +204,16 @@ class Predictor:
         conversations = [self._conversations(asked, len(of_image)) for asked, of_image in zip(questions, tiles)]
         return Prepared((squares,), tuple(map(len, questions)), tiles, conversations)
 
+    def squares(self, images: Sequence[Image.Image]) -> Tensor:
+        """The square views of RGB images alone, as `buffer` holds them; in any thread."""
+        squares = self.buffer(len(images))
+
+        def fill(number: int) -> None:
+            squares[number] = self.views.square_pixels(images[number])
+
+        side_by_side(fill, len(images))
+        return squares
+
     def buffer(self, images: int) -> Tensor:
         """(images, 3, side, side) uint8 for square views: channels last in memory, page-locked for a GPU."""
         side, on_gpu = self.views.sam_size, self.model.device.type == "cuda"
@@ -294,3 +301,10 @@ def check_threshold(threshold: float) -> float:
     if not 0 < threshold < 1:
         raise ValueError(f"the threshold is {threshold}; expected a probability between 0 and 1")
     return float(threshold)
+
+
+def check_temperature(temperature: float) -> float:
+    """A temperature above 0; raises ValueError otherwise."""
+    if not temperature > 0:
+        raise ValueError(f"the temperature is {temperature}; expected a number above 0")
+    return temperature

@@ -13,7 +13,7 @@ from torch import Tensor
 from vesselseg.data.image_views import ImageViews
 from vesselseg.data.prompts import QUESTIONS, clean_phrase, question_for
 from vesselseg.errors import UserError, WeightsError
-from vesselseg.inference.predictor import Answer, Predictor, Prepared, check_threshold, side_by_side
+from vesselseg.inference.predictor import Answer, Predictor, Prepared, check_temperature, check_threshold
 from vesselseg.models.checkpoints.load import load_weights
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
@@ -26,14 +26,12 @@ class PromptedPredictor(Predictor):
 
     def __init__(self, model: PromptedSAM2) -> None:
         config = model.config
-        if not config.mask_temperature > 0:
-            raise ValueError(f"the temperature is {config.mask_temperature}; expected a number above 0")
         self.model = model  # type: ignore[assignment]
         self.prompted = model
         self.grounding = model.grounding
         self.views = ImageViews(tile_size=1, sam_size=model.grounding.image_size)
         self.threshold = check_threshold(config.threshold)
-        self.temperature = config.mask_temperature
+        self.temperature = check_temperature(config.mask_temperature)
         self.phrases = tuple(config.phrases)
         self._number_of = {
             question_for(phrase, choice): number
@@ -46,13 +44,7 @@ class PromptedPredictor(Predictor):
         ValueError, for a question about anything but its phrases.
         """
         numbers = [[torch.tensor(self.phrase_number(question)) for question in asked] for asked in questions]
-        squares = self.buffer(len(images))
-
-        def fill(number: int) -> None:
-            squares[number] = self.views.square_pixels(images[number])
-
-        side_by_side(fill, len(images))
-        return Prepared((squares,), tuple(map(len, questions)), [], numbers)
+        return Prepared((self.squares(images),), tuple(map(len, questions)), [], numbers)
 
     def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
         """(all objects, 256), image after image."""

@@ -175,6 +175,15 @@ def describe_objects(prediction: Prediction) -> list[dict[str, Any]]:
     ]
 
 
+def describe_prediction(prediction: Prediction, codes: bool) -> dict[str, Any]:
+    """What predictions.json says of one picture or frame; codes: with run-length codes, for coco.json."""
+    found: dict[str, Any] = {
+        "share": round(float(prediction.masks.any(axis=0).mean()), 6),
+        "objects": describe_objects(prediction),
+    }
+    return {**found, "codes": run_length_codes(prediction)} if codes else found
+
+
 def run_length_codes(prediction: Prediction) -> list[Any]:
     """COCO's run-length code of each mask."""
     return [encode(mask) for mask in prediction.masks]
