@@ -6,10 +6,12 @@ import base64
 import io
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from vesselseg.inference.predictor import Predictor
@@ -56,6 +58,15 @@ class RunningService:
         """Sum over the labels of one line of /metrics."""
         lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith((name + " ", name + "{"))]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def wait_until(check: Callable[[], Any]) -> None:
+    """However slow the machine is, within reason."""
+    for _ in range(3000):
+        if check():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not come to that within 30 s")
 
 
 def png(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.data.dicom_files import frames, write_dicom
 from tests.inference.test_pictures import huge_png
-from tests.service.running import RunningService, assert_error, pixels_of, png
+from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
 
 GOOD = png(picture(0, 60, 50))
@@ -173,10 +173,7 @@ def test_an_upload_that_is_cut_off_half_way(service: RunningService) -> None:
     for sent in (b"", part, part + GOOD[:1000]):
         with socket.create_connection(("127.0.0.1", service.port)) as connection:
             connection.sendall(request_head(service, 500_000) + sent)
-    for _ in range(100):
-        if service.metric('vesselseg_requests_total{route="/predict",status="499"}') == gone + 3:
-            break
-    assert service.metric('vesselseg_requests_total{route="/predict",status="499"}') == gone + 3
+    wait_until(lambda: service.metric('vesselseg_requests_total{route="/predict",status="499"}') == gone + 3)
     assert service.metric("vesselseg_batch_images_sum") == images
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.running import RunningService, assert_error, png
+from tests.service.running import RunningService, assert_error, png, wait_until
 from tests.service.test_bad_input import request_head
 from tests.tiny import picture
 from vesselseg.errors import UserError
@@ -149,6 +149,10 @@ def test_request_ids(service: RunningService) -> None:
     assert len(made) == 6
 
 
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "vesselseg.service"]
+
+
 def test_one_line_per_request_and_nothing_of_the_patient(
     service: RunningService, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,8 +160,9 @@ def test_one_line_per_request_and_nothing_of_the_patient(
         answer = service.predict(GOOD, "secret-name.png", {"X-Request-ID": "id-1"}, phrase=["secret-vessel", "b"])
         service.predict(b"x", "secret-name.png", model="secret-model")
         service.get("/secret-path?secret=query")
+        wait_until(lambda: len(lines_of(caplog)) == 3)  # a line follows its answer
     assert answer.status_code == 200
-    lines = [record.getMessage() for record in caplog.records if record.name == "vesselseg.service"]
+    lines = lines_of(caplog)
     assert len(lines) == 3 and "secret" not in caplog.text
     assert lines[0].startswith("id=id-1 POST /predict status=200 model=tiny size=60x50x2 bytes=")
     assert "GET - status=404" in lines[2]

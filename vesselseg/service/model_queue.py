@@ -158,12 +158,10 @@ class ModelQueue:
     def _answer(self, batch: Sequence[Entry]) -> None:
         """Answers all; where a batch fails its halves are tried, so that a request fails for its own reasons only."""
         failure = self._predict(batch)
-        if failure is None:
-            self._failures = 0
-        elif len(batch) > 1:
+        if failure is not None and len(batch) > 1:
             for part in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                 self._answer(part)
-        else:
+        elif failure is not None:
             self._fail(batch[0], failure)
 
     def _fail(self, entry: Entry, failure: Exception) -> None:
@@ -185,6 +183,7 @@ class ModelQueue:
             predictions = self.predictor.answer([_asked(entry) for entry in batch])
         except Exception as error:
             return self._told(error, batch)
+        self._failures = 0  # before the answers: who has one and asks finds a model that works
         for entry, prediction in zip(batch, predictions):
             entry.future.set_result(prediction)
         return None
