@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -27,7 +29,11 @@ from tests.inference.test_pictures import write_video
 from tests.labelme_files import run as prepare_labels
 from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
-from vesselseg.inference.predictor import Predictor
+from vesselseg.inference import predict_clip
+from vesselseg.inference.pictures import Pictures, read_pictures
+from vesselseg.inference.predict_clip import ClipWriter, Frames
+from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.result_files import OverlayVideo, ResultWriter, overlay
 
 STUDY = {"StudyInstanceUID": "1.2.9", "PatientName": "Doe^Jane", "PatientID": "77", "SeriesNumber": 3}
 
@@ -90,6 +96,58 @@ def test_a_clip_that_breaks_leaves_nothing(model: Path, runs: Path, tmp_path: Pa
     assert "frame 3 of 4" in found["clip.dcm"]["error"] or "damaged" in found["clip.dcm"]["error"]
     assert not list((tmp_path / "out").glob("*/clip*/*")) and not list((tmp_path / "out").rglob("*.part*"))
     assert "frames" in found["run.avi"]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Pictures:
+    return read_pictures("run.avi", write_video(tmp_path / "run.avi", 5).read_bytes())
+
+
+def drawn_predictions(clip: Pictures, seed: int) -> list[Prediction]:
+    width, height = clip.size
+    found = np.random.default_rng(seed).random((clip.frames, 1, height, width), dtype=np.float32)
+    return [Prediction(values, values > 0.5, ("vessel",), 0.5) for values in found]
+
+
+def write_with(out: Path, clip: Pictures, predictions: list[Prediction], threads: int) -> list[str]:
+    writer = ResultWriter(out, ("vessel",), ("masks", "overlay"))
+    with ThreadPoolExecutor(threads) as pool:
+        return ClipWriter("clip", Frames(clip, kept=9), writer, None, pool).write(predictions)[1]
+
+
+def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(
+    clip: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the second frame is drawn before the first."""
+    predictions, second, drawn = drawn_predictions(clip, seed=1), threading.Event(), []
+
+    def late(image: Image.Image, prediction: Prediction) -> np.ndarray:
+        if prediction is predictions[0]:
+            assert second.wait(60)
+        drawn.append(overlay(image, prediction))
+        if prediction is predictions[1]:
+            second.set()
+        return drawn[-1]
+
+    monkeypatch.setattr(predict_clip, "overlay", late)
+    monkeypatch.setattr("vesselseg.inference.result_files.overlay", late)
+    outputs = write_with(tmp_path / "out", clip, predictions, threads=2)
+    assert len(drawn) == clip.frames == 5 and outputs[-1] == "overlays/clip.mp4"
+    video = OverlayVideo(tmp_path, "expected", clip.frame_times)
+    for number, prediction in enumerate(predictions):
+        expected = overlay(clip.frame(number), prediction)
+        assert (pixels(tmp_path / f"out/overlays/clip/{number:05}.png") == expected).all()
+        video.add(expected)
+    video.close(finished=True)
+    assert (tmp_path / "out/overlays/clip.mp4").read_bytes() == (tmp_path / video.name).read_bytes()
+
+
+def test_a_frame_that_cannot_be_written_takes_the_clip_with_it(clip: Pictures, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "masks/clip/00003.png").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        write_with(out, clip, drawn_predictions(clip, seed=1), threads=1)
+    assert [path.name for path in out.rglob("*") if path.is_file() and path.suffix != ".part"] == []
 
 
 def gdcm_masks(path: Path) -> np.ndarray:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import overload
 
+import numpy as np
 from PIL import Image
 
 from vesselseg.inference.dicom_seg import SegmentationObject
@@ -17,6 +18,7 @@ from vesselseg.inference.result_files import OverlayVideo, ResultWriter, describ
 from vesselseg.inference.result_folder import Entry, frame_name
 
 _WAITING = 16  # frames that may wait to be written
+_Written = tuple[list[str], np.ndarray | None]  # a frame's paths below the folder; its overlay for the video
 
 
 class Frames(Sequence[Image.Image]):
@@ -28,6 +30,11 @@ class Frames(Sequence[Image.Image]):
         self._pictures, self._kept = pictures, kept
         self._recent: OrderedDict[int, Image.Image] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def times(self) -> Sequence[float] | None:
+        """Seconds of the frames, where the clip tells them."""
+        return self._pictures.frame_times
 
     def __len__(self) -> int:
         return self._pictures.frames
@@ -50,46 +57,67 @@ class Frames(Sequence[Image.Image]):
         return found
 
 
-def write_clip(
-    name: str,
-    frames: Frames,
-    times: Sequence[float] | None,
-    predictions: Iterator[Prediction],
-    writer: ResultWriter,
-    kinds: Sequence[str],
-    segmentation: SegmentationObject | None,
-    pool: ThreadPoolExecutor,
-) -> tuple[list[Entry], list[str]]:
-    """Write each prediction as it comes. Returns (what was found per frame, paths below the folder).
+class ClipWriter:
+    """Writes each prediction of a clip as it comes; what was written is deleted where predicting or writing fails.
 
-    What was written is deleted where predicting or writing fails.
+    Threads of `pool` draw and write the frames, in any order; the video gets them in theirs.
     """
-    video = OverlayVideo(writer.out, name, times) if "overlay" in kinds else None
-    waiting: deque[Future[list[str]]] = deque()
-    found: list[Entry] = []
-    outputs: list[str] = []
-    finished = False
-    try:
-        for number, prediction in enumerate(predictions):
-            image, place = frames[number], frame_name(name, number)
-            waiting.append(pool.submit(writer.write, place, image, None, prediction))
-            time = None if times is None else round(times[number], 4)
-            found.append({"name": place, "time": time, **describe_prediction(prediction, "coco" in kinds)})
-            if video is not None:
-                video.add(overlay(image, prediction))
-            if segmentation is not None:
-                segmentation.add(prediction.masks)
-            while len(waiting) > _WAITING:
-                outputs += waiting.popleft().result()
-        outputs += [path for written in waiting for path in written.result()]
-        if segmentation is not None:
-            outputs.append(writer.write_dicom(name, segmentation.content()))
-        finished = True
-    finally:
-        if video is not None:
-            video.close(finished)
-        if not finished:
-            outputs += [path for written in waiting if not written.exception() for path in written.result()]
-            for path in outputs:
-                (writer.out / path).unlink(missing_ok=True)
-    return found, outputs + ([video.name] if video is not None else [])
+
+    def __init__(
+        self,
+        name: str,
+        frames: Frames,
+        writer: ResultWriter,
+        segmentation: SegmentationObject | None,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._name, self._frames, self._writer = name, frames, writer
+        self._segmentation, self._pool = segmentation, pool
+        self._video = OverlayVideo(writer.out, name, frames.times) if "overlay" in writer.kinds else None
+        self._waiting: deque[Future[_Written]] = deque()
+        self._outputs: list[str] = []
+
+    def write(self, predictions: Iterable[Prediction]) -> tuple[list[Entry], list[str]]:
+        """predictions: one per frame, in order. Returns (what was found per frame, paths below the folder)."""
+        try:
+            found = [self._add(number, prediction) for number, prediction in enumerate(predictions)]
+            self._settle(0)
+            if self._segmentation is not None:
+                self._outputs.append(self._writer.write_dicom(self._name, self._segmentation.content()))
+            if self._video is not None:
+                self._video.close(finished=True)
+                self._outputs.append(self._video.name)
+        except BaseException:
+            self._discard()
+            raise
+        return found, self._outputs
+
+    def _add(self, number: int, prediction: Prediction) -> Entry:
+        place, times = frame_name(self._name, number), self._frames.times
+        self._waiting.append(self._pool.submit(self._write_frame, place, self._frames[number], prediction))
+        if self._segmentation is not None:
+            self._segmentation.add(prediction.masks)
+        self._settle(_WAITING)
+        time = None if times is None else round(times[number], 4)
+        return {"name": place, "time": time, **describe_prediction(prediction, "coco" in self._writer.kinds)}
+
+    def _write_frame(self, place: str, image: Image.Image, prediction: Prediction) -> _Written:
+        drawn = overlay(image, prediction) if self._video is not None else None
+        return self._writer.write(place, image, None, prediction, drawn), drawn
+
+    def _settle(self, left: int) -> None:
+        """Take in the oldest frames, until so many are still being written."""
+        while len(self._waiting) > left:
+            written, drawn = self._waiting.popleft().result()
+            self._outputs += written
+            if self._video is not None and drawn is not None:
+                self._video.add(drawn)
+
+    def _discard(self) -> None:
+        if self._video is not None:
+            self._video.close(finished=False)
+        for frame in self._waiting:
+            if not frame.exception():
+                self._outputs += frame.result()[0]
+        for path in self._outputs:
+            (self._writer.out / path).unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.dicom_seg import SegmentationObject
 from vesselseg.inference.input_files import InputUnit, ReadUnit, read_unit
 from vesselseg.inference.pictures import Pictures
-from vesselseg.inference.predict_clip import Frames, write_clip
+from vesselseg.inference.predict_clip import ClipWriter, Frames
 from vesselseg.inference.predict_options import Outcome, PredictOptions
 from vesselseg.inference.predictor import Asked, Prediction, Predictor
 from vesselseg.inference.result_files import ResultWriter, describe_prediction, phrase_tags
@@ -208,9 +208,7 @@ class PredictRun:
             self._predictor, frames, options.phrases, options.cine, options.keyframes, threshold, batch
         )
         name, segmentation = self._names[found.source.file], self._segmentation(found)
-        described, outputs = write_clip(
-            name, frames, pictures.frame_times, predictions, self._writer, options.save, segmentation, self._pool
-        )
+        described, outputs = ClipWriter(name, frames, self._writer, segmentation, self._pool).write(predictions)
         used = self._predictor.threshold if threshold is None else threshold
         return {
             **self._done(found, pictures, used, outputs),

@@ -47,24 +47,31 @@ class ResultWriter:
     def __init__(self, out: Path, phrases: Sequence[str], kinds: Sequence[str]) -> None:
         self.out = Path(out)
         self._tags = phrase_tags(phrases)
-        self._kinds = kinds
+        self.kinds = kinds
 
-    def write(self, name: str, image: Image.Image, source: Path | None, prediction: Prediction) -> list[str]:
+    def write(
+        self,
+        name: str,
+        image: Image.Image,
+        source: Path | None,
+        prediction: Prediction,
+        drawn: np.ndarray | None = None,
+    ) -> list[str]:
         """Write the results of an upright RGB image; returns their paths below out.
 
         source: the file that it is; None for what LabelMe does not open (a frame, DICOM, CMYK, 16 bits): the picture is
-        put beside the LabelMe file then.
+        put beside the LabelMe file then. drawn: its `overlay`, where it is drawn already.
         """
         written: list[str] = []
         for tag, mask, probability in zip(self._tags, prediction.masks, prediction.probabilities):
-            if "masks" in self._kinds:
+            if "masks" in self.kinds:
                 written.append(self._png(f"masks/{name}{tag}.png", mask.astype(np.uint8) * 255))
-            if "probs" in self._kinds:
+            if "probs" in self.kinds:
                 scaled = np.round(probability * PROBABILITY_SCALE).astype(np.uint16)
                 written.append(self._png(f"probabilities/{name}{tag}.png", scaled))
-        if "overlay" in self._kinds:
-            written.append(self._png(f"overlays/{name}.png", overlay(image, prediction)))
-        if "labelme" in self._kinds:
+        if "overlay" in self.kinds:
+            written.append(self._png(f"overlays/{name}.png", overlay(image, prediction) if drawn is None else drawn))
+        if "labelme" in self.kinds:
             path = f"labelme/{name}.json"
             if source is None:
                 written.append(self._png(f"labelme/{name}.png", np.asarray(image)))
