@@ -215,6 +215,15 @@ def test_a_model_that_is_none(images: Path, tmp_path: Path, capsys: pytest.Captu
     assert "neither an exported model folder" in capsys.readouterr().err
 
 
+def test_a_base_is_for_checkpoints(
+    tiny_base: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tiny_base, images, tmp_path / "out", "--base", "elsewhere") == 2
+    message = capsys.readouterr().err
+    assert "--base elsewhere" in message and f"{tiny_base} is none" in message and "leave --base out" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_without_tokenizer(
     tiny_base: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

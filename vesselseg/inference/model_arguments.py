@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vesselseg.errors import UserError
+
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments are answered without it
     from vesselseg.inference.predictor import Predictor
 
@@ -24,6 +26,11 @@ class Loading:
 
     def predictor(self, model: str | Path) -> Predictor:
         """The predictor of a model or checkpoint; raises WeightsError, UserError."""
+        if self.base is not None and Path(model).suffix != ".pth":
+            raise UserError(
+                f"--base {self.base} says where the base folder of a checkpoint (.pth) lies now, and {model} is none: "
+                "a model folder holds all of its weights; leave --base out"
+            )
         import torch
 
         from vesselseg.inference.load import load_predictor
