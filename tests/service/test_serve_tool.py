@@ -7,19 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.service.running import assert_error, png
+from tests.service.running import assert_error, png, wait_until
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 
-WAIT_MS = 1500
+WAIT_MS = 600_000  # the batch of three goes when it is full, and not before
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +57,37 @@ def started(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen[str], str]) -> None:
     process, url = started
-    assert httpx.get(f"{url}/models").json()["models"][0]["name"] == "tiny.pth"
-    with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=url) as later:
+    files = {"image": ("secret-name.png", png(picture(1)))}
+    with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=url, timeout=60) as later:
+        assert later.get("/models").json()["models"][0]["name"] == "tiny.pth"
         assert later.get("/health").status_code == 200
-        files = {"image": ("secret-name.png", png(picture(1)))}
-        running = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=30) for _ in range(2)]
-        while 'vesselseg_queue_length{model="tiny.pth"} 2' not in later.get("/metrics").text:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        while later.get("/health").json()["status"] != "stopping":
-            time.sleep(0.02)
-        assert_error(later.post("/predict", files=files), 503, "stopping")
+        running = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=60) for _ in range(2)]
+        wait_until(lambda: 'vesselseg_queue_length{model="tiny.pth"} 2' in later.get("/metrics").text)
+        with half_a_request(url, files) as (connection, rest):
+            wait_until(lambda: "vesselseg_requests_running 4" in later.get("/metrics").text)  # and the one that asks
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: later.get("/health").json()["status"] == "stopping")
+            assert_error(later.post("/predict", files=files), 503, "stopping")
+            connection.sendall(rest)
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         assert [answer.result().status_code for answer in running] == [200, 200]
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert process.stderr is not None
     log = process.stderr.read()
-    assert "Traceback" not in log and "secret" not in log and log.count("status=200 model=tiny.pth") == 2
+    assert "Traceback" not in log and "secret" not in log and log.count("status=200 model=tiny.pth") == 3
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=2)
+
+
+@contextmanager
+def half_a_request(url: str, files: dict[str, tuple[str, bytes]]) -> Iterator[tuple[socket.socket, bytes]]:
+    """A connection on which a request has begun, and what is left to send of it."""
+    request = httpx.Request("POST", f"{url}/predict", files=files)
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    body = request.read()
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as connection:
+        connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n".encode() + body[:100])
+        yield connection, body[100:]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,11 @@ class Metrics:
             registry=self.registry,
         )
         self.model_seconds = Histogram(
-            "vesselseg_model_seconds", "In the model, per batch", ["model"], buckets=_SECONDS, registry=self.registry
+            "vesselseg_model_seconds",
+            "In the model, per call of it: a batch, or a part of one that failed",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.batch_images = Histogram(
             "vesselseg_batch_images", "Images predicted together", ["model"], buckets=_IMAGES, registry=self.registry

@@ -113,7 +113,6 @@ class ModelQueue:
                 self._metrics.queue_seconds.labels(self.name).observe(entered - entry.entered)
             self._metrics.batch_images.labels(self.name).observe(len(batch))
             self._answer_batch(batch)
-            self._metrics.model_seconds.labels(self.name).observe(time.perf_counter() - entered)
             del batch, entry  # a picture is kept no longer than it is needed
 
     def _next_batch(self) -> list[Entry]:
@@ -178,12 +177,18 @@ class ModelQueue:
         return None
 
     def _predict(self, batch: Sequence[Entry]) -> Exception | None:
-        """Returns what went wrong instead of raising it: a traceback would keep the failed batch's memory."""
+        """Returns what went wrong instead of raising it: a traceback would keep the failed batch's memory.
+
+        All that /health and /metrics say of it is settled before the answers: who has one and asks finds it there.
+        """
+        began = time.perf_counter()
         try:
             predictions = self.predictor.answer([_asked(entry) for entry in batch])
         except Exception as error:
             return self._told(error, batch)
-        self._failures = 0  # before the answers: who has one and asks finds a model that works
+        finally:
+            self._metrics.model_seconds.labels(self.name).observe(time.perf_counter() - began)
+        self._failures = 0
         for entry, prediction in zip(batch, predictions):
             entry.future.set_result(prediction)
         return None
