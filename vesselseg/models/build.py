@@ -79,37 +79,68 @@ def build_model(
     sam2_file = _settle_sam2(folder, sam2 or {}, random_weights)
     folder.config.max_dynamic_patch = min(max_tiles or folder.config.max_dynamic_patch, folder.config.max_dynamic_patch)
     switches, adapters = Trainable(**(trainable or {})), Lora(**(lora or {}))
-    _check_quantise(quantise, switches, partitioned=construction is not None, device=device)
-    empty = construction is None and (not random_weights or quantise is not None or bool(layer_devices))
+    partitioned = construction is not None
+    _check_quantise(quantise, switches, partitioned, device)
+    empty = not partitioned and (not random_weights or quantise is not None or bool(layer_devices))
     with _place(device, dtype):
-        with init_empty_weights(include_buffers=False) if empty else (construction or contextlib.nullcontext)():
-            vision = build_vision_tower(folder.config, attention)
-            language = build_language_model(folder.config, attention)
-        model = assemble(folder.config, vision, language, folder.image_token_id)
-    model.grounding.sam2.sam_prompt_encoder.pe_layer.float()  # positions are computed in float32
-    split = LayerSplit(torch.device(device), ())
-    if len(layer_devices) > 1:
-        split = split_layers(vision, language, layer_devices, dtype, quantise)
+        model = _construct(folder, attention, empty, construction)
+    split = _split(model, layer_devices, device, dtype, quantise)
     if quantise:
-        mark_for_quantising(language, quantise)
+        mark_for_quantising(model.language_model, quantise)
     if not random_weights:
         _load(model, folder, sam2_file, split.place, dtype, assign)
     elif empty:
-        draw_weights(vision, lambda name: split.main, dtype)
-        draw_weights(language, lambda name: split.place(f"language_model.{name}"), dtype)
-    if len(layer_devices) > 1:
-        split.connect(language.model)
+        _draw(model, split, dtype)
+    if split.layers:
+        split.connect(model.language_model.model)
     if switches.llm == "lora":
         attach_lora(model, adapters)
-    recomputed = layers_to_recompute(gradient_checkpointing, len(language.model.layers))
-    if recomputed:
-        # Partitioned weights are gone when a non-reentrant checkpoint compares what it recomputes with what it saved.
-        recompute_layers(language, recomputed, reentrant=construction is not None, on_host=activations_on_host)
+    recomputed = _recompute(model, gradient_checkpointing, partitioned, activations_on_host)
     set_trainable(model, switches, adapters.modules_to_save)
-    if switches.llm == "lora" and wants_fused(fused, torch.device(device), partitioned=construction is not None):
-        model.decoder = FusedDecoder(language.model, recomputed, activations_on_host)
+    if switches.llm == "lora" and wants_fused(fused, torch.device(device), partitioned):
+        model.decoder = FusedDecoder(model.language_model.model, recomputed, activations_on_host)
     model.embedding_on_host = embedding_on_host
     return model
+
+
+def _construct(
+    folder: BaseFolder, attention: str, empty: bool, construction: Callable[[], AbstractContextManager] | None
+) -> Sa2VA:
+    """empty: the big parts on the meta device, without memory, until they are filled."""
+    with init_empty_weights(include_buffers=False) if empty else (construction or contextlib.nullcontext)():
+        vision = build_vision_tower(folder.config, attention)
+        language = build_language_model(folder.config, attention)
+    model = assemble(folder.config, vision, language, folder.image_token_id)
+    model.grounding.sam2.sam_prompt_encoder.pe_layer.float()  # positions are computed in float32
+    return model
+
+
+def _split(
+    model: Sa2VA,
+    layer_devices: Sequence[torch.device],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantise: str | None,
+) -> LayerSplit:
+    """Where each decoder layer lies; no layers where one device has them all."""
+    if len(layer_devices) < 2:
+        return LayerSplit(torch.device(device), ())
+    return split_layers(model.vision_model, model.language_model, layer_devices, dtype, quantise)
+
+
+def _draw(model: Sa2VA, split: LayerSplit, dtype: torch.dtype) -> None:
+    """Random weights for the big parts on the meta device."""
+    draw_weights(model.vision_model, lambda name: split.main, dtype)
+    draw_weights(model.language_model, lambda name: split.place(f"language_model.{name}"), dtype)
+
+
+def _recompute(model: Sa2VA, setting: bool | int, partitioned: bool, on_host: bool) -> int:
+    """Returns how many decoder layers are computed again in the backward pass."""
+    recomputed = layers_to_recompute(setting, len(model.language_model.model.layers))
+    if recomputed:
+        # Partitioned weights are gone when a non-reentrant checkpoint compares what it recomputes with what it saved.
+        recompute_layers(model.language_model, recomputed, reentrant=partitioned, on_host=on_host)
+    return recomputed
 
 
 def _check_quantise(quantise: str | None, switches: Trainable, partitioned: bool, device: torch.device | str) -> None:
