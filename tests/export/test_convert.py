@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from tests.evaluation.drawn_data import call_tool
@@ -20,6 +22,8 @@ from vesselseg.inference.load import load_predictor
 from vesselseg.models.checkpoints.published_layout import from_ours, to_ours
 from vesselseg.models.checkpoints.write_published import published_state
 from vesselseg.models.lora import merge_lora
+
+POSITIONS = "grounding_encoder.sam2_model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
 
 def test_checkpoint_and_folder_answer_alike(checkpoint: Path, exported: Path) -> None:
@@ -81,6 +85,32 @@ def test_stored_dtype_is_what_from_pretrained_gives(checkpoint: Path, images: li
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "half")
     result = model.predict_forward(image=picture(1), tokenizer=tokenizer)
     assert result["prediction_probs"][0].dtype == np.float32
+
+
+def test_positions_stay_exact_in_a_folder_of_half_the_bytes(
+    checkpoint: Path, images: list[Path], tmp_path: Path
+) -> None:
+    """The matrix that SAM2 draws its positions with is written in float32, the weights are not; a folder whose matrix
+    is rounded, as published ones are, loads as before and comes back rounded.
+    """
+
+    def matrix(predictor: Any) -> torch.Tensor:
+        return predictor.model.grounding.sam2.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+
+    convert(checkpoint, tmp_path / "half", images, dtype=torch.bfloat16)
+    drawn = matrix(load_predictor(checkpoint, "cpu"))
+    assert not torch.equal(drawn.bfloat16().float(), drawn)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(matrix(load_predictor(tmp_path / "half", "cpu", dtype)), drawn)
+    held = load_file(tmp_path / "half/model.safetensors")
+    assert [name for name, value in held.items() if value.dtype != torch.bfloat16] == [POSITIONS]
+    whole = AutoModel.from_pretrained(tmp_path / "half", trust_remote_code=True, dtype=torch.float32)
+    assert torch.equal(matrix(SimpleNamespace(model=whole.sa2va)), drawn)
+
+    save_file({**held, POSITIONS: held[POSITIONS].bfloat16()}, tmp_path / "half/model.safetensors", {"format": "pt"})
+    rounded = load_predictor(tmp_path / "half", "cpu")
+    assert torch.equal(matrix(rounded), drawn.bfloat16().float())
+    assert published_state(rounded.model, torch.bfloat16)[POSITIONS].dtype == torch.bfloat16
 
 
 def test_published_names_and_back(tiny_base: Path) -> None:

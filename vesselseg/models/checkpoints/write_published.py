@@ -26,10 +26,11 @@ ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "internlm2": "InternLM2ForCausalLM
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of the folder: its published name, our names that it is made of, and its size."""
+    """One tensor of the folder: its published name, our names that it is made of, its type and size."""
 
     name: str
     sources: tuple[str, ...]
+    dtype: torch.dtype
     bytes: int
 
 
@@ -46,6 +47,8 @@ def write_published_folder(
 ) -> None:
     """Write a model, its adapters merged, one shard in memory at a time. The folder must exist.
 
+    dtype: of the weights. A buffer that it would change (the matrix of SAM2's positions, drawn in float32) keeps its
+    own: what reads such folders casts to the type that it is asked for, so both types in one folder are nothing new.
     tokenizer: None where somebody else writes it. extra: further entries of config.json. kept: fields of the base's
     config.json, which stay unless ours replace them. state: what stands in for the model's state dict where its
     weights are partitioned.
@@ -56,7 +59,7 @@ def write_published_folder(
     if len(shards) == 1:
         names = ["model.safetensors"]
     for name, shard in zip(names, shards):
-        save_file(dict(_tensors(model, entries, shard, dtype)), str(folder / name), metadata={"format": "pt"})
+        save_file(dict(_tensors(model, entries, shard)), str(folder / name), metadata={"format": "pt"})
         (folder / name).chmod(0o644)
     if len(shards) > 1:
         _write_json(folder / "model.safetensors.index.json", _index(names, shards))
@@ -70,19 +73,23 @@ def write_published_folder(
 def published_state(model: Sa2VA, dtype: torch.dtype) -> dict[str, Tensor]:
     """All of a small model at once: published names, the new tokens' rows put into the tables."""
     entries = MergedState(model)
-    return dict(_tensors(model, entries, published_pieces(model, dtype, entries), dtype))
+    return dict(_tensors(model, entries, published_pieces(model, dtype, entries)))
 
 
 def published_pieces(model: Sa2VA, dtype: torch.dtype, entries: MergedState | None = None) -> list[Piece]:
-    """What the folder will hold, in the model's order; reads no weight."""
+    """What the folder will hold, in the model's order; reads no weight, only buffers."""
     entries = MergedState(model) if entries is None else entries
+    buffers = {name for name, _ in model.named_buffers()}
     names = [name for name in entries if not name.startswith("new_tokens.")]
     pieces = []
     for name, sources in published_sources(names, model.config).items():
         elements = sum(entries.plain(source).numel() for source in sources)
         if sources[0] in (EMBEDDING, HEAD):
             elements = published_rows(model) * entries.plain(sources[0]).shape[1]
-        pieces.append(Piece(name, sources, elements * dtype.itemsize))
+        stored = dtype
+        if sources[0] in buffers and _changes(entries.plain(sources[0]), dtype):
+            stored = entries.plain(sources[0]).dtype
+        pieces.append(Piece(name, sources, stored, elements * stored.itemsize))
     return pieces
 
 
@@ -144,15 +151,17 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
     }
 
 
-def _tensors(
-    model: Sa2VA, entries: MergedState, pieces: list[Piece], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
+def _changes(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return not torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+
+
+def _tensors(model: Sa2VA, entries: MergedState, pieces: list[Piece]) -> Iterator[tuple[str, Tensor]]:
     rows = {EMBEDDING: "new_tokens.embedding", HEAD: "new_tokens.head"}
     for piece in pieces:
-        parts = [entries[source].detach().to("cpu", dtype) for source in piece.sources]
+        parts = [entries[source].detach().to("cpu", piece.dtype) for source in piece.sources]
         source = piece.sources[0]
         if source in rows:
-            parts = [put_rows(parts[0], entries[rows[source]].detach().to("cpu", dtype), model.new_tokens.start)]
+            parts = [put_rows(parts[0], entries[rows[source]].detach().to("cpu", piece.dtype), model.new_tokens.start)]
         yield piece.name, join(parts, source, model.config).contiguous()
 
 
