@@ -45,15 +45,25 @@ class Heartbeats:
         self._seen: dict[str, tuple[float, float]] = {}  # by rank: what the file's clock said, and when it was new
 
     def silent(self) -> tuple[int, int] | None:
-        """Rank and process id of a process that has given no sign of life for too long.
+        """Rank and process id of a process that is there and has given no sign of life for too long.
 
-        Counted in the launcher's own time, which stands still while the machine sleeps, from a process's first sign on.
+        One that has ended is no news from here: the launcher knows how. Counted in the launcher's own time, which
+        stands still while the machine sleeps, from a process's first sign on.
         """
         now = time.monotonic()
         for file in sorted(self.folder.iterdir()):
             touched = file.stat().st_mtime
             if file.name not in self._seen or self._seen[file.name][0] != touched:
                 self._seen[file.name] = (touched, now)
-            elif now - self._seen[file.name][1] > self.lost_after:
-                return int(file.name), int(file.read_text())
+            elif now - self._seen[file.name][1] > self.lost_after and is_there(process := int(file.read_text())):
+                return int(file.name), process
         return None
+
+
+def is_there(process: int) -> bool:
+    """Whether a process exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -60,23 +61,28 @@ def launch(gpus: int, command: Sequence[str]) -> int:
         watch = Watch(Heartbeats(Path(folder), _number("LOST_AFTER", 60)), nodes)
         watch.start()
         own = run_processes(config, command)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the watch's, which may come a moment too late
         watch.over.set()
         watch.join()
         return conclude(own, watch.cause, nodes)
 
 
 def run_processes(config: LaunchConfig, command: Sequence[str]) -> Loss | None:
-    """Run until all processes of this node have ended well, or one has not, or somebody ends the launcher."""
+    """Run until all processes of this node have ended well, or one has not, or somebody ends the launcher.
+
+    Afterwards SIGTERM does nothing: the watch's may come a moment too late.
+    """
+    loss = None
     try:
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as error:
-            return loss_of(error)
+            loss = loss_of(error)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except SignalException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         name = signal.Signals(error.sigval).name
-        return Loss(f"the launcher{_on_this_node()} was ended by {name}{GO_ON}", 128 + error.sigval)
-    return None
+        loss = loss or Loss(f"the launcher{_on_this_node()} was ended by {name}{GO_ON}", 128 + error.sigval)
+    return loss
 
 
 def conclude(own: Loss | None, found: Loss | None, nodes: Nodes | None) -> int:
@@ -127,7 +133,8 @@ class Watch(threading.Thread):
         if silent is None:
             return None
         rank, process = silent
-        os.kill(process, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
         text = f"process {rank}{_on_this_node()} gave no sign of life for {self.beats.lost_after:.0f} s"
         return Loss(f"{text}{GO_ON}", 128 + signal.SIGKILL)
 
