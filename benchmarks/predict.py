@@ -39,6 +39,7 @@ from vesselseg.inference.load import FROZEN, default_dtype
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
 from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.prompted_config import PromptedSAM2Config
@@ -143,7 +144,7 @@ def build(row: Row) -> Predictor:
         )
         tokenizer = read_base_folder(base).tokenizer
     sa2va.eval().requires_grad_(False)
-    return Predictor(sa2va, processor_for(sa2va.config, tokenizer))
+    return Sa2VAPredictor(sa2va, processor_for(sa2va.config, tokenizer))
 
 
 def load_images(data: Path | None, count: int) -> list[Image.Image]:
@@ -194,6 +195,7 @@ def published(predictor: Predictor, images: Images, phrases: Sequence[str]) -> I
     """As Sa2VA's published `predict_forward` goes: a question at a time, one image, eager attention, words decoded one
     by one, the image encoded again for every [SEG]. The words are given, since random weights would say others.
     """
+    assert isinstance(predictor, Sa2VAPredictor)
     model, processor = predictor.model, predictor.processor
     said = [*[5] * (ANSWER_TOKENS - 2), model.new_tokens.seg_id, 5]
     for image in images:

@@ -17,13 +17,13 @@ from vesselseg.data.manifest import SPLITS, read_manifest
 from vesselseg.evaluation.console import console_summary
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import AUTO, Options, evaluate
-from vesselseg.evaluation.post_processing import PostProcessing
 from vesselseg.evaluation.report import write_evaluation
 from vesselseg.evaluation.results import RESULTS_FILE
 from vesselseg.evaluation.sources import open_source
 from vesselseg.evaluation.store_threshold import check_storable, store_found
-from vesselseg.evaluation.test_time import FLIPS
-from vesselseg.inference.model_arguments import add_model_arguments, loading_of
+from vesselseg.inference.flips import FLIPS
+from vesselseg.inference.model_arguments import add_model_arguments, add_refining_arguments, loading_of
+from vesselseg.inference.post_processing import PostProcessing
 from vesselseg.output_folder import check_output
 
 
@@ -71,9 +71,7 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="write what auto (and --calibrate) found into the exported model's folder",
     )
-    parser.add_argument("--tta", choices=(FLIPS,), help="average the answers over the mirrored image (models)")
-    parser.add_argument("--min-component", type=positive, metavar="PIXELS", default=0, help="drop smaller components")
-    parser.add_argument("--fill-holes", type=positive, metavar="PIXELS", default=0, help="fill holes up to this size")
+    add_refining_arguments(parser)
     parser.add_argument("--subgroups", type=Path, metavar="CSV", help="columns image (or group) and view, centre ...")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; appears whole or not at all")
     parser.add_argument("--batch", type=positive, default=4, help="images given to the model at once (default: 4)")

@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from vesselseg.cli import positive, run_tool
-from vesselseg.inference.model_arguments import add_model_arguments, load_chosen
+from vesselseg.inference.flips import FLIPS
+from vesselseg.inference.model_arguments import add_model_arguments, add_refining_arguments, load_chosen
 
 DEFAULT_PHRASE = "blood vessel"
 _SHOWN = 20
@@ -29,12 +30,20 @@ def main() -> int:
     """Parse, predict, say what became of the files."""
     arguments = _arguments()
     # The model's libraries take many seconds to import: --help and wrong arguments are answered without them.
+    from vesselseg.inference.post_processing import PostProcessing
     from vesselseg.inference.predict_files import predict_files
     from vesselseg.inference.predict_options import PredictOptions
 
-    phrases = tuple(arguments.phrase or [DEFAULT_PHRASE])
-    clips = arguments.cine, arguments.keyframes
-    options = PredictOptions(phrases, arguments.threshold, arguments.save, arguments.batch, *clips)
+    options = PredictOptions(
+        phrases=tuple(arguments.phrase or [DEFAULT_PHRASE]),
+        threshold=arguments.threshold,
+        save=arguments.save,
+        batch=arguments.batch,
+        cine=arguments.cine,
+        keyframes=arguments.keyframes,
+        flips=arguments.tta == FLIPS,
+        post_processing=PostProcessing(arguments.min_component, arguments.fill_holes),
+    )
     load = partial(load_chosen, arguments.model, arguments)
     outcome = predict_files(arguments.model, arguments.input, arguments.out, options, load)
     if outcome is None:  # under torchrun the first process tells
@@ -80,6 +89,7 @@ def _arguments() -> argparse.Namespace:
         metavar="N|LIST",
         help="with --cine memory: every so many frames, or 0,12,40 (default: 8)",
     )
+    add_refining_arguments(parser)
     add_model_arguments(parser)
     return parser.parse_args()
 

@@ -14,17 +14,18 @@ from benchmarks.cine_memory_training import clips_loss, encode, frames_loss, tra
 from tests.samples import processor_of
 from tests.tiny import shaken_model
 from vesselseg.data.synthetic_cine import draw_cine
-from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.predictor import Prediction
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.sam2_memory import memory_trained
 
 
 @pytest.fixture
-def predictor(tiny_base: Path) -> Predictor:
+def predictor(tiny_base: Path) -> Sa2VAPredictor:
     model = shaken_model(tiny_base).requires_grad_(False)
-    return Predictor(model, processor_of(model, tiny_base))
+    return Sa2VAPredictor(model, processor_of(model, tiny_base))
 
 
-def test_a_few_steps_train_the_memory_and_nothing_else(predictor: Predictor) -> None:
+def test_a_few_steps_train_the_memory_and_nothing_else(predictor: Sa2VAPredictor) -> None:
     pool = encode(predictor, [draw_cine(6, 128, seed) for seed in (1, 2)])
     assert pool.embedding.shape[0] == pool.prompts.shape[0] == 12
     assert pool.truth.shape == (2, 6, 32, 32) and pool.truth.max() > 0.9
@@ -39,7 +40,7 @@ def test_a_few_steps_train_the_memory_and_nothing_else(predictor: Predictor) -> 
     assert changed and all("memory_" in name or "maskmem" in name for name in changed)
 
 
-def test_every_way_gives_a_prediction_per_frame(predictor: Predictor) -> None:
+def test_every_way_gives_a_prediction_per_frame(predictor: Sa2VAPredictor) -> None:
     pass_as_trained(predictor)
     run = next(drawn(1, 5, 96))
     found = {name: way(predictor, run.frames) for name, way in WAYS.items()}

@@ -20,8 +20,8 @@ from vesselseg.engine.checkpoint import load_trained, trained_state
 from vesselseg.errors import WeightsError
 from vesselseg.export.convert import convert
 from vesselseg.inference.load import load_predictor
-from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.training_file import build_from_training_file, read_training_file
@@ -106,7 +106,7 @@ def by_hand(arguments: dict[str, Any], state: dict[str, Tensor]) -> Sa2VA:
 
 
 def probabilities(model: Sa2VA, base: str) -> np.ndarray:
-    predictor = Predictor(model, processor_for(model.config, read_base_folder(base).tokenizer), 0.5)
+    predictor = Sa2VAPredictor(model, processor_for(model.config, read_base_folder(base).tokenizer), 0.5)
     return predictor.probabilities([picture(7, 200, 90)], [["Please segment the vessel."]])[0]
 
 

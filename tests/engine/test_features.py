@@ -25,8 +25,8 @@ from vesselseg.engine.feature_filling import store_key as key_of
 from vesselseg.engine.settings import Features
 from vesselseg.engine.training_data import training_dataset
 from vesselseg.errors import UserError
-from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import Processor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.sa2va import Sa2VA
 
 TRAIN = IMAGES["train"]
@@ -258,7 +258,7 @@ def test_an_encoder_that_trains_cannot_be_stored(part: str) -> None:
 def test_the_encoders_leave_the_gpu_and_come_back_to_predict(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     model = shaken_model(tiny_base, trainable={"high_res_convs": False}).cuda()
     dataset = dataset_of(data, tiny_base)
-    predictor = Predictor(model, Processor(dataset.views, dataset.tokens, dataset.tokens_per_tile))
+    predictor = Sa2VAPredictor(model, Processor(dataset.views, dataset.tokens, dataset.tokens_per_tile))
     picture = dataset.image(dataset.records[0])
     before = predictor.predict([picture], [["blood vessel"]])[0].probabilities
     filled(model, dataset, tmp_path)

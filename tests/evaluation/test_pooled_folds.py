@@ -16,9 +16,9 @@ from vesselseg.evaluation.comparison import compare, read_results
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Options, evaluate
 from vesselseg.evaluation.pooled_folds import pool_folds
-from vesselseg.evaluation.post_processing import PostProcessing
 from vesselseg.evaluation.results import write_json
 from vesselseg.evaluation.sources import FolderSource
+from vesselseg.inference.post_processing import PostProcessing
 
 COUNT = 3
 

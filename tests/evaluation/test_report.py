@@ -14,7 +14,6 @@ from vesselseg.data.manifest import read_manifest
 from vesselseg.evaluation.evaluator import Options, evaluate
 from vesselseg.evaluation.metrics import METRICS
 from vesselseg.evaluation.paper_tables import latex, latex_text, markdown
-from vesselseg.evaluation.post_processing import PostProcessing
 from vesselseg.evaluation.report import write_evaluation
 from vesselseg.evaluation.report_text import (
     METRIC_GROUPS,
@@ -26,6 +25,7 @@ from vesselseg.evaluation.report_text import (
 )
 from vesselseg.evaluation.scores import Calibration, Evaluation, Reliability
 from vesselseg.evaluation.sources import PredictionSource, open_source
+from vesselseg.inference.post_processing import PostProcessing
 
 
 @pytest.fixture

@@ -14,34 +14,9 @@ from vesselseg.data.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Options, cases, evaluate
 from vesselseg.evaluation.metrics import METRICS
-from vesselseg.evaluation.post_processing import PostProcessing, with_holes_filled, without_small_components
 from vesselseg.evaluation.sources import ModelSource, PredictionSource, open_source
-from vesselseg.evaluation.test_time import mean_over_flips
-
-
-def _mask(*rows: str) -> np.ndarray:
-    return np.array([[pixel == "#" for pixel in row] for row in rows])
-
-
-def test_small_components_go_and_corners_connect() -> None:
-    mask = _mask("##...", "..#..", ".....", "#...#", "....#")
-    assert (without_small_components(mask, 3) == _mask("##...", "..#..", ".....", ".....", ".....")).all()
-    assert (without_small_components(mask, 2) == _mask("##...", "..#..", ".....", "....#", "....#")).all()
-    assert not without_small_components(mask, 9).any()
-    full = np.ones((3, 3), bool)
-    assert without_small_components(full, 9).all()
-    assert not without_small_components(~full, 1).any()
-
-
-def test_holes_are_enclosed_by_edges_and_not_by_the_border() -> None:
-    mask = _mask(".#...", "#.###", "##.#.", "#####", "..#..")
-    filled = with_holes_filled(mask, 1)
-    assert (filled == _mask(".#...", "#####", "####.", "#####", "..#..")).all()
-    ring = np.pad(np.pad(np.zeros((2, 3), bool), 1, constant_values=True), 2)
-    assert (with_holes_filled(ring, 5) == ring).all()
-    assert with_holes_filled(ring, 6).sum() == 20
-    assert with_holes_filled(np.ones((2, 2), bool), 4).all()
-    assert not with_holes_filled(np.zeros((2, 2), bool), 4).any()
+from vesselseg.inference.flips import mean_over_flips, mirrored
+from vesselseg.inference.post_processing import PostProcessing
 
 
 def test_components_go_before_holes_are_filled() -> None:
@@ -74,7 +49,7 @@ def test_flips_undo_what_depends_on_the_place(drawn: Drawn) -> None:
     source, record = _slanted(drawn), drawn.records("test")[0]
     with Image.open(drawn.folder / "images" / record.image) as image:
         plain = source.probabilities([record], [image])
-        averaged = mean_over_flips(source, [record], [image], plain)
+        averaged = mean_over_flips(plain, (source.probabilities([record], copies) for copies in mirrored([image])))
     grey = drawn.image(record).astype(np.float32) / 512 + 0.25
     assert averaged[0].shape == (1, 72, 96)
     assert averaged[0].dtype == np.float32

@@ -15,8 +15,9 @@ from tests.samples import processor_of
 from tests.tiny import SAM2, picture, shaken_model
 from vesselseg.errors import UserError
 from vesselseg.inference.cine import segment_cine
-from vesselseg.inference.predictor import Prediction, Predictor, Prepared
+from vesselseg.inference.predictor import Prediction, Prepared
 from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.prompted_sam2 import PromptedSAM2Config, build_prompted
 from vesselseg.models.sam2_grounding import ImageFeatures
 
@@ -24,14 +25,14 @@ PHRASES = ("blood vessel", "catheter")
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_base: Path) -> Predictor:
+def predictor(tiny_base: Path) -> Sa2VAPredictor:
     model = shaken_model(tiny_base)
     shake_memory(model.grounding)
-    return Predictor(model, processor_of(model, tiny_base), threshold=0.4)
+    return Sa2VAPredictor(model, processor_of(model, tiny_base), threshold=0.4)
 
 
 @pytest.fixture
-def asked(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def asked(predictor: Sa2VAPredictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images the language model read, call by call."""
     seen: list[int] = []
     exact = predictor.prompts
@@ -51,7 +52,7 @@ def assert_same(first: Sequence[Prediction], second: Sequence[Prediction]) -> No
         assert (one.phrases, one.threshold) == (other.phrases, other.threshold)
 
 
-def test_frames_are_images_of_their_own(predictor: Predictor) -> None:
+def test_frames_are_images_of_their_own(predictor: Sa2VAPredictor) -> None:
     frames = [*cine_frames(4), picture(3, 90, 70)]  # sizes may differ here
     found = list(segment_cine(predictor, frames, PHRASES, batch=2))
     assert_same(found, predictor.predict(frames, [list(PHRASES)] * 5))
@@ -59,7 +60,7 @@ def test_frames_are_images_of_their_own(predictor: Predictor) -> None:
     assert found[0].probabilities.dtype == np.float32 and found[0].masks.dtype == bool
 
 
-def test_keyframes_everywhere_give_what_frames_give(predictor: Predictor) -> None:
+def test_keyframes_everywhere_give_what_frames_give(predictor: Sa2VAPredictor) -> None:
     frames = cine_frames(5)
     assert_same(
         list(segment_cine(predictor, frames, PHRASES, "memory", keyframes=1)),
@@ -69,13 +70,13 @@ def test_keyframes_everywhere_give_what_frames_give(predictor: Predictor) -> Non
 
 @pytest.mark.parametrize(("keyframes", "expected"), [(3, [1, 1, 1]), ([5], [1, 1]), ([0, 1, 2], [3]), ((), [1])])
 def test_only_keyframes_are_read_by_the_language_model(
-    keyframes: Any, expected: list[int], predictor: Predictor, asked: list[int]
+    keyframes: Any, expected: list[int], predictor: Sa2VAPredictor, asked: list[int]
 ) -> None:
     assert len(list(segment_cine(predictor, cine_frames(8), PHRASES, "memory", keyframes, batch=3))) == 8
     assert asked == expected
 
 
-def test_every_frame_is_encoded_once_however_many_phrases(predictor: Predictor) -> None:
+def test_every_frame_is_encoded_once_however_many_phrases(predictor: Sa2VAPredictor) -> None:
     seen: list[int] = []
     encoder = predictor.grounding.sam2.image_encoder
     handle = encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
@@ -84,7 +85,7 @@ def test_every_frame_is_encoded_once_however_many_phrases(predictor: Predictor) 
     assert seen == [3, 3]
 
 
-def test_other_frames_come_from_memory(predictor: Predictor) -> None:
+def test_other_frames_come_from_memory(predictor: Sa2VAPredictor) -> None:
     frames = cine_frames(6)
     own = list(segment_cine(predictor, frames, PHRASES))
     carried = list(segment_cine(predictor, frames, PHRASES, "memory", [0, 4]))
@@ -92,21 +93,21 @@ def test_other_frames_come_from_memory(predictor: Predictor) -> None:
     assert same == [True, False, False, False, True, False]
 
 
-def test_the_batch_changes_nothing(predictor: Predictor) -> None:
+def test_the_batch_changes_nothing(predictor: Sa2VAPredictor) -> None:
     frames = cine_frames(7)
     whole = list(segment_cine(predictor, frames, PHRASES, "memory", 3, batch=7))
     for batch in (1, 2, 4):
         assert_same(list(segment_cine(predictor, frames, PHRASES, "memory", 3, batch=batch)), whole)
 
 
-def test_a_cine_run_is_the_beginning_of_a_longer_one(predictor: Predictor) -> None:
+def test_a_cine_run_is_the_beginning_of_a_longer_one(predictor: Sa2VAPredictor) -> None:
     frames = cine_frames(9)
     longer = list(segment_cine(predictor, frames, PHRASES, "memory", 4))
     assert_same(list(segment_cine(predictor, frames[:5], PHRASES, "memory", 4)), longer[:5])
 
 
 @pytest.mark.parametrize("mode", ["frames", "memory"])
-def test_one_frame(mode: str, predictor: Predictor) -> None:
+def test_one_frame(mode: str, predictor: Sa2VAPredictor) -> None:
     frames = cine_frames(1)
     assert_same(list(segment_cine(predictor, frames, PHRASES, mode)), predictor.predict(frames, [list(PHRASES)]))
 
@@ -126,7 +127,7 @@ class Read:
 
 
 @pytest.mark.parametrize("mode", ["frames", "memory"])
-def test_frames_are_read_one_batch_ahead_and_once(mode: str, predictor: Predictor) -> None:
+def test_frames_are_read_one_batch_ahead_and_once(mode: str, predictor: Sa2VAPredictor) -> None:
     frames: Any = Read(cine_frames(10))
     predictions: Iterator[Prediction] = segment_cine(predictor, frames, PHRASES, mode, batch=3)
     assert frames.seen == []
@@ -140,7 +141,7 @@ def test_frames_are_read_one_batch_ahead_and_once(mode: str, predictor: Predicto
     assert frames.seen == list(range(10))
 
 
-def test_threshold_and_temperature(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threshold_and_temperature(predictor: Sa2VAPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = cine_frames(3)
     plain = list(segment_cine(predictor, frames, PHRASES, "memory"))
     assert {found.threshold for found in plain} == {0.4}
@@ -163,25 +164,25 @@ def test_threshold_and_temperature(predictor: Predictor, monkeypatch: pytest.Mon
         ({"keyframes": [0, 12, -1]}, "keyframes 12, -1: the cine run has frames 0 to 3"),
     ],
 )
-def test_arguments_that_cannot_be_used(changes: dict[str, Any], expected: str, predictor: Predictor) -> None:
+def test_arguments_that_cannot_be_used(changes: dict[str, Any], expected: str, predictor: Sa2VAPredictor) -> None:
     arguments = {"frames": cine_frames(4), "phrases": PHRASES, "mode": "memory", **changes}
     with pytest.raises(UserError, match=expected):
         segment_cine(predictor, **arguments)
 
 
-def test_all_that_is_wrong_is_said_at_once(predictor: Predictor) -> None:
+def test_all_that_is_wrong_is_said_at_once(predictor: Sa2VAPredictor) -> None:
     with pytest.raises(UserError) as caught:
         segment_cine(predictor, cine_frames(2), [], "memory", [9], batch=-1)
     assert len(str(caught.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize("mode", ["frames", "memory"])
-def test_a_phrase_that_cannot_be_asked(mode: str, predictor: Predictor) -> None:
+def test_a_phrase_that_cannot_be_asked(mode: str, predictor: Sa2VAPredictor) -> None:
     with pytest.raises(ValueError, match="SEG"):
         list(segment_cine(predictor, cine_frames(2), ["vessel [SEG]"], mode))
 
 
-def test_memory_refuses_frames_of_another_size(predictor: Predictor) -> None:
+def test_memory_refuses_frames_of_another_size(predictor: Sa2VAPredictor) -> None:
     frames = [*cine_frames(5), picture(3, 90, 70)]
     predictions = segment_cine(predictor, frames, PHRASES, "memory", batch=2)
     for _ in range(4):
@@ -192,7 +193,7 @@ def test_memory_refuses_frames_of_another_size(predictor: Predictor) -> None:
 
 def test_a_memory_that_was_never_trained_is_refused(tiny_base: Path) -> None:
     model = shaken_model(tiny_base)
-    fresh = Predictor(model, processor_of(model, tiny_base))
+    fresh = Sa2VAPredictor(model, processor_of(model, tiny_base))
     with pytest.raises(UserError, match="memory that was never trained"):
         segment_cine(fresh, cine_frames(2), PHRASES, "memory")
     assert len(list(segment_cine(fresh, cine_frames(2), PHRASES))) == 2
@@ -211,7 +212,7 @@ def test_a_distilled_model_has_frames_and_no_memory() -> None:
 def test_the_model_is_left_as_it_was(training: bool, tiny_base: Path) -> None:
     model = shaken_model(tiny_base).train(training)
     shake_memory(model.grounding)
-    predictor = Predictor(model, processor_of(model, tiny_base))
+    predictor = Sa2VAPredictor(model, processor_of(model, tiny_base))
     frames = cine_frames(3)
     first, second = (list(segment_cine(predictor, frames, PHRASES, "memory")) for _ in range(2))
     assert_same(first, second)  # no dropout

@@ -12,20 +12,20 @@ from torch import nn
 from tests.samples import SPECIMENS, batch_of, processor_of
 from tests.tiny import picture, shaken_model
 from vesselseg.data.image_views import logits_to_image
-from vesselseg.inference.predictor import Predictor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 
 IMAGES = [picture(number, width, height) for number, (width, height, _) in enumerate(SPECIMENS)]
 PHRASES = [list(phrases) for _, _, phrases in SPECIMENS]
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_base: Path) -> Predictor:
+def predictor(tiny_base: Path) -> Sa2VAPredictor:
     model = shaken_model(tiny_base)
-    return Predictor(model, processor_of(model, tiny_base), threshold=0.4)
+    return Sa2VAPredictor(model, processor_of(model, tiny_base), threshold=0.4)
 
 
 @pytest.fixture
-def encoder_batches(predictor: Predictor) -> Iterator[list[int]]:
+def encoder_batches(predictor: Sa2VAPredictor) -> Iterator[list[int]]:
     """How many square views SAM2's image encoder was given, call by call."""
     seen: list[int] = []
     encoder: nn.Module = predictor.model.grounding.sam2.image_encoder
@@ -34,7 +34,7 @@ def encoder_batches(predictor: Predictor) -> Iterator[list[int]]:
     handle.remove()
 
 
-def test_many_images_and_phrases_as_one_by_one(predictor: Predictor) -> None:
+def test_many_images_and_phrases_as_one_by_one(predictor: Sa2VAPredictor) -> None:
     together = predictor.predict(IMAGES, PHRASES)
     assert len(together) == len(IMAGES)
     for image, phrases, prediction in zip(IMAGES, PHRASES, together):
@@ -46,24 +46,24 @@ def test_many_images_and_phrases_as_one_by_one(predictor: Predictor) -> None:
         assert prediction.probabilities.std() > 1e-3
 
 
-def test_a_temperature_divides_the_logits(predictor: Predictor) -> None:
+def test_a_temperature_divides_the_logits(predictor: Sa2VAPredictor) -> None:
     plain = predictor.predict([IMAGES[0]], [["blood vessel"]])[0]
-    cooled = Predictor(predictor.model, predictor.processor, 0.4, temperature=2.0).predict(
+    cooled = Sa2VAPredictor(predictor.model, predictor.processor, 0.4, temperature=2.0).predict(
         [IMAGES[0]], [["blood vessel"]]
     )[0]
     logits = np.log(plain.probabilities / (1 - plain.probabilities))
     np.testing.assert_allclose(cooled.probabilities, 1 / (1 + np.exp(-logits / 2)), atol=1e-5)
     assert (cooled.masks == (cooled.probabilities > 0.4)).all()
     with pytest.raises(ValueError, match="temperature"):
-        Predictor(predictor.model, predictor.processor, 0.4, temperature=0.0)
+        Sa2VAPredictor(predictor.model, predictor.processor, 0.4, temperature=0.0)
 
 
-def test_the_phrase_matters(predictor: Predictor) -> None:
+def test_the_phrase_matters(predictor: Sa2VAPredictor) -> None:
     found = predictor.predict([IMAGES[0]], [["blood vessel", "catheter"]])[0].probabilities
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
-def test_training_and_prediction_see_the_same_logits(predictor: Predictor, tiny_base: Path) -> None:
+def test_training_and_prediction_see_the_same_logits(predictor: Sa2VAPredictor, tiny_base: Path) -> None:
     """The same question and answer, through the batch that training reads."""
     with torch.no_grad():
         logits = predictor.model(batch_of(predictor.processor, 0)).mask_logits
@@ -73,19 +73,19 @@ def test_training_and_prediction_see_the_same_logits(predictor: Predictor, tiny_
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
-def test_each_image_is_encoded_once(predictor: Predictor, encoder_batches: list[int]) -> None:
+def test_each_image_is_encoded_once(predictor: Sa2VAPredictor, encoder_batches: list[int]) -> None:
     predictor.predict(IMAGES, PHRASES)
     assert encoder_batches == [len(IMAGES)]
 
 
-def test_types_and_range(predictor: Predictor) -> None:
+def test_types_and_range(predictor: Sa2VAPredictor) -> None:
     prediction = predictor.predict([IMAGES[0]], [["vessel"]])[0]
     assert prediction.probabilities.dtype == np.float32
     assert prediction.masks.dtype == np.bool_
     assert prediction.probabilities.min() >= 0 and prediction.probabilities.max() <= 1
 
 
-def test_a_mask_is_what_lies_above_the_threshold(predictor: Predictor) -> None:
+def test_a_mask_is_what_lies_above_the_threshold(predictor: Sa2VAPredictor) -> None:
     stored = predictor.predict([IMAGES[0]], [["vessel"]])[0]
     assert stored.threshold == predictor.threshold == 0.4
     np.testing.assert_array_equal(stored.masks, stored.probabilities > 0.4)
@@ -101,10 +101,10 @@ def test_a_mask_is_what_lies_above_the_threshold(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.5, 35, float("nan")])
-def test_a_threshold_is_a_probability(predictor: Predictor, threshold: float) -> None:
+def test_a_threshold_is_a_probability(predictor: Sa2VAPredictor, threshold: float) -> None:
     for call in (
         lambda: predictor.predict([IMAGES[0]], [["vessel"]], threshold=threshold),
-        lambda: Predictor(predictor.model, predictor.processor, threshold),
+        lambda: Sa2VAPredictor(predictor.model, predictor.processor, threshold),
         lambda: predictor.predict([IMAGES[0]], [["vessel"]])[0].at(threshold),
     ):
         with pytest.raises(ValueError, match=r"the threshold is .*expected a probability between 0 and 1"):
@@ -123,29 +123,29 @@ def test_a_threshold_is_a_probability(predictor: Predictor, threshold: float) ->
         ("<|im_end|>", "a token of the model's own"),
     ],
 )
-def test_phrases_that_cannot_be_asked(predictor: Predictor, phrase: str, reason: str) -> None:
+def test_phrases_that_cannot_be_asked(predictor: Sa2VAPredictor, phrase: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         predictor.predict([IMAGES[0]], [["vessel", phrase]])
 
 
-def test_whole_questions_are_checked_too(predictor: Predictor) -> None:
+def test_whole_questions_are_checked_too(predictor: Sa2VAPredictor) -> None:
     with pytest.raises(ValueError, match="a token of the model's own"):
         predictor.probabilities([IMAGES[0]], [["Where is it? [SEG]"]])
 
 
-def test_lists_that_do_not_pair_up(predictor: Predictor) -> None:
+def test_lists_that_do_not_pair_up(predictor: Sa2VAPredictor) -> None:
     with pytest.raises(ValueError, match="1 images for 2 lists of phrases"):
         predictor.predict([IMAGES[0]], [["vessel"], ["vessel"]])
     with pytest.raises(ValueError, match=r"phrases holds the text 'vessel'; expected a list per image"):
         predictor.predict([IMAGES[0]], ["vessel"])
 
 
-def test_no_images(predictor: Predictor, encoder_batches: list[int]) -> None:
+def test_no_images(predictor: Sa2VAPredictor, encoder_batches: list[int]) -> None:
     assert predictor.predict([], []) == []
     assert encoder_batches == []
 
 
-def test_an_image_without_phrases_costs_nothing(predictor: Predictor, encoder_batches: list[int]) -> None:
+def test_an_image_without_phrases_costs_nothing(predictor: Sa2VAPredictor, encoder_batches: list[int]) -> None:
     found = predictor.predict(IMAGES, [[], ["vessel"], []])
     assert encoder_batches == [1]
     assert [prediction.probabilities.shape[0] for prediction in found] == [0, 1, 0]
@@ -156,7 +156,7 @@ def test_an_image_without_phrases_costs_nothing(predictor: Predictor, encoder_ba
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_models_mode_comes_back(predictor: Predictor, training: bool) -> None:
+def test_the_models_mode_comes_back(predictor: Sa2VAPredictor, training: bool) -> None:
     predictor.model.train(training)
     try:
         predictor.predict([IMAGES[0]], [["vessel"]])
@@ -171,13 +171,13 @@ def test_the_models_mode_comes_back(predictor: Predictor, training: bool) -> Non
 
 def test_dropout_is_off_while_predicting(tiny_base: Path) -> None:
     model = shaken_model(tiny_base, lora={"r": 4, "alpha": 8, "dropout": 0.5}).train()
-    predictor = Predictor(model, processor_of(model, tiny_base))
+    predictor = Sa2VAPredictor(model, processor_of(model, tiny_base))
     first, second = (predictor.predict([IMAGES[0]], [["vessel"]])[0].probabilities for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGBA", "CMYK", "P", "I;16"])
-def test_any_image_mode(predictor: Predictor, mode: str) -> None:
+def test_any_image_mode(predictor: Sa2VAPredictor, mode: str) -> None:
     grey = IMAGES[0].convert("L")
     image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200) if mode == "I;16" else grey.convert(mode)
     found = predictor.predict([image], [["vessel"]])[0]
@@ -186,13 +186,13 @@ def test_any_image_mode(predictor: Predictor, mode: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (2000, 3)])
-def test_any_image_size(predictor: Predictor, size: tuple[int, int]) -> None:
+def test_any_image_size(predictor: Sa2VAPredictor, size: tuple[int, int]) -> None:
     found = predictor.predict([Image.new("RGB", size)], [["vessel"]])[0]
     assert found.masks.shape == (1, size[1], size[0])
     assert np.isfinite(found.probabilities).all()
 
 
-def test_an_orientation_tag_changes_nothing(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_orientation_tag_changes_nothing(predictor: Sa2VAPredictor, tmp_path: Path) -> None:
     """A mask lies over the pixels that were passed in, as numpy sees them."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -202,9 +202,9 @@ def test_an_orientation_tag_changes_nothing(predictor: Predictor, tmp_path: Path
     np.testing.assert_array_equal(found, predictor.predict([IMAGES[0]], [["vessel"]])[0].probabilities)
 
 
-def test_half_type_gives_nearly_the_same(predictor: Predictor, tiny_base: Path) -> None:
+def test_half_type_gives_nearly_the_same(predictor: Sa2VAPredictor, tiny_base: Path) -> None:
     model = shaken_model(tiny_base)
-    half = Predictor(model.bfloat16(), predictor.processor)
+    half = Sa2VAPredictor(model.bfloat16(), predictor.processor)
     found = half.predict([IMAGES[0]], [["vessel"]])[0].probabilities
     assert found.dtype == np.float32
     expected = predictor.predict([IMAGES[0]], [["vessel"]])[0].probabilities

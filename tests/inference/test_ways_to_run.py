@@ -18,7 +18,7 @@ from vesselseg.export.convert import convert
 from vesselseg.inference.free_decoding import decode_freely, question_ids
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.model_arguments import Loading, add_model_arguments, loading_of
-from vesselseg.inference.predictor import Predictor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.build import build_model
 from vesselseg.models.quantised import Int8Linear, Nf4Linear
 from vesselseg.models.sa2va import Sa2VA
@@ -48,11 +48,11 @@ def talking(tiny_base: Path) -> Sa2VA:
 
 
 @pytest.fixture(scope="module")
-def predictor(talking: Sa2VA, tiny_base: Path) -> Predictor:
-    return Predictor(talking, processor_of(talking, tiny_base))
+def predictor(talking: Sa2VA, tiny_base: Path) -> Sa2VAPredictor:
+    return Sa2VAPredictor(talking, processor_of(talking, tiny_base))
 
 
-def slowly(predictor: Predictor) -> list[np.ndarray]:
+def slowly(predictor: Sa2VAPredictor) -> list[np.ndarray]:
     """One image, one question at a time, the answer decoded word by word."""
     found = []
     for image in IMAGES:
@@ -62,25 +62,25 @@ def slowly(predictor: Predictor) -> list[np.ndarray]:
     return found
 
 
-def test_a_given_answer_gives_what_free_decoding_gives(predictor: Predictor) -> None:
+def test_a_given_answer_gives_what_free_decoding_gives(predictor: Sa2VAPredictor) -> None:
     quick = predictor.probabilities(IMAGES, [QUESTIONS] * len(IMAGES))
     for mine, theirs in zip(quick, slowly(predictor)):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
         assert np.abs(mine[0] - mine[1]).max() > 1e-4
 
 
-def test_in_bf16_both_ways_differ_less_than_bf16_does_from_float32(predictor: Predictor, tiny_base: Path) -> None:
+def test_in_bf16_both_ways_differ_less_than_bf16_does_from_float32(predictor: Sa2VAPredictor, tiny_base: Path) -> None:
     """Probabilities of random weights lie near each other; what a trained model's masks do: docs/results.md."""
     model = build_model(**model_arguments(tiny_base, trainable={"llm": "full"}))
     model.load_state_dict(predictor.model.state_dict())
-    half = Predictor(model.bfloat16().eval(), predictor.processor)
+    half = Sa2VAPredictor(model.bfloat16().eval(), predictor.processor)
     exact, quick = (each.probabilities(IMAGES, [QUESTIONS] * len(IMAGES)) for each in (predictor, half))
     slow = slowly(half)
     rounding = np.mean([np.abs(mine - theirs).mean() for mine, theirs in zip(exact, quick)])
     assert np.mean([np.abs(mine - theirs).mean() for mine, theirs in zip(slow, quick)]) < 0.5 * rounding
 
 
-def test_words_can_be_put_into_its_mouth_and_end_at_the_longest(predictor: Predictor) -> None:
+def test_words_can_be_put_into_its_mouth_and_end_at_the_longest(predictor: Sa2VAPredictor) -> None:
     model, tokens = predictor.model, predictor.processor.tokens
     tile = torch.zeros(1, predictor.processor.tokens_per_tile, model.new_tokens.head.shape[1])
     asked = question_ids(tokens, QUESTIONS[0], predictor.processor.tokens_per_tile)
@@ -92,12 +92,12 @@ def test_words_can_be_put_into_its_mouth_and_end_at_the_longest(predictor: Predi
     assert answer.probabilities.shape == (0, IMAGES[0].height, IMAGES[0].width) and answer.text
 
 
-def test_what_cannot_be_asked_is_refused_in_chat_too(predictor: Predictor) -> None:
+def test_what_cannot_be_asked_is_refused_in_chat_too(predictor: Sa2VAPredictor) -> None:
     with pytest.raises(ValueError, match="a token of the model's own"):
         predictor.chat(IMAGES[0], "Is <img> here?")
 
 
-def test_the_beginning_is_read_once_for_all_phrases(predictor: Predictor) -> None:
+def test_the_beginning_is_read_once_for_all_phrases(predictor: Sa2VAPredictor) -> None:
     """Tokens that go through the decoder: the image's once, not once per phrase."""
     read: list[int] = []
     layer = predictor.model.language_model.model.layers[0]
@@ -112,12 +112,12 @@ def test_the_beginning_is_read_once_for_all_phrases(predictor: Predictor) -> Non
     assert several <= one + sum(answers[1:]) + max(answers)
 
 
-def test_the_same_phrase_twice_gives_the_same_mask_twice(predictor: Predictor) -> None:
+def test_the_same_phrase_twice_gives_the_same_mask_twice(predictor: Sa2VAPredictor) -> None:
     first, second = predictor.probabilities(IMAGES[:1], [[QUESTIONS[0]] * 2])[0]
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
-def test_a_stream_gives_what_single_calls_give(predictor: Predictor) -> None:
+def test_a_stream_gives_what_single_calls_give(predictor: Sa2VAPredictor) -> None:
     batches = [([image], [QUESTIONS[: number + 1]]) for number, image in enumerate(IMAGES)]
     found = list(predictor.stream(iter(batches)))
     assert len(found) == len(batches) and list(predictor.stream([])) == []
@@ -125,7 +125,7 @@ def test_a_stream_gives_what_single_calls_give(predictor: Predictor) -> None:
         np.testing.assert_allclose(mine, predictor.probabilities(*batch)[0], atol=1e-6)
 
 
-def test_a_bad_question_in_a_stream_is_raised_after_what_came_before(predictor: Predictor) -> None:
+def test_a_bad_question_in_a_stream_is_raised_after_what_came_before(predictor: Sa2VAPredictor) -> None:
     stream = predictor.stream([(IMAGES[:1], [QUESTIONS[:1]]), (IMAGES[:1], [["<img>"]])])
     assert next(stream)[0].shape[0] == 1
     with pytest.raises(ValueError, match="a token of the model's own"):

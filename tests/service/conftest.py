@@ -12,28 +12,28 @@ import pytest
 from tests.samples import processor_of
 from tests.service.running import RunningService
 from tests.tiny import shaken_model
-from vesselseg.inference.predictor import Predictor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.service.settings import ServiceSettings
 
 
 @pytest.fixture(scope="session")
-def predictor(tiny_base: Path) -> Predictor:
+def predictor(tiny_base: Path) -> Sa2VAPredictor:
     model = shaken_model(tiny_base)
-    return Predictor(model, processor_of(model, tiny_base), threshold=0.4)
+    return Sa2VAPredictor(model, processor_of(model, tiny_base), threshold=0.4)
 
 
 @pytest.fixture(scope="session")
-def other_predictor(tiny_base: Path) -> Predictor:
+def other_predictor(tiny_base: Path) -> Sa2VAPredictor:
     model = shaken_model(tiny_base, seed=1)
-    return Predictor(model, processor_of(model, tiny_base), threshold=0.6)
+    return Sa2VAPredictor(model, processor_of(model, tiny_base), threshold=0.6)
 
 
 @pytest.fixture(scope="session")
-def start(predictor: Predictor) -> Callable[..., Any]:
+def start(predictor: Sa2VAPredictor) -> Callable[..., Any]:
     """start(queue=1, ...): a service with the tiny model, or with `models`, as a context manager."""
 
     @contextmanager
-    def running(models: dict[str, Predictor] | None = None, **settings: Any) -> Iterator[RunningService]:
+    def running(models: dict[str, Sa2VAPredictor] | None = None, **settings: Any) -> Iterator[RunningService]:
         with RunningService(models or {"tiny": predictor}, ServiceSettings(port=0, **settings)) as service:
             yield service
 
@@ -41,7 +41,7 @@ def start(predictor: Predictor) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def service(predictor: Predictor, other_predictor: Predictor) -> Iterator[RunningService]:
+def service(predictor: Sa2VAPredictor, other_predictor: Sa2VAPredictor) -> Iterator[RunningService]:
     """One service with two models for all tests that leave it as it was."""
     settings = ServiceSettings(port=0, rate=0, max_megabytes=1)
     with RunningService({"tiny": predictor, "other": other_predictor}, settings) as running:

@@ -21,8 +21,9 @@ from PIL import Image
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
 from vesselseg.errors import UserError
-from vesselseg.inference.predictor import Asked, Prediction, Predictor
+from vesselseg.inference.predictor import Asked, Prediction
 from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import build_prompted
 from vesselseg.service.errors import ServiceError
@@ -33,10 +34,10 @@ CLIENTS, EACH = 16, 3
 PATIENCE = 120  # seconds that anything may take on a busy machine
 
 
-class Watched(Predictor):
+class Watched(Sa2VAPredictor):
     """Notes the sizes of batches, may be held up, and fails as a device or a defect would. The rest is real."""
 
-    def __init__(self, real: Predictor, most: int = 10**6, poison: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, real: Sa2VAPredictor, most: int = 10**6, poison: tuple[int, int] = (0, 0)) -> None:
         super().__init__(real.model, real.processor, real.threshold)
         self.most, self.poison = most, poison
         self.batches: list[int] = []
@@ -81,7 +82,7 @@ def assert_own(answer: httpx.Response, image: Image.Image, phrases: Sequence[str
         np.testing.assert_allclose(pixels_of(item["probability_png"]), probability * 255, atol=1)
 
 
-def test_everybody_gets_their_own_result(start: Callable[..., Any], predictor: Predictor) -> None:
+def test_everybody_gets_their_own_result(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     phrases = [["blood vessel"], ["catheter", "blood vessel"], ["left artery"]]
     images = [picture(number, 80 + 10 * (number % 2), 60) for number in range(CLIENTS)]
     watched = Watched(predictor)
@@ -107,7 +108,7 @@ def test_everybody_gets_their_own_result(start: Callable[..., Any], predictor: P
     assert sum(watched.batches) == CLIENTS * EACH and max(watched.batches) > 3
 
 
-def test_requests_wait_for_each_other_but_not_long(start: Callable[..., Any], predictor: Predictor) -> None:
+def test_requests_wait_for_each_other_but_not_long(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     with start({"tiny": watched}, wait_ms=20_000, batch=3) as service, ThreadPoolExecutor(4) as pool:
         began = time.perf_counter()
@@ -121,7 +122,7 @@ def test_requests_wait_for_each_other_but_not_long(start: Callable[..., Any], pr
         assert watched.batches == [3, 1]
 
 
-def test_a_client_that_goes_away_costs_nothing_more(start: Callable[..., Any], predictor: Predictor) -> None:
+def test_a_client_that_goes_away_costs_nothing_more(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     with start({"tiny": watched}, batch=1) as service, ThreadPoolExecutor(4) as pool:
         with watched.held():
@@ -150,11 +151,11 @@ def multipart_connection(service: RunningService) -> socket.socket:
     return connection
 
 
-def direct(predictor: Predictor, image: Image.Image) -> Prediction:
+def direct(predictor: Sa2VAPredictor, image: Image.Image) -> Prediction:
     return predictor.predict([image], [["blood vessel"]])[0]
 
 
-def test_a_full_queue_says_when_to_come_again(start: Callable[..., Any], predictor: Predictor) -> None:
+def test_a_full_queue_says_when_to_come_again(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     with start({"tiny": watched}, queue=2) as service, ThreadPoolExecutor(4) as pool:
         with watched.held():
@@ -168,7 +169,7 @@ def test_a_full_queue_says_when_to_come_again(start: Callable[..., Any], predict
         assert ask(service, picture(3)).status_code == 200
 
 
-def test_memory_that_runs_out_splits_the_batch(start: Callable[..., Any], predictor: Predictor) -> None:
+def test_memory_that_runs_out_splits_the_batch(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor, most=2)
     with start({"tiny": watched}, wait_ms=20_000, batch=5) as service, ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda number: ask(service, picture(number)), range(5)))
@@ -183,7 +184,7 @@ def test_memory_that_runs_out_splits_the_batch(start: Callable[..., Any], predic
 
 
 def test_a_request_fails_for_its_own_reasons_only(
-    start: Callable[..., Any], predictor: Predictor, caplog: pytest.LogCaptureFixture
+    start: Callable[..., Any], predictor: Sa2VAPredictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched = Watched(predictor, poison=(33, 33))
     images = [picture(1), picture(2, 33, 33), picture(3), picture(4)]
@@ -200,7 +201,7 @@ def test_a_request_fails_for_its_own_reasons_only(
         assert ask(service, images[0]).status_code == 200 and service.get("/health").status_code == 200
 
 
-def test_who_has_an_answer_finds_a_model_that_works(predictor: Predictor) -> None:
+def test_who_has_an_answer_finds_a_model_that_works(predictor: Sa2VAPredictor) -> None:
     metrics = Metrics()
     queue = ModelQueue("tiny", Watched(predictor, poison=(33, 33)), 1, 0, metrics)
     for number in range(3):
@@ -219,7 +220,7 @@ def test_who_has_an_answer_finds_a_model_that_works(predictor: Predictor) -> Non
     assert seen == [(True, 4)]
 
 
-def test_phrases_that_a_small_model_does_not_know(start: Callable[..., Any], predictor: Predictor) -> None:
+def test_phrases_that_a_small_model_does_not_know(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     sizes = predictor.model.config.grounding_config
     small = PromptedPredictor(build_prompted(PromptedSAM2Config(("artery", "vein"), sizes)).eval())
     with start({"small": small, "tiny": predictor}) as service:
@@ -239,7 +240,7 @@ def test_too_many_pixels(service: RunningService) -> None:
 
 
 def test_pictures_are_let_go_at_once(
-    start: Callable[..., Any], predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Any], predictor: Sa2VAPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Entry]] = []
 
@@ -260,7 +261,7 @@ def test_pictures_are_let_go_at_once(
         gc.enable()
 
 
-def test_large_pictures_share_no_batch_and_do_not_pile_up(predictor: Predictor) -> None:
+def test_large_pictures_share_no_batch_and_do_not_pile_up(predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     queue = ModelQueue("tiny", watched, 8, 0.3, Metrics())
     small, large = picture(1), Image.new("RGB", (5000, 2000))
@@ -282,7 +283,7 @@ def test_large_pictures_share_no_batch_and_do_not_pile_up(predictor: Predictor) 
         queue.put(Entry(small, ("a",)))
 
 
-def test_views_are_made_while_the_model_works_for_one_batch(predictor: Predictor) -> None:
+def test_views_are_made_while_the_model_works_for_one_batch(predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     queue = ModelQueue("tiny", watched, 2, 0, Metrics())
     images = [picture(number, 60 + 10 * number) for number in range(6)]
@@ -303,7 +304,7 @@ def test_views_are_made_while_the_model_works_for_one_batch(predictor: Predictor
     assert watched.batches == [1, 2, 2] and len(watched.asked) == 6, "nothing is prepared twice"
 
 
-def test_views_that_cannot_be_made_fail_alone(predictor: Predictor) -> None:
+def test_views_that_cannot_be_made_fail_alone(predictor: Sa2VAPredictor) -> None:
     class Odd(Watched):
         def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> Asked:
             if images[0].width == 33:
@@ -318,8 +319,8 @@ def test_views_that_cannot_be_made_fail_alone(predictor: Predictor) -> None:
     queue.close()
 
 
-def test_a_defect_of_the_users_making_keeps_its_words(predictor: Predictor) -> None:
-    class Refusing(Predictor):
+def test_a_defect_of_the_users_making_keeps_its_words(predictor: Sa2VAPredictor) -> None:
+    class Refusing(Sa2VAPredictor):
         def ask(self, *_: Any, **__: Any) -> Asked:
             raise UserError("this model knows one phrase only")
 

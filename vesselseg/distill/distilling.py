@@ -36,6 +36,7 @@ from vesselseg.inference.model_files import weights_digest
 from vesselseg.inference.predict_options import clean_phrases
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import PromptedSAM2, place
 from vesselseg.output_folder import whole_folder
@@ -128,7 +129,7 @@ def distill(
     model: where the big one was loaded from, as it is named in the report. Raises UserError for a model that is small
     already, a dataset without validation images or without a phrase, and where out exists.
     """
-    if isinstance(teacher, PromptedPredictor):
+    if not isinstance(teacher, Sa2VAPredictor):
         raise UserError(f"{model} is a distilled model already; name the model with a language model that it came from")
     phrases = clean_phrases(options.phrases or (usual_phrase(data),))
     records = {split: lesson_records(data, split, phrases) for split in (TRAINING, CHOOSING)}
@@ -149,7 +150,7 @@ def distill(
 
 @dataclass(frozen=True)
 class _Run:
-    teacher: Predictor
+    teacher: Sa2VAPredictor
     bench: Bench
     train: Lesson
     choosing: Lesson

@@ -17,8 +17,8 @@ from vesselseg.engine.micro_steps import StepResult
 from vesselseg.engine.run_log import RunLog
 from vesselseg.engine.settings import Checkpoint, Validation
 from vesselseg.engine.validation import validate
-from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import Processor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.registry import HOOKS
 
 logger = logging.getLogger(__name__)
@@ -27,12 +27,17 @@ BEST = "best.pth"
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What every checkpoint file tells beside the weights; plain values."""
+    """What every checkpoint file tells beside the weights; plain values.
+
+    training_images: see `Sa2VAConfig`; those of this run, known to the process that writes. A checkpoint tells those of
+    its base and of what it started from too.
+    """
 
     model_config: dict[str, Any]
     config: str
     data_root: str
     data_fingerprint: str
+    training_images: str
 
 
 class MilestoneHook(Hook):
@@ -93,7 +98,7 @@ class ValidationHook(MilestoneHook):
         started = time.perf_counter()
         model = runner.model.model.module.sa2va
         with runner.strategy.ready_to_predict():
-            result = validate(Predictor(model, self.processor), self.data_root, self.records)
+            result = validate(Sa2VAPredictor(model, self.processor), self.data_root, self.records)
         state = runner.train_loop.state
         best = state.best_dice is None or result.dice > state.best_dice
         if best:
@@ -137,7 +142,10 @@ class CheckpointHook(MilestoneHook):
 def save_weights(runner: Any, path: Path, facts: CheckpointFacts) -> None:
     """Write the trained weights as they are now; a collective call."""
     loop = runner.train_loop
-    weights = trained_state(runner.model.model.module.sa2va)
+    model = runner.model.model.module.sa2va
+    weights = trained_state(model)
     if runner.rank == 0:
+        model.config.add_training_images(facts.training_images)
+        told = {**asdict(facts), "training_images": model.config.training_images}
         meta = {"iter": loop.iter, "epoch": loop.plan.epoch(loop.iter), "best_dice": loop.state.best_dice}
-        write_weights(path, weights, **asdict(facts), threshold=loop.state.threshold, meta=meta)
+        write_weights(path, weights, **told, threshold=loop.state.threshold, meta=meta)

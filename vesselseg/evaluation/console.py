@@ -12,12 +12,17 @@ _LABEL = 22  # columns
 
 
 def console_summary(evaluation: Evaluation) -> Iterator[str]:
-    """What was evaluated, with which threshold, warnings, all metrics, and a line for each further thing asked for."""
+    """What was evaluated, with which threshold, warnings, all metrics, and a line for each further thing asked for.
+
+    What makes the figures void is said before and after them.
+    """
     yield f"{evaluation.source} on {evaluation.data}, split {evaluation.split}: {len(evaluation.items)} items"
     if evaluation.kind == "masks":
         yield "threshold: none, the source holds masks"
     else:
         yield f"threshold: {evaluation.threshold.value:.2f} ({evaluation.threshold.origin})"
+    alarm = [f"WARNING: {evaluation.alarm}"] if evaluation.alarm else []
+    yield from alarm
     yield from (f"note: {warning}" for warning in evaluation.warnings)
     yield from _metrics(evaluation)
     yield from _thresholds(evaluation)
@@ -25,6 +30,7 @@ def console_summary(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.calibration is not None:
         yield from _calibration(evaluation.calibration)
     yield from _subgroups(evaluation)
+    yield from alarm
 
 
 def _metrics(evaluation: Evaluation) -> Iterator[str]:

@@ -21,7 +21,6 @@ from vesselseg.data.rgb import as_rgb
 from vesselseg.evaluation.calibration import calibrated
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRIC_TABLE, METRICS
-from vesselseg.evaluation.post_processing import NO_STEPS, PostProcessing
 from vesselseg.evaluation.score_split import (
     Measure,
     SplitScores,
@@ -33,11 +32,11 @@ from vesselseg.evaluation.score_split import (
     variant_mask,
 )
 from vesselseg.evaluation.scores import Calibration, Case, Curve, Evaluation, MetricThreshold, Scored, ThresholdChoice
+from vesselseg.evaluation.seen_images import seen_in_training, training_alarm
 from vesselseg.evaluation.sources import PredictionSource
 from vesselseg.evaluation.subgroups import read_subgroups
 from vesselseg.evaluation.summaries import group_means, summarise_groups, summarise_items
 from vesselseg.evaluation.switches import switch_effects, switch_variants
-from vesselseg.evaluation.test_time import FLIPS
 from vesselseg.evaluation.threshold import (
     COUNTED,
     GRID,
@@ -49,6 +48,8 @@ from vesselseg.evaluation.threshold import (
     dice_iou_curves,
     metric_threshold,
 )
+from vesselseg.inference.flips import FLIPS
+from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,9 @@ def evaluate(
     search = _search_records(data, split, records) if threshold == AUTO or options.calibrate else []
     source.check(_image_sizes(data, [*records, *search]))
     _check_options(source, threshold, options)
+    seen = seen_in_training(data, records, source.training_images)
+    if seen:
+        _log.warning("%s", training_alarm(seen, len(records)))
     table = read_subgroups(options.subgroups) if options.subgroups else None
     warnings = list(_warnings(data, split, [*records, *search]))
     warnings += table.check(records, read_manifest(data)) if table else ()
@@ -108,6 +112,7 @@ def evaluate(
         post_processing=options.post_processing.sizes(),
         switches=tuple(switch_effects(list(variants), scores.items, seed)),
         subgroups=table.subgroups(scores.items[-1], seed) if table else (),
+        seen_in_training=seen,
     )
     searched = found if threshold == AUTO else None
     return _with_groups(_with_curves(plain, scores, found, searched, options, choices[False].value))

@@ -13,6 +13,7 @@ from typing import Any
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRICS
 from vesselseg.evaluation.results import RESULTS_FILE, as_dict, write_csv
+from vesselseg.evaluation.seen_images import training_alarm
 from vesselseg.evaluation.scores import Evaluation, Scored, ThresholdChoice
 from vesselseg.evaluation.summaries import group_means, summarise_groups, summarise_items
 from vesselseg.output_folder import whole_folder
@@ -125,6 +126,8 @@ def _problems(folds: Sequence[FoldResults]) -> list[str]:
             problems.append(f"{fold.path}: folds {fold.fingerprint}, those of {first.path} are {first.fingerprint}")
         if (split := fold.content["data"]["split"]) != "test":
             problems.append(f"{fold.path}: of split {split}, expected test")
+        if alarm := training_alarm(fold.content["data"].get("seen_in_training") or (), fold.content["data"]["images"]):
+            problems.append(f"{fold.path}: {alarm}")
         problems += [
             f"{fold.path}: {name} is {fold.content.get(name)}, in {first.path} {first.content.get(name)}"
             for name in _SAME

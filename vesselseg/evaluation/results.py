@@ -87,6 +87,7 @@ def _about(evaluation: Evaluation) -> dict[str, Any]:
             "images": len({item.image for item in evaluation.items}),
             "items": len(evaluation.items),
             "groups": evaluation.groups,
+            "seen_in_training": evaluation.seen_in_training,
         },
         "threshold": {"value": choice.value, "origin": choice.origin, "search": _curve(choice.searched)},
         "test_time": evaluation.test_time,
@@ -100,7 +101,7 @@ def _about(evaluation: Evaluation) -> dict[str, Any]:
             "seed": evaluation.seed,
             "unit": "group" if evaluation.grouped else "image",
         },
-        "warnings": evaluation.warnings,
+        "warnings": [*filter(None, [evaluation.alarm]), *evaluation.warnings],
     }
 
 

@@ -20,11 +20,11 @@ from vesselseg.data.manifest import Record, image_path
 from vesselseg.data.rasterise import record_masks
 from vesselseg.evaluation.calibration import LogitHistogram
 from vesselseg.evaluation.metrics import METRICS, image_metrics
-from vesselseg.evaluation.post_processing import NO_STEPS, PostProcessing
 from vesselseg.evaluation.scores import Scored
 from vesselseg.evaluation.sources import PredictionSource
-from vesselseg.evaluation.test_time import mean_over_flips
 from vesselseg.evaluation.threshold import apply_threshold, threshold_counts
+from vesselseg.inference.flips import mean_over_flips, mirrored
+from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def read_items(
         with ExitStack() as opened:
             images = [opened.enter_context(Image.open(image_path(data, record))) for record in group]
             plain = source.probabilities(group, images)
-            averaged = mean_over_flips(source, group, images, plain) if True in flips else plain
+            of_mirrored = (source.probabilities(group, copies) for copies in mirrored(images))
+            averaged = mean_over_flips(plain, of_mirrored) if True in flips else plain
             sizes = [(image.height, image.width) for image in images]
         for number, (record, (height, width)) in enumerate(zip(group, sizes)):
             phrases = source.phrases(record)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vesselseg.evaluation.seen_images import training_alarm
 from vesselseg.evaluation.statistics import Summary
 
 
@@ -165,6 +166,7 @@ class Evaluation:
     summary are with all of them. post_processing: those of the masks, with their sizes in pixels.
     length_unit: "mm" where every record has a spacing, else "px".
     per_group, group_summary: means per group, and their summary with one vote per group; empty without groups.
+    seen_in_training: the scored images that the model has trained on; None where it does not tell.
     """
 
     source: Path
@@ -190,6 +192,12 @@ class Evaluation:
     subgroups: tuple[Subgroup, ...] = ()
     per_group: tuple[GroupMean, ...] = ()
     group_summary: dict[str, Summary] = field(default_factory=dict)
+    seen_in_training: tuple[str, ...] | None = None
+
+    @property
+    def alarm(self) -> str:
+        """What makes the figures void, in words; empty if nothing does."""
+        return training_alarm(self.seen_in_training or (), len({item.image for item in self.items}))
 
 
 @dataclass(frozen=True)

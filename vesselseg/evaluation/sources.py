@@ -24,11 +24,13 @@ class PredictionSource(Protocol):
     """What the evaluator asks for probabilities.
 
     kind: "model", "probabilities" or "masks"; threshold, threshold_origin: what applies where the user names none.
+    training_images: digests (``manifest.image_digests``) of what the model has trained on; empty: not told.
     """
 
     path: Path
     threshold: float
     threshold_origin: str
+    training_images: frozenset[str]
 
     @property
     def kind(self) -> str:
@@ -46,6 +48,8 @@ class PredictionSource(Protocol):
 
 class FolderSource:
     """Masks or probabilities from anyone; all objects of an image are scored as one union."""
+
+    training_images: frozenset[str] = frozenset()
 
     def __init__(self, path: Path, records: Sequence[Record]) -> None:
         """records: the whole dataset's; raises EvaluationError where files and images do not match."""
@@ -89,6 +93,7 @@ class ModelSource:
         self.path = Path(path)
         self.threshold = float(predictor.threshold)
         self.threshold_origin = "stored with the model"
+        self.training_images = frozenset(getattr(predictor.model.config, "training_images", "").split())
         self._predictor = predictor
         counted = Counter(phrase for record in records for phrase in record.phrases)
         self._usual_phrase = counted.most_common(1)[0][0] if counted else ""

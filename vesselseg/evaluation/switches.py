@@ -8,10 +8,10 @@ import numpy as np
 
 from vesselseg.evaluation.comparison import measure
 from vesselseg.evaluation.metrics import METRICS
-from vesselseg.evaluation.post_processing import PostProcessing
 from vesselseg.evaluation.score_split import Variant
 from vesselseg.evaluation.scores import Scored, SwitchEffect
-from vesselseg.evaluation.test_time import FLIPS
+from vesselseg.inference.flips import FLIPS
+from vesselseg.inference.post_processing import PostProcessing
 
 WITHOUT = ""
 """The name under which no switch is on."""

@@ -17,8 +17,9 @@ from transformers import AutoModel, AutoTokenizer
 from vesselseg.errors import UserError
 from vesselseg.export.model_card import write_model_card
 from vesselseg.export.remote_code import AUTO_MAP, write_remote_code
-from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.inference.predictor import Prediction
 from vesselseg.inference.processor import processor_for
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.training_file import build_from_training_file
 from vesselseg.models.checkpoints.write_published import write_published_folder
@@ -76,7 +77,7 @@ def _write_and_check(
     source = read_base_folder(base or content["model_config"]["base"])
     tokenizer = source.tokenizer
     pictures = [_open(path) for path in images]
-    predictor = Predictor(model, processor_for(model.config, tokenizer), model.config.threshold)
+    predictor = Sa2VAPredictor(model, processor_for(model.config, tokenizer), model.config.threshold)
     if dtype == torch.float32:
         before = _predict(predictor, pictures)
         merge_lora(model)
@@ -108,7 +109,7 @@ def training_loss(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _predict(predictor: Predictor, images: Sequence[Image.Image]) -> list[Prediction]:
+def _predict(predictor: Sa2VAPredictor, images: Sequence[Image.Image]) -> list[Prediction]:
     phrase = predictor.model.config.default_phrase
     return [predictor.predict([image], [[phrase]])[0] for image in images]
 

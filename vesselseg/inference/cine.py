@@ -14,7 +14,8 @@ from vesselseg.data.image_views import logits_to_image
 from vesselseg.data.prompts import question_for
 from vesselseg.data.rgb import as_rgb
 from vesselseg.errors import UserError
-from vesselseg.inference.predictor import Batch, Prediction, Predictor, Prepared, check_threshold, one_ahead
+from vesselseg.inference.predictor import Batch, Prediction, Predictor, Prepared, check_threshold
+from vesselseg.inference.threads import one_ahead
 from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single
 
 MODES = ("frames", "memory")
@@ -28,6 +29,7 @@ def segment_cine(
     keyframes: int | Sequence[int] = 8,
     threshold: float | None = None,
     batch: int = 4,
+    flips: bool = False,
 ) -> Iterator[Prediction]:
     """One Prediction per frame, in order, probabilities at the frame's own size.
 
@@ -36,7 +38,7 @@ def segment_cine(
     mode: `frames`: each frame is an image of its own. `memory`: the language model prompts the keyframes, whose masks
     SAM2's memory carries to the frames after them; all frames must have one size then.
     keyframes, used by `memory` alone: every so many frames, or the frames themselves, counted from 0. The first frame
-    is always one.
+    is always one. flips, for `frames` alone: see `Predictor.predict`.
     Raises UserError for arguments that do not go together, and for a model whose memory was never trained.
     """
     problems = _problems(frames, phrases, mode, batch)
@@ -44,11 +46,12 @@ def segment_cine(
     if mode == "memory":
         prompted, refused = _chosen(keyframes, len(frames))
         problems += refused + _memory_problems(predictor)
+        problems += ["memory follows a run as it lies; flips go with mode 'frames' only"] if flips else []
     if problems:
         raise UserError("\n".join(problems))
     used = predictor.threshold if threshold is None else check_threshold(threshold)
     if mode == "frames":
-        return _each_frame(predictor, frames, phrases, used, batch)
+        return _each_frame(predictor, frames, phrases, used, batch, flips)
     return _from_memory(predictor, frames, phrases, prompted, used, batch)
 
 
@@ -90,7 +93,12 @@ def _memory_problems(predictor: Predictor) -> list[str]:
 
 
 def _each_frame(
-    predictor: Predictor, frames: Sequence[Image.Image], phrases: Sequence[str], threshold: float, batch: int
+    predictor: Predictor,
+    frames: Sequence[Image.Image],
+    phrases: Sequence[str],
+    threshold: float,
+    batch: int,
+    flips: bool,
 ) -> Iterator[Prediction]:
     questions = [question_for(phrase) for phrase in phrases]
 
@@ -99,9 +107,9 @@ def _each_frame(
             together = [frames[number] for number in range(start, min(start + batch, len(frames)))]
             yield together, [questions] * len(together)
 
-    for found in predictor.stream(batches()):
+    for found in predictor.stream(batches(), flips):
         for probabilities in found:
-            yield Prediction(probabilities, probabilities > threshold, tuple(phrases), threshold)
+            yield Prediction.cut(probabilities, phrases, threshold)
 
 
 def _from_memory(
@@ -126,7 +134,7 @@ def _from_memory(
     starts = range(0, len(frames), batch)
     for views in one_ahead(prepare, [range(start, min(start + batch, len(frames))) for start in starts]):
         for probabilities in _remembered(predictor, memory, views):
-            yield Prediction(probabilities, probabilities > threshold, tuple(phrases), threshold)
+            yield Prediction.cut(probabilities, phrases, threshold)
 
 
 def _check_sizes(frames: Sequence[Image.Image], size: tuple[int, int], first: int) -> None:
@@ -163,7 +171,7 @@ def _remembered(predictor: Predictor, memory: MaskMemory, views: _Views) -> list
     """Probabilities (phrases, height, width) of the next frames."""
     model, prompts = predictor.model, dict[int, Tensor]()
     training = model.training
-    model.eval()
+    model.train(False)
     try:
         features = predictor.encode(views.frames)
         if views.keyframes is not None:

@@ -24,8 +24,9 @@ from transformers.utils import ModelOutput
 
 from vesselseg.data.batch import IGNORE_LABEL, Batch, EncodedViews
 from vesselseg.data.prompts import ANSWER, IMAGE_PLACEHOLDER
-from vesselseg.inference.predictor import Predictor, check_threshold
+from vesselseg.inference.predictor import check_threshold
 from vesselseg.inference.processor import processor_for
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.losses.total import TotalLoss
 from vesselseg.models.assemble import assemble
 from vesselseg.models.checkpoints.hub import pretrained_folder
@@ -72,7 +73,7 @@ class VesselSegModel(PreTrainedModel):
         vision, language = build_vision_tower(config, "sdpa"), build_language_model(config, "sdpa")
         self.sa2va = assemble(config, vision, language, int(config.image_token_id))
         self.total_loss = TotalLoss(**config.training_loss)
-        self._predictors: dict[int, Predictor] = {}
+        self._predictors: dict[int, Sa2VAPredictor] = {}
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing: every weight comes from the folder."""
@@ -213,11 +214,11 @@ class VesselSegModel(PreTrainedModel):
             "prediction_probs": [probabilities],
         }
 
-    def predictor(self, tokenizer: PreTrainedTokenizerBase) -> Predictor:
+    def predictor(self, tokenizer: PreTrainedTokenizerBase) -> Sa2VAPredictor:
         """The predictor around this model; made once per tokenizer."""
         if id(tokenizer) not in self._predictors:
             processor = processor_for(self.config, tokenizer)
-            predictor = Predictor(self.sa2va, processor, self.config.threshold, self.config.mask_temperature)
+            predictor = Sa2VAPredictor(self.sa2va, processor, self.config.threshold, self.config.mask_temperature)
             self._predictors = {id(tokenizer): predictor}
         return self._predictors[id(tokenizer)]
 

@@ -11,6 +11,7 @@ from vesselseg.errors import UserError, WeightsError
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
 from vesselseg.inference.prompted_predictor import is_prompted_folder, load_prompted
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.hub import hub_name
@@ -57,7 +58,7 @@ def load_predictor(
         )
     model.eval().requires_grad_(False)
     config = model.config
-    return Predictor(model, processor_for(config, tokenizer), config.threshold, config.mask_temperature)
+    return Sa2VAPredictor(model, processor_for(config, tokenizer), config.threshold, config.mask_temperature)
 
 
 def choose_devices(device: str) -> tuple[torch.device, ...]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vesselseg.cli import positive
 from vesselseg.errors import UserError
+from vesselseg.inference.flips import FLIPS
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments are answered without it
     from vesselseg.inference.predictor import Predictor
@@ -53,6 +55,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantise", choices=("nf4", "int8"), help="the language model in 4 or 8 bits: less memory, nearly the same"
     )
     group.add_argument("--base", help="a checkpoint's base folder, if it has moved since training")
+
+
+def add_refining_arguments(parser: argparse.ArgumentParser) -> None:
+    """--tta, --min-component and --fill-holes: what is done beside asking the model once; eval.py tells their worth."""
+    parser.add_argument("--tta", choices=(FLIPS,), help="average the answers over the mirrored image: 4 x the time")
+    parser.add_argument("--min-component", type=positive, metavar="PIXELS", default=0, help="drop smaller components")
+    parser.add_argument("--fill-holes", type=positive, metavar="PIXELS", default=0, help="fill holes up to this size")
 
 
 def loading_of(arguments: argparse.Namespace) -> Loading:

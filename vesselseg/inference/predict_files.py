@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from vesselseg.data.feature_store import digest, weights_fingerprint
 from vesselseg.errors import UserError
@@ -13,7 +12,6 @@ from vesselseg.inference.input_files import InputUnit, find_inputs
 from vesselseg.inference.predict_options import Outcome, PredictOptions, checked
 from vesselseg.inference.predict_run import PredictRun
 from vesselseg.inference.predictor import Predictor
-from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.inference.result_files import PROBABILITY_SCALE
 from vesselseg.inference.result_folder import ResultFolder
 from vesselseg.inference.shared_work import SharedWork
@@ -33,7 +31,7 @@ def predict_files(
     inputs = [InputUnit(Path(path), file, tuple(map(Path, parts)), tuple(notes)) for path, file, parts, notes in listed]
     work.choose_gpu()
     predictor = load()
-    _check_phrases(predictor, options.phrases)
+    predictor.check_phrases(options.phrases)
     fingerprint = predictor_fingerprint(predictor)
     header = {
         "model": {"path": str(model), "fingerprint": fingerprint},
@@ -57,18 +55,7 @@ def predict_files(
 def predictor_fingerprint(predictor: Predictor) -> str:
     """24 hex digits that tell models apart: weights, the views of an image, the template, threshold and temperature."""
     weights = weights_fingerprint(predictor.model.state_dict().items())
-    if isinstance(predictor, PromptedPredictor):
-        asked: Any = list(predictor.phrases)
-    else:
-        asked = asdict(predictor.processor.tokens.template)
-    return digest([weights, asdict(predictor.views), asked, predictor.threshold, predictor.temperature])
-
-
-def _check_phrases(predictor: Predictor, phrases: Sequence[str]) -> None:
-    """A model that knows a few phrases refuses others before anything is written."""
-    if isinstance(predictor, PromptedPredictor):
-        for phrase in phrases:
-            predictor.phrase_number(phrase)
+    return digest([weights, asdict(predictor.views), predictor.wording, predictor.threshold, predictor.temperature])
 
 
 def _listed(source: Path, out: Path) -> list[tuple[str, str, list[str], list[str]]]:

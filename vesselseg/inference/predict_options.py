@@ -10,6 +10,8 @@ from vesselseg.data.prompts import clean_phrase
 from vesselseg.errors import UserError
 from vesselseg.inference.cine import MODES
 from vesselseg.inference.dicom_seg import check_installed
+from vesselseg.inference.flips import FLIPS
+from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
 from vesselseg.inference.result_files import KINDS
 
 
@@ -17,7 +19,8 @@ from vesselseg.inference.result_files import KINDS
 class PredictOptions:
     """threshold: None takes the one stored with the model. batch: images given to the model at once.
 
-    cine, keyframes: how clips are segmented, see `segment_cine`.
+    cine, keyframes: how clips are segmented, see `segment_cine`. flips: probabilities are the mean over mirrored
+    copies. post_processing: of the masks, after the threshold.
     """
 
     phrases: tuple[str, ...]
@@ -26,6 +29,8 @@ class PredictOptions:
     batch: int = 4
     cine: str = "frames"
     keyframes: int | tuple[int, ...] = 8
+    flips: bool = False
+    post_processing: PostProcessing = NO_STEPS
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.save if kind not in KINDS]
@@ -33,11 +38,15 @@ class PredictOptions:
             raise UserError(f"save: expected some of {', '.join(KINDS)}; found {', '.join(unknown) or 'nothing'}")
         if self.cine not in MODES:
             raise UserError(f"cine: expected {' or '.join(MODES)}; found {self.cine}")
+        if self.flips and self.cine == "memory":
+            raise UserError("cine: SAM2's memory follows a run as it lies; leave --tta away, or take --cine frames")
 
     def deciding(self, clip: bool = False) -> dict[str, Any]:
         """What decides the results, as JSON holds it; those of a clip by how it is segmented, too."""
         threshold = "auto" if self.threshold is None else self.threshold
         decided: dict[str, Any] = {"phrases": list(self.phrases), "threshold": threshold, "save": sorted(self.save)}
+        decided |= {"tta": FLIPS} if self.flips else {}
+        decided |= self.post_processing.sizes()
         if clip:
             decided["cine"] = self.cine
         if clip and self.cine == "memory":

@@ -116,7 +116,7 @@ class PredictRun:
         if found is None or found.pictures is None or found.pictures.frames > 1:
             return found
         image = found.pictures.frame(0)
-        asked = self._predictor.ask([image], [self._options.phrases])
+        asked = self._predictor.ask([image], [self._options.phrases], self._options.flips)
         return _Still(found, image, asked, time.perf_counter() - start)
 
     def _referable(self, found: ReadUnit) -> ReadUnit:
@@ -160,7 +160,7 @@ class PredictRun:
     def _predictions(self, asked: Sequence[Asked]) -> list[Prediction | None]:
         """One per image; None for one that does not fit into the device's memory even alone."""
         try:
-            return list(self._predictor.answer(asked, self._options.threshold))
+            return [*map(self._options.post_processing.of, self._predictor.answer(asked, self._options.threshold))]
         except torch.OutOfMemoryError:
             if len(asked) == 1:
                 return [None]
@@ -205,10 +205,11 @@ class PredictRun:
         options = self._options
         frames, threshold = Frames(pictures, kept=2 * batch + 1), options.threshold
         predictions = segment_cine(
-            self._predictor, frames, options.phrases, options.cine, options.keyframes, threshold, batch
+            self._predictor, frames, options.phrases, options.cine, options.keyframes, threshold, batch, options.flips
         )
         name, segmentation = self._names[found.source.file], self._segmentation(found)
-        described, outputs = ClipWriter(name, frames, self._writer, segmentation, self._pool).write(predictions)
+        clip = ClipWriter(name, frames, self._writer, segmentation, self._pool)
+        described, outputs = clip.write(map(options.post_processing.of, predictions))
         used = self._predictor.threshold if threshold is None else threshold
         return {
             **self._done(found, pictures, used, outputs),

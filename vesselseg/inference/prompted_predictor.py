@@ -13,7 +13,7 @@ from torch import Tensor
 from vesselseg.data.image_views import ImageViews
 from vesselseg.data.prompts import QUESTIONS, clean_phrase, question_for
 from vesselseg.errors import UserError, WeightsError
-from vesselseg.inference.predictor import Answer, Predictor, Prepared, check_temperature, check_threshold
+from vesselseg.inference.predictor import Answer, Predictor, Prepared
 from vesselseg.models.checkpoints.load import load_weights
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
@@ -24,14 +24,13 @@ from vesselseg.models.sam2_grounding import ImageFeatures
 class PromptedPredictor(Predictor):
     """Runs a PromptedSAM2 on images. phrases: all that it can be asked for."""
 
+    model: PromptedSAM2
+    phrases: tuple[str, ...]
+
     def __init__(self, model: PromptedSAM2) -> None:
         config = model.config
-        self.model = model  # type: ignore[assignment]
-        self.prompted = model
-        self.grounding = model.grounding
-        self.views = ImageViews(tile_size=1, sam_size=model.grounding.image_size)
-        self.threshold = check_threshold(config.threshold)
-        self.temperature = check_temperature(config.mask_temperature)
+        views = ImageViews(tile_size=1, sam_size=model.grounding.image_size)
+        super().__init__(model, views, config.threshold, config.mask_temperature)
         self.phrases = tuple(config.phrases)
         self._number_of = {
             question_for(phrase, choice): number
@@ -39,16 +38,26 @@ class PromptedPredictor(Predictor):
             for choice in range(len(QUESTIONS))
         }
 
+    @property
+    def wording(self) -> list[str]:
+        """Its phrases."""
+        return list(self.phrases)
+
+    def check_phrases(self, phrases: Sequence[str]) -> None:
+        """See `Predictor`."""
+        for phrase in phrases:
+            self.phrase_number(phrase)
+
     def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
-        """As `Predictor.prepare`, without tiles; a conversation is the number of its phrase. Raises UserError, a
-        ValueError, for a question about anything but its phrases.
+        """See `Predictor`; no tiles, and a conversation is the number of its phrase. Raises UserError, a ValueError,
+        for a question about anything but its phrases.
         """
         numbers = [[torch.tensor(self.phrase_number(question)) for question in asked] for asked in questions]
         return Prepared((self.squares(images),), tuple(map(len, questions)), [], numbers)
 
     def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
-        """(all objects, 256), image after image."""
-        of_images = self.prompted.prompts(features)
+        """See `Predictor`."""
+        of_images = self.model.prompts(features)
         chosen = [of_image[numbers] for of_image, numbers in zip(of_images, map(_as_list, prepared.conversations))]
         return torch.cat(chosen)
 

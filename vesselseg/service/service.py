@@ -18,7 +18,6 @@ from starlette.requests import Request
 from vesselseg import __version__
 from vesselseg.inference.pictures import UnreadablePicture, read_pictures
 from vesselseg.inference.predictor import Prediction, Predictor
-from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.service.errors import ClientGone, ServiceError, busy
 from vesselseg.service.guard import Running
 from vesselseg.service.keep import Keeper
@@ -149,7 +148,7 @@ async def _predicted(queue: ModelQueue, entry: Entry) -> Prediction:
 
 def known_phrases(predictor: Predictor) -> list[str] | None:
     """The phrases that a distilled model knows; None for a model that takes any."""
-    return list(predictor.phrases) if isinstance(predictor, PromptedPredictor) else None
+    return None if predictor.phrases is None else list(predictor.phrases)
 
 
 def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import label
+
+if TYPE_CHECKING:
+    from vesselseg.inference.predictor import Prediction
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class PostProcessing:
         if self.fill_holes:
             mask = with_holes_filled(mask, self.fill_holes)
         return mask
+
+    def of(self, prediction: Prediction) -> Prediction:
+        """A prediction with its masks after all steps that are on."""
+        masks = [self.apply(mask) for mask in prediction.masks] if self.sizes() else None
+        return prediction if not masks else replace(prediction, masks=np.stack(masks))
 
 
 NO_STEPS = PostProcessing()

@@ -1,0 +1,131 @@
+"""Mirrored copies and post-processing: what masks look like with them, wherever they are predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.inference.predict_calls import call, entries, pixels
+from tests.tiny import picture
+from vesselseg.errors import UserError
+from vesselseg.inference.cine import segment_cine
+from vesselseg.inference.post_processing import PostProcessing, with_holes_filled, without_small_components
+from vesselseg.inference.predict_options import PredictOptions
+from vesselseg.inference.predictor import Predictor
+
+VESSEL = ["blood vessel"]
+STEPS = PostProcessing(min_component=30, fill_holes=20)
+
+
+def _mask(*rows: str) -> np.ndarray:
+    return np.array([[pixel == "#" for pixel in row] for row in rows])
+
+
+def test_small_components_go_and_corners_connect() -> None:
+    mask = _mask("##...", "..#..", ".....", "#...#", "....#")
+    assert (without_small_components(mask, 3) == _mask("##...", "..#..", ".....", ".....", ".....")).all()
+    assert (without_small_components(mask, 2) == _mask("##...", "..#..", ".....", "....#", "....#")).all()
+    assert not without_small_components(mask, 9).any()
+    full = np.ones((3, 3), bool)
+    assert without_small_components(full, 9).all()
+    assert not without_small_components(~full, 1).any()
+
+
+def test_holes_are_enclosed_by_edges_and_not_by_the_border() -> None:
+    mask = _mask(".#...", "#.###", "##.#.", "#####", "..#..")
+    filled = with_holes_filled(mask, 1)
+    assert (filled == _mask(".#...", "#####", "####.", "#####", "..#..")).all()
+    ring = np.pad(np.pad(np.zeros((2, 3), bool), 1, constant_values=True), 2)
+    assert (with_holes_filled(ring, 5) == ring).all()
+    assert with_holes_filled(ring, 6).sum() == 20
+    assert with_holes_filled(np.ones((2, 2), bool), 4).all()
+    assert not with_holes_filled(np.zeros((2, 2), bool), 4).any()
+
+
+def flipped_mean(predictor: Predictor, image: Image.Image, phrases: list[str]) -> np.ndarray:
+    """By hand, one mirror image after the other."""
+    pixels_of = np.asarray(image)
+    total = np.zeros((len(phrases), image.height, image.width), np.float64)
+    for axes in ((), (1,), (0,), (0, 1)):
+        copy = Image.fromarray(np.ascontiguousarray(np.flip(pixels_of, axes)))
+        found = predictor.predict([copy], [phrases])[0].probabilities
+        total += np.flip(found, [1 + axis for axis in axes])
+    return total / 4
+
+
+def test_flips_are_the_mean_over_mirror_images(predictor: Predictor) -> None:
+    images = [picture(1), picture(2, 40, 90), picture(3, 64, 64)]
+    phrases = [["blood vessel", "catheter"], [], VESSEL]
+    found = predictor.predict(images, phrases, 0.45, flips=True)
+    assert found[1].masks.shape == (0, 90, 40)
+    for number in (0, 2):
+        wanted = flipped_mean(predictor, images[number], phrases[number])
+        np.testing.assert_allclose(found[number].probabilities, wanted, atol=1e-5)
+        np.testing.assert_array_equal(found[number].masks, found[number].probabilities > 0.45)
+        plain = predictor.predict([images[number]], [phrases[number]])[0].probabilities
+        assert np.abs(plain - wanted).max() > 1e-3, "mirrored copies tell nothing new here"
+
+
+def test_what_is_asked_together_is_asked_the_same_way(predictor: Predictor) -> None:
+    asked = [predictor.ask([picture(1)], [VESSEL], flips) for flips in (True, False)]
+    with pytest.raises(ValueError, match="shorter"):
+        predictor.answer(asked)
+
+
+def test_steps_change_masks_and_keep_probabilities(predictor: Predictor, middle: float) -> None:
+    prediction = predictor.predict([picture(0)], [["blood vessel", "catheter"]], middle)[0]
+    refined = STEPS.of(prediction)
+    assert (refined.masks != prediction.masks).any() and refined.probabilities is prediction.probabilities
+    for mask, before in zip(refined.masks, prediction.masks):
+        np.testing.assert_array_equal(mask, STEPS.apply(before))
+    assert PostProcessing().of(prediction) is prediction
+    nothing = predictor.predict([picture(0)], [[]])[0]
+    assert STEPS.of(nothing).masks.shape == (0, 120, 150)
+
+
+def test_the_tool_writes_refined_masks_and_starts_anew_when_they_change(
+    model: Path, predictor: Predictor, middle: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        picture(number, 90 + number, 70).save(tmp_path / f"in/{number}.png")
+    every = ("--threshold", middle, "--save", "masks,probs,labelme", "--batch", 2)
+    steps = ("--min-component", 30, "--fill-holes", 20)
+    for more, options, done in (
+        ((), {}, "3 predicted,"),
+        (("--tta", "flips", *steps), {"tta": "flips", "min_component": 30, "fill_holes": 20}, "3 predicted,"),
+        (("--tta", "flips", *steps), {"tta": "flips", "min_component": 30, "fill_holes": 20}, "3 finished before"),
+    ):
+        assert call(model, tmp_path / "in", tmp_path / "out", *every, *more) == 0
+        assert done in capsys.readouterr().out
+        kept = entries(tmp_path / "out")["1.png"]["options"]
+        assert {name: kept[name] for name in kept if name in ("tta", "min_component", "fill_holes")} == options
+    for number in range(3):
+        wanted = flipped_mean(predictor, picture(number, 90 + number, 70), VESSEL)[0]
+        np.testing.assert_allclose(pixels(tmp_path / f"out/probabilities/{number}.png") / 65535, wanted, atol=1e-4)
+        mask = pixels(tmp_path / f"out/masks/{number}.png") > 0
+        assert (mask != STEPS.apply(wanted > middle)).mean() < 2e-3
+
+
+def test_frames_of_a_clip_and_flips(predictor: Predictor) -> None:
+    frames = [picture(number) for number in range(3)]
+    found = list(segment_cine(predictor, frames, VESSEL, batch=2, flips=True))
+    for frame, prediction in zip(frames, found):
+        wanted = predictor.predict([frame], [VESSEL], flips=True)[0]
+        np.testing.assert_allclose(prediction.probabilities, wanted.probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda _: PredictOptions(("a",), cine="memory", flips=True), lambda p: memory_run(p)], ids=["tool", "API"]
+)
+def test_memory_and_flips_do_not_go_together(wrong: Any, predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="follows a run as it lies"):
+        wrong(predictor)
+
+
+def memory_run(predictor: Predictor) -> Any:
+    return segment_cine(predictor, [picture(0)], VESSEL, mode="memory", flips=True)
