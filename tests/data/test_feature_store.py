@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -69,16 +71,15 @@ def test_processes_may_write_the_same_views_at_once(store: FeatureStore) -> None
         for number, name in enumerate(names * 5):
             store.write(name, encoded_views(number % len(names), tiles=50), masks, name)
 
-    children, seen = [in_child(write), in_child(write)], 0
+    children = [in_child(write), in_child(write)]
     while children:
-        for number, name in enumerate(names):
-            if store.path(name).exists():
-                assert same(store.read(name)[0], encoded_views(number, tiles=50))
-                seen += 1
         ended = [os.waitpid(child, os.WNOHANG) for child in children]
         assert not any(status for _, status in ended)
         children = [child for child, (number, _) in zip(children, ended) if number == 0]
-    assert seen and all(store.holds(name) for name in names)
+        for number, name in enumerate(names):
+            if not children or store.path(name).exists():
+                assert same(store.read(name)[0], encoded_views(number, tiles=50))
+    assert all(store.holds(name) for name in names)
     assert len(list(store.folder.iterdir())) == len(names) + 1
 
 
@@ -162,10 +163,52 @@ def test_using_a_store_that_is_being_removed_makes_it_anew(store: FeatureStore) 
         assert (store.folder / "store.json").exists() and not sign.closed
 
     child = in_child(use)
-    time.sleep(0.2)
+    time.sleep(0.2)  # by now it waits for the lock; where it does not yet, it finds nothing
     (store.folder / "store.json").unlink()
     remover.close()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("moment", ["create", "_temporary"])
+def test_a_store_removed_at_a_bad_moment_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """After it was made and before it is opened; after the folder was made and before the key is in it."""
+    store, calls = FeatureStore(tmp_path, KEY), []
+    step: Callable[..., Any] = getattr(FeatureStore, moment)
+
+    def disturbed(self: FeatureStore, *arguments: Any) -> Any:
+        made = step(self, *arguments)
+        calls.append(moment)
+        if len(calls) == 1:
+            shutil.rmtree(store.folder)
+        return made
+
+    monkeypatch.setattr(FeatureStore, moment, disturbed)
+    store.leave(store.use())
+    assert len(calls) == 2 and [path.name for path in store.folder.iterdir()] == ["store.json"]
+
+
+def test_a_store_made_anew_shares_nothing_with_what_is_being_deleted(
+    tmp_path: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks, delete = torch.ones((1, 4, 4), dtype=torch.uint8), shutil.rmtree
+    signs: list[BinaryIO] = []
+    store.write("one", encoded_views(0), masks, "one.png")
+    left = tmp_path / f"{store.folder.name}.host.1.removed"  # by a process that was killed while it deleted
+    left.mkdir()
+
+    def meanwhile(folder: Path, **options: Any) -> None:
+        if not signs:
+            signs.append(store.use())
+            assert not store.holds("one")
+            store.write("two", encoded_views(1), masks, "two.png")
+        delete(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", meanwhile)
+    assert store.remove_unless_used()
+    assert store.holds("two") and not store.remove_unless_used() and list(tmp_path.iterdir()) == [store.folder]
+    store.leave(signs[0])
 
 
 def test_a_fingerprint_tells_weights_apart() -> None:

@@ -15,6 +15,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +32,7 @@ from vesselseg.errors import UserError
 # Raise it with every change of what is stored: how images become views, what is computed from them, how it is written.
 FEATURES_VERSION = 1
 STORE_FILE = "store.json"
-UNFINISHED = ".unfinished"
+UNFINISHED, REMOVED = ".unfinished", ".removed"
 ABANDONED_S = 3600  # an unfinished file is written in seconds; one this old belongs to a process that was killed
 NAMES = tuple(field.name for field in fields(EncodedViews))
 
@@ -47,15 +48,20 @@ class FeatureStore:
         """Make the folder and write down its key; raises UserError where it cannot be, or holds another key."""
         text = json.dumps(self.key, indent=1, sort_keys=True)
         path = self.folder / STORE_FILE
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                temporary = self._temporary(STORE_FILE)
-                temporary.write_text(text, encoding="utf-8")
-                temporary.replace(path)
-            found = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{self.folder}: features cannot be kept there ({error}); set features.folder") from None
+        found = None
+        while found is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # another process has just removed the folder
+                    if not path.exists():
+                        temporary = self._temporary(STORE_FILE)
+                        temporary.write_text(text, encoding="utf-8")
+                        temporary.replace(path)
+                    found = path.read_text(encoding="utf-8")
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: features cannot be kept there ({error}); set features.folder"
+                ) from None
         if found != text:
             raise UserError(f"{path} was changed by hand, nothing tells what the features are; remove {self.folder}")
 
@@ -118,16 +124,19 @@ class FeatureStore:
         return encoded, torch.from_numpy(np.unpackbits(packed, axis=-1, count=width))
 
     def use(self) -> BinaryIO:
-        """Make the folder; the sign that this process uses it, which `remove_unless_used` minds, until `leave`."""
+        """Make the folder; the sign that this process uses it, which `remove_unless_used` minds, until `leave`.
+
+        Another process may remove the folder at any moment before: it is made anew then.
+        """
         while True:
             self.create()
-            file = (self.folder / STORE_FILE).open("rb")
-            fcntl.flock(file, fcntl.LOCK_SH)
             try:
-                if os.fstat(file.fileno()).st_ino == (self.folder / STORE_FILE).stat().st_ino:
-                    return file
-            except FileNotFoundError:  # removed between opening and locking
-                pass
+                file = (self.folder / STORE_FILE).open("rb")
+            except FileNotFoundError:
+                continue
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if self._is_current(file):
+                return file
             file.close()
 
     def leave(self, sign: BinaryIO) -> None:
@@ -136,20 +145,34 @@ class FeatureStore:
         sign.close()
 
     def remove_unless_used(self) -> bool:
-        """Delete the folder, unless a process uses it; returns whether it is gone."""
+        """Delete the folder, unless a process uses it; returns whether it is gone.
+
+        It loses its name at once, so that whoever makes it anew meanwhile does not share it with what is being deleted.
+        """
+        removed = self.folder.with_name(f"{self.folder.name}.{socket.gethostname()}.{os.getpid()}{REMOVED}")
         try:
             with (self.folder / STORE_FILE).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(self.folder)
+                if self._is_current(file):
+                    self.folder.rename(removed)
         except BlockingIOError:
             return False
         except FileNotFoundError:
             pass
+        for left in self.folder.parent.glob(f"{self.folder.name}.*{REMOVED}"):  # also of who was killed while deleting
+            shutil.rmtree(left, ignore_errors=True)
         return True
 
     def bytes(self) -> int:
         """What all files of the folder weigh."""
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+    def _is_current(self, file: BinaryIO) -> bool:
+        """Whether an open store.json is the one that is there now."""
+        try:
+            return os.fstat(file.fileno()).st_ino == (self.folder / STORE_FILE).stat().st_ino
+        except FileNotFoundError:
+            return False
 
     def _temporary(self, name: str) -> Path:
         return self.folder / f"{name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}"
