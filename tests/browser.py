@@ -71,7 +71,7 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Click an element as a user does: it must be there, in sight and not covered."""
-        self.find(selector).click()
+        self.wait(lambda: [self.find(selector).click()], f"a click on {selector}")
 
     def press(self, *keys: str) -> None:
         """Keys, typed where the focus is."""
@@ -83,11 +83,19 @@ class Browser:
         """What a piece of JavaScript returns."""
         return self.driver.execute_script(script, *values)
 
-    def wait(self, check: Callable[[], Found | None], what: str = "", seconds: float = 10.0) -> Found:
-        """The first true answer of a check; fails naming what was waited for."""
+    def wait(self, check: Callable[[], Found | None], what: str = "", seconds: float = 60.0) -> Found:
+        """The first true answer of a check; fails naming what was waited for.
+
+        An element that the page drew anew while it was looked at is looked for again.
+        """
+        from selenium.common.exceptions import StaleElementReferenceException
+
         end = time.monotonic() + seconds
         while True:
-            found = check()
+            try:
+                found = check()
+            except StaleElementReferenceException:
+                found = None
             if found:
                 return found
             if time.monotonic() > end:

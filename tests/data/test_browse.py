@@ -71,7 +71,7 @@ def pixels(content: bytes) -> np.ndarray:
 
 def raw(server: BrowseServer, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
     """The path as it stands: clients tidy up what leads upwards."""
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
     connection.putrequest(method, path, skip_host="Host" in headers)
     for name, value in headers.items():
         connection.putheader(name, value)

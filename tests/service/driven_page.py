@@ -74,7 +74,7 @@ class Page:
 
     def idle(self) -> None:
         busy = "return document.querySelectorAll('#busy:not([hidden]), .list .busy, .list .waiting').length"
-        self.browser.wait(lambda: self.browser.run(busy) == 0, "predictions", 30)
+        self.browser.wait(lambda: self.browser.run(busy) == 0, "predictions", 120)
 
     def mask(self, place: int = 0) -> np.ndarray:
         """What is painted, as a boolean array; waits for the frame that paints it."""
@@ -118,5 +118,9 @@ class Page:
     def saved(self, name: str) -> Path:
         """A file that was downloaded whole."""
         path = self.downloads / name
-        self.browser.wait(lambda: path.is_file() and not list(self.downloads.glob("*.crdownload")), name)
+
+        def whole() -> bool:
+            return path.is_file() and path.stat().st_size > 0 and not list(self.downloads.glob("*.crdownload"))
+
+        self.browser.wait(whole, name)
         return path

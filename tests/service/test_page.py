@@ -334,6 +334,17 @@ def test_dropped_and_pasted(page: Page, image: Path) -> None:
     assert browser.errors() == []
 
 
+def test_who_drops_an_image_and_asks_at_once_is_heard(page: Page, image: Path) -> None:
+    """In one go, so that the picture cannot be decoded in between."""
+    text = base64.b64encode(image.read_bytes()).decode()
+    page.open()
+    press = 'document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "p", bubbles: true }))'
+    page.browser.run(f"{HAND_OVER}; {press}", "drop", [["a.png", "image/png", text]])
+    page.idle()
+    assert page.mask().any()
+    assert page.browser.errors() == []
+
+
 def test_token(browser: Browser, start: Callable[..., Any], tmp_path: Path, image: Path) -> None:
     with start(token="a-token-of-enough-signs") as service:
         page = Page(browser, service, tmp_path)

@@ -39,6 +39,7 @@ async function changed() {
   panel.render();
   list.render();
   position();
+  offerPredict(); // not after the picture is decoded: who drops an image and presses P at once means it
   const item = state.item;
   const drawn = await view.show();
   if (item !== state.item) return;
@@ -100,11 +101,16 @@ function message(drawn) {
   $("message-id").querySelector("code").textContent = item?.error?.requestId ?? "";
   $("retry").textContent = item?.error || state.problem ? "Try again" : "Predict";
   $("busy").hidden = !busy;
-  $("predict").disabled = !item || busy || !state.phrases.length || !state.model;
-  $("predict").classList.toggle("primary", Boolean(item) && (shownModels().some((model) => model && missing(item, model).length) || Boolean(item.error)));
+  offerPredict();
   clearInterval(ticking);
   if (busy) ticking = setInterval(tick, 200);
   tick();
+}
+
+function offerPredict() {
+  const { item } = state;
+  $("predict").disabled = !item || item.jobs.size > 0 || !state.phrases.length || !state.model;
+  $("predict").classList.toggle("primary", Boolean(item) && (shownModels().some((model) => model && missing(item, model).length) || Boolean(item.error)));
 }
 
 function tick() {
