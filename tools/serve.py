@@ -16,7 +16,8 @@ from pathlib import Path
 
 from vesselseg.cli import describe_os_error, run_tool
 from vesselseg.errors import UserError
-from vesselseg.inference.model_arguments import add_model_arguments, load_chosen
+from vesselseg.inference.flips import FLIPS
+from vesselseg.inference.model_arguments import add_model_arguments, add_tta_argument, load_chosen
 from vesselseg.service.settings import ServiceSettings
 
 PACKAGES = ("fastapi", "starlette", "pydantic", "uvicorn", "python_multipart", "prometheus_client")
@@ -39,6 +40,7 @@ def main() -> None:
         queue=arguments.queue,
         batch=arguments.batch,
         wait_ms=arguments.wait_ms,
+        flips=arguments.tta == FLIPS,
     )
     # The model's libraries take many seconds to import: --help and wrong arguments are answered without them.
     from vesselseg.service.app import create_app
@@ -74,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--wait-ms", type=float, default=usual.wait_ms, help="longest wait for others to share a batch "
                         "with (default: %(default)g)")  # fmt: skip
+    add_tta_argument(parser)
     add_model_arguments(parser)
     return parser.parse_args()
 

@@ -126,6 +126,15 @@ def test_models_health_and_page(service: RunningService) -> None:
         assert_error(service.get(f"/static/{name}"), 404, "not_found")
 
 
+def test_mirrored_copies_are_averaged(start: Callable[..., Any], predictor: Predictor) -> None:
+    with start(flips=True) as flipping:
+        found = flipping.predict(png(picture(4))).json()["objects"][0]
+    wanted = predictor.predict([picture(4)], [["blood vessel"]], flips=True)[0].probabilities[0] * 255
+    np.testing.assert_allclose(pixels_of(found["probability_png"]), wanted, atol=1)
+    plain = predictor.predict([picture(4)], [["blood vessel"]])[0].probabilities[0] * 255
+    assert np.abs(plain - wanted).max() > 3
+
+
 def test_what_is_counted(service: RunningService) -> None:
     before = service.metric("vesselseg_batch_images_sum")
     assert service.predict(png(picture(6))).status_code == 200

@@ -59,9 +59,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_refining_arguments(parser: argparse.ArgumentParser) -> None:
     """--tta, --min-component and --fill-holes: what is done beside asking the model once; eval.py tells their worth."""
-    parser.add_argument("--tta", choices=(FLIPS,), help="average the answers over the mirrored image: 4 x the time")
+    add_tta_argument(parser)
     parser.add_argument("--min-component", type=positive, metavar="PIXELS", default=0, help="drop smaller components")
     parser.add_argument("--fill-holes", type=positive, metavar="PIXELS", default=0, help="fill holes up to this size")
+
+
+def add_tta_argument(parser: argparse.ArgumentParser) -> None:
+    """--tta."""
+    parser.add_argument("--tta", choices=(FLIPS,), help="average the answers over the mirrored image: 4 x the time")
 
 
 def loading_of(arguments: argparse.Namespace) -> Loading:

@@ -54,8 +54,10 @@ class Entry:
 class ModelQueue:
     """Takes entries from any thread. An entry whose future is cancelled before its turn is passed over."""
 
-    def __init__(self, name: str, predictor: Predictor, batch: int, wait_s: float, metrics: Metrics) -> None:
-        self.name, self.predictor = name, predictor
+    def __init__(
+        self, name: str, predictor: Predictor, batch: int, wait_s: float, metrics: Metrics, flips: bool = False
+    ) -> None:
+        self.name, self.predictor, self._flips = name, predictor, flips
         self._batch, self._wait_s, self._metrics = batch, wait_s, metrics
         self._waiting: deque[Entry] = deque()
         self._changed = threading.Condition()
@@ -104,7 +106,7 @@ class ModelQueue:
         """Let the views of the next batch be made, and of no more: they take memory."""
         for entry in islice(self._waiting, self._batch):
             if entry.asked is None:
-                entry.asked = self._views.submit(self.predictor.ask, [entry.image], [entry.phrases])
+                entry.asked = self._views.submit(self.predictor.ask, [entry.image], [entry.phrases], self._flips)
 
     def _work(self) -> None:
         while batch := self._next_batch():

@@ -38,7 +38,7 @@ class Service:
     def __init__(self, predictors: Mapping[str, Predictor], settings: ServiceSettings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.queues = {
-            name: ModelQueue(name, predictor, settings.batch, settings.wait_ms / 1000, metrics)
+            name: ModelQueue(name, predictor, settings.batch, settings.wait_ms / 1000, metrics, settings.flips)
             for name, predictor in predictors.items()
         }
         self._keeper = None if settings.keep is None else Keeper(settings.keep)

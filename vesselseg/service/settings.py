@@ -21,6 +21,7 @@ class ServiceSettings:
     rate: requests per second that one client address may make on average, 0 for any number; ten seconds' worth at once.
     queue: requests accepted at once, waiting ones included. batch: images that the model gets at once.
     wait_ms: milliseconds that a request waits for others to share its batch, at most.
+    flips: probabilities are the mean over the image and its mirrored copies.
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +33,7 @@ class ServiceSettings:
     queue: int = 256
     batch: int = 64
     wait_ms: float = 20.0
+    flips: bool = False
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
