@@ -97,9 +97,9 @@ def test_a_run_that_is_killed_and_hangs_on_two_nodes_ends_as_if_nothing_had_been
     assert outcome.returncode == 0, outcome.stderr
 
     # Two nodes of one process, the second of which is killed in iteration 15.
-    started = time.monotonic()
     status, said = submit(training, folder, broken, 1, **SETTINGS, train_dataset__dies_after=14)
-    assert status == 128 + signal.SIGKILL and time.monotonic() - started < 120
+    killed_at = (training.trace / broken.name / "1.txt").stat().st_mtime  # its last image
+    assert status == 128 + signal.SIGKILL and time.time() - killed_at < 120
     for text in said:
         assert f"error: process 1 on node 1 ({HOST}) was ended by SIGKILL" in text
         assert "Traceback" not in text and "signal, shutting down" not in text
@@ -110,7 +110,7 @@ def test_a_run_that_is_killed_and_hangs_on_two_nodes_ends_as_if_nothing_had_been
     stopped = {"train_dataset__dies_after": 2, "train_dataset__dies_by": int(signal.SIGSTOP)}
     status, said = submit(training, folder, broken, 2, **more, **stopped)
     hung_at = (broken / "iter_14.resume").stat().st_ctime
-    assert status == 128 + signal.SIGKILL and time.time() - hung_at < 60
+    assert status == 128 + signal.SIGKILL and time.time() - hung_at < 120
     for text in said:
         assert f"error: process 3 on node 1 ({HOST}) gave no sign of life for {LOST_AFTER} s" in text
     assert (

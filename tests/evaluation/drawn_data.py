@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,11 +69,13 @@ def call_tool(name: str, *arguments: object) -> int:
     assert specification is not None and specification.loader is not None
     tool = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(tool)
-    before = sys.argv
+    before, package = sys.argv, logging.getLogger("vesselseg")
+    level = package.level
     sys.argv = [name, *map(str, arguments)]
     try:
         cli.run_tool(tool.main)
     except SystemExit as end:
         return int(end.code or 0)
-    finally:
+    finally:  # what a tool says is not for the tests after it
         sys.argv = before
+        package.setLevel(level)

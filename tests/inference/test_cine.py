@@ -132,7 +132,7 @@ def test_frames_are_read_one_batch_ahead_and_once(mode: str, predictor: Sa2VAPre
     predictions: Iterator[Prediction] = segment_cine(predictor, frames, PHRASES, mode, batch=3)
     assert frames.seen == []
     next(predictions)
-    for _ in range(500):  # a thread reads the second batch while nothing is asked for
+    for _ in range(6000):  # a thread reads the second batch while nothing is asked for
         if len(frames.seen) == 6:
             break
         time.sleep(0.01)
