@@ -37,11 +37,11 @@ def forked(model: Path, source: Path, out: Path, *arguments: object, **environme
     return process
 
 
-def wait_for_bytes(path: Path, size: int) -> None:
+def wait_for_bytes(path: Path, size: int, writer: ForkProcess) -> None:
     """Until a file has grown that large."""
     limit = time.monotonic() + 200
     while not (path.exists() and path.stat().st_size > size):
-        assert time.monotonic() < limit, f"{path} did not grow"
+        assert writer.is_alive() and time.monotonic() < limit, f"{path} did not grow"
         time.sleep(0.01)
 
 

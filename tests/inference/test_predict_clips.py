@@ -232,7 +232,7 @@ def test_two_processes_share_the_files_and_one_is_killed(
     for number in range(60):
         picture(number % 3).save(source / f"{number}.png")
     first, second = ranks(model, source, out)
-    wait_for_bytes(out / "predictions.rank1.jsonl", 1000)
+    wait_for_bytes(out / "predictions.rank1.jsonl", 1000, second)
     second.kill()
     second.join()
     assert first.is_alive(), "it works, or waits for the other"

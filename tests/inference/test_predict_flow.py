@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path, capsys: pytest.Captur
     for number in range(60):
         picture(number % 3).save(source / f"{number}.png")
     process, state = forked(model, source, out, "--batch", 1, "--save", ALL), out / "predictions.jsonl"
-    wait_for_bytes(state, 3000)
+    wait_for_bytes(state, 3000, process)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL

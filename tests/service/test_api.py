@@ -163,8 +163,16 @@ def test_openapi_tells_forms_answers_and_errors(service: RunningService) -> None
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(content["components"]["schemas"])
 
 
-def test_kept_folders_hold_image_and_results(start: Callable[..., Any], predictor: Predictor, tmp_path: Path) -> None:
-    image = picture(7)
+def test_kept_folders_hold_image_and_results(
+    start: Callable[..., Any], predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, rename = picture(7), Path.rename
+
+    def whole(building: Path, target: Path) -> Path:
+        assert not target.exists() or any(target.iterdir()), "nobody sees a folder before all is in it"
+        return rename(building, target)
+
+    monkeypatch.setattr(Path, "rename", whole)
     with start(keep=tmp_path / "kept") as service:
         for _ in range(2):
             answer = service.predict(png(image), "a.png", {"X-Request-ID": "mine"}, threshold="0.45")

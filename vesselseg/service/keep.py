@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from itertools import count
@@ -53,14 +54,14 @@ class Keeper:
             ) from None
 
     def _put(self, building: Path, request_id: str) -> None:
-        """A client chooses its request ids, so one may come twice."""
+        """A client chooses its request ids, so one may come twice. One step: no folder is ever seen half full."""
         for name in _names(request_id):
             try:
-                (self._folder / name).mkdir()
                 building.rename(self._folder / name)
                 return
-            except FileExistsError:
-                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
 
 
 def _names(request_id: str) -> Iterator[str]:
