@@ -64,8 +64,8 @@ def main() -> None:
     plain = load_prompted(folder, "cpu", torch.float32)
     forms = {
         "torch": plain,
-        ONNX: OnnxPredictor(plain.prompted, folder / ONNX, arguments.threads),
-        ONNX_INT8: OnnxPredictor(plain.prompted, folder / ONNX_INT8, arguments.threads),
+        ONNX: OnnxPredictor(plain.model, folder / ONNX, arguments.threads),
+        ONNX_INT8: OnnxPredictor(plain.model, folder / ONNX_INT8, arguments.threads),
     }
     found = {name: round(seconds_per_image(predictor, arguments.rounds), 3) for name, predictor in forms.items()}
     print(json.dumps({"variant": arguments.variant, "size": arguments.size, "seconds_per_image": found}))

@@ -21,6 +21,7 @@ from tests.evaluation.conftest import drawn
 from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.isolated import run_without
 from tests.tiny import picture, shaken_model
+from vesselseg.data.manifest import image_digests
 from vesselseg.distill import graphs
 from vesselseg.distill.distilling import RESULTS_FILE, DistillOptions, distill
 from vesselseg.distill.learning import Teaching, candidates, mean_head
@@ -37,6 +38,7 @@ from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.prompted_sam2 import POSITIONS, positions_matrix
 
 PHRASE = "blood vessel"
+BIG_TRAINED_ON = "0123456789ab"
 QUICK = DistillOptions(minutes=0.02)
 SHORTLY = ("--minutes", 0.02, "--device", "cpu")
 IMAGE = picture(5, 150, 120)
@@ -60,6 +62,7 @@ def big(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = shaken_model(tiny_base)
     model.seg_projector.linear_2.weight.data *= 40  # so that the vectors, and with them the masks, depend on the image
     model.config.threshold, model.config.mask_temperature = 0.4, 1.5
+    model.config.training_images = BIG_TRAINED_ON
     folder = tmp_path_factory.mktemp("big")
     write_published_folder(model, read_base_folder(tiny_base).tokenizer, folder, dtype=torch.float32, extra={})
     return folder
@@ -133,11 +136,21 @@ def test_training_on_masks_lowers_their_loss(distilled: Distilled) -> None:
     assert losses[-1][0] < losses[0][0]
 
 
+def test_the_folder_tells_what_both_models_trained_on(distilled: Distilled, data: Drawn) -> None:
+    own = image_digests(data.folder, data.records("train")).values()
+    assert read_config(distilled)["training_images"].split() == sorted({*own, BIG_TRAINED_ON})
+
+
+def read_config(distilled: Distilled) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((distilled.folder / "config.json").read_text())
+    return content
+
+
 def test_the_folder_is_what_was_measured(distilled: Distilled) -> None:
     folder, result = distilled.folder, distilled.content
     files = {"config.json", "model.safetensors", "README.md", "report.html", RESULTS_FILE, graphs.ONNX}
     assert files | {graphs.ONNX_INT8, graphs.PROGRAM, "predict_onnx.py"} <= {path.name for path in folder.iterdir()}
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(distilled)
     assert config["model_type"] == "vesselseg_sam2" and config["phrases"] == [PHRASE]
     assert config["threshold"] == distilled.chosen["threshold"] and config["mask_temperature"] == 1.5
     checked = {one["file"]: one for one in result["forms"]}
@@ -193,7 +206,7 @@ def test_positions_stay_exact_in_half_types(folder: Path) -> None:
     loaded = load_predictor(folder, device="cpu", dtype=torch.bfloat16)
     assert isinstance(loaded, PromptedPredictor)
     remote = VesselSegSAM2Model.from_pretrained(folder, dtype=torch.bfloat16)
-    for model in (loaded.prompted, remote.prompted):
+    for model in (loaded.model, remote.prompted):
         assert model.dtype == torch.bfloat16
         assert torch.equal(positions_matrix(model), exact)
 
@@ -201,10 +214,10 @@ def test_positions_stay_exact_in_half_types(folder: Path) -> None:
 def test_onnx_gives_the_same_masks_for_any_batch(folder: Path) -> None:
     plain = load_predictor(folder, device="cpu")
     assert isinstance(plain, PromptedPredictor)
-    onnx = graphs.OnnxPredictor(plain.prompted, folder / graphs.ONNX)
+    onnx = graphs.OnnxPredictor(plain.model, folder / graphs.ONNX)
     squares = torch.stack([plain.views.square(picture(number)) for number in range(5)])
     with torch.no_grad():
-        expected = plain.prompted(squares)
+        expected = plain.model(squares)
     scale = float(expected.abs().max())
     for count in (1, 2, 5):
         assert float((onnx.run(squares[:count]) - expected[:count]).abs().max()) <= 1e-3 * scale

@@ -14,6 +14,7 @@ import torch
 
 from tests.engine.conftest import IMAGES, Training, rows
 from vesselseg.config import load_config
+from vesselseg.data.manifest import image_digests, read_split
 from vesselseg.engine.trace_summary import IDLE, ORDER, summarise
 from vesselseg.inference.load import load_predictor
 
@@ -169,6 +170,12 @@ def test_a_checkpoint_predicts_and_holds_only_what_trains(whole: Path) -> None:
     size = sum(value.numel() * value.element_size() for value in content["state_dict"].values())
     assert (whole / "best.pth").stat().st_size < 1.1 * size + 200_000
     assert load_predictor(whole / "best.pth", device="cpu").threshold == pytest.approx(content["threshold"])
+
+
+def test_a_checkpoint_tells_what_it_trained_on(training: Training, whole: Path, resumed: Path) -> None:
+    digests = image_digests(training.data, read_split(training.data, "train")).values()
+    for path in (whole / "best.pth", whole / "iter_18.pth", resumed / "iter_18.pth"):
+        assert torch.load(path, weights_only=True)["training_images"].split() == sorted(set(digests))
 
 
 def test_what_ran_is_a_config_that_loads(whole: Path) -> None:

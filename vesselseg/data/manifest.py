@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -211,6 +211,12 @@ def read_split(folder: Path, split: str) -> list[Record]:
 def fingerprint(folder: Path) -> str:
     """SHA-256 (first 16 hex digits) over annotations.json and splits.json: which data a result was made with."""
     return _digest(dataset_home(folder) / "annotations.json", Path(folder) / "splits.json")
+
+
+def image_digests(folder: str | Path, records: Iterable[Record]) -> dict[str, str]:
+    """Image -> SHA-256 (first 12 hex digits) of its file: the same picture in another split, fold or dataset folder."""
+    contents = ((record.image, image_path(folder, record).read_bytes()) for record in records)
+    return {image: hashlib.sha256(content).hexdigest()[:12] for image, content in contents}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vesselseg.data.manifest import fingerprint, image_path
+from vesselseg.data.manifest import fingerprint, image_digests, image_path
 from vesselseg.data.read_image import read_image
 from vesselseg.distill import graphs
 from vesselseg.distill.folder import FormCheck, check_forms, small_model, write_graphs, write_model
@@ -140,7 +140,9 @@ def distill(
             lessons.append(collect(teacher, data, chosen, phrases, options.batch))
         bench = Bench(data, records[CHOOSING], options.batch, track)
         images = len(records[TRAINING]), len(records[CHOOSING])
-        result = _Run(teacher, bench, lessons[0], lessons[1], phrases, options).run(folder, model, images)
+        seen = {*teacher.model.config.training_images.split(), *image_digests(data, records[TRAINING]).values()}
+        run = _Run(teacher, bench, lessons[0], lessons[1], phrases, options, " ".join(sorted(seen)))
+        result = run.run(folder, model, images)
         content = json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n"
         (folder / RESULTS_FILE).write_text(content, encoding="utf-8")
         write_card(result, folder)
@@ -156,6 +158,7 @@ class _Run:
     choosing: Lesson
     phrases: tuple[str, ...]
     options: DistillOptions
+    training_images: str
 
     def run(self, folder: Path, model: str, images: tuple[int, int]) -> Distillation:
         """Teach, measure, write the winner's files."""
@@ -209,6 +212,7 @@ class _Run:
             head_width=candidate.head.width,
             threshold=threshold,
             mask_temperature=self.teacher.temperature,
+            training_images=self.training_images,
         )
         return PromptedSAM2(config, grounding, candidate.head.to(near.device, near.dtype)).eval()
 

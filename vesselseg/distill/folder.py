@@ -63,6 +63,7 @@ def write_model(model: PromptedSAM2, folder: Path) -> None:
         "grounding_config": config.grounding_config,
         "threshold": config.threshold,
         "mask_temperature": config.mask_temperature,
+        "training_images": config.training_images,
         "auto_map": AUTO_MAP,
     }
     (folder / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -134,9 +134,11 @@ def checkpoint_elements(model: Sa2VA) -> int:
 
 def load_trained(model: Sa2VA, path: Path) -> None:
     """Put a checkpoint's weights, our own or of the published code, into a model; raises WeightsError."""
-    state, kind = checkpoint_tensors(model, read_training_file(path, model_config={}), str(path))
+    content = read_training_file(path, model_config={})
+    state, kind = checkpoint_tensors(model, content, str(path))
     with _gathered(model, state.keys(), modifier_rank=0), torch.no_grad():
         load_trainable(model, state, str(path), **kind)
+    model.config.add_training_images(content.get("training_images", ""))
 
 
 def _gathered(model: Sa2VA, further: Collection[str] = (), modifier_rank: int | None = None) -> AbstractContextManager:

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from vesselseg.config import config_text, expand
 from vesselseg.data.collate import collate
+from vesselseg.data.manifest import image_digests
 from vesselseg.data.vessel_dataset import VesselDataset
 from vesselseg.engine import console
-from vesselseg.engine.checkpoint import RunIdentity, RunState, Sizes, read_run_state, weights_file
+from vesselseg.engine.checkpoint import RunIdentity, RunState, Sizes, process_rank, read_run_state, weights_file
 from vesselseg.engine.config_check import import_name
 from vesselseg.engine.feature_filling import FeatureHook
 from vesselseg.engine.loop import LateDataLoader, VesselTrainLoop
@@ -247,11 +248,13 @@ def _loader(dataset: VesselDataset, sampler: StreamSampler, settings: Loader) ->
 
 
 def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog, identity: RunIdentity) -> list[Any]:
+    digests = image_digests(dataset.root, dataset.records if process_rank() == 0 else ())  # read once, not by each
     facts = CheckpointFacts(
         model_config=Config(config["model"]["sa2va"]).to_dict(),
         config=config_text(config),
         data_root=str(config["data_root"]),
         data_fingerprint=dataset.fingerprint,
+        training_images=" ".join(digests.values()),
     )
     hooks = [
         StartReportHook(plan),

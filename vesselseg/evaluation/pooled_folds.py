@@ -13,8 +13,8 @@ from typing import Any
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRICS
 from vesselseg.evaluation.results import RESULTS_FILE, as_dict, write_csv
-from vesselseg.evaluation.seen_images import training_alarm
 from vesselseg.evaluation.scores import Evaluation, Scored, ThresholdChoice
+from vesselseg.evaluation.seen_images import training_alarm
 from vesselseg.evaluation.summaries import group_means, summarise_groups, summarise_items
 from vesselseg.output_folder import whole_folder
 

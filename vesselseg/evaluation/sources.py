@@ -88,12 +88,15 @@ class ModelSource:
 
     kind = "model"
 
-    def __init__(self, path: Path, predictor: Predictor, records: Sequence[Record]) -> None:
-        """records: the whole dataset's; an image without phrases is asked for the dataset's most frequent one."""
+    def __init__(self, path: Path, predictor: Predictor, records: Sequence[Record], training_images: str = "") -> None:
+        """records: the whole dataset's; an image without phrases is asked for the dataset's most frequent one.
+
+        training_images: see ``Sa2VAConfig``.
+        """
         self.path = Path(path)
         self.threshold = float(predictor.threshold)
         self.threshold_origin = "stored with the model"
-        self.training_images = frozenset(getattr(predictor.model.config, "training_images", "").split())
+        self.training_images = frozenset(training_images.split())
         self._predictor = predictor
         counted = Counter(phrase for record in records for phrase in record.phrases)
         self._usual_phrase = counted.most_common(1)[0][0] if counted else ""
@@ -129,4 +132,5 @@ def open_source(path: Path, records: Sequence[Record], loading: Loading = AS_IT_
         )
     if path.is_file() and path.suffix not in (".pth", ".pt"):
         raise EvaluationError(f"{path}: expected a folder, or a training checkpoint ending in .pth")
-    return ModelSource(path, loading.predictor(path), records)
+    predictor = loading.predictor(path)
+    return ModelSource(path, predictor, records, predictor.model.config.training_images)

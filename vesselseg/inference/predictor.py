@@ -30,6 +30,7 @@ Batch = tuple[Sequence[Image.Image], Sequence[Sequence[str]]]  # images, and per
 class MaskModel(Protocol):
     """A torch module with SAM2 in it."""
 
+    config: Any
     grounding: SAM2Grounding
     training: bool
 

@@ -13,7 +13,7 @@ MODEL_TYPE = "vesselseg_sam2"
 class PromptedSAM2Config(PretrainedConfig):
     """phrases: what the model can be asked for, one mask each. head_width: of `PromptHead`.
 
-    grounding_config, threshold, mask_temperature: as in `Sa2VAConfig`.
+    grounding_config, threshold, mask_temperature, training_images: as in `Sa2VAConfig`.
     """
 
     model_type = MODEL_TYPE
@@ -25,6 +25,7 @@ class PromptedSAM2Config(PretrainedConfig):
         head_width: int = 0,
         threshold: float = 0.5,
         mask_temperature: float = 1.0,
+        training_images: str = "",
         **kwargs: Any,
     ) -> None:
         self.phrases = list(phrases)
@@ -32,4 +33,5 @@ class PromptedSAM2Config(PretrainedConfig):
         self.head_width = head_width
         self.threshold = threshold
         self.mask_temperature = mask_temperature
+        self.training_images = training_images
         super().__init__(**kwargs)

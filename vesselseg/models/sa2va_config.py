@@ -31,6 +31,8 @@ class Sa2VAConfig(PretrainedConfig):
     default_phrase: what is segmented when a request names nothing.
     training_loss: arguments of `losses.total.TotalLoss` that the model was trained with; none means its own defaults,
     which are the published code's.
+    training_images: 12 hex digits for each image file that the model has trained on (`manifest.image_digests`), with
+    blanks between; empty where that is not known.
     """
 
     model_type = "sa2va_chat"
@@ -52,6 +54,7 @@ class Sa2VAConfig(PretrainedConfig):
         mask_temperature: float = 1.0,
         default_phrase: str = "blood vessel",
         training_loss: dict[str, Any] | None = None,
+        training_images: str = "",
         **kwargs: Any,
     ) -> None:
         self.llm_config = dict(llm_config or {})
@@ -69,8 +72,13 @@ class Sa2VAConfig(PretrainedConfig):
         self.mask_temperature = mask_temperature
         self.default_phrase = default_phrase
         self.training_loss = dict(training_loss or {})
+        self.training_images = training_images
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
+
+    def add_training_images(self, digests: str) -> None:
+        """Note further images that the model has trained on."""
+        self.training_images = " ".join(sorted({*self.training_images.split(), *digests.split()}))
 
     @property
     def tokens_per_tile(self) -> int:

@@ -1,8 +1,9 @@
 """A training checkpoint `.pth`: what trains, and what is needed to use it.
 
 Ours holds plain types and tensors only, so that it opens without running code: `state_dict` (see `checkpoint_state`),
-`model_config` (arguments of `build_model`), `threshold`, `data_fingerprint`, `config`, `versions`, `meta`. Those of the
-published code (see `published_training`) hold no settings; which of the two a file is shows in its content.
+`model_config` (arguments of `build_model`), `threshold`, `data_fingerprint`, `training_images`, `config`, `versions`,
+`meta`. Those of the published code (see `published_training`) hold no settings; which of the two a file is shows in its
+content.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ def build_from_training_file(
         load_checkpoint(model, content, str(path))
     model.config.threshold = float(content["threshold"])
     model.config.mask_temperature = 1.0  # one that the base folder holds was fitted to the base's own answers
+    model.config.add_training_images(content.get("training_images", ""))
     return model, content
 
 

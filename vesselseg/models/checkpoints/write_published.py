@@ -148,6 +148,7 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
         "mask_temperature": config.mask_temperature,
         "default_phrase": config.default_phrase,
         "training_loss": config.training_loss,
+        "training_images": config.training_images,
     }
 
 
