@@ -8,8 +8,8 @@ Images, augmentation, questions, their order, losses, what trains and the learni
 best.pth, ZeRO, stored features, going on with another number of processes. DIR/trainer_state.json holds the losses.
 
 DIR.checkpoints gets, every --save-steps optimizer steps and at Ctrl-C or SIGTERM, what trains and the states of
-optimizer, learning rate and random numbers; the frozen weights stay in FOLDER. The same command with --resume goes on from the
-newest, with the images and losses of a run that never stopped. DIR.checkpoints is removed when DIR is written.
+optimizer, learning rate and random numbers; the frozen weights stay in FOLDER. The same command with --resume goes on
+from there, with images and losses of a run that never stopped. DIR.checkpoints is removed when DIR is written.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import os
 import shutil
 import signal
 from collections.abc import Sequence
@@ -103,8 +104,7 @@ def check_checkpoints(folder: Path, resume: bool, force: bool) -> None:
     if resume and not found:
         raise UserError(f"{folder} holds no checkpoint, so there is nothing to resume; start without --resume")
     if found and not (resume or force):
-        choice = "go on with it (--resume), throw it away (--force), or choose another --out"
-        raise UserError(f"{folder} holds a stopped run ({found[-1].name}); {choice}")
+        raise UserError(f"{folder} holds a stopped run ({found[-1].name}): go on (--resume) or throw it away (--force)")
 
 
 def check_folder(folder: Path) -> None:
@@ -180,16 +180,15 @@ class StopOnSignal(TrainerCallback):
     received = 0  # the signal's number
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Loading processes inherit this, so that a signal to all of them does not end them before the step."""
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Listen, until training ends or a signal comes."""
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Back to what was."""
+        """Listen no longer."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def note(self, number: int, _: Any) -> None:
-        """Handle a signal."""
+    def _note(self, number: int, _: Any) -> None:
         self.received = number
         self.on_train_end()
 
@@ -216,11 +215,11 @@ class ResumableTrainer(Trainer):
                 raise UserError(f"{folder}: another run is writing to it; wait, or choose another --out") from None
             except OSError:
                 pass  # some network file systems lock nothing
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             found = checkpoints_in(folder)
             chosen = newest_whole(folder, self.settings) if resume else None
-            for useless in found[found.index(chosen) + 1 :] if chosen else found:  # damaged, or of before --force
-                shutil.rmtree(useless)
+            damaged = found[found.index(chosen) + 1 :] if chosen else found  # or of before --force
+            for useless in (folder / UNFINISHED, *damaged):
+                shutil.rmtree(useless, ignore_errors=True)
         return broadcast_object_list([chosen and str(chosen)])[0]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -268,6 +267,7 @@ class PlannedTrainer(ResumableTrainer):
             gradient_accumulation_steps=args.accumulation,
             max_grad_norm=schedule.clip,
             bf16=on_gpu,
+            use_cpu=not on_gpu,
             gradient_checkpointing=on_gpu,
             logging_steps=1,
             save_steps=args.save_steps,
@@ -280,9 +280,8 @@ class PlannedTrainer(ResumableTrainer):
         self.batches = StreamSampler(self.plan, told.process_index, args.seed)
         told.max_steps = self.plan.optimizer_steps
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=on_gpu
-        )
+        decay = schedule.weight_decay
+        optimizer = torch.optim.AdamW(trained, schedule.lr, schedule.betas, weight_decay=decay, fused=on_gpu)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.plan.learning_rate(step) / schedule.lr)
         super().__init__(model, told, inputs, data, processing_class=tokenizer, optimizers=(optimizer, rate))
         self.stop = StopOnSignal()
@@ -292,7 +291,8 @@ class PlannedTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Each process's share of the images, in the order of the plan."""
-        return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=inputs, num_workers=2)
+        apart = {"num_workers": 2, "worker_init_fn": lambda _: os.setsid()}  # what stops all ends no loader early
+        return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=inputs, **apart)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def test_stopped_then_crashed_then_damaged(
     damaged.write_bytes(damaged.read_bytes()[:-10])
     capsys.readouterr()
     assert runs(out) == 2
-    assert "holds a stopped run (checkpoint-4); go on with it (--resume)" in capsys.readouterr().err
+    assert "holds a stopped run (checkpoint-4): go on (--resume) or throw it away (--force)" in capsys.readouterr().err
     assert runs(out, "--resume", "--lr", 1e-3, "--accumulation", 1) == 2
     message = capsys.readouterr().err
     assert "checkpoint-3 was written with other settings" in message
