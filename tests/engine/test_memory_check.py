@@ -20,6 +20,7 @@ from tests.engine.test_flat_parameters import engine_of
 from tests.tiny import TRUNK
 from vesselseg.config import load_config
 from vesselseg.engine import memory_limit
+from vesselseg.engine.launcher import free_port
 from vesselseg.engine.memory_plan.check import MemoryPlanError, Room, check_memory, lacks, room_of
 from vesselseg.engine.memory_plan.plan import GIB
 from vesselseg.engine.memory_plan.setup import Setup
@@ -135,11 +136,13 @@ def test_training_stops_before_it_touches_anything_and_force_goes_on(training: T
     arguments = training.command(tmp_path / "run", processes=1, **options)
     config = arguments[arguments.index("train") + 1]
     command = [sys.executable, "-c", SMALL_CARD, str(REPOSITORY / "tools" / "train.py"), config, *arguments[5:]]
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29653"}
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        whole = [*command[:5], *more, *command[5:]]
-        return subprocess.run(whole, env={**environment(), **alone}, capture_output=True, text=True, check=False)
+        whole, port = [*command[:5], *more, *command[5:]], {"MASTER_PORT": str(free_port())}
+        return subprocess.run(
+            whole, env={**environment(), **alone, **port}, capture_output=True, text=True, check=False
+        )
 
     stopped = run()
     assert stopped.returncode == 2 and "error: this run cannot fit" in stopped.stderr, stopped.stderr

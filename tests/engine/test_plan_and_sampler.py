@@ -97,6 +97,7 @@ def test_epochs_and_seeds_differ_in_order() -> None:
 
 def take_part(rank: int, world_size: int, images: int, folder: str) -> None:
     """One process: gather from all of them what they would train on."""
+    torch.set_num_threads(1)  # those of before the fork are not there
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world_size)
     sampler = StreamSampler(plan(images, world_size, epochs=3), torch.distributed.get_rank(), seed=1)
     batches = list(torch.utils.data.DataLoader(Items(), batch_sampler=sampler, collate_fn=list))
@@ -117,7 +118,10 @@ class Items(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize(("world_size", "images"), [(2, 24), (4, 22)])
 def test_every_epoch_holds_each_image_once_across_processes(world_size: int, images: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(take_part, (world_size, images, str(tmp_path)), nprocs=world_size)
+    arguments = (world_size, images, str(tmp_path))
+    torch.multiprocessing.start_processes(
+        take_part, arguments, nprocs=world_size, start_method="fork"
+    )  # imports nothing
     per_process = torch.load(tmp_path / "seen.pt")
     assert len({len(batches) for batches in per_process}) == 1, "processes must run equally many iterations"
     seen = Counter(item for batches in per_process for batch in batches for item in batch)
