@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from vesselseg.errors import UserError
 from vesselseg.models.merging import is_adapted, merged_weight
-from vesselseg.models.quantised import PackedLinear, number_of_weights
+from vesselseg.models.quantised import PackedLinear, mute_kernel_hint, number_of_weights
 from vesselseg.models.sa2va import Sa2VA
 
 TABLES = ("embed_tokens", "lm_head")
@@ -92,8 +91,8 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def _peft() -> Any:
-    """For those who need it: it takes seconds, with bitsandbytes, which on some CPUs tells of a missing kernel."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    """For those who need it: it takes seconds, with bitsandbytes, which it imports."""
+    mute_kernel_hint()
     import peft
 
     return peft

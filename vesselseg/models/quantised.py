@@ -7,6 +7,7 @@ checkpoint and the adapter beside it stay what they are. Head, embeddings, visio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -158,7 +159,19 @@ def require_quantising(device: torch.device | str) -> None:
         ) from error
 
 
+def mute_kernel_hint() -> None:
+    """Before bitsandbytes is imported: on CPUs that compute in bf16 it says to install a package, for products with
+    weights in 4 bits that nothing here asks it for. Its other messages stay.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_kernel_hint)
+
+
+def _is_no_kernel_hint(record: logging.LogRecord) -> bool:
+    return "`pip install kernels`" not in str(record.msg)
+
+
 def _bitsandbytes() -> Any:
+    mute_kernel_hint()
     import bitsandbytes
 
     return bitsandbytes
