@@ -96,30 +96,32 @@ READ = """
 import logging, sys
 logging.basicConfig(level=logging.INFO)
 from vesselseg.models.checkpoints.base_folder import read_base_folder
-folder = read_base_folder(sys.argv[1])
-print(len(list(folder.stream())), folder.path)
+for name in sys.argv[1:]:
+    folder = read_base_folder(name)
+    print(len(list(folder.stream())), folder.path)
 """
 
 
-def read(path: str, cache: Path, repository: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def read(paths: str, cache: Path, repository: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the hub's library reads its settings once, on import."""
     environment = {**os.environ, "HF_HOME": str(cache), "PYTHONPATH": str(repository), **variables}
-    command = [sys.executable, "-c", READ, path]
+    command = [sys.executable, "-c", READ, *paths.split()]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cache.parent, check=False)
 
 
 def test_download_then_offline(hub: Hub, tmp_path: Path, repository: Path) -> None:
     cache = tmp_path / "cache"
-    online = read("someone/tiny@v1", cache, repository, HF_ENDPOINT=hub.address)
+    online = read("someone/tiny@v1 someone/tiny", cache, repository, HF_ENDPOINT=hub.address)
     assert online.returncode == 0, online.stderr[-2000:]
     assert "/api/models/someone/tiny/revision/v1" in hub.asked
     assert any(path.endswith("model.safetensors") for path in hub.asked)
     assert not any(path.endswith((".py", ".bin")) for path in hub.asked)
-    unpinned = read("someone/tiny", cache, repository, HF_ENDPOINT=hub.address)
-    assert f"pin it with someone/tiny@{REVISION}" in unpinned.stderr
+    pinned, unpinned = online.stdout.splitlines()
+    assert pinned == unpinned and online.stderr.count("pin it with") == 1
+    assert f"pin it with someone/tiny@{REVISION}" in online.stderr
     asked = len(hub.asked)
     offline = read("someone/tiny@v1", cache, repository, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
-    assert offline.stdout == online.stdout and len(hub.asked) == asked
+    assert offline.stdout.splitlines() == [pinned] and len(hub.asked) == asked
 
 
 @pytest.mark.parametrize("variables", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints.families import write_internlm2_base
 from tests.checkpoints.published_files import qwen2_state, save
+from tests.evaluation.drawn_data import call_tool
 from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
 from vesselseg.errors import WeightsError
 from vesselseg.models.build import build_model
@@ -101,9 +102,9 @@ def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
 
 
-def test_the_tool(tiny_base: Path, tmp_path: Path, repository: Path) -> None:
-    shown = run(repository, str(tiny_base))
-    assert shown.returncode == 0 and "InternVL folder, published layout" in shown.stdout, shown.stderr
+def test_the_tool(tiny_base: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call_tool("inspect_weights.py", tiny_base) == 0
+    assert "InternVL folder, published layout" in capsys.readouterr().out
     folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     state = load_file(folder / "model.safetensors")
     del state["mlp1.1.bias"]
@@ -113,7 +114,6 @@ def test_the_tool(tiny_base: Path, tmp_path: Path, repository: Path) -> None:
     assert refused.returncode == 1 and "1 missing: projector.linear_1.bias" in printed["problem"]
     assert printed["total"] == sum(printed["parameters"].values())
     (folder / "model.safetensors").write_bytes(b"cut")
-    broken = run(repository, str(folder))
-    assert (
-        broken.returncode == 2 and "not readable as safetensors" in broken.stderr and "Traceback" not in broken.stderr
-    )
+    assert call_tool("inspect_weights.py", folder) == 2
+    complaint = capsys.readouterr().err
+    assert "not readable as safetensors" in complaint and "Traceback" not in complaint
