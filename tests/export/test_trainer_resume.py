@@ -25,13 +25,14 @@ SCRIPT = REPOSITORY / "examples" / "hf_trainer.py"
 ITERATIONS, BATCH, ACCUMULATION, SEED = 11, 2, 2, 3  # 6 optimizer steps, of which the last averages one iteration
 TOLD = ("--lr", 3e-3, "--batch", BATCH, "--accumulation", ACCUMULATION, "--max-iters", ITERATIONS, "--epochs", 99)
 KILLED_IN_ITERATION_10 = """
-import os, runpy, signal, sys
+import os, runpy, signal, sys, torch
 from transformers import Trainer
 step, begun = Trainer.training_step, []
 def killed(*arguments, **further):
     begun.append(1)
     if len(begun) == 10:
         os.kill(os.getpid(), signal.SIGKILL)
+    torch.rand(())
     return step(*arguments, **further)
 Trainer.training_step = killed
 sys.argv.pop(0)
@@ -42,11 +43,11 @@ LOCKED = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fc
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration saw. random: a sum over the state of torch's generator."""
+    """What one iteration saw. random: a draw from torch's generator, as dropout would take."""
 
     images: tuple[str, ...]
     loss: float
-    random: int
+    random: float
 
 
 class Runs:
@@ -60,7 +61,7 @@ class Runs:
 
         def noted(trainer: Trainer, model: Any, inputs: dict[str, Any], *further: Any) -> torch.Tensor:
             self.before(len(self.seen))
-            random = int(torch.get_rng_state().long().sum())
+            random = float(torch.rand(()))
             loss = step(trainer, model, inputs, *further)
             self.seen.append(Iteration(tuple(inputs["image_ids"]), float(loss), random))
             return loss
