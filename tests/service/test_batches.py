@@ -45,9 +45,9 @@ class Watched(Sa2VAPredictor):
         self.may_go = threading.Event()
         self.may_go.set()
 
-    def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> Asked:
+    def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False) -> Asked:
         self.asked += images
-        return super().ask(images, phrases)
+        return super().ask(images, phrases, flips)
 
     def answer(self, asked: Sequence[Asked], threshold: float | None = None) -> list[Prediction]:
         self.batches.append(len(asked))
@@ -306,10 +306,10 @@ def test_views_are_made_while_the_model_works_for_one_batch(predictor: Sa2VAPred
 
 def test_views_that_cannot_be_made_fail_alone(predictor: Sa2VAPredictor) -> None:
     class Odd(Watched):
-        def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> Asked:
+        def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False) -> Asked:
             if images[0].width == 33:
                 raise MemoryError
-            return super().ask(images, phrases)
+            return super().ask(images, phrases, flips)
 
     watched = Odd(predictor)
     queue = ModelQueue("tiny", watched, 3, 20, Metrics())
