@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from tests.browser import LAPTOP, Browser
 from tests.service.running import RunningService
+from vesselseg.inference.predictor import Predictor
 
 # what is painted over a stage's picture: alpha of every pixel
 PAINTED = """
@@ -124,3 +126,13 @@ class Page:
 
         self.browser.wait(whole, name)
         return path
+
+
+def probabilities(predictor: Predictor, image: Path | Image.Image, phrase: str = "blood vessel") -> np.ndarray:
+    opened = image if isinstance(image, Image.Image) else Image.open(image).convert("RGB")
+    return predictor.predict([opened], [[phrase]])[0].probabilities[0]
+
+
+def steps(values: np.ndarray, threshold: float) -> np.ndarray:
+    """The mask of probabilities in 256 steps."""
+    return np.rint(values * 255) / 255 > threshold

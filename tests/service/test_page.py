@@ -19,7 +19,7 @@ from PIL import Image
 from tests.browser import LAPTOP, Browser
 from tests.data.dicom_files import write_dicom
 from tests.labelme_files import run as prepared
-from tests.service.driven_page import HAND_OVER, PAINTED, SLIDE, TOO_SMALL, UNNAMED, Page
+from tests.service.driven_page import HAND_OVER, PAINTED, SLIDE, TOO_SMALL, UNNAMED, Page, probabilities, steps
 from tests.service.running import RunningService
 from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
@@ -43,16 +43,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "LAO 30.png"
     picture(3, WIDTH, HEIGHT).save(path)
     return path
-
-
-def probabilities(predictor: Predictor, image: Path | Image.Image, phrase: str = "blood vessel") -> np.ndarray:
-    opened = image if isinstance(image, Image.Image) else Image.open(image).convert("RGB")
-    return predictor.predict([opened], [[phrase]])[0].probabilities[0]
-
-
-def steps(values: np.ndarray, threshold: float) -> np.ndarray:
-    """The mask of probabilities in 256 steps."""
-    return np.rint(values * 255) / 255 > threshold
 
 
 def test_predict_threshold_and_overlay(page: Page, image: Path, predictor: Predictor) -> None:
