@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 from pydicom import Dataset, dcmread
-from pydicom.uid import generate_uid
+from pydicom.uid import CTImageStorage, generate_uid
 
 from tests.data.dicom_files import frames, write_dicom
 from tests.evaluation.drawn_data import REPOSITORY
@@ -50,6 +50,7 @@ def runs(tmp_path: Path) -> Path:
     """A video, a DICOM clip, one DICOM picture, and a series of three in the wrong order of names."""
     folder = tmp_path / "runs"
     clip = {**STUDY, "SeriesInstanceUID": "1.2.9.1", "SOPInstanceUID": generate_uid(), "FrameTime": "100"}
+    clip["PixelSpacing"] = [0.3, 0.3]  # calibrated, and without a position that would give it a plane
     write_dicom(folder / "clip.dcm", frames(4), **clip)
     write_dicom(folder / "one.dcm", frames(1, seed=5), **{**clip, "SeriesInstanceUID": "1.2.9.2"})
     for number, values in enumerate(frames(3, seed=7)):
@@ -201,6 +202,34 @@ def _check_segments(made: Dataset, fingerprint: str) -> None:
     coded = artery.SegmentedPropertyTypeCodeSequence[0], catheter.SegmentedPropertyCategoryCodeSequence[0]
     assert [code.CodeValue for code in coded] == ["41801008", "260787004"]  # coronary artery, physical object
     assert fingerprint in artery.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_slices_keep_their_place_in_the_patient(model: Path, middle: float, tmp_path: Path, apart: bool) -> None:
+    slices, plane = tmp_path / "in", {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.4, 0.5]}
+    shared = {**STUDY, **plane, "SeriesInstanceUID": "1.2.9.3", "FrameOfReferenceUID": "1.2.9.4", "Modality": "CT"}
+    heights = [5.0, 2.5, 0.0] if apart else [5.0, 2.5, 2.5]  # highdicom sorts them the other way round
+    for number, (values, height) in enumerate(zip(frames(3, seed=7), heights)):
+        own = {"SOPInstanceUID": f"1.2.9.3.{number}", "InstanceNumber": number + 1}
+        place = {"ImagePositionPatient": [-9, -8, height], "SOPClassUID": CTImageStorage}
+        write_dicom(slices / f"{number}.dcm", values[None], **shared, **own, **place)
+    asked = ("--phrase", "left coronary artery", "--phrase", "catheter", "--threshold", middle)
+    assert call(model, slices, tmp_path / "out", *asked, "--save", "masks,dicom-seg") == 0
+    [file] = (tmp_path / "out/dicom-seg").glob("*.dcm")
+    made, read = dcmread(file), gdcm_masks(file)
+    assert len(read) == 6 and ("FrameOfReferenceUID" in made) == apart
+    for groups, mask in zip(made.PerFrameFunctionalGroupsSequence, read):
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        number, segment = int(source.rpartition(".")[2]), groups.FrameContentSequence[0].DimensionIndexValues[0]
+        tag = ("left_coronary_artery", "catheter")[segment - 1]
+        np.testing.assert_array_equal(mask, pixels(tmp_path / f"out/masks/{file.stem}/{number:05d}_{tag}.png") > 0)
+        if apart:
+            assert groups.PlanePositionSequence[0].ImagePositionPatient == [-9, -8, heights[number]]
+    if apart:
+        shared_groups = made.SharedFunctionalGroupsSequence[0]
+        assert shared_groups.PixelMeasuresSequence[0].PixelSpacing == [0.4, 0.5]
+        assert made.FrameOfReferenceUID == "1.2.9.4" and made.PatientID == "77"
+    _check_segments(made, entries(tmp_path / "out")[f"{file.stem}"]["model"])
 
 
 def test_a_header_without_uids_is_refused_by_dicom_seg(model: Path, tmp_path: Path) -> None:

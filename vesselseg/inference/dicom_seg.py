@@ -1,7 +1,8 @@
 """Masks of a DICOM picture or clip -> a DICOM Segmentation object (PS3.3, A.51) that refers to it.
 
-highdicom makes the object for one frame. It takes no clip without positions in the patient, which projections do not
-have, so the other frames are added here: bits, what they are of, and which frame of the source they belong to.
+Slices with a position in the patient are highdicom's as they are. It takes no clip without positions, which projections
+do not have: there it makes the object for one frame, and the other frames are added here: bits, what they are of, and
+which frame of the source they belong to.
 """
 
 from __future__ import annotations
@@ -39,14 +40,15 @@ _DEVICES = r"catheter|wire|stent|device|导管|导丝|支架"
 _OWN_SCHEME = "99VESSELSEG"  # codes that begin with 99 are private (PS3.3, 8.2)
 _FILLED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "SliceThickness"),
 )
+_POSITION = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Modality")
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 # What ties a header to positions and frames that the object for one frame does not have.
 _DROPPED = (
-    *("NumberOfFrames", "FrameIncrementPointer", "FrameOfReferenceUID", "ImagePositionPatient"),
+    *("NumberOfFrames", "FrameIncrementPointer", "FrameOfReferenceUID", "ImagePositionPatient", "PixelSpacing"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence"),
-    "ImageOrientationPatient",
+    *("ImageOrientationPatient", "SliceThickness"),
 )
 
 
@@ -81,13 +83,30 @@ class SegmentationObject:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header
             try:
-                made = _of_one_frame(self._headers[0], self._shape, self._phrases, self._model)
+                made = self._in_the_patient() if _positioned(self._headers, self._shape) else self._of_one_frame()
             except (AttributeError, TypeError, ValueError) as error:  # a header against the standard; it may be quoted
                 raise UserError(f"highdicom makes no segmentation for its header ({type(error).__name__})") from None
-            self._fill(made)
             buffer = io.BytesIO()
             made.save_as(buffer)
         return buffer.getvalue()
+
+    def _in_the_patient(self) -> highdicom.seg.Segmentation:
+        """highdicom's object for slices; in its order, by segment and position."""
+        masks = np.stack(self._unpacked()).reshape(len(self._headers), -1, *self._shape)
+        pixels = np.moveaxis(masks, 1, -1)
+        return _segmentation([_filled(header) for header in self._headers], pixels, self._phrases, self._model)
+
+    def _of_one_frame(self) -> highdicom.seg.Segmentation:
+        """highdicom's object for one empty frame of a picture like the source, filled with all frames."""
+        source = _filled(self._headers[0])
+        for name in _DROPPED:
+            if name in source:
+                delattr(source, name)
+        source.SOPClassUID = ComputedRadiographyImageStorage  # one that has no frames; references name the real one
+        empty = np.zeros((1, *self._shape, len(self._phrases)), np.uint8)
+        made = _segmentation([source], empty, self._phrases, self._model)
+        self._fill(made)
+        return made
 
     def _fill(self, made: highdicom.seg.Segmentation) -> None:
         segments = list(made.PerFrameFunctionalGroupsSequence)
@@ -123,39 +142,55 @@ class SegmentationObject:
 
     def _bits(self) -> bytes:
         """Bits of all frames without gaps, the first pixel in the lowest bit (PS3.5, 8.1.1); of even length."""
-        pixels = self._shape[0] * self._shape[1]
-        if pixels % 8:
-            single = (np.unpackbits(frame, count=pixels, bitorder="little") for frame in self._packed)
-            content = np.packbits(np.concatenate(list(single)), bitorder="little").tobytes()
+        if self._shape[0] * self._shape[1] % 8:
+            content = np.packbits(np.concatenate(self._unpacked()), bitorder="little").tobytes()
         else:
             content = b"".join(frame.tobytes() for frame in self._packed)
         return content + b"\0" * (len(content) % 2)
 
+    def _unpacked(self) -> list[np.ndarray]:
+        """Per frame and segment (pixels,) uint8, 0 and 1."""
+        pixels = self._shape[0] * self._shape[1]
+        return [np.unpackbits(frame, count=pixels, bitorder="little") for frame in self._packed]
 
-def _of_one_frame(
-    header: Dataset, shape: Sequence[int], phrases: Sequence[str], model: str
-) -> highdicom.seg.Segmentation:
-    """highdicom's object for one empty frame of a picture like the source."""
-    import highdicom
 
+def _positioned(headers: Sequence[Dataset], shape: tuple[int, ...]) -> bool:
+    """Whether these are slices of one volume, each at a place of its own, and masks lie on their pixels."""
+    if not all(header.get(name) for header in headers for name in _POSITION):
+        return False
+    places = {tuple(header.ImagePositionPatient) for header in headers}
+    frames = {header.FrameOfReferenceUID for header in headers}
+    alike = {(*header.ImageOrientationPatient, *header.PixelSpacing, header.Rows, header.Columns) for header in headers}
+    single = all(int(header.get("NumberOfFrames") or 1) == 1 for header in headers)
+    fits = (headers[0].Rows, headers[0].Columns) == tuple(shape)
+    return single and fits and len(places) == len(headers) and len(frames) == len(alike) == 1
+
+
+def _filled(header: Dataset) -> Dataset:
+    """A copy with what the standard lets be empty and highdicom reads."""
     source = copy.deepcopy(header)
-    for name in _DROPPED:
-        if name in source:
-            delattr(source, name)
     for name in _FILLED:
         if name not in source:
             setattr(source, name, None)
-    source.SOPClassUID = ComputedRadiographyImageStorage  # one that has no frames; references name the real one
+    return source
+
+
+def _segmentation(
+    sources: Sequence[Dataset], pixels: np.ndarray, phrases: Sequence[str], model: str
+) -> highdicom.seg.Segmentation:
+    """highdicom's object. pixels: (sources, height, width, phrases) uint8, 0 and 1."""
+    import highdicom
+
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=f"vesselseg {model}", version=vesselseg.__version__, family=codes.DCM.ArtificialIntelligence
     )
     return highdicom.seg.Segmentation(
-        [source],
-        np.zeros((1, *shape, len(phrases)), np.uint8),
+        sources,
+        pixels,
         highdicom.seg.SegmentationTypeValues.BINARY,
         [_describe(number, phrase, algorithm) for number, phrase in enumerate(phrases, 1)],
         series_instance_uid=highdicom.UID(),
-        series_number=int(header.get("SeriesNumber") or 0) + 1000,
+        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="vesselseg",
