@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -89,6 +91,20 @@ def test_latex_is_escaped_and_closed(measured: tuple[Evaluation, PredictionSourc
     plain = re.sub(r"\\[{}]", "", text)
     assert plain.count("{") == plain.count("}")
     assert re.findall(r"\\begin\{(\w+)\}", text) == re.findall(r"\\end\{(\w+)\}", text)[::-1]
+
+
+@pytest.mark.skipif(which("pdflatex") is None, reason="needs pdflatex, from texlive-latex-recommended")
+@pytest.mark.parametrize("options", ["10pt", "11pt,a4paper", "10pt,twocolumn"])
+def test_latex_is_set_on_a_page(measured: tuple[Evaluation, PredictionSource], tmp_path: Path, options: str) -> None:
+    (tmp_path / "table.tex").write_text(latex(measured[0]), encoding="ascii")
+    body = r"\usepackage{booktabs}\begin{document}A table.\input{table}\end{document}"
+    (tmp_path / "paper.tex").write_text(rf"\documentclass[{options}]{{article}}{body}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    for _ in range(2):  # the second time references are known
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stdout[-2000:]
+    assert not re.findall(r"Warning: .*|Overfull .hbox .*", run.stdout)
+    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_latex_text() -> None:

@@ -184,7 +184,7 @@ def _cell(text: str) -> str:
 
 
 def latex(evaluation: Evaluation) -> str:
-    r"""A table environment for ``\usepackage{booktabs}``; conventions stand below it, numbered."""
+    r"""A table environment for ``\usepackage{booktabs}``; conventions, numbered, are a paragraph after it."""
     return "\n".join(_latex(evaluation)) + "\n"
 
 
@@ -197,11 +197,12 @@ def latex_text(text: str) -> str:
 def _latex(evaluation: Evaluation) -> Iterator[str]:
     notes: dict[str, int] = {}
     name = f"{evaluation.source.name} on {evaluation.data.name}, split {evaluation.split}"
-    yield r"% needs \usepackage{booktabs}"
+    place = f"tab:{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
+    yield r"% needs \usepackage{booktabs}; a page has no room for the conventions too: text of its own, below"
     yield r"\begin{table}"
-    yield r"\centering"
+    yield r"\centering\footnotesize"
     yield rf"\caption{{{latex_text(_caption(evaluation, name))}}}"
-    yield rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}}}"
+    yield rf"\label{{{place}}}"
     yield r"\begin{tabular}{lrrr}"
     yield r"\toprule"
     yield r"Metric & Mean & 95\,\% interval & $n$ \\"
@@ -211,13 +212,11 @@ def _latex(evaluation: Evaluation) -> Iterator[str]:
         yield from (_latex_row(evaluation, metric, notes) for metric in group.names)
     yield r"\bottomrule"
     yield r"\end{tabular}"
-    yield ""
-    yield r"\smallskip"
-    yield r"\parbox{\linewidth}{\footnotesize"
+    yield r"\end{table}"
+    yield rf"{{\footnotesize\noindent Conventions of Table~\ref{{{place}}}."
     for note, number in notes.items():
         yield rf"\textsuperscript{{{number}}} {latex_text(note[0].upper() + note[1:])}."
-    yield rf"{latex_text(EMPTY_MASK_RULE)}}}"
-    yield r"\end{table}"
+    yield rf"{latex_text(EMPTY_MASK_RULE)}\par}}"
 
 
 def _caption(evaluation: Evaluation, name: str) -> str:
