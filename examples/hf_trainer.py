@@ -34,6 +34,7 @@ from vesselseg.cli import positive, run_tool
 from vesselseg.data.augment import Augment
 from vesselseg.data.batch import Example
 from vesselseg.data.collate import collate
+from vesselseg.data.manifest import image_digests
 from vesselseg.data.vessel_dataset import VesselDataset
 from vesselseg.engine.plan import TrainPlan
 from vesselseg.engine.sampler import StreamSampler
@@ -62,6 +63,8 @@ def main() -> int:
     model = load(args.folder, args.lora_rank, args.seed)
     data = dataset(args.data, model.config, tokenizer, args.seed)
     trainer = PlannedTrainer(model, tokenizer, data, args, checkpoints)
+    if trainer.is_world_process_zero():  # which writes; eval.py warns where a model is scored on what it has seen
+        model.config.add_training_images(" ".join(image_digests(args.data, data.records).values()))
     trainer.train(resume_from_checkpoint=trainer.claim(args.resume))
     if trainer.state.global_step < trainer.state.max_steps:
         if trainer.is_world_process_zero():

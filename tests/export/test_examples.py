@@ -17,6 +17,7 @@ from tests.export.conftest import LOSS
 from tests.tiny import picture
 from vesselseg.data.augment import Augment
 from vesselseg.data.collate import collate
+from vesselseg.data.manifest import image_digests
 from vesselseg.engine.plan import TrainPlan
 from vesselseg.engine.sampler import StreamSampler
 from vesselseg.engine.settings import Schedule
@@ -69,7 +70,10 @@ def test_training_on_with_transformers_trainer(
     assert rates == pytest.approx([plan.learning_rate(step) for step in range(STEPS)])
     score = ["--data", drawn.folder, "--split", "test", "--threshold", "auto", "--out", tmp_path / "eval"]
     assert call_tool("eval.py", out, *score) == 0
-    assert json.loads((tmp_path / "eval" / "results.json").read_text())["source"]["kind"] == "model"
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["source"]["kind"] == "model" and results["data"]["seen_in_training"] == []
+    seen = image_digests(drawn.folder, drawn.records("train")).values()
+    assert load_predictor(out, device="cpu").model.config.training_images.split() == sorted(seen)
 
 
 def main_path_loss(exported: Path, drawn: Drawn) -> float:
