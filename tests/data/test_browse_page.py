@@ -218,7 +218,7 @@ def test_a_link_leads_to_an_image_and_a_wrong_one_says_so(browser: Browser, url:
 def test_what_the_model_gets(browser: Browser, url: str, tmp_path: Path) -> None:
     browser.open(url)
     browser.wait(lambda: shows(browser, "first.png"))
-    browser.wait(lambda: browser.all("#model .chat"), "the config to be read", seconds=60)
+    browser.wait(lambda: browser.all("#model .chat"), "the config to be read", seconds=400)
     said = text(browser, "#model")
     assert "Epoch 0 of training." in said and "256 × 256" in said and "tokens of at most 2,048" in said
     assert said.count("Sure, it is [SEG].") == 2
