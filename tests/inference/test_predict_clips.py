@@ -238,6 +238,14 @@ def test_a_header_without_uids_is_refused_by_dicom_seg(model: Path, tmp_path: Pa
     assert "lacks StudyInstanceUID, SeriesInstanceUID" in entries(tmp_path / "out")["a.dcm"]["error"]
 
 
+def test_a_header_that_highdicom_refuses_leaves_no_results(model: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Invalid value"):
+        write_dicom(tmp_path / "in/a.dcm", frames(1), **STUDY, SeriesInstanceUID="1.2.9.1", StudyDate="someday")
+    assert call(model, tmp_path / "in", tmp_path / "out", "--save", "masks,overlay,dicom-seg") == 1
+    assert "highdicom makes no segmentation" in entries(tmp_path / "out")["a.dcm"]["error"]
+    assert {path.suffix for path in (tmp_path / "out").rglob("*.*")} == {".json", ".jsonl"}
+
+
 def torchrun(model: Path, source: Path, out: Path) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "tools/predict.py", model, source, "--out", out, "--device", "cpu", "--batch", "1"]

@@ -19,7 +19,7 @@ from vesselseg.data.rasterise import rasterise, record_masks
 from vesselseg.inference.input_files import find_inputs, read_unit
 from vesselseg.inference.mask_polygons import mask_polygons
 from vesselseg.inference.predictor import Prediction
-from vesselseg.inference.result_files import labelme_content, phrase_tags
+from vesselseg.inference.result_files import ResultWriter, labelme_content, phrase_tags
 from vesselseg.inference.result_folder import name_outputs
 
 
@@ -93,6 +93,18 @@ def test_holes_come_back_through_preparing(tmp_path: Path) -> None:
 def test_tags() -> None:
     assert phrase_tags(["blood vessel"]) == [""]
     assert phrase_tags(["a/b", "A b", "左冠 状", "??"]) == ["_a_b", "_A_b_2", "_左冠_状", "_phrase"]
+
+
+def test_what_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
+    """The second phrase makes a name longer than file systems take."""
+    masks, image = np.ones((2, 16, 16), bool), picture(1, 16, 16)
+    prediction = Prediction(masks.astype(np.float32), masks, ("a", "b" * 40), 0.5)
+    writer = ResultWriter(tmp_path, prediction.phrases, ("masks", "overlay"))
+    assert writer.write("short", image, None, prediction)[0] == "masks/short_a.png"
+    with pytest.raises(OSError, match="too long"):
+        writer.write("n" * 220, image, None, prediction)
+    left = sorted(path.name for path in tmp_path.rglob("*.*"))
+    assert left == sorted(["short_a.png", f"short_{'b' * 40}.png", "short.png"])
 
 
 def test_names_never_meet() -> None:

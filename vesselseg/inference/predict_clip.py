@@ -119,5 +119,4 @@ class ClipWriter:
         for frame in self._waiting:
             if not frame.exception():
                 self._outputs += frame.result()[0]
-        for path in self._outputs:
-            (self._writer.out / path).unlink(missing_ok=True)
+        self._writer.remove(self._outputs)

@@ -172,11 +172,12 @@ class PredictRun:
         assert found.pictures is not None
         source = found.source.path if found.pictures.labelme_opens else None
         try:
-            segmentation = self._segmentation(found)
-            outputs = self._writer.write(name, still.image, source, prediction)
-            if segmentation is not None:
+            content, segmentation = b"", self._segmentation(found)
+            if segmentation is not None:  # made before anything is written: it may be refused
                 segmentation.add(prediction.masks)
-                outputs.append(self._writer.write_dicom(name, segmentation.content()))
+                content = segmentation.content()
+            outputs = self._writer.write(name, still.image, source, prediction)
+            outputs += [self._writer.write_dicom(name, content)] if content else []
         except (OSError, UserError) as error:
             return {**self._about(found), "error": _reason(error)}
         entry = {

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,27 +60,41 @@ class ResultWriter:
         """Write the results of an upright RGB image; returns their paths below out.
 
         source: the file that it is; None for what LabelMe does not open (a frame, DICOM, CMYK, 16 bits): the picture is
-        put beside the LabelMe file then. drawn: its `overlay`, where it is drawn already.
+        put beside the LabelMe file then. drawn: its `overlay`, where it is drawn already. Nothing of them is left where
+        writing fails.
         """
         written: list[str] = []
+        try:
+            for path in self._each(name, image, source, prediction, drawn):
+                written.append(path)  # one by one: what there was until an error is removed
+        except BaseException:
+            self.remove(written)
+            raise
+        return written
+
+    def remove(self, written: Sequence[str]) -> None:
+        """Delete results again. written: their paths below out."""
+        for path in written:
+            (self.out / path).unlink(missing_ok=True)
+
+    def _each(
+        self, name: str, image: Image.Image, source: Path | None, prediction: Prediction, drawn: np.ndarray | None
+    ) -> Iterator[str]:
         for tag, mask, probability in zip(self._tags, prediction.masks, prediction.probabilities):
             if "masks" in self.kinds:
-                written.append(self._png(f"masks/{name}{tag}.png", mask.astype(np.uint8) * 255))
+                yield self._png(f"masks/{name}{tag}.png", mask.astype(np.uint8) * 255)
             if "probs" in self.kinds:
                 scaled = np.round(probability * PROBABILITY_SCALE).astype(np.uint16)
-                written.append(self._png(f"probabilities/{name}{tag}.png", scaled))
+                yield self._png(f"probabilities/{name}{tag}.png", scaled)
         if "overlay" in self.kinds:
-            written.append(self._png(f"overlays/{name}.png", overlay(image, prediction) if drawn is None else drawn))
+            yield self._png(f"overlays/{name}.png", overlay(image, prediction) if drawn is None else drawn)
         if "labelme" in self.kinds:
             path = f"labelme/{name}.json"
             if source is None:
-                written.append(self._png(f"labelme/{name}.png", np.asarray(image)))
-                source = self.out / written[-1]
+                source = self.out / self._png(f"labelme/{name}.png", np.asarray(image))
+                yield f"labelme/{name}.png"
             content = labelme_content(prediction, _relative_path(source, self.out / path))
-            written.append(
-                self._file(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
-            )
-        return written
+            yield self._file(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
 
     def write_dicom(self, name: str, content: bytes) -> str:
         """Write a DICOM Segmentation object; returns its path below out."""
