@@ -36,6 +36,8 @@ def test_an_image_without_structure() -> None:
     plain, image = np.full((8, 8), 3.0), np.add.outer(np.arange(8.0), np.arange(8.0))
     assert image_change([plain, plain]) == 0
     assert image_change([plain, image]) == 1
+    thirds = [np.full((70, 70, 3), colour, np.uint8) for colour in ((1, 2, 2), (3, 4, 4))]  # their means are rounded
+    assert image_change(thirds) == 1 and image_change([thirds[0], thirds[0]]) == 0
 
 
 def test_noise_counts_little_and_motion_counts() -> None:

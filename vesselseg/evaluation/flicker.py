@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 _BLOCK = 4
+_ROUNDING = 1e-12  # of an image's length: what subtracting the mean leaves of one that is the same everywhere
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ def _mask_step(first: np.ndarray, second: np.ndarray) -> float:
 def _image_step(first: np.ndarray, second: np.ndarray) -> float:
     """An image without any structure correlates with nothing but itself."""
     centred = [image - image.mean() for image in (first, second)]
-    lengths = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
-    if lengths == 0:
+    lengths = [float(np.linalg.norm(image)) for image in centred]
+    if any(own <= _ROUNDING * np.linalg.norm(image) for own, image in zip(lengths, (first, second))):
         return 0.0 if np.array_equal(first, second) else 1.0
-    return 1 - float((centred[0] * centred[1]).sum()) / lengths
+    return 1 - float((centred[0] * centred[1]).sum()) / (lengths[0] * lengths[1])
 
 
 def _blocks(image: np.ndarray) -> np.ndarray:
