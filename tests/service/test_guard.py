@@ -54,6 +54,7 @@ def test_a_token_is_asked_for(start: Callable[..., Any]) -> None:
         ({"port": 70_000}, "--port 70000"),
         ({"batch": 0, "queue": 0, "rate": -1.0, "wait_ms": -1.0, "max_megabytes": 0.0}, "--max-megabytes"),
         ({"rate": float("nan")}, "--rate nan"),
+        ({"max_megabytes": float("inf"), "rate": float("inf"), "wait_ms": float("inf")}, "--wait-ms inf"),
         ({"keep": Path(__file__)}, "is a file"),
     ],
 )

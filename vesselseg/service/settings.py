@@ -65,7 +65,7 @@ class ServiceSettings:
                 "openssl rand -hex 24"
             )
         for name, least in (("max_megabytes", 0.001), ("rate", 0), ("queue", 1), ("batch", 1), ("wait_ms", 0)):
-            if not getattr(self, name) >= least:
-                yield f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least {least}"
+            if not least <= getattr(self, name) < float("inf"):
+                yield f"--{name.replace('_', '-')} {getattr(self, name)}: expected {least} or more, and finite"
         if self.keep is not None and self.keep.exists() and not self.keep.is_dir():
             yield f"--keep {self.keep} is a file; name a folder"
