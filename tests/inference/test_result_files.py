@@ -20,7 +20,7 @@ from vesselseg.inference.input_files import find_inputs, read_unit
 from vesselseg.inference.mask_polygons import mask_polygons
 from vesselseg.inference.predictor import Prediction
 from vesselseg.inference.result_files import ResultWriter, labelme_content, phrase_tags
-from vesselseg.inference.result_folder import name_outputs
+from vesselseg.inference.result_folder import ResultFolder, name_outputs
 
 
 def redrawn(mask: np.ndarray) -> np.ndarray:
@@ -114,6 +114,14 @@ def test_names_never_meet() -> None:
     assert names["a_x.png"] == "a_x_png"  # a_x is what a's phrase x is called
     written = [f"{name}{tag}".casefold() for name in names.values() for tag in ("", "_x", "_z")]
     assert len(set(written)) == len(written)
+
+
+def test_a_name_with_a_line_separator_is_known_again(tmp_path: Path) -> None:
+    entry = {"file": "left\u2028right\x85.png", "name": "left", "outputs": []}
+    with ResultFolder(tmp_path / "out").opened({}) as results:
+        results.add(entry)
+    with ResultFolder(tmp_path / "out").opened({}) as results:
+        assert list(results.entries) == [entry["file"]]
 
 
 def test_names_in_an_old_encoding_stay_apart(tmp_path: Path) -> None:

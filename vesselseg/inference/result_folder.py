@@ -109,7 +109,8 @@ class ResultFolder:
         return parts
 
     def _read(self, path: Path) -> None:
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        # Not splitlines: it also cuts at U+2028 and the like, which JSON leaves in names as they are.
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # cut off by a kill or a full disk
