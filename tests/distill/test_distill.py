@@ -40,7 +40,8 @@ from vesselseg.models.prompted_sam2 import POSITIONS, positions_matrix
 PHRASE = "blood vessel"
 BIG_TRAINED_ON = "0123456789ab"
 QUICK = DistillOptions(minutes=0.02)
-SHORTLY = ("--minutes", 0.02, "--device", "cpu")
+AS_ON_A_GPU = ("--device", "cpu", "--dtype", "bf16")
+SHORTLY = ("--minutes", 0.02, *AS_ON_A_GPU)
 IMAGE = picture(5, 150, 120)
 
 
@@ -173,6 +174,12 @@ def test_no_memory_is_stored_and_loading_is_strict(folder: Path, tmp_path: Path)
         load_predictor(tmp_path, device="cpu")
 
 
+def test_the_head_is_stored_as_it_was_trained(folder: Path) -> None:
+    """In float32, and not rounded to the type that the big model computes in."""
+    base = load_file(folder / "model.safetensors")["prompt_head.base"]
+    assert base.dtype == torch.float32 and not torch.equal(base, base.bfloat16().float())
+
+
 def test_other_phrases_are_refused(folder: Path) -> None:
     predictor = load_predictor(folder, device="cpu")
     assert isinstance(predictor, PromptedPredictor)
@@ -249,7 +256,7 @@ def test_eval_and_predict_take_the_folder(
     distilled: Distilled, data: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = distilled.folder
-    shared = ("--device", "cpu")
+    shared = AS_ON_A_GPU
     arguments = (folder, "--data", data.folder, "--split", "val", "--out", tmp_path / "eval", *shared)
     assert call_tool("eval.py", *arguments) == 0
     scored = json.loads((tmp_path / "eval" / "results.json").read_text())

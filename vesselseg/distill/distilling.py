@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -167,6 +168,7 @@ class _Run:
         figures = tuple(self._figures(one, teacher) for one in taught)
         chosen = winner(figures)
         small = small_model(self._model(taught[chosen], figures[chosen].threshold))
+        small.prompt_head.load_state_dict(taught[chosen].head.state_dict())  # as trained, not rounded to bf16
         write_model(small, folder)
         write_graphs(small, folder)
         scored = self._scored(small, teacher)
@@ -214,7 +216,7 @@ class _Run:
             mask_temperature=self.teacher.temperature,
             training_images=self.training_images,
         )
-        return PromptedSAM2(config, grounding, candidate.head.to(near.device, near.dtype)).eval()
+        return PromptedSAM2(config, grounding, copy.deepcopy(candidate.head).to(near.device, near.dtype)).eval()
 
     def _int8(self, small: PromptedSAM2, folder: Path, teacher: Figures) -> Figures:
         """The 8-bit graph at the threshold that it will be used with, which is the float32 model's."""
