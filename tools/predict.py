@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 
 from vesselseg.cli import positive, run_tool
+from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.model_arguments import add_model_arguments, add_refining_arguments, load_chosen
 
-DEFAULT_PHRASE = "blood vessel"
 _SHOWN = 20
 
 

@@ -18,7 +18,8 @@ import yaml
 
 from vesselseg.cli import run_tool
 from vesselseg.data.findings import FINDING_KINDS
-from vesselseg.data.prepare import DEFAULT_TEXT, PrepareOptions, prepare
+from vesselseg.data.prepare import PrepareOptions, prepare
+from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.data.readers.formats import FORMATS
 from vesselseg.data.splits import parse_fractions
 from vesselseg.errors import UserError
@@ -36,8 +37,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--first-frame", type=int, choices=(0, 1), help="number of the first frame of a DICOM clip in "
                         "the names of labels (default: 0 where a label is of frame 0, else 1)")  # fmt: skip
     naming = parser.add_argument_group("what the shapes are called")
-    naming.add_argument("--text", default=DEFAULT_TEXT, help="phrase of every label without --labels, and of pictures "
-                        "without any shape (default: %(default)s)")  # fmt: skip
+    naming.add_argument("--text", default=DEFAULT_PHRASE, help="phrase of every label without --labels, and of "
+                        "pictures without any shape (default: %(default)s)")  # fmt: skip
     naming.add_argument("--labels", type=Path, metavar="MAP.yaml", help="label: phrase, or label: null to leave it "
                         "out; labels that it does not name are an error")  # fmt: skip
     naming.add_argument("--per-shape", action="store_true", help="each shape an object of its own, those with the "

@@ -24,6 +24,7 @@ from vesselseg.data.manifest import SPLITS, Record, fingerprint, write_manifest
 from vesselseg.data.prepare_file import FileOptions, FileResult, FileTask, prepare_file
 from vesselseg.data.prepare_page import write_page
 from vesselseg.data.prepare_report import Prepared, build_report, write_report, write_splits
+from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.data.pseudonyms import Pseudonyms
 from vesselseg.data.readers.formats import FORMATS, FormatOptions, find_labelled
 from vesselseg.data.readers.found import Found
@@ -33,7 +34,6 @@ from vesselseg.data.splits import assign_fixed, compile_pattern, find_group, mer
 from vesselseg.errors import UserError
 from vesselseg.output_folder import move_into_place, temporary_folder
 
-DEFAULT_TEXT = "blood vessel"
 _NOT_SHOWN = "(not shown)"
 _PARALLEL_FROM = 24  # files; below that a process pool takes longer to start than it saves
 
@@ -55,7 +55,7 @@ class PrepareOptions:
     salt: file with the salt, made if it is not there; None: beside ``out``. key_table: file for pseudonym -> name.
     """
 
-    text: str = DEFAULT_TEXT
+    text: str = DEFAULT_PHRASE
     labels: Mapping[str, str | None] | None = None
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     group_regex: str = ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 SEG_TOKEN = "[SEG]"
 IMAGE_PLACEHOLDER = "<image>"
 ANSWER = f"Sure, it is {SEG_TOKEN}."
+DEFAULT_PHRASE = "blood vessel"  # where nobody says what to segment
 
 # The first is asked when predicting; training draws from all of them.
 QUESTIONS = (

@@ -21,13 +21,12 @@ from vesselseg.data.batch import EncodedViews, Example
 from vesselseg.data.feature_store import FeatureStore, digest
 from vesselseg.data.image_views import ImageViews
 from vesselseg.data.manifest import ManifestError, Record, fingerprint, image_path, read_split
-from vesselseg.data.prompts import ANSWER, question_for
+from vesselseg.data.prompts import ANSWER, DEFAULT_PHRASE, question_for
 from vesselseg.data.rasterise import record_masks
 from vesselseg.data.read_image import read_image, unreadable
 from vesselseg.data.tokens import ConversationTokens
 from vesselseg.errors import UserError
 
-DEFAULT_PHRASE = "blood vessel"
 _TEXT = 1  # sets the draws of an epoch's questions apart from those of its augmentation
 
 

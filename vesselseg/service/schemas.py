@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.service.settings import MOST_PHRASES
 
-DEFAULT_PHRASE = "blood vessel"
 Base64Png = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})]
 _Phrases = Annotated[
     list[str],

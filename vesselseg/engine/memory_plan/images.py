@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vesselseg.data.manifest import Record, dataset_home, image_path, read_split
-from vesselseg.data.prompts import ANSWER, QUESTIONS, question_for
+from vesselseg.data.prompts import ANSWER, DEFAULT_PHRASE, QUESTIONS, question_for
 from vesselseg.inference.processor import Processor
 
 ASSUMED_IMAGES = 1000  # where there is no data set yet
@@ -55,7 +55,7 @@ def training_images(values: Mapping[str, Any], processor: Processor, count: int 
     """
     root, settings = Path(values["data_root"]), values["train_dataset"]
     if not (dataset_home(root) / "annotations.json").is_file():
-        return _images(processor, [("blood vessel",)], (ASSUMED_SIDE, ASSUMED_SIDE), count or ASSUMED_IMAGES, True)
+        return _images(processor, [(DEFAULT_PHRASE,)], (ASSUMED_SIDE, ASSUMED_SIDE), count or ASSUMED_IMAGES, True)
     records = read_split(root, settings.get("split", "train"))[: settings.get("limit")]
     sizes = [_size(image_path(root, record)) for record in records[:LOOKED_INTO]]
     largest = max(sizes, key=lambda size: processor.views.tile_count(*size), default=(ASSUMED_SIDE, ASSUMED_SIDE))
@@ -87,7 +87,7 @@ def _images(
 
 def _phrases(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """Of every image; one without objects is asked for something all the same."""
-    return [record.phrases or ("blood vessel",) for record in records] or [("blood vessel",)]
+    return [record.phrases or (DEFAULT_PHRASE,) for record in records] or [(DEFAULT_PHRASE,)]
 
 
 def _lengths(processor: Processor, phrases: tuple[str, ...]) -> list[int]:
