@@ -121,9 +121,7 @@ class GraphPredictor(PromptedPredictor):
 
     def mask_logits(self, prepared: Prepared) -> Tensor:
         """As the network's."""
-        logits = self.run(self._normalised(prepared.squares).float().cpu())
-        rows = [of_image[[int(n) for n in numbers]] for of_image, numbers in zip(logits, prepared.conversations)]
-        return torch.cat(rows)
+        return self.asked_for(prepared, self.run(self._normalised(prepared.squares).float().cpu()))
 
 
 class OnnxPredictor(GraphPredictor):

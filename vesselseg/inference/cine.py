@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.image_views import logits_to_image
 from vesselseg.data.prompts import question_for
 from vesselseg.data.rgb import as_rgb
 from vesselseg.errors import UserError
@@ -85,10 +84,13 @@ def _memory_problems(predictor: Predictor) -> list[str]:
     if memory_trained(predictor.grounding):
         return []
     if not has_memory(predictor.grounding):
-        return ["this model keeps only what single images need of SAM2, and no memory; take mode 'frames'"]
+        return [
+            "this model keeps only what single images need of SAM2, and no memory; take mode 'frames' (--cine frames)"
+        ]
     return [
         "this model's SAM2 has a memory that was never trained (its weights are as drawn at random), so keyframes "
-        "would tell the frames after them nothing; take mode 'frames', or a model made from pretrained SAM2 weights"
+        "would tell the frames after them nothing; take mode 'frames' (--cine frames), or a model made "
+        "from pretrained SAM2 weights"
     ]
 
 
@@ -142,7 +144,7 @@ def _check_sizes(frames: Sequence[Image.Image], size: tuple[int, int], first: in
         if frame.size != size:
             raise UserError(
                 f"frame {first + place} has {frame.width} x {frame.height} pixels, frame 0 has {size[0]} x {size[1]}; "
-                "memory follows one scene, so all frames must have one size; take mode 'frames'"
+                "memory follows one scene, so all frames must have one size; take mode 'frames' (--cine frames)"
             )
 
 
@@ -169,10 +171,8 @@ def _views(
 @torch.no_grad()
 def _remembered(predictor: Predictor, memory: MaskMemory, views: _Views) -> list[np.ndarray]:
     """Probabilities (phrases, height, width) of the next frames."""
-    model, prompts = predictor.model, dict[int, Tensor]()
-    training = model.training
-    model.train(False)
-    try:
+    prompts = dict[int, Tensor]()
+    with predictor.predicting():
         features = predictor.encode(views.frames)
         if views.keyframes is not None:
             of_asked = features.select(torch.tensor(views.asked, device=features.embedding.device))
@@ -180,8 +180,4 @@ def _remembered(predictor: Predictor, memory: MaskMemory, views: _Views) -> list
             prompts = dict(zip(views.asked, found))
         count = len(views.frames.objects)
         logits = [memory.step(single(features, place), prompts.get(place)) for place in range(count)]
-    finally:
-        model.train(training)
-    width, height = views.size
-    full = [logits_to_image(of_frame, predictor.views.sam_size, height, width) for of_frame in logits]
-    return [torch.sigmoid(of_frame / predictor.temperature).cpu().numpy() for of_frame in full]
+    return [predictor.at_size(of_frame, views.size) for of_frame in logits]

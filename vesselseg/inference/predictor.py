@@ -213,7 +213,7 @@ class Predictor(ABC):
     def prompt_vectors(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Tensor:
         """RGB images, each with a question -> what SAM2 is prompted with: (all questions, 256), image after image."""
         prepared = self.prepare(images, questions)
-        with self._predicting():
+        with self.predicting():
             return self.prompts(prepared, self.encode(prepared))
 
     def mask_logits(self, prepared: Prepared) -> Tensor:
@@ -226,6 +226,23 @@ class Predictor(ABC):
     def encode(self, prepared: Prepared) -> ImageFeatures:
         """SAM2's features of the images, each once."""
         return self.grounding.encode(self._normalised(prepared.squares))
+
+    def at_size(self, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+        """Mask logits of one image -> probabilities (objects, height, width) float32. size: its width and height."""
+        width, height = size
+        full = logits_to_image(logits, self.views.sam_size, height, width)
+        probabilities: np.ndarray = torch.sigmoid(full / self.temperature).cpu().numpy()
+        return probabilities
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """The model without dropout; afterwards it trains on as before."""
+        training = self.model.training
+        self.model.train(False)
+        try:
+            yield
+        finally:
+            self.model.train(training)
 
     def squares(self, images: Sequence[Image.Image]) -> Tensor:
         """The square views of RGB images alone, as `buffer` holds them; in any thread."""
@@ -263,34 +280,19 @@ class Predictor(ABC):
     def _found(self, asked: Sequence[Asked], views: Sequence[Prepared]) -> list[np.ndarray]:
         """Probabilities per image of what was asked, from these views of them."""
         prepared, found = Prepared.together(views), []
-        with self._predicting(), torch.inference_mode():
+        with self.predicting(), torch.inference_mode():
             logits = iter(self.mask_logits(prepared).split(prepared.objects)) if prepared.objects else iter(())
             for size, listed in ((size, listed) for part in asked for size, listed in zip(part.sizes, part.phrases)):
                 if not listed:
                     found.append(np.zeros((0, size[1], size[0]), np.float32))
                     continue
-                found.append(self._at_size(next(logits), size))
+                found.append(self.at_size(next(logits), size))
         return found
-
-    def _at_size(self, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-        width, height = size
-        full = logits_to_image(logits, self.views.sam_size, height, width)
-        probabilities: np.ndarray = torch.sigmoid(full / self.temperature).cpu().numpy()
-        return probabilities
 
     def _normalised(self, blocks: Sequence[Tensor]) -> Tensor:
         moved = [block.to(self.model.device, non_blocking=True) for block in blocks]
         pixels = torch.cat(moved) if len(moved) > 1 else moved[0]
         return normalise_pixels(pixels.contiguous()).to(self.model.dtype)
-
-    @contextmanager
-    def _predicting(self) -> Iterator[None]:
-        training = self.model.training
-        self.model.train(False)
-        try:
-            yield
-        finally:
-            self.model.train(training)
 
 
 def check_threshold(threshold: float) -> float:

@@ -57,9 +57,12 @@ class PromptedPredictor(Predictor):
 
     def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
         """See `Predictor`."""
-        of_images = self.model.prompts(features)
-        chosen = [of_image[numbers] for of_image, numbers in zip(of_images, map(_as_list, prepared.conversations))]
-        return torch.cat(chosen)
+        return self.asked_for(prepared, self.model.prompts(features))
+
+    def asked_for(self, prepared: Prepared, of_phrases: Tensor) -> Tensor:
+        """(images, phrases, ...) of all phrases -> (all objects, ...) of those asked for, image after image."""
+        numbers = [[int(number) for number in of_image] for of_image in prepared.conversations]
+        return torch.cat([of_image[chosen] for of_image, chosen in zip(of_phrases, numbers)])
 
     def chat(self, image: Image.Image, question: str, longest: int = 128) -> Answer:
         """Raises UserError: there is no language model."""
@@ -80,10 +83,6 @@ class PromptedPredictor(Predictor):
                 "model with a language model that it was distilled from"
             )
         return number
-
-
-def _as_list(numbers: Sequence[Tensor]) -> list[int]:
-    return [int(number) for number in numbers]
 
 
 def is_prompted_folder(folder: Path) -> bool:

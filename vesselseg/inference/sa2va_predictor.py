@@ -47,7 +47,7 @@ class Sa2VAPredictor(Predictor):
     def chat(self, image: Image.Image, question: str, longest: int = 128) -> Answer:
         """See `Predictor`; decoded word by word."""
         prepared, tokens = self.prepare([as_rgb(image)], [[question]]), self.processor.tokens
-        with self._predicting():
+        with self.predicting():
             tile_tokens = self._tile_tokens(prepared)
             asked = question_ids(tokens, question, tile_tokens.shape[:2].numel())
             end = tokens.tokenizer.convert_tokens_to_ids(tokens.template.end)
@@ -57,7 +57,7 @@ class Sa2VAPredictor(Predictor):
                 return Answer(text, np.zeros((0, image.height, image.width), np.float32))
             image_of_object = torch.zeros(len(spoken.prompts), dtype=torch.int64, device=self.model.device)
             logits = self.grounding.decode(self.encode(prepared), spoken.prompts, image_of_object)
-            return Answer(text, self._at_size(logits, image.size))
+            return Answer(text, self.at_size(logits, image.size))
 
     def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
         """See `Predictor`; tiles for the language model, and a conversation per question."""
