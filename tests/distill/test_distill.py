@@ -242,14 +242,19 @@ def test_numpy_and_onnxruntime_are_enough(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(predict_without_torch(session, IMAGE)[PHRASE], expected, atol=1e-4)
     IMAGE.save(tmp_path / "image.png")
     script = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
-    start = (
-        f"import sys; sys.argv = {[str(folder / 'predict_onnx.py'), str(folder / graphs.ONNX), 'image.png', 'm.png']!r}"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", f"{start}; {script}"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        start = f"import sys; sys.argv = {[str(folder / 'predict_onnx.py'), *words]!r}; {script}"
+        return subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    model = str(folder / graphs.ONNX)
+    done = call(model, "image.png", "m.png")
     assert done.returncode == 0, done.stderr[-2000:]
     assert np.asarray(Image.open(tmp_path / "m.png")).shape == (120, 150)
+    Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(tmp_path / "deep.png")
+    for words, reason in (([], "predict_onnx.py model_int8.onnx"), ([model, "deep.png", "m.png"], "more than 8 bits")):
+        refused = call(*words)
+        assert refused.returncode == 1 and reason in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_eval_and_predict_take_the_folder(

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def enlarge(values: np.ndarray, size: int, axis: int) -> np.ndarray:
@@ -30,10 +30,15 @@ def predict(session: onnxruntime.InferenceSession, picture: Image.Image) -> dict
 
 
 def main() -> None:
-    """The first phrase's mask."""
+    """The first phrase's mask of a picture, turned upright as its EXIF orientation asks for it."""
+    if len(sys.argv) != 4:
+        raise SystemExit(__doc__)
     model, source, target = sys.argv[1:]
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    probabilities = next(iter(predict(session, Image.open(source)).values()))
+    picture = Image.open(source)
+    if picture.mode.startswith(("I", "F")):  # Pillow would cut such values off at 255
+        raise SystemExit(f"{source}: more than 8 bits a pixel; scale it to 8 bits first")
+    probabilities = next(iter(predict(session, ImageOps.exif_transpose(picture)).values()))
     threshold = float(session.get_modelmeta().custom_metadata_map["threshold"])
     Image.fromarray(((probabilities > threshold) * 255).astype(np.uint8)).save(target)
 
