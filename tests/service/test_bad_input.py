@@ -98,7 +98,7 @@ def test_forms_that_are_none(service: RunningService) -> None:
     assert_error(service.post("/predict", json={"image": "a"}), 415, "unsupported_type")
     assert_error(service.post("/predict"), 415, "unsupported_type")
     assert_error(service.post("/predict", files={"phrase": (None, "a")}), 422, "invalid_request", "image: missing")
-    assert_error(service.post("/predict", files={"picture": ("a", GOOD)}), 422, "invalid_request", "picture")
+    assert_error(service.post("/predict", files={"picture": ("a", GOOD)}), 422, "invalid_request", "field is image")
     two = [("image", ("a.png", GOOD)), ("image", ("b.png", GOOD))]
     assert_error(service.post("/predict", files=two), 400, "bad_multipart", "Too many files")
     no_boundary = service.post("/predict", content=b"x", headers={"Content-Type": "multipart/form-data"})

@@ -65,8 +65,7 @@ async def _checked(form: FormData) -> Upload:
         if isinstance(value, UploadFile) and name == "image":
             image = value
         elif isinstance(value, UploadFile) or name == "image":
-            wanted = "text" if isinstance(value, UploadFile) else "a file (with a file name)"
-            problems.append(f"{name[:_LONGEST_VALUE]}: expected {wanted}")
+            problems.append(_misplaced(name))
         else:
             fields[name].append(value)
     if image is None and not problems:
@@ -75,6 +74,14 @@ async def _checked(form: FormData) -> Upload:
     if problems or image is None or known is None:
         raise ServiceError(422, "invalid_request", "; ".join(problems[:_SHOWN]))
     return Upload(await image.read(), base_name(image.filename or ""), known)
+
+
+def _misplaced(name: str) -> str:
+    """What is wrong with text for the image, or with a file as another field: unknown, or one that takes text."""
+    if name == "image":
+        return "image: expected a file (with a file name)"
+    wanted = "expected text" if name in PredictForm.model_fields else "unknown field; the file's field is image"
+    return f"{name[:_LONGEST_VALUE]}: {wanted}"
 
 
 def _parse(fields: dict[str, list[str]], problems: list[str]) -> PredictForm | None:
