@@ -212,7 +212,9 @@ def test_bad_input_ends_in_one_message(
 
 def test_a_model_that_is_none(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(images, images, tmp_path / "out") == 2
-    assert "neither an exported model folder" in capsys.readouterr().err
+    assert "is neither an exported model folder" in capsys.readouterr().err
+    assert call(tmp_path / "mistyped", images, tmp_path / "out") == 2
+    assert "mistyped does not exist" in capsys.readouterr().err
 
 
 def test_a_base_is_for_checkpoints(

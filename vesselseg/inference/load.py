@@ -52,8 +52,9 @@ def load_predictor(
         model, content = build_from_training_file(path, base=base, **how)
         tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
     else:
+        found = "is" if path.exists() else "does not exist, so it is"
         raise WeightsError(
-            f"{path} is neither an exported model folder (with config.json) nor a checkpoint (.pth); "
+            f"{path} {found} neither an exported model folder (with config.json) nor a checkpoint (.pth); "
             "name one of them, e.g. work_dirs/RUN/best.pth, or a model of the hub, e.g. ByteDance/Sa2VA-InternVL3-8B"
         )
     model.eval().requires_grad_(False)
