@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vesselseg.data.prompts import question_for
 from vesselseg.data.synthetic_cine import Cine, draw_cine
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
@@ -106,8 +107,9 @@ def encode(predictor: Predictor, runs: Sequence[Cine]) -> Pool:
         pictures = [Image.fromarray(frame).convert("RGB") for frame in run.frames]
         for start in range(0, len(pictures), QUESTION_BATCH):
             some = pictures[start : start + QUESTION_BATCH]
-            features = predictor.grounding.encode(torch.stack([predictor.views.square(one) for one in some]).to(device))
-            prompts = predictor.prompt_vectors(some, [[PHRASE]] * len(some))
+            prepared = predictor.prepare(some, [[question_for(PHRASE)]] * len(some))
+            features = predictor.encode(prepared)
+            prompts = predictor.prompts(prepared, features)
             levels.append((features.embedding, features.stride_8, features.stride_4, prompts))
     embedding, stride_8, stride_4, prompts = (torch.cat(level) for level in zip(*levels))
     half = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -115,7 +117,7 @@ def encode(predictor: Predictor, runs: Sequence[Cine]) -> Pool:
     side = predictor.views.sam_size // 4
     truth = torch.cat([area_average(some, side, side) for some in masks.split(64)])
     truth = truth.unflatten(0, (len(runs), -1)).to(device)
-    return Pool(embedding.to(half), stride_8.to(half), stride_4.to(half), prompts.clone(), truth)
+    return Pool(embedding.to(half), stride_8.to(half), stride_4.to(half), prompts, truth)
 
 
 def frames_loss(grounding: SAM2Grounding, pool: Pool, batch: int) -> Tensor:

@@ -138,6 +138,10 @@ def test_lists_that_do_not_pair_up(predictor: Sa2VAPredictor) -> None:
         predictor.predict([IMAGES[0]], [["vessel"], ["vessel"]])
     with pytest.raises(ValueError, match=r"phrases holds the text 'vessel'; expected a list per image"):
         predictor.predict([IMAGES[0]], ["vessel"])
+    with pytest.raises(ValueError, match="2 images for 1 lists of questions"):
+        predictor.probabilities(IMAGES[:2], [["Where is the vessel?"]])
+    with pytest.raises(ValueError, match=r"questions holds the text 'Where\?'; expected a list per image"):
+        next(predictor.stream([([IMAGES[0]], ["Where?"])]))
 
 
 def test_no_images(predictor: Sa2VAPredictor, encoder_batches: list[int]) -> None:

@@ -179,11 +179,7 @@ class Predictor(ABC):
 
     def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False) -> Asked:
         """The first half of `predict`, all that needs no model: for any thread, while another is in `answer`."""
-        if len(images) != len(phrases):
-            raise ValueError(f"{len(images)} images for {len(phrases)} lists of phrases; give one list per image")
-        single = next((listed for listed in phrases if isinstance(listed, str)), None)
-        if single is not None:
-            raise ValueError(f"phrases holds the text {single!r}; expected a list per image, e.g. [[{single!r}]]")
+        _check_pairs(images, phrases, "phrases")
         questions = [[question_for(phrase) for phrase in listed] for listed in phrases]
         return replace(self._ask(images, questions, flips), phrases=tuple(map(tuple, phrases)))
 
@@ -197,7 +193,10 @@ class Predictor(ABC):
         return [Prediction.cut(found, listed, used) for found, listed in zip(self._answer(asked), phrases)]
 
     def probabilities(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Per image (questions, height, width) float32. questions: per image, whole questions in the user's words."""
+        """Per image (questions, height, width) float32. questions: per image, whole questions in the user's words.
+
+        Raises ValueError as `predict` does.
+        """
         return self._answer([self._ask(images, questions, flips=False)])
 
     def stream(self, batches: Iterable[Batch], flips: bool = False) -> Iterator[list[np.ndarray]]:
@@ -208,13 +207,6 @@ class Predictor(ABC):
         """
         for asked in one_ahead(lambda batch: self._ask(*batch, flips), batches):
             yield self._answer([asked])
-
-    @torch.inference_mode()
-    def prompt_vectors(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Tensor:
-        """RGB images, each with a question -> what SAM2 is prompted with: (all questions, 256), image after image."""
-        prepared = self.prepare(images, questions)
-        with self.predicting():
-            return self.prompts(prepared, self.encode(prepared))
 
     def mask_logits(self, prepared: Prepared) -> Tensor:
         """(all objects, side / 4, side / 4) logits, with fine masks / 2, image after image."""
@@ -261,6 +253,7 @@ class Predictor(ABC):
             return torch.empty((images, side, side, 3), dtype=torch.uint8, pin_memory=on_gpu).movedim(-1, 1)
 
     def _ask(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], flips: bool) -> Asked:
+        _check_pairs(images, questions, "questions")
         numbers = [number for number, listed in enumerate(questions) if listed]
         shown, asked = [as_rgb(images[number]) for number in numbers], [questions[number] for number in numbers]
         return Asked(
@@ -271,10 +264,13 @@ class Predictor(ABC):
         )
 
     def _answer(self, asked: Sequence[Asked]) -> list[np.ndarray]:
+        flips = {bool(part.mirrored) for part in asked}
+        if len(flips) > 1:
+            raise ValueError("some of what is asked wants the mean over flips and some does not; answer them apart")
         plain = self._found(asked, [part.prepared for part in asked])
-        if not any(part.mirrored for part in asked):
+        if flips != {True}:
             return plain
-        of_mirrored = (self._found(asked, copies) for copies in zip(*(part.mirrored for part in asked), strict=True))
+        of_mirrored = (self._found(asked, copies) for copies in zip(*(part.mirrored for part in asked)))
         return mean_over_flips(plain, of_mirrored)
 
     def _found(self, asked: Sequence[Asked], views: Sequence[Prepared]) -> list[np.ndarray]:
@@ -293,6 +289,15 @@ class Predictor(ABC):
         moved = [block.to(self.model.device, non_blocking=True) for block in blocks]
         pixels = torch.cat(moved) if len(moved) > 1 else moved[0]
         return normalise_pixels(pixels.contiguous()).to(self.model.dtype)
+
+
+def _check_pairs(images: Sequence[Image.Image], asked: Sequence[Sequence[str]], what: str) -> None:
+    """what: "phrases" or "questions". Raise ValueError unless there is a list of them per image."""
+    if len(images) != len(asked):
+        raise ValueError(f"{len(images)} images for {len(asked)} lists of {what}; give one list per image")
+    single = next((listed for listed in asked if isinstance(listed, str)), None)
+    if single is not None:
+        raise ValueError(f"{what} holds the text {single!r}; expected a list per image, e.g. [[{single!r}]]")
 
 
 def check_threshold(threshold: float) -> float:
