@@ -93,7 +93,7 @@ class Guard:
         reserved = 0
         try:
             self._check(scope, headers)
-            reserved = self._reserve(scope, headers)
+            reserved = self._reserve(headers)
         except ServiceError as error:
             await _refuse(error, scope, headers, receive, answer, self._settings.max_bytes)
             return
@@ -126,7 +126,7 @@ class Guard:
                 message = "no token, or a wrong one; send the header Authorization: Bearer TOKEN"
                 raise ServiceError(401, "unauthorized", message)
 
-    def _reserve(self, scope: Scope, headers: Headers) -> int:
+    def _reserve(self, headers: Headers) -> int:
         """Bytes set aside for the body; ServiceError where it is too large, or too much is under way."""
         largest = self._settings.max_bytes
         length = headers.get("content-length", "")
