@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import time
 
 import pytest
 
-from vesselseg.cli import run_tool
+from vesselseg.cli import progress_bar, run_tool
 from vesselseg.data.manifest import ManifestError
 from vesselseg.errors import UserError
 
@@ -53,3 +54,15 @@ def test_interrupt() -> None:
 def test_defects_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         run(error)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_a_log_tells_how_far_a_long_run_is(
+    seconds: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vesselseg.cli._SELDOM", 0.1)
+    with progress_bar(3, "predicting", "file") as bar:
+        bar.update(1)
+        time.sleep(seconds)
+        bar.update(1)
+    assert ("predicting:  67%" in capsys.readouterr().err) == (seconds > 0)

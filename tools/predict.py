@@ -50,6 +50,8 @@ def main() -> int:
         return 0
     skipped = f", {outcome.skipped} finished before" if outcome.skipped else ""
     print(f"{arguments.out}: {outcome.predicted} predicted{skipped}, {len(outcome.failed)} failed")
+    if outcome.others:
+        print(f"  and as they were: results of earlier calls for {outcome.others} files that are not in this input")
     for file, reason in outcome.failed[:_SHOWN]:
         print(f"  {file}: {reason}", file=sys.stderr)
     if len(outcome.failed) > _SHOWN:

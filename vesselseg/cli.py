@@ -13,12 +13,13 @@ from tqdm import tqdm
 from vesselseg.data.manifest import ManifestError
 from vesselseg.errors import UserError
 
-__all__ = ["UserError", "batch_progress", "describe_os_error", "positive", "run_tool"]
+__all__ = ["UserError", "batch_progress", "describe_os_error", "positive", "progress_bar", "run_tool"]
 
 _Item = TypeVar("_Item")
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+_SELDOM = 30.0  # seconds between two states of a bar in a log
 
 # The file system's answers to what a user typed or has room for. Any other OSError is a defect of the program.
 _USER_ERRNOS = {
@@ -84,11 +85,17 @@ def positive(text: str) -> int:
 
 
 def batch_progress(batches: Sequence[Sequence[_Item]], title: str) -> Iterator[Sequence[_Item]]:
-    """The batches, with a bar that counts their images; none where stderr is no terminal."""
-    with tqdm(total=sum(len(batch) for batch in batches), desc=title, unit="image", disable=None) as bar:
+    """The batches, with a bar that counts their images."""
+    with progress_bar(sum(len(batch) for batch in batches), title, "image") as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))
+
+
+def progress_bar(total: int, title: str, unit: str, hidden: bool = False) -> tqdm[NoReturn]:
+    """A bar on stderr; in a log, which is no terminal, only of what takes long, and drawn every half minute."""
+    delay, every = (0.0, 0.1) if sys.stderr.isatty() else (_SELDOM, _SELDOM)
+    return tqdm(total=total, desc=title, unit=unit, disable=hidden, delay=delay, mininterval=every)
 
 
 def _fail(message: str) -> NoReturn:

@@ -56,11 +56,12 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """predicted, skipped: numbers of files; failed: (file, reason)."""
+    """predicted, skipped: numbers of files; failed: (file, reason); others: files of earlier calls' input alone."""
 
     predicted: int
     skipped: int
     failed: tuple[tuple[str, str], ...]
+    others: int = 0
 
 
 def checked(options: PredictOptions) -> PredictOptions:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
+from vesselseg.cli import progress_bar
 from vesselseg.data.source_images import IMAGE_SUFFIXES
 from vesselseg.errors import UserError
 from vesselseg.inference.cine import segment_cine
@@ -58,13 +58,13 @@ class PredictRun:
         self._options, self._work, self._total = options, work, len(inputs)
         self._inputs = work.share(inputs, [_bytes_of(item) for item in inputs]) if work.world > 1 else list(inputs)
         self._predicted, self._skipped = 0, 0
+        self._others = len(results.entries.keys() - {item.file for item in inputs})
         self._failed: list[tuple[str, str]] = []
         self._writing: deque[Future[Entry]] = deque()
 
     def run(self) -> Outcome:
         """Its share; then, in the first process, wait for the others and return the outcome of all."""
-        quiet = None if self._work.leads else True
-        self._bar = tqdm(total=self._total, desc="predicting", unit="file", disable=quiet)
+        self._bar = progress_bar(self._total, "predicting", "file", hidden=not self._work.leads)
         with self._bar, ThreadPoolExecutor(_THREADS) as pool:
             self._pool = pool
             try:
@@ -74,7 +74,7 @@ class PredictRun:
             mine = [self._predicted, self._skipped, self._failed]
             parts = self._work.gather(mine, lambda: self._progress(0))
         failed = sorted((file, reason) for part in parts for file, reason in part[2])
-        return Outcome(sum(part[0] for part in parts), sum(part[1] for part in parts), tuple(failed))
+        return Outcome(sum(part[0] for part in parts), sum(part[1] for part in parts), tuple(failed), self._others)
 
     def _predict_all(self) -> None:
         waiting: list[_Still] = []
