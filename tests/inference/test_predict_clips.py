@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
@@ -30,6 +31,7 @@ from tests.labelme_files import run as prepare_labels
 from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
 from vesselseg.inference import predict_clip
+from vesselseg.inference.dicom_seg import SegmentationObject
 from vesselseg.inference.pictures import Pictures, read_pictures
 from vesselseg.inference.predict_clip import ClipWriter, Frames
 from vesselseg.inference.predictor import Prediction, Predictor
@@ -236,6 +238,20 @@ def test_a_header_without_uids_is_refused_by_dicom_seg(model: Path, tmp_path: Pa
     write_dicom(tmp_path / "in/a.dcm", frames(1))
     assert call(model, tmp_path / "in", tmp_path / "out", "--save", "dicom-seg") == 1
     assert "lacks StudyInstanceUID, SeriesInstanceUID" in entries(tmp_path / "out")["a.dcm"]["error"]
+
+
+def test_a_phrase_has_the_same_code_in_every_file(tmp_path: Path) -> None:
+    """A private code, where SNOMED CT's has no word of the phrase."""
+    write_dicom(tmp_path / "a.dcm", frames(1), **STUDY, SeriesInstanceUID="1.2.9.1")
+    found = set()
+    for phrases in (["stent"], ["guide wire", "stent"], ["aorta", "guide wire"]):
+        made = SegmentationObject([tmp_path / "a.dcm"], phrases, "0123")
+        made.add(np.zeros((len(phrases), *frames(1).shape[1:]), bool))
+        coded = dcmread(io.BytesIO(made.content())).SegmentSequence
+        types = [segment.SegmentedPropertyTypeCodeSequence[0] for segment in coded]
+        found |= {(code.CodeValue, code.CodeMeaning, code.CodingSchemeDesignator) for code in types}
+    own = [meaning for _, meaning, scheme in sorted(found) if scheme == "99VESSELSEG"]
+    assert sorted(own) == ["guide wire", "stent"] and len({code for code, _, _ in found}) == 3
 
 
 def test_a_header_that_highdicom_refuses_leaves_no_results(model: Path, tmp_path: Path) -> None:

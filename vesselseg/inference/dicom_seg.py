@@ -8,6 +8,7 @@ which frame of the source they belong to.
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import re
 import warnings
@@ -212,10 +213,15 @@ def _describe(number: int, phrase: str, algorithm: Any) -> highdicom.seg.Segment
         segment_number=number,
         segment_label=phrase[:64],
         segmented_property_category=codes.SCT.PhysicalObject if device else codes.SCT.AnatomicalStructure,
-        segmented_property_type=code or highdicom.sr.CodedConcept(f"PHRASE{number}", _OWN_SCHEME, phrase[:64]),
+        segmented_property_type=code or highdicom.sr.CodedConcept(_own_code(phrase), _OWN_SCHEME, phrase[:64]),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
     )
+
+
+def _own_code(phrase: str) -> str:
+    """16 characters, all that DICOM takes; in one scheme a code must mean the same in every file (PS3.3, 8.1)."""
+    return hashlib.sha256(phrase.encode()).hexdigest()[:16].upper()
 
 
 def _reference(header: Dataset) -> Dataset:

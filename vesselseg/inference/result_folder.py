@@ -21,7 +21,7 @@ from vesselseg.errors import UserError
 
 STATE_FILE, SUMMARY_FILE, COCO_FILE = "predictions.jsonl", "predictions.json", "coco.json"
 PARTS = "predictions.rank*.jsonl"
-FORMAT = 3  # raise it with every change of what is written: results of another format are made again
+FORMAT = 4  # raise it with every change of what is written: results of another format are made again
 Entry = dict[str, Any]
 
 
@@ -35,6 +35,7 @@ class ResultFolder:
         self.out = Path(out)
         self.entries: dict[str, Entry] = {}
         self._state = self.out / STATE_FILE
+        self._left: set[Path] = set()  # folders that results were deleted from
 
     @contextmanager
     def opened(self, header: Mapping[str, Any]) -> Iterator[ResultFolder]:
@@ -53,6 +54,7 @@ class ResultFolder:
             finally:
                 self._read_parts()
                 self._summarise(header)
+                self._remove_empty()
         finally:
             os.close(lock)
 
@@ -84,6 +86,7 @@ class ResultFolder:
         known = self.entries.get(entry["file"], {})
         for name in set(known.get("outputs", ())) - set(entry.get("outputs", ())):
             (self.out / name).unlink(missing_ok=True)
+            self._left.add((self.out / name).parent)
         self.entries[entry["file"]] = {**entry, "format": FORMAT}
         with self._state.open("a", encoding="utf-8") as file:
             file.write(_line(self.entries[entry["file"]]))
@@ -133,6 +136,16 @@ class ResultFolder:
             self._replace(COCO_FILE, json.dumps(_coco(coded), ensure_ascii=False) + "\n")
         else:
             (self.out / COCO_FILE).unlink(missing_ok=True)
+
+    def _remove_empty(self) -> None:
+        """Folders that nothing is left in; at the end, when nobody is about to write there."""
+        for folder in self._left:
+            while folder != self.out:
+                try:
+                    folder.rmdir()
+                except OSError:  # holds other results, or is gone already
+                    break
+                folder = folder.parent
 
     def _replace(self, name: str, text: str) -> None:
         """Write a file that is whole at any moment."""
