@@ -45,6 +45,9 @@ def test_what_is_finished_is_skipped(
     assert "6 predicted, 0 failed" in capsys.readouterr().out
     assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel") == 0
     assert len(times(out)) == 12 and not (out / "coco.json").exists()  # none of the earlier phrase is left
+    assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel", "--save", "overlay") == 0
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"overlays"}
+    assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel", "--save", "masks") == 0
     assert "are not in this input" not in capsys.readouterr().out
     assert call(model, images / "frame 1.png", out, "--phrase", "catheter", "--phrase", "vessel") == 0
     assert "for 5 files that are not in this input" in capsys.readouterr().out and len(times(out)) == 12
