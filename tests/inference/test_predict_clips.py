@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -87,8 +88,10 @@ def test_clips_give_results_per_frame(
     assert call(model, runs, out, *asked) == 0 and "4 finished before" in capsys.readouterr().out
     (out / "masks/clip/00002.png").unlink()
     assert call(model, runs, out, *asked) == 0 and "1 predicted, 3 finished" in capsys.readouterr().out
-    prepare_labels(out / "labelme", tmp_path / "data")  # LabelMe opens no clips: pictures lie beside the labels
-    assert len(read_manifest(tmp_path / "data")) == 4 + 5 + 3 + 1
+    # LabelMe opens no clips: pictures lie beside the labels; docs/predicting.md has the pattern
+    prepare_labels(out / "labelme", tmp_path / "data", group_regex=r".+(?=/\d{5})")
+    groups = Counter(record.group_key for record in read_manifest(tmp_path / "data"))
+    assert groups == {"clip": 4, "run": 5, "series/series_3": 3, "one.png": 1}
 
 
 def test_a_clip_that_breaks_leaves_nothing(model: Path, runs: Path, tmp_path: Path) -> None:
