@@ -118,7 +118,7 @@ def drawn_predictions(clip: Pictures, seed: int) -> list[Prediction]:
 def write_with(out: Path, clip: Pictures, predictions: list[Prediction], threads: int) -> list[str]:
     writer = ResultWriter(out, ("vessel",), ("masks", "overlay"))
     with ThreadPoolExecutor(threads) as pool:
-        return ClipWriter("clip", Frames(clip, kept=9), writer, None, pool).write(predictions)[1]
+        return ClipWriter("clip", Frames(clip, kept=9), writer, None, pool, lambda found: found).write(predictions)[1]
 
 
 def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.dicom_files import frames, write_dicom
 from tests.inference.predict_calls import call, entries, pixels
 from tests.tiny import picture
 from vesselseg.errors import UserError
@@ -111,10 +113,29 @@ def test_the_tool_writes_refined_masks_and_starts_anew_when_they_change(
         assert (mask != STEPS.apply(wanted > middle)).mean() < 2e-3
 
 
+def test_frames_of_a_clip_are_refined_like_pictures(model: Path, middle: float, tmp_path: Path) -> None:
+    uids = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.9.1", "SOPInstanceUID": "1.2.9.1.1"}
+    write_dicom(tmp_path / "in/clip.dcm", frames(3), **uids)
+    common = ("--threshold", middle, "--save", "masks,dicom-seg")
+    assert call(model, tmp_path / "in", tmp_path / "plain", *common) == 0
+    assert call(model, tmp_path / "in", tmp_path / "out", *common, "--min-component", 30, "--fill-holes", 20) == 0
+    changed = 0
+    segmented = highdicom.seg.segread(tmp_path / "out/dicom-seg/clip.dcm").pixel_array.astype(bool)
+    described = entries(tmp_path / "out")["clip.dcm"]["frames"]
+    for number in range(3):
+        before = pixels(tmp_path / f"plain/masks/clip/{number:05d}.png") > 0
+        mask = pixels(tmp_path / f"out/masks/clip/{number:05d}.png") > 0
+        np.testing.assert_array_equal(mask, STEPS.apply(before))
+        np.testing.assert_array_equal(mask, segmented[number])
+        assert described[number]["objects"][0]["pixels"] == mask.sum()
+        changed += (mask != before).sum()
+    assert changed > 0, "there is nothing to clean here"
+
+
 def test_frames_of_a_clip_and_flips(predictor: Predictor) -> None:
-    frames = [picture(number) for number in range(3)]
-    found = list(segment_cine(predictor, frames, VESSEL, batch=2, flips=True))
-    for frame, prediction in zip(frames, found):
+    pictures = [picture(number) for number in range(3)]
+    found = list(segment_cine(predictor, pictures, VESSEL, batch=2, flips=True))
+    for frame, prediction in zip(pictures, found):
         wanted = predictor.predict([frame], [VESSEL], flips=True)[0]
         np.testing.assert_allclose(prediction.probabilities, wanted.probabilities, atol=1e-5)
 

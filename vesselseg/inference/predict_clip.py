@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -18,7 +19,6 @@ from vesselseg.inference.result_files import OverlayVideo, ResultWriter, describ
 from vesselseg.inference.result_folder import Entry, frame_name
 
 _WAITING = 16  # frames that may wait to be written
-_Written = tuple[list[str], np.ndarray | None]  # a frame's paths below the folder; its overlay for the video
 
 
 class Frames(Sequence[Image.Image]):
@@ -57,10 +57,20 @@ class Frames(Sequence[Image.Image]):
         return found
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A frame's paths below the folder, its overlay for the video, and what was written of it."""
+
+    paths: list[str]
+    drawn: np.ndarray | None
+    prediction: Prediction
+
+
 class ClipWriter:
     """Writes each prediction of a clip as it comes; what was written is deleted where predicting or writing fails.
 
-    Threads of `pool` draw and write the frames, in any order; the video gets them in theirs.
+    Threads of `pool` refine, draw and write the frames, in any order; the video gets them in theirs.
+    refine: what is done to a prediction before it is written.
     """
 
     def __init__(
@@ -70,17 +80,22 @@ class ClipWriter:
         writer: ResultWriter,
         segmentation: SegmentationObject | None,
         pool: ThreadPoolExecutor,
+        refine: Callable[[Prediction], Prediction],
     ) -> None:
-        self._name, self._frames, self._writer = name, frames, writer
+        self._name, self._frames, self._writer, self._refine = name, frames, writer, refine
         self._segmentation, self._pool = segmentation, pool
         self._video = OverlayVideo(writer.out, name, frames.times) if "overlay" in writer.kinds else None
         self._waiting: deque[Future[_Written]] = deque()
         self._outputs: list[str] = []
+        self._found: list[Entry] = []
 
     def write(self, predictions: Iterable[Prediction]) -> tuple[list[Entry], list[str]]:
         """predictions: one per frame, in order. Returns (what was found per frame, paths below the folder)."""
         try:
-            found = [self._add(number, prediction) for number, prediction in enumerate(predictions)]
+            for number, prediction in enumerate(predictions):
+                place = frame_name(self._name, number)
+                self._waiting.append(self._pool.submit(self._write_frame, place, self._frames[number], prediction))
+                self._settle(_WAITING)
             self._settle(0)
             if self._segmentation is not None:
                 self._outputs.append(self._writer.write_dicom(self._name, self._segmentation.content()))
@@ -90,33 +105,34 @@ class ClipWriter:
         except BaseException:
             self._discard()
             raise
-        return found, self._outputs
-
-    def _add(self, number: int, prediction: Prediction) -> Entry:
-        place, times = frame_name(self._name, number), self._frames.times
-        self._waiting.append(self._pool.submit(self._write_frame, place, self._frames[number], prediction))
-        if self._segmentation is not None:
-            self._segmentation.add(prediction.masks)
-        self._settle(_WAITING)
-        time = None if times is None else round(times[number], 4)
-        return {"name": place, "time": time, **describe_prediction(prediction, "coco" in self._writer.kinds)}
+        return self._found, self._outputs
 
     def _write_frame(self, place: str, image: Image.Image, prediction: Prediction) -> _Written:
-        drawn = overlay(image, prediction) if self._video is not None else None
-        return self._writer.write(place, image, None, prediction, drawn), drawn
+        refined = self._refine(prediction)
+        drawn = overlay(image, refined) if self._video is not None else None
+        return _Written(self._writer.write(place, image, None, refined, drawn), drawn, refined)
 
     def _settle(self, left: int) -> None:
         """Take in the oldest frames, until so many are still being written."""
         while len(self._waiting) > left:
-            written, drawn = self._waiting.popleft().result()
-            self._outputs += written
-            if self._video is not None and drawn is not None:
-                self._video.add(drawn)
+            written = self._waiting.popleft().result()
+            self._outputs += written.paths
+            self._found.append(self._describe(len(self._found), written.prediction))
+            if self._video is not None and written.drawn is not None:
+                self._video.add(written.drawn)
+            if self._segmentation is not None:
+                self._segmentation.add(written.prediction.masks)
+
+    def _describe(self, number: int, prediction: Prediction) -> Entry:
+        times = self._frames.times
+        time = None if times is None else round(times[number], 4)
+        described = describe_prediction(prediction, "coco" in self._writer.kinds)
+        return {"name": frame_name(self._name, number), "time": time, **described}
 
     def _discard(self) -> None:
         if self._video is not None:
             self._video.close(finished=False)
         for frame in self._waiting:
             if not frame.exception():
-                self._outputs += frame.result()[0]
+                self._outputs += frame.result().paths
         self._writer.remove(self._outputs)

@@ -160,7 +160,7 @@ class PredictRun:
     def _predictions(self, asked: Sequence[Asked]) -> list[Prediction | None]:
         """One per image; None for one that does not fit into the device's memory even alone."""
         try:
-            return [*map(self._options.post_processing.of, self._predictor.answer(asked, self._options.threshold))]
+            return list(self._predictor.answer(asked, self._options.threshold))
         except torch.OutOfMemoryError:
             if len(asked) == 1:
                 return [None]
@@ -170,6 +170,7 @@ class PredictRun:
         """seconds: what was spent on the file so far, without the time that it waited."""
         found, start, name = still.found, time.perf_counter(), self._names[still.found.source.file]
         assert found.pictures is not None
+        prediction = self._options.post_processing.of(prediction)
         source = found.source.path if found.pictures.labelme_opens else None
         try:
             content, segmentation = b"", self._segmentation(found)
@@ -209,8 +210,8 @@ class PredictRun:
             self._predictor, frames, options.phrases, options.cine, options.keyframes, threshold, batch, options.flips
         )
         name, segmentation = self._names[found.source.file], self._segmentation(found)
-        clip = ClipWriter(name, frames, self._writer, segmentation, self._pool)
-        described, outputs = clip.write(map(options.post_processing.of, predictions))
+        clip = ClipWriter(name, frames, self._writer, segmentation, self._pool, options.post_processing.of)
+        described, outputs = clip.write(predictions)
         used = self._predictor.threshold if threshold is None else threshold
         return {
             **self._done(found, pictures, used, outputs),
