@@ -149,7 +149,7 @@ class FeatureStore:
 
         It loses its name at once, so that whoever makes it anew meanwhile does not share it with what is being deleted.
         """
-        removed = self.folder.with_name(f"{self.folder.name}.{socket.gethostname()}.{os.getpid()}{REMOVED}")
+        removed = self.folder.with_name(_own_name(self.folder.name, REMOVED))
         try:
             with (self.folder / STORE_FILE).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,12 +175,17 @@ class FeatureStore:
             return False
 
     def _temporary(self, name: str) -> Path:
-        return self.folder / f"{name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}"
+        return self.folder / _own_name(name, UNFINISHED)
 
 
 def digest(values: Any) -> str:
     """Plain values -> 24 hex digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _own_name(name: str, ending: str) -> str:
+    """A name that no other process takes, on any machine that shares the folder."""
+    return f"{name}.{socket.gethostname()}.{os.getpid()}{ending}"
 
 
 def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -151,17 +151,17 @@ class Predictor(ABC):
     def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
         """What SAM2 is prompted with: (all objects, 256), image after image. features: of the same images."""
 
-    def check_phrases(self, phrases: Sequence[str]) -> None:
-        """Raise ValueError for a phrase that cannot be asked."""
-        for phrase in phrases:
-            question_for(phrase)
-
+    @abstractmethod
     def chat(self, image: Image.Image, question: str, longest: int = 128) -> Answer:
         """What the model itself says about an image, in at most so many tokens, and a mask for each [SEG] in it.
 
         Raises ValueError for a question that cannot be asked, and where there is nobody to chat with.
         """
-        raise ValueError("this model has no language model to chat with")
+
+    def check_phrases(self, phrases: Sequence[str]) -> None:
+        """Raise ValueError for a phrase that cannot be asked."""
+        for phrase in phrases:
+            question_for(phrase)
 
     def predict(
         self,

@@ -9,14 +9,14 @@ from typing import TypeVar, cast
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
-_THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, os.cpu_count() or 1)  # that make the views of images
 
 
 def side_by_side(make: Callable[[int], _Made], count: int) -> list[_Made]:
     """What is made of each number below count. Pillow resizes without holding Python's lock, so threads save time."""
     if count < 2:
         return [make(number) for number in range(count)]
-    with ThreadPoolExecutor(min(count, _THREADS)) as pool:
+    with ThreadPoolExecutor(min(count, THREADS)) as pool:
         return list(pool.map(make, range(count)))
 
 

@@ -7,7 +7,6 @@ batch is settled when the model is free, and what is wrong with one of them hurt
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -21,13 +20,13 @@ from PIL import Image
 
 from vesselseg.errors import UserError
 from vesselseg.inference.predictor import Asked, Prediction, Predictor
+from vesselseg.inference.threads import THREADS
 from vesselseg.service.errors import ServiceError, busy
 from vesselseg.service.metrics import Metrics
 
 LARGEST_REQUEST = 50_000_000  # pixels x phrases of one request; a probability map takes 4 bytes of each
 _BATCH_PIXELS = 32_000_000  # pixels x phrases of a batch, if it holds more than one request
 _WAITING_PIXELS = 400_000_000  # pixels x phrases that wait, if it is more than one request
-_THREADS = min(8, os.cpu_count() or 1)  # that make views
 _FAILURES = 3  # requests failing one after the other, until the model counts as broken
 _LOG = logging.getLogger("vesselseg.service")
 
@@ -64,7 +63,7 @@ class ModelQueue:
         self._closing = False
         self._failures = 0
         metrics.watch_queue(name, lambda: len(self._waiting))
-        self._views = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"views {name}")
+        self._views = ThreadPoolExecutor(THREADS, thread_name_prefix=f"views {name}")
         self._thread = threading.Thread(target=self._work, name=f"model {name}", daemon=True)
         self._thread.start()
 
