@@ -37,12 +37,10 @@ def train(
     flags: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     limit_s: float = 600.0,
-    last_iteration: int | None = None,
 ) -> Outcome:
     """One training to its end, or to its time limit.
 
-    overrides: {"schedule.lr": 1e-4}. environment: variables added to this process's own. last_iteration: end the run as
-    soon as its log holds this iteration, before it writes a checkpoint.
+    overrides: {"schedule.lr": 1e-4}. environment: variables added to this process's own.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     options = ["--cfg-options", *(f"{key}={value}" for key, value in overrides.items())] if overrides else []
@@ -54,7 +52,7 @@ def train(
         process = subprocess.Popen(
             command, cwd=REPOSITORY, stdout=file, stderr=file, env={**os.environ, **(environment or {})}
         )
-        status = _wait(process, work_dir, started + limit_s, last_iteration)
+        status = _wait(process, started + limit_s)
     seconds = time.monotonic() - started
     message = "" if status == OK else failure(console.read_text(errors="replace"))
     if status == FAILED and "out of GPU memory" in message:
@@ -93,18 +91,12 @@ def stop(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def _wait(process: subprocess.Popen[Any], work_dir: Path, deadline: float, last_iteration: int | None) -> str:
+def _wait(process: subprocess.Popen[Any], deadline: float) -> str:
     try:
         while process.poll() is None:
             if time.monotonic() > deadline:
                 return TIME_LIMIT
-            if last_iteration is not None and _reached(work_dir, last_iteration):
-                return OK
             time.sleep(0.2)
         return OK if process.returncode == 0 else FAILED
     finally:
         stop(process)
-
-
-def _reached(work_dir: Path, iteration: int) -> bool:
-    return any(row["kind"] == "train" and row["iter"] >= iteration for row in log_rows(work_dir))

@@ -221,7 +221,6 @@ def measure(row: Row, place: Place, limit_s: float) -> dict[str, Any]:
         flags=() if row.weights else ("--skip-plan",),  # a start from weights is timed as users see it
         environment=memory_cap(row.cap_gib, place.machine["gpu_bytes"]),
         limit_s=limit_s,
-        last_iteration=None if row.checkpoint else settings["schedule.max_iters"],
     )
     found = figures(work_dir, schedule["micro_batch"], max(1, row.gpus))
     sizes = {key: schedule[key] for key in ("micro_batch", "accumulation")}
@@ -239,7 +238,7 @@ def run_settings(row: Row, place: Place, micro_batch: int, accumulation: int) ->
         "logging.interval": line_every,
         "logging.tensorboard": False,
         "validation.interval": None,
-        "checkpoint.interval": steps,
+        "checkpoint.interval": steps if row.checkpoint else None,
     }
 
 

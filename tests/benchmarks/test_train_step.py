@@ -28,9 +28,13 @@ SMALL = {"loader.num_workers": 0, "model.sa2va.sam2.image_size": 64, "schedule.m
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("benchmark")
+
+
+@pytest.fixture(scope="module")
+def outcome(folder: Path) -> tuple[list[dict[str, Any]], str]:
     """rows.json and rows.md of three rows, the second of which cannot run."""
-    folder = tmp_path_factory.mktemp("benchmark")
     common = {"config": "configs/tiny_cpu.py", "shapes": "tiny", "steps": 15}
     rows = [
         {**common, "name": "alone", "overrides": SMALL, "checkpoint": True},
@@ -61,6 +65,15 @@ def test_each_row_gets_its_figures(outcome: tuple[list[dict[str, Any]], str]) ->
     assert (alone["iterations"], two["iterations"]) == (15, 12)  # two lines of whole accumulation groups
     assert 0 < alone["checkpoint_bytes"] < alone["resume_bytes"] and two["checkpoint_bytes"] is None
     assert [line["iter"] for line in alone["log"]] == [5, 10, 15]
+
+
+@pytest.mark.e2e
+def test_without_an_interval_a_training_writes_no_checkpoint_and_says_so(
+    outcome: tuple[list[dict[str, Any]], str], folder: Path
+) -> None:
+    run = folder / "scratch" / "run"  # the last row's, which wants none
+    assert "checkpoint.interval=None: of what is trained nothing is kept" in (run / "console.txt").read_text()
+    assert list(run.glob("*.pth")) + list(run.glob("*.resume")) == []
 
 
 @pytest.mark.e2e

@@ -256,11 +256,10 @@ def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog,
         data_fingerprint=dataset.fingerprint,
         training_images=" ".join(digests.values()),
     )
-    hooks = [
-        StartReportHook(plan),
-        LogHook(read_section(config, "logging").interval, log),
-        CheckpointHook(read_section(config, "checkpoint"), facts, identity),
-    ]
+    hooks = [StartReportHook(plan), LogHook(read_section(config, "logging").interval, log)]
+    checkpoint = read_section(config, "checkpoint")
+    if checkpoint.interval is not None:
+        hooks.append(CheckpointHook(checkpoint, facts, identity))
     features = read_section(config, "features")
     if features.store is not None:
         hooks.append(FeatureHook(features, read_section(config, "loader"), dataset))
@@ -270,6 +269,9 @@ def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog,
         processor = Processor(dataset.views, dataset.tokens, dataset.tokens_per_tile)
         records = validation_records(data_root, validation)
         hooks.append(ValidationHook(validation, data_root, records, processor, facts, log))
+    if checkpoint.interval is None and process_rank() == 0:
+        kept = "only best.pth, which cannot be resumed from" if validation.interval is not None else "nothing"
+        logger.warning("checkpoint.interval=None: of what is trained %s is kept", kept)
     return hooks
 
 

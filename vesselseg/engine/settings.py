@@ -83,14 +83,17 @@ class Validation:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """interval: iterations between checkpoints (the last iteration always writes one); keep: how many stay."""
+    """interval: iterations between checkpoints (the last iteration always writes one), None for none at all.
 
-    interval: int = 200
+    keep: how many stay.
+    """
+
+    interval: int | None = 200
     keep: int = 2
 
     def problems(self) -> list[str]:
         """Values without sense, one sentence each."""
-        return _not_positive_integers(self, "interval", "keep")
+        return _not_positive_integers(self, *(["keep"] if self.interval is None else ["interval", "keep"]))
 
 
 @dataclass(frozen=True)
