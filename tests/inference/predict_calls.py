@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import time
+import signal
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.evaluation.drawn_data import call_tool
+from vesselseg.inference.result_folder import Entry, ResultFolder
 
 ALL = "masks,probs,overlay,labelme,coco"
 NAMES = ("frame 1.png", "x.jpg", "x.PNG", "patient ä/造影 01.TIF", "patient ä/x.tif", "二/x.tif")
@@ -24,12 +25,19 @@ def call(model: Path, source: Path, out: Path, *arguments: object) -> int:
     return call_tool("predict.py", model, source, "--out", out, "--device", "cpu", *arguments)
 
 
-def forked(model: Path, source: Path, out: Path, *arguments: object, **environment: str) -> ForkProcess:
-    """The same in a process of its own, to be killed; a fork, since imports take most of a start."""
+def forked(
+    model: Path, source: Path, out: Path, *arguments: object, ends_at: int = 0, **environment: str
+) -> ForkProcess:
+    """The same in a process of its own, which is killed; a fork, since imports take most of a start.
+
+    ends_at: it kills itself when it has noted down so many files, which no waiting from outside could time.
+    """
 
     def work() -> None:
         torch.set_num_threads(1)  # those of before the fork are not there
         os.environ.update(environment)
+        if ends_at:
+            _end_at(ends_at)
         os._exit(call(model, source, out, *arguments))
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -37,12 +45,16 @@ def forked(model: Path, source: Path, out: Path, *arguments: object, **environme
     return process
 
 
-def wait_for_bytes(path: Path, size: int, writer: ForkProcess) -> None:
-    """Until a file has grown that large."""
-    limit = time.monotonic() + 200
-    while not (path.exists() and path.stat().st_size > size):
-        assert writer.is_alive() and time.monotonic() < limit, f"{path} did not grow"
-        time.sleep(0.01)
+def _end_at(files: int) -> None:
+    add, noted = ResultFolder.add, list[str]()
+
+    def counted(self: ResultFolder, entry: Entry) -> None:
+        add(self, entry)
+        noted.append(entry["file"])
+        if len(noted) == files:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ResultFolder.add = counted  # type: ignore[method-assign]
 
 
 def summary(out: Path) -> dict[str, Any]:
