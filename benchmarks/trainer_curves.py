@@ -89,9 +89,9 @@ def start(scratch: Path) -> tuple[Path, Path]:
     tool("make_synthetic.py", "--out", archive, "--count", 40)
     tool("prepare_data.py", archive, "--out", data, "--group-regex", "(p[0-9]+)_")
     write_tiny_base(scratch / "base")
-    changes = {"data_root": data, "model.sa2va.base": scratch / "base", "schedule.max_iters": BEFORE, **QUIET}
-    run_main_path(run, changes)
-    tool("convert_to_hf.py", run / "config.py", run / "best.pth", "--save-path", folder)
+    changes = {"data_root": data, "model.sa2va.base": scratch / "base", "schedule.max_iters": BEFORE}
+    run_main_path(run, {**changes, **QUIET, "checkpoint.interval": BEFORE})
+    tool("convert_to_hf.py", run / "config.py", run / f"iter_{BEFORE}.pth", "--save-path", folder)
     return folder, data
 
 
