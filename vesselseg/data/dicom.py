@@ -7,7 +7,7 @@ hold words of this file and numbers, never what an element of the header says.
 from __future__ import annotations
 
 import io
-import warnings
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
 from pydicom.uid import ImplicitVRLittleEndian, SegmentationStorage
 
+from vesselseg.data.quiet import without_warnings
 from vesselseg.data.source_images import ImageError
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs what it warns of, which quotes the header
 
 _WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 _VALUES = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence")
@@ -45,7 +48,7 @@ class DicomFrame:
 def count_frames(path: Path) -> int:
     """Frames of a DICOM file; 1 where it cannot be read (reading a frame then says why)."""
     try:
-        with _quiet():
+        with without_warnings():
             header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
             return max(1, int(header.get("NumberOfFrames") or 1))
     except Exception:  # whatever a damaged header leads pydicom to
@@ -55,7 +58,7 @@ def count_frames(path: Path) -> int:
 def read_patient(path: Path) -> str:
     """What tells the patient of a file from others, see ``DicomFrame``; "" where it cannot be read."""
     try:
-        with _quiet():
+        with without_warnings():
             return _patient(dcmread(path, force=True, stop_before_pixels=True))
     except Exception:  # whatever a damaged header leads pydicom to
         return ""
@@ -75,7 +78,7 @@ def read_series_place(path: Path) -> SeriesPlace | None:
     """The place of a single picture in its series; None for a clip, without a series, and where it cannot be read."""
     tags = ["SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SOPClassUID"]
     try:
-        with _quiet():
+        with without_warnings():
             header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
             single = int(header.get("NumberOfFrames") or 1) == 1 and header.get("SOPClassUID") != SegmentationStorage
             if not single or not header.get("SeriesInstanceUID"):
@@ -153,20 +156,12 @@ class DicomFile:
 @contextmanager
 def _readable() -> Iterator[None]:
     try:
-        with _quiet():
+        with without_warnings():  # pydicom's quote the header
             yield
     except ImageError:
         raise
     except Exception as error:  # whatever a damaged file leads pydicom and its decoders to
         raise ImageError("bad_dicom", f"damaged, cut off or against the standard ({type(error).__name__})") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """pydicom's warnings quote the header."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _decode(header: Dataset, frame: int, values: np.ndarray) -> DicomFrame:

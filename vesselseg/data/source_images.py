@@ -6,7 +6,6 @@ PNG and JPEG with 8 bits are copied byte for byte. Everything else is written as
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vesselseg.data.label_shapes import LabelFile
+from vesselseg.data.quiet import without_warnings
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -184,8 +184,7 @@ def _is_image_file(path: Path, json_path: Path, within: Path | None) -> bool:
 
 def decode_image(content: bytes, label_size: tuple[int, int] | None) -> tuple[Image.Image, list[tuple[str, str]]]:
     """Decode all pixels, so that a cut-off file is found here; turn the picture as LabelMe showed it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with without_warnings():  # of large pictures
         image = Image.open(io.BytesIO(content))
         image.load()
     notes = []

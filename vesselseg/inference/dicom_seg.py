@@ -11,7 +11,6 @@ import copy
 import hashlib
 import io
 import re
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ComputedRadiographyImageStorage
 
 import vesselseg
+from vesselseg.data.quiet import without_warnings
 from vesselseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ class SegmentationObject:
 
     def content(self) -> bytes:
         """The file. Raises UserError where highdicom refuses the header."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote the header
+        with without_warnings():  # they quote the header
             try:
                 made = self._in_the_patient() if _positioned(self._headers, self._shape) else self._of_one_frame()
             except (AttributeError, TypeError, ValueError) as error:  # a header against the standard; it may be quoted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vesselseg.data.label_shapes import BrokenShape, LabelFile, LabelFileError, Shape, whole_mask
+from vesselseg.data.quiet import without_warnings
 from vesselseg.data.source_images import DAMAGED, describe_damage
 
 _CLASSES = 8  # as many different values are classes, however large they are
@@ -67,8 +67,7 @@ def read_mask(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], Notes
     content = b""
     try:
         content = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with without_warnings():  # of large pictures
             image = Image.open(path)
             image.load()
     except DAMAGED as error:
