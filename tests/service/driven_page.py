@@ -50,6 +50,16 @@ const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubb
   : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
 document.body.dispatchEvent(event);
 """
+# what a page does later, with the last line, and not when it is asked: `held` are the calls that wait
+HOLD = """
+const [owner, name] = [eval(arguments[0]), arguments[1]];
+const real = owner[name];
+window.held = [];
+owner[name] = function (...given) {
+  return new Promise((go) => held.push(() => { const made = real.apply(this, given); go(made); return made; }));
+};
+"""
+LET_GO = "return Promise.all(held.splice(0).map((go) => go())).then(() => new Promise((done) => setTimeout(done)))"
 
 
 class Page:

@@ -32,6 +32,7 @@ from vesselseg.service.model_queue import Entry, ModelQueue
 
 CLIENTS, EACH = 16, 3
 PATIENCE = 120  # seconds that anything may take on a busy machine
+UNTIL_FULL_MS = 600_000  # longer than any client waits: a batch goes when it is full, and not before
 
 
 class Watched(Sa2VAPredictor):
@@ -110,11 +111,11 @@ def test_everybody_gets_their_own_result(start: Callable[..., Any], predictor: S
 
 def test_requests_wait_for_each_other_but_not_long(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
-    with start({"tiny": watched}, wait_ms=20_000, batch=3) as service, ThreadPoolExecutor(4) as pool:
-        began = time.perf_counter()
-        list(pool.map(lambda number: ask(service, picture(number)), range(3)))
+    with start({"tiny": watched}, wait_ms=UNTIL_FULL_MS, batch=3) as service, ThreadPoolExecutor(4) as pool:
+        list(
+            pool.map(lambda number: ask(service, picture(number)), range(3))
+        )  # nobody's patience ends: it goes at once
         assert watched.batches == [3], "all of them share a batch"
-        assert time.perf_counter() - began < 20, "a full batch goes at once"
     with start({"tiny": watched}, wait_ms=300, batch=3) as service:
         began = time.perf_counter()
         ask(service, picture(1))
@@ -171,7 +172,7 @@ def test_a_full_queue_says_when_to_come_again(start: Callable[..., Any], predict
 
 def test_memory_that_runs_out_splits_the_batch(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor, most=2)
-    with start({"tiny": watched}, wait_ms=20_000, batch=5) as service, ThreadPoolExecutor(5) as pool:
+    with start({"tiny": watched}, wait_ms=UNTIL_FULL_MS, batch=5) as service, ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda number: ask(service, picture(number)), range(5)))
         for number, answer in enumerate(answers):
             assert_own(answer, picture(number), ["blood vessel"], direct(predictor, picture(number)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response
 
 from tests.service.running import RunningService, assert_error, png, wait_until
 from tests.service.test_bad_input import request_head
 from tests.tiny import picture
 from vesselseg.errors import UserError
 from vesselseg.service import guard
+from vesselseg.service.metrics import Metrics
 from vesselseg.service.rate import RateLimit
 from vesselseg.service.run import listen, model_names
 from vesselseg.service.settings import ServiceSettings
@@ -170,6 +173,27 @@ def test_one_line_per_request_and_nothing_of_the_patient(
     assert len(lines) == 3 and "secret" not in caplog.text
     assert lines[0].startswith("id=id-1 POST /predict status=200 model=tiny size=60x50x2 bytes=")
     assert "GET - status=404" in lines[2]
+
+
+@pytest.mark.parametrize(("host", "status"), [("localhost", 200), ("elsewhere", 403)])
+def test_who_has_an_answer_finds_it_counted_and_logged(
+    host: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics, found = Metrics(), []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            wanted = {"route": "/x", "status": str(status)}
+            found.append((metrics.registry.get_sample_value("vesselseg_requests_total", wanted), len(caplog.messages)))
+
+    guarded = guard.Guard(Response("x"), ServiceSettings(), metrics, frozenset({"/x"}))
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"host", host.encode())]}
+    with caplog.at_level(logging.INFO, "vesselseg.service"):
+        asyncio.run(guarded(scope, receive, send))
+    assert found[0] == found[-1] == (1, 1)
 
 
 def test_every_answer_carries_the_headers(service: RunningService) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,8 @@ def command(*arguments: object) -> list[str]:
 
 
 @pytest.fixture
-def started(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its address."""
+def started(model: Path) -> Iterator[tuple[subprocess.Popen[str], str, Future[str]]]:
+    """The process, its address, and what it will have written after that when it ends."""
     options = ("--port", 0, "--device", "cpu", "--wait-ms", WAIT_MS, "--batch", 3)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -49,14 +49,16 @@ def started(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
                 break
         else:
             pytest.fail("".join(lines))
-        yield process, line.split("open ")[1].split("/ ")[0]
+        with ThreadPoolExecutor(1) as pool:  # read all the while: a full pipe would hold the service up
+            yield process, line.split("open ")[1].split("/ ")[0], pool.submit(process.stderr.read)
+            process.kill()
     finally:
         process.kill()
         process.wait()
 
 
-def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen[str], str]) -> None:
-    process, url = started
+def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen[str], str, Future[str]]) -> None:
+    process, url, written = started
     files = {"image": ("secret-name.png", png(picture(1)))}
     with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=url, timeout=60) as later:
         assert later.get("/models").json()["models"][0]["name"] == "tiny.pth"
@@ -72,8 +74,7 @@ def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         assert [answer.result().status_code for answer in running] == [200, 200]
     assert process.wait(60) == 0
-    assert process.stderr is not None
-    log = process.stderr.read()
+    log = written.result(60)
     assert "Traceback" not in log and "secret" not in log and log.count("status=200 model=tiny.pth") == 3
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=2)

@@ -40,9 +40,8 @@ async function changed() {
   list.render();
   position();
   offerPredict(); // not after the picture is decoded: who drops an image and presses P at once means it
-  const item = state.item;
   const drawn = await view.show();
-  if (item !== state.item) return;
+  if (drawn === null) return;
   panel.facts();
   $("size").max = Math.max(80, Math.round(Math.max(view.picture?.width ?? 0, view.picture?.height ?? 0) / 8));
   setSize(state.size);

@@ -28,6 +28,7 @@ export class Predictions {
     const job = { abort: new AbortController(), started: 0, frame: item.frame };
     item.jobs.set(model, job);
     this.on.progress(item);
+    let failure = null;
     try {
       if (!phrases.length) throw new Error(`${model} knows none of these phrases; add one that it suggests.`);
       const most = state.limits.max_bytes - SPARE;
@@ -43,14 +44,21 @@ export class Predictions {
       const result = await store(item, model, phrases, answer);
       item.thumbnail ??= thumbnailOf(await createImageBitmap(result.picture));
     } catch (error) {
-      if (error.name !== "AbortError") item.error = { words: error.message, requestId: error.requestId ?? "" };
+      failure = { words: error.message, requestId: error.requestId ?? "" };
     }
-    item.jobs.delete(model);
+    if (item.jobs.get(model) === job) { // not cancelled
+      item.jobs.delete(model);
+      item.error = failure ?? item.error;
+    }
     this.on.stored(item);
   }
 
+  /** At once: what is asked next does not wait until a file is read or its turn has come. */
   cancel(item) {
+    if (!item.jobs.size) return;
     for (const job of item.jobs.values()) job.abort.abort(new DOMException("cancelled", "AbortError"));
+    item.jobs.clear();
+    this.on.stored(item);
   }
 
   /** Predict all images that lack a mask. */

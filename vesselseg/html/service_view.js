@@ -10,16 +10,15 @@ const KEPT = 6; // decoded pictures
 /** The picture of the frame that is shown as a canvas, or null where only the service can read the file. */
 export async function pictureOf(item, cache) {
   const result = anyResult(item);
+  if (!result && item.frame > 0) return null;
   const key = `${item.id} ${result ? item.frame : "as dropped"}`;
   if (cache.has(key)) return cache.get(key);
   let picture = null;
-  if (result || item.frame === 0) {
-    const bitmap = await createImageBitmap(result?.picture ?? item.file).catch(() => null);
-    if (bitmap) {
-      picture = canvasOf(bitmap.width, bitmap.height);
-      picture.getContext("2d").drawImage(bitmap, 0, 0);
-      bitmap.close();
-    }
+  const bitmap = await createImageBitmap(result?.picture ?? item.file).catch(() => null);
+  if (bitmap) {
+    picture = canvasOf(bitmap.width, bitmap.height);
+    picture.getContext("2d").drawImage(bitmap, 0, 0);
+    bitmap.close();
   }
   cache.set(key, picture);
   if (cache.size > KEPT) cache.delete(cache.keys().next().value);
@@ -29,7 +28,8 @@ export async function pictureOf(item, cache) {
 export class View {
   /** row: holds two stages. on: {zoom(scale), stroke(): a correction changed, refuse(words)}. */
   constructor(row, on) {
-    Object.assign(this, { row, on, cache: new Map(), overlays: [], split: 0.5, syncing: false, space: false });
+    Object.assign(this, { row, on, cache: new Map(), overlays: [], split: 0.5, syncing: false, space: false,
+      calls: 0 });
     const tools = {
       drawing: () => state.tool !== "move" && !this.space,
       size: () => state.size,
@@ -70,11 +70,12 @@ export class View {
     this.first.actualSize();
   }
 
-  /** Everything anew. -> whether there is a picture. */
+  /** Everything anew. -> whether there is a picture; null, and nothing is done, where a later call has come meanwhile. */
   async show() {
     const { item } = state;
+    const call = ++this.calls;
     const picture = item ? await pictureOf(item, this.cache) : null;
-    if (item !== state.item) return this.show();
+    if (call !== this.calls) return null; // a picture that takes long to decode covers none that was asked for later
     const side = comparing() && state.view === "side";
     this.row.classList.toggle("side", side);
     this.panes[1].element.hidden = !side;

@@ -1,4 +1,4 @@
-"""Before every request: its id, who may ask, how much and how often. After it: one line in the log, one count."""
+"""Before a request: its id, who may ask, how much and how often. Before its answer: a line in the log and a count."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,7 +77,7 @@ class Guard:
         running = Running(wanted if _SANE_ID.fullmatch(wanted) else uuid.uuid4().hex[:16], scope["method"])
         running.route = _route(scope["path"], self._routes)
         scope.setdefault("state", {})["running"] = running
-        answer = _Answer(send, running)
+        answer = _Answer(send, running, self._note)
         with self._metrics.running.track_inprogress():
             try:
                 await self._serve(scope, headers, receive, answer)
@@ -87,7 +87,8 @@ class Guard:
                 _LOG.exception("id=%s failed", running.request_id)
                 if not answer.started:
                     await _send_error(ServiceError(500, "internal", _INTERNAL), scope, receive, answer)
-        self._note(running)
+        if not answer.noted:
+            self._note(running)
 
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, answer: _Answer) -> None:
         reserved = 0
@@ -150,10 +151,14 @@ class Guard:
 
 
 class _Answer:
-    """Sends, and notes what was sent; every answer carries the request's id and HEADERS."""
+    """Sends, and notes what is sent; every answer carries the request's id and HEADERS.
 
-    def __init__(self, send: Send, running: Running) -> None:
-        self._send, self.running, self.started = send, running, False
+    It is counted and logged before its body goes: who has the answer and asks finds it there.
+    """
+
+    def __init__(self, send: Send, running: Running, note: Callable[[Running], None]) -> None:
+        self._send, self._note, self.running = send, note, running
+        self.started = self.noted = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -162,6 +167,9 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in {**HEADERS, "X-Request-ID": self.running.request_id}.items():
                 headers[name] = value
+        elif not self.noted:
+            self.noted = True
+            self._note(self.running)
         await self._send(message)
 
 
