@@ -216,6 +216,20 @@ def test_too_long_a_conversation_is_said(folder: Path, tiny_base: Path) -> None:
     assert "at most 60 fit" in facts["conversations"][0]["problem"]
 
 
+def test_a_view_asked_for_while_the_config_is_read(folder: Path, training: VesselDataset) -> None:
+    """The config may be there a moment after it was looked for."""
+    moments = iter([None, ModelViews(training, "mine.py"), ModelViews(training, "mine.py")])
+
+    class Loading(BrowseServer):
+        views = property(lambda _: next(moments), lambda *_: None)  # type: ignore[assignment]
+
+    server = Loading(Catalogue(folder))
+    answers = [server.answer("/api/images/0/seen/0") for _ in range(2)]
+    server.server_close()
+    early, late = (json.loads(answer.content) for answer in answers if answer is not None)
+    assert early == {"state": "loading"} and late["state"] == "ready" and late["objects"]
+
+
 @pytest.mark.parametrize("name", [BROKEN, MISSING, OUTSIDE])
 def test_an_unreadable_image_is_a_message(server: BrowseServer, name: str) -> None:
     number = number_of(server, name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -46,12 +49,19 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory, repository: 
         opened = tool.stdout.readline()
         assert opened.startswith("open http://127.0.0.1:"), tool.stderr.read()
         yield opened.split()[1]
+        while state_of_config(opened.split()[1]) == "loading":  # a signal may end an import in any words
+            time.sleep(0.1)
         tool.send_signal(signal.SIGINT)
         try:
             assert tool.wait(timeout=60) == 130
         finally:
             tool.kill()
         assert tool.stderr.read() == "interrupted\n"
+
+
+def state_of_config(url: str) -> str:
+    with urlopen(f"{url}api/model") as answer:
+        return str(json.load(answer)["state"])
 
 
 def text(browser: Browser, selector: str) -> str:

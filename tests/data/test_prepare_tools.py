@@ -17,7 +17,7 @@ from vesselseg.data.manifest import read_manifest, read_splits
 def run(repository: Path, tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(repository / "tools" / tool), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.fixture

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from vesselseg.data.readers.labelme import read_labelme
 from vesselseg.data.prepare import PrepareOptions, prepare
 from vesselseg.data.rasterise import rasterise
+from vesselseg.data.readers.labelme import read_labelme
 from vesselseg.data.synthetic import draw_angiogram, write_synthetic
 from vesselseg.errors import UserError
 
@@ -97,14 +99,29 @@ def test_files_have_the_fields_of_labelme_5(drawn: Path) -> None:
     assert set(content["shapes"][0]) == {"label", "points", "group_id", "description", "shape_type", "flags", "mask"}
 
 
+def noise_smoothed_and_written() -> None:
+    """Work of the kind that a picture takes, about as long as one, on a CPU of any speed."""
+    noise = np.random.default_rng(0).normal(size=(256, 256))
+    for _ in range(8):
+        noise = np.exp(-np.abs(cv2.GaussianBlur(noise, (0, 0), 3)))
+    cv2.imencode(".png", (255 * noise).astype(np.uint8))
+    json.dumps([[round(float(value), 2) for value in row] for row in noise[::8]])
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Of this thread alone: what others do with the CPU does not count."""
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
+
+
 def test_fast_enough_for_a_demo(tmp_path: Path) -> None:
-    """300 pictures in 20 s on one core are 66 ms each; on a busy one the quickest of three rounds tells."""
-    seconds = []
+    """300 pictures in seconds: one takes 1.3 times as long as the work above; of three rounds the quickest tells."""
+    drawing, other = [], []
     for number in range(3):
-        start = time.thread_time()
-        write_synthetic(tmp_path / str(number), 5, size=256)
-        seconds.append((time.thread_time() - start) / 5)
-    assert min(seconds) < 0.066
+        drawing.append(seconds_of(lambda folder=tmp_path / str(number): write_synthetic(folder, 5, size=256)))
+        other.append(seconds_of(lambda: [noise_smoothed_and_written() for _ in range(5)]))
+    assert min(drawing) < 6 * min(other)
 
 
 @pytest.mark.parametrize("arguments", [{"count": 0}, {"count": 1, "size": 8}, {"count": 1, "frames": 0}])

@@ -162,27 +162,29 @@ def _thumbnail(server: BrowseServer, number: str, tinted: str | None) -> Answer:
 def _settings(server: BrowseServer) -> Answer:
     """What the model gets in general; "state" says whether that is known yet."""
     views = server.views
-    if views is None:
-        return _json({"state": "loading"})
-    if isinstance(views, str):
-        return _json({"state": "failed", "problem": views})
-    return _json({"state": "ready", **views.as_json()})
+    return _json({"state": "ready", **views.as_json()} if isinstance(views, ModelViews) else _unready(views))
+
+
+def _unready(views: str | None) -> dict[str, str]:
+    return {"state": "loading"} if views is None else {"state": "failed", "problem": views}
 
 
 def _seen(server: BrowseServer, number: str, epoch: str) -> Answer:
-    if not isinstance(server.views, ModelViews):
-        return _settings(server)
+    views = server.views  # read once: it may be set at any moment
+    if not isinstance(views, ModelViews):
+        return _json(_unready(views))
     try:
-        seen = server.pictures.seen(server.views, _known(server, number), int(epoch))
+        seen = server.pictures.seen(views, _known(server, number), int(epoch))
     except (ManifestError, UserError, ValueError) as error:
         return _json({"state": "failed", "problem": str(error)})
     return _json({"state": "ready", **seen["facts"]})
 
 
 def _seen_file(server: BrowseServer, number: str, epoch: str, kind: str, place: str | None) -> Answer | None:
-    if not isinstance(server.views, ModelViews):
+    views = server.views
+    if not isinstance(views, ModelViews):
         return None
-    seen = server.pictures.seen(server.views, _known(server, number), int(epoch))
+    seen = server.pictures.seen(views, _known(server, number), int(epoch))
     content = seen.get(kind if place is None else f"{kind} {int(place)}")
     return None if content is None else Answer(content, "image/png")
 
