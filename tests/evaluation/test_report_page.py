@@ -56,6 +56,25 @@ def test_pictures_enlarge_by_mouse_and_keys(page: Browser) -> None:
     assert page.errors() == []
 
 
+def test_leafing_and_closing_wait_for_no_picture(page: Browser) -> None:
+    """However long one takes to be decoded: in one go, nothing is decoded in between."""
+    keys = ("ArrowRight", "ArrowRight", "ArrowLeft")
+    script = """
+    const [first] = document.querySelectorAll("button.zoom"), viewer = document.getElementById("viewer");
+    const leaf = (key) => viewer.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    first.click();
+    viewer.close();
+    first.click();
+    arguments[0].forEach(leaf);
+    """
+    page.run(script, keys)
+    second = page.run("return document.querySelectorAll('button.zoom img')[1].alt")
+    page.wait(lambda: page.run(NAME) == second, "the picture that was asked for last")
+    page.run("return new Promise((done) => setTimeout(done, 200))")  # and none of the others after it
+    assert page.run(NAME) == second and 400 < page.run(WIDTH) <= LAPTOP[0]
+    assert page.errors() == []
+
+
 def test_a_heading_sorts_and_what_is_undefined_stays_last(page: Browser) -> None:
     for heading in ("Dice", "Recall, wide"):
         button = next(one for one in page.all("#items th button") if one.text == heading)

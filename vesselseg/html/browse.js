@@ -261,9 +261,9 @@ function readAddress() {
   filter(false);
   const named = dataset.images.find((image) => image.name === parts.get("image"));
   const first = named ?? shown[0] ?? dataset.images[0];
-  if (first) go(first.number);
+  const missing = named ? null : parts.get("image"); // said when the first one is drawn, which would cover it
+  if (first) go(first.number).then(() => missing && state.number === first.number && fail(`There is no image ${missing} in this dataset.`));
   else fail("The dataset folder holds no image.");
-  if (parts.get("image") && !named) fail(`There is no image ${parts.get("image")} in this dataset.`);
 }
 
 const cleanEpoch = (value) => Math.min(9999999, Math.max(0, Math.floor(Number(value)) || 0));

@@ -27,16 +27,16 @@
   const stage = viewer.querySelector(".stage"), caption = viewer.querySelector(".name");
   const buttons = Array.from(document.querySelectorAll("button.zoom"));
   const LARGEST = 6;
-  let current = 0, zoom = 1;
+  let current = 0, zoom = 1, size = { width: 1, height: 1 };
   function fitting() {
-    return Math.min((stage.clientWidth - 8) / picture.naturalWidth, (stage.clientHeight - 8) / picture.naturalHeight);
+    return Math.min((stage.clientWidth - 8) / size.width, (stage.clientHeight - 8) / size.height);
   }
   // Keeps the point (x, y) of the picture, in parts of it, where (left, top) of the stage is.
   function show(level, x, y, left, top) {
     zoom = Math.min(LARGEST, Math.max(1, level));
-    const width = picture.naturalWidth * fitting() * zoom;
-    const height = picture.naturalHeight * fitting() * zoom;
+    const scale = fitting() * zoom, width = size.width * scale, height = size.height * scale;
     picture.style.width = width + "px";
+    picture.style.height = height + "px";
     picture.style.cursor = zoom > 1 ? "zoom-out" : "zoom-in";
     stage.scrollLeft = x * width - left;
     stage.scrollTop = y * height - top;
@@ -48,12 +48,20 @@
   }
   function open(index) {
     current = (index + buttons.length) % buttons.length;
-    const small = buttons[current].querySelector("img");
-    picture.src = small.src;
-    picture.alt = small.alt;
-    caption.textContent = small.alt;
-    if (!viewer.open) { viewer.showModal(); }
-    picture.decode().then(function () { show(1, 0, 0, 0, 0); });
+    const small = buttons[current].querySelector("img"), coming = new Image();
+    if (!viewer.open) {
+      picture.style.visibility = "hidden";
+      viewer.showModal();
+    }
+    coming.src = small.src;
+    coming.decode().then(function () { // seen with its name and size, not before; the one before stays till then
+      if (!viewer.open || !buttons[current].contains(small)) { return; }
+      picture.src = coming.src;
+      picture.alt = caption.textContent = small.alt;
+      size = { width: coming.naturalWidth, height: coming.naturalHeight };
+      picture.style.visibility = "visible";
+      show(1, 0, 0, 0, 0);
+    });
   }
   buttons.forEach(function (button, index) {
     button.addEventListener("click", function () { open(index); });
