@@ -180,11 +180,14 @@ def newest_whole(folder: Path, settings: dict[str, Any]) -> Path:
 class StopOnSignal(TrainerCallback):
     """The first Ctrl-C or SIGTERM ends training after the present step, with a checkpoint; a second one at once."""
 
-    received = 0  # the signal's number
+    noted = 0  # the number of the signal that this process got
+    received = 0  # that any process got; apart from the other, which changes while processes tell each other
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Listen, until training ends or a signal comes."""
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self.before:
+            signal.signal(number, self._note)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Listen no longer."""
@@ -192,12 +195,12 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def _note(self, number: int, _: Any) -> None:
-        self.received = number
+        self.noted = number
         self.on_train_end()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """All processes stop after the same step."""
-        self.received = int(gather(torch.tensor([self.received], device=args.device)).max())
+        self.received = int(gather(torch.tensor([self.noted], device=args.device)).max())
         if self.received:
             control.should_save = control.should_training_stop = True
 

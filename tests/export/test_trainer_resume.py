@@ -6,11 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import accelerate.utils
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -80,8 +81,11 @@ class Runs:
 
 
 @pytest.fixture
-def runs(exported: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    return Runs(exported, drawn, monkeypatch)
+def runs(exported: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield Runs(exported, drawn, monkeypatch)
+    for number, handler in before.items():  # a run that crashes keeps its own
+        signal.signal(number, handler)
 
 
 def checkpoints(out: Path) -> Path:
@@ -166,6 +170,24 @@ def test_stopped_then_crashed_then_damaged(
     assert f"going on from {checkpoints(out) / 'checkpoint-3'}" in printed
     assert_same(runs.seen, whole[6:])
     assert_same_result(out, tmp_path / "whole")
+
+
+def test_a_signal_between_two_steps_is_not_lost(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes when the processes have just told each other that none got one."""
+    gather, told = accelerate.utils.gather, []
+
+    def then_a_signal(tensor: torch.Tensor) -> Any:
+        told.append(gather(tensor))
+        if len(told) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return told[-1]
+
+    monkeypatch.setattr(accelerate.utils, "gather", then_a_signal)
+    assert runs(tmp_path / "out", "--max-iters", 6) == 128 + signal.SIGTERM
+    assert "stopped after step 2 of 3; go on with --resume" in capsys.readouterr().out
+    assert [int(one) for one in told] == [0, signal.SIGTERM] and names(tmp_path / "out") == ["checkpoint-2"]
 
 
 def crash(folder: str) -> None:
