@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import IMAGES, REPOSITORY, Training, environment, rows, write_data
-from vesselseg.engine.launcher import free_port
+from tests.engine.nodes import free_port
 from vesselseg.models.tiny_base import write_tiny_base
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vesselseg.engine.launcher import free_port
-
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def node_environment(rank: int, port: int, count: int = 2, **settings: str) -> dict[str, str]:

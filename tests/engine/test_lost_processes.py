@@ -8,17 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from tests.engine.nodes import Node, start_nodes, wait_for
-from vesselseg.engine.heartbeat import Heartbeats, is_there
-from vesselseg.engine.launcher import free_port
-from vesselseg.engine.nodes import Loss, Nodes
+from tests.engine.nodes import Node, free_port, node_environment, start_nodes, wait_for
+from vesselseg.engine import heartbeat
+from vesselseg.engine.heartbeat import Heartbeats
+from vesselseg.engine.nodes import LOSS, Loss, Nodes
 from vesselseg.errors import UserError
 
 # Tells its process id, then works as a long step does: without a word to anybody.
@@ -44,11 +47,14 @@ def group(tmp_path: Path) -> Iterator[list[Node]]:
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "vesselseg.engine.launcher", "2", str(script), str(tmp_path)]
     started = start_nodes(command, tmp_path, LOST_AFTER=str(SILENCE))
-    for rank in range(4):
-        wait_for(tmp_path / str(rank), 200)
-    yield started
-    for one in started:
-        one.process.kill()
+    try:
+        for rank in range(4):
+            wait_for(tmp_path / str(rank), 200)
+        yield started
+    finally:
+        for one in started:
+            one.process.kill()
+            one.process.wait()
 
 
 def process_id(folder: Path, rank: int) -> int:
@@ -57,9 +63,17 @@ def process_id(folder: Path, rank: int) -> int:
 
 def gone(process: int) -> bool:
     until = time.monotonic() + PATIENCE
-    while is_there(process) and time.monotonic() < until:
+    while runs(process) and time.monotonic() < until:
         time.sleep(0.1)
-    return not is_there(process)
+    return not runs(process)
+
+
+def runs(process: int) -> bool:
+    """An orphan that has ended keeps its number where nobody asks how it ended, as in a container without an init."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -86,6 +100,20 @@ def test_a_lost_node_ends_the_job_on_the_other(group: list[Node], tmp_path: Path
     assert group[1].wait(PATIENCE) == 1
     assert group[1].errors() == ["error: node 0 (127.0.0.1) is lost: its launcher ended, or the network to it"]
     assert all(gone(process_id(tmp_path, rank)) for rank in range(4)), "processes outlive their launcher"
+
+
+def test_a_loss_that_is_told_before_processes_are_started_ends_the_launcher(tmp_path: Path) -> None:
+    """It waits for the other node inside torch, which listens to nobody meanwhile."""
+    port = free_port()
+    command = [sys.executable, "-m", "vesselseg.engine.launcher", "1", "no_script.py"]
+    first, second = Node(command, node_environment(0, port), tmp_path / "0.txt"), node(1, 2, port)
+    try:
+        assert meet(second) == [None]
+        assert second.tell(Loss("the other node has no disk", 7)).status == 7
+        second.leave()
+        assert first.wait(PATIENCE) == 7 and first.errors() == ["error: the other node has no disk"]
+    finally:
+        first.process.kill()
 
 
 def meet(*nodes: Nodes) -> list[str | None]:
@@ -121,9 +149,59 @@ def test_the_first_loss_is_told_to_all_and_a_silent_node_is_one() -> None:
     first.leave()
 
 
+def test_a_loss_is_told_that_comes_while_the_first_node_looks_at_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    first, second = node(0, 2, port), node(1, 2, port)
+    looks, told, look = threading.Event(), threading.Event(), first._silent_node
+
+    def slow_look() -> Loss | None:
+        found = look()
+        looks.set()
+        assert told.wait(PATIENCE)
+        return found
+
+    monkeypatch.setattr(first, "_silent_node", slow_look)
+    assert meet(first, second) == [None] * 2
+    assert looks.wait(PATIENCE)
+    loss = Loss("the first node's disk is full", 2)
+    with ThreadPoolExecutor() as pool:
+        telling = pool.submit(first.tell, loss)
+        while first._own_loss is None:
+            time.sleep(0.01)
+        told.set()
+        assert telling.result() == loss
+    until = time.monotonic() + PATIENCE
+    while not second.news() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert second.news() == loss
+    second.leave()
+    first.leave()
+
+
+def test_the_first_node_stays_until_those_who_wait_know_who_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    first, second = node(0, 3, port, wait=1), node(1, 3, port)
+    read, ended = second._last_word, []
+
+    def slow_read() -> Loss | None:
+        if not second._store.check([LOSS]):
+            return None
+        time.sleep(3)
+        ended.append(giving_up.done())
+        return read()
+
+    monkeypatch.setattr(second, "_last_word", slow_read)
+    with ThreadPoolExecutor() as pool:
+        giving_up = pool.submit(meet, first)
+        assert meet(second) == giving_up.result() and ended == [False]
+
+
 def test_nodes_that_do_not_meet_say_who_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
-    right, wrong = free_port(), free_port()
-    first, second, third = meet(node(0, 3, right, wait=3), node(1, 3, right), node(2, 3, wrong, wait=1))
+    right = free_port()
+    with socket.socket() as silent:  # nobody listens, and nobody else can
+        silent.bind(("127.0.0.1", 0))
+        wrong = silent.getsockname()[1]
+        first, second, third = meet(node(0, 3, right, wait=3), node(1, 3, right), node(2, 3, wrong, wait=1))
     assert first == second and str(first).startswith(f"node(s) 2 of 3 did not call 127.0.0.1:{right} within 3 s")
     assert str(third).startswith(f"node 2 could not reach node 0 at 127.0.0.1:{wrong} within 1 s (Connection refused)")
     said = rf"node 0: waiting for node\(s\) 2 of 3 to call 127.0.0.1:{right}, \d+ s of 3\n"
@@ -154,3 +232,12 @@ def test_only_processes_that_have_begun_and_gone_silent_are_lost(tmp_path: Path)
         found = beats.silent()
         time.sleep(0.1)
     assert found == (2, os.getpid())
+
+
+def test_a_launcher_that_stood_still_counts_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with its machine, or with the whole job where a scheduler stops it for a while."""
+    clock = iter([0.0, 1.0, 2.0, 900.0, *(901.0 + second for second in range(6))])  # 1, 2, 4, 5, ... 10 to the launcher
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    beats = Heartbeats(tmp_path, lost_after=8)
+    (tmp_path / "0").write_text(str(os.getpid()))
+    assert [beats.silent() for _ in range(9)] == [None] * 8 + [(0, os.getpid())]

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from tests.engine.conftest import Training, environment
+from tests.engine.nodes import free_port
 from tests.engine.planned import leaf, planned, write_shapes
 from tests.engine.test_flat_parameters import engine_of
 from tests.tiny import TRUNK
 from vesselseg.config import load_config
 from vesselseg.engine import memory_limit
-from vesselseg.engine.launcher import free_port
 from vesselseg.engine.memory_plan.check import MemoryPlanError, Room, check_memory, lacks, room_of
 from vesselseg.engine.memory_plan.plan import GIB
 from vesselseg.engine.memory_plan.setup import Setup

@@ -14,8 +14,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-FOLDER_VARIABLE = "VESSELSEG_HEARTBEATS"
+# The folder of these files, and the launcher that watches it.
+FOLDER_VARIABLE, LAUNCHER_VARIABLE = "VESSELSEG_HEARTBEATS", "VESSELSEG_LAUNCHER"
 INTERVAL = 1.0
+LONGEST_LOOK = 2 * INTERVAL
 ORPHANED = 1
 
 
@@ -24,16 +26,38 @@ def start_beating() -> None:
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
         file = Path(folder) / os.environ["RANK"]
-        file.write_text(str(os.getpid()))
-        threading.Thread(target=_beat, args=(file, os.getppid()), daemon=True).start()
+        with suppress(FileNotFoundError):  # the launcher removes its folder when it ends
+            file.write_text(str(os.getpid()))
+        threading.Thread(target=_beat, args=(file, int(os.environ[LAUNCHER_VARIABLE])), daemon=True).start()
 
 
 def _beat(file: Path, launcher: int) -> None:
-    with suppress(FileNotFoundError):  # the launcher removes its folder when it ends
+    with suppress(FileNotFoundError):
         while os.getppid() == launcher:
             os.utime(file)
             time.sleep(INTERVAL)
     os._exit(ORPHANED)  # nobody would end this process, and it would keep its GPU
+
+
+class Watching:
+    """A clock of the seconds in which somebody was there to see a sign of life.
+
+    A pause between two looks counts as LONGEST_LOOK at most: whoever was stopped, or stood still with the machine, has
+    seen nothing meanwhile, and those that it looks at may have stood still with it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen = 0.0
+        self._last = time.monotonic()
+
+    def look(self) -> float:
+        """Seconds so far; to be called more often than every LONGEST_LOOK."""
+        with self._lock:
+            now = time.monotonic()
+            self._seen += min(now - self._last, LONGEST_LOOK)
+            self._last = now
+            return self._seen
 
 
 class Heartbeats:
@@ -42,15 +66,16 @@ class Heartbeats:
     def __init__(self, folder: Path, lost_after: float) -> None:
         self.folder = folder
         self.lost_after = lost_after
+        self._watching = Watching()
         self._seen: dict[str, tuple[float, float]] = {}  # by rank: what the file's clock said, and when it was new
 
     def silent(self) -> tuple[int, int] | None:
         """Rank and process id of a process that is there and has given no sign of life for too long.
 
-        One that has ended is no news from here: the launcher knows how. Counted in the launcher's own time, which
-        stands still while the machine sleeps, from a process's first sign on.
+        One that has ended is no news from here: the launcher knows how. Counted from a process's first sign on, in the
+        time in which the launcher was there to see.
         """
-        now = time.monotonic()
+        now = self._watching.look()
         for file in sorted(self.folder.iterdir()):
             touched = file.stat().st_mtime
             if file.name not in self._seen or self._seen[file.name][0] != touched:

@@ -24,17 +24,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from vesselseg.cli import run_tool
-from vesselseg.engine.heartbeat import FOLDER_VARIABLE, INTERVAL, Heartbeats
+from vesselseg.engine.heartbeat import FOLDER_VARIABLE, INTERVAL, LAUNCHER_VARIABLE, Heartbeats
 from vesselseg.engine.nodes import Loss, Nodes
 from vesselseg.errors import UserError
 
 BAD_INPUT = 2
 CLOSING = 45.0  # seconds; torch ends processes that do not listen after 30
+NOTHING_TO_CLOSE = 2.0  # seconds, while nodes meet: nothing has been started, and torch may not listen
 GO_ON = "; all processes were stopped. The same command with --resume auto goes on from the last checkpoint"
 
 
@@ -51,28 +53,29 @@ def launch(gpus: int, command: Sequence[str]) -> int:
     processes = max(1, gpus)
     set_environment(gpus, processes)
     logging.disable(logging.ERROR)  # torch tells in its own words what is told here
-    config = launch_config(processes)
+    store = own_store()
+    config = launch_config(processes, store.port if store else 0)
     nodes = other_nodes(config)
     memory = Path("/dev/shm")  # no disk that other writers could slow down
-    with tempfile.TemporaryDirectory(prefix="vesselseg_", dir=memory if memory.is_dir() else None) as folder:
-        os.environ[FOLDER_VARIABLE] = folder
+    with tempfile.TemporaryDirectory(prefix="vesselseg_", dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        os.environ |= {FOLDER_VARIABLE: folder, LAUNCHER_VARIABLE: str(os.getpid())}
         if nodes is not None:
             nodes.meet()
         watch = Watch(Heartbeats(Path(folder), _number("LOST_AFTER", 60)), nodes)
-        watch.start()
-        own = run_processes(config, command)
-        watch.over.set()
-        watch.join()
+        own = run_processes(config, command, watch)
         return conclude(own, watch.cause, nodes)
 
 
-def run_processes(config: LaunchConfig, command: Sequence[str]) -> Loss | None:
+def run_processes(config: LaunchConfig, command: Sequence[str], watch: Watch) -> Loss | None:
     """Run until all processes of this node have ended well, or one has not, or somebody ends the launcher.
 
-    Afterwards SIGTERM does nothing: the watch's may come a moment too late.
+    The watch's SIGTERM may come a moment too early, when torch does not listen for it yet, or too late: it does nothing
+    afterwards.
     """
     loss = None
     try:
+        signal.signal(signal.SIGTERM, _stop_running)
+        watch.start()
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as error:
@@ -82,7 +85,12 @@ def run_processes(config: LaunchConfig, command: Sequence[str]) -> Loss | None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         name = signal.Signals(error.sigval).name
         loss = loss or Loss(f"the launcher{_on_this_node()} was ended by {name}{GO_ON}", 128 + error.sigval)
+    watch.end()
     return loss
+
+
+def _stop_running(number: int, _: object) -> None:
+    raise SignalException("before processes were started", signal.Signals(number))
 
 
 def conclude(own: Loss | None, found: Loss | None, nodes: Nodes | None) -> int:
@@ -124,9 +132,16 @@ class Watch(threading.Thread):
         say(self.cause)
         if self.nodes is not None:
             self.nodes.tell(self.cause)
+        closing = NOTHING_TO_CLOSE if signal.getsignal(signal.SIGTERM) is _stop_running else CLOSING
         os.kill(os.getpid(), signal.SIGTERM)
-        if not self.over.wait(CLOSING):  # a process that cannot even be killed; those that can end without a launcher
+        if not self.over.wait(closing):  # a process that cannot even be killed; those that can end without a launcher
             os._exit(self.cause.status)
+
+    def end(self) -> None:
+        """Look no more; returns when what was found is known to all."""
+        self.over.set()
+        if self.ident is not None:  # it was started
+            self.join()
 
     def _silent_process(self) -> Loss | None:
         silent = self.beats.silent()
@@ -160,8 +175,21 @@ def set_environment(gpus: int, processes: int) -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
-def launch_config(processes: int) -> LaunchConfig:
-    """torchrun's settings from NNODES, NODE_RANK, MASTER_ADDR and PORT; raises UserError for ones without sense."""
+def own_store() -> TCPStore | None:
+    """Where the processes of a single node meet: it listens on a port that nobody else can take from here on.
+
+    None where PORT names one, or with several nodes. torch's rendezvous in this process shares the port.
+    """
+    if _number("PORT", 0) or _number("NNODES", 1) > 1:
+        return None
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+
+
+def launch_config(processes: int, port: int = 0) -> LaunchConfig:
+    """torchrun's settings from NNODES, NODE_RANK, MASTER_ADDR and PORT; raises UserError for ones without sense.
+
+    port: where the processes meet if PORT does not say.
+    """
     nodes = _number("NNODES", 1)
     node_rank = _number("NODE_RANK", 0)
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
@@ -169,7 +197,7 @@ def launch_config(processes: int) -> LaunchConfig:
         raise UserError(f"NODE_RANK is {node_rank}, NNODES {nodes}; expected a rank from 0 to {nodes - 1}")
     if nodes > 1 and ("MASTER_ADDR" not in os.environ or "PORT" not in os.environ):
         raise UserError("with NNODES above 1, MASTER_ADDR and PORT must name the first node, the same on every node")
-    port = _number("PORT", 0) or free_port()
+    port = _number("PORT", 0) or port
     return LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
@@ -215,13 +243,6 @@ def exit_status(failure: ProcessFailure) -> int:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _how(failure: ProcessFailure) -> str:

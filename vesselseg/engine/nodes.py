@@ -16,6 +16,7 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore
 
+from vesselseg.engine.heartbeat import Watching
 from vesselseg.errors import UserError
 
 LOSS = "vesselseg/loss"
@@ -44,7 +45,8 @@ class Nodes:
         self.lost_after = lost_after
         self.loss: Loss | None = None
         self._own_loss: Loss | None = None
-        self._heard = time.monotonic()
+        self._watching = Watching()
+        self._heard = 0.0  # by that clock: when the first node was last heard of
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._stay_in_touch, daemon=True)
         self._beats: dict[int, tuple[bytes, float]] = {}
@@ -54,6 +56,16 @@ class Nodes:
         """Wait until all nodes are there; raises UserError that names the missing ones."""
         self._until = time.monotonic() + self.wait
         self._check_port() if self.rank == 0 else self._wait_for_first()
+        try:
+            self._join()
+        except RuntimeError as error:
+            if self.rank == 0:
+                raise
+            raise UserError(f"node 0 at {self.address}:{self.port} ended before all nodes had met") from error
+        self._heard = self._watching.look()
+        self._thread.start()
+
+    def _join(self) -> None:
         self._store = TCPStore(
             self.address,
             self.port,
@@ -64,13 +76,13 @@ class Nodes:
         )
         if self._store.add(self._key("present"), 1) > 1:
             raise UserError(f"two nodes say NODE_RANK={self.rank}; every node needs a number of its own, from 0 on")
+        self._store.set(self._key("name"), socket.gethostname())
         self._wait_for_all() if self.rank == 0 else self._wait_for_word()
-        self._heard = time.monotonic()
-        self._thread.start()
 
     def news(self) -> Loss | None:
         """What another node lost, or that it is lost itself."""
-        if self.loss is None and time.monotonic() - self._heard > self.lost_after:
+        silence = self._watching.look() - self._heard
+        if self.loss is None and silence > self.lost_after:
             self.loss = self._lost_node(0)
         return self.loss
 
@@ -84,16 +96,20 @@ class Nodes:
 
     def leave(self) -> None:
         """End the talk; the first node, which keeps the store, stays until the others have read the last news."""
-        until = time.monotonic() + TELLING
         self._over.set()
         self._thread.join(TELLING)
         try:
             self._store.set(self._key("left"), "")
-            others = [self._key("left", node) for node in range(1, self.count) if node not in self._silent]
-            while self.rank == 0 and not self._store.check(others) and time.monotonic() < until:
-                time.sleep(POLL / 5)
+            if self.rank == 0:
+                self._wait_until_left([node for node in range(1, self.count) if node not in self._silent])
         except RuntimeError:
             return  # the first node has left before
+
+    def _wait_until_left(self, others: list[int]) -> None:
+        """Until they have read the last word, or for TELLING seconds."""
+        left, until = [self._key("left", node) for node in others], time.monotonic() + TELLING
+        while left and not self._store.check(left) and time.monotonic() < until:
+            time.sleep(POLL / 5)
 
     def _key(self, what: str, node: int | None = None) -> str:
         return f"vesselseg/{what}/{self.rank if node is None else node}"
@@ -108,23 +124,30 @@ class Nodes:
                 if not self._over.is_set():
                     self.loss = self.loss or self._lost_node(0)
                 return
-            self._heard = time.monotonic()
+            self._heard = self._watching.look()
             if self.loss is not None:
                 return
 
     def _exchange(self, number: int) -> None:
         self._store.set(self._key("alive"), str(number))
-        if self.rank == 0 and self._own_loss is None:
-            self._own_loss = self._silent_node()
-        if self._own_loss is not None:
-            self._store.compare_set(LOSS, "", json.dumps(asdict(self._own_loss)))
-        if self._store.check([LOSS]):
-            loss = Loss(**json.loads(self._store.get(LOSS)))
-            self._store.set(self._key("left"), "")
-            self.loss = loss
+        loss = self._own_loss  # which another thread may set at any moment, by `tell`
+        if loss is None and self.rank == 0:
+            loss = self._silent_node()
+        if loss is not None:
+            self._store.compare_set(LOSS, "", json.dumps(asdict(loss)))
+        if told := self._last_word():
+            self.loss = told
+
+    def _last_word(self) -> Loss | None:
+        """The loss that was told first, if one was; the first node learns that this one has read it."""
+        if not self._store.check([LOSS]):
+            return None
+        loss = Loss(**json.loads(self._store.get(LOSS)))
+        self._store.set(self._key("left"), "")
+        return loss
 
     def _silent_node(self) -> Loss | None:
-        now = time.monotonic()
+        now = self._watching.look()
         for node in range(1, self.count):
             if self._store.check([self._key("left", node)]):
                 continue
@@ -169,7 +192,7 @@ class Nodes:
 
     def _wait_for_all(self) -> None:
         said = 0.0
-        while missing := [n for n in range(self.count) if not self._store.check([self._key("present", n)])]:
+        while missing := [n for n in range(self.count) if not self._store.check([self._key("name", n)])]:
             named = ", ".join(map(str, missing))
             said = self._say_waiting(f"node(s) {named} of {self.count} to call {self.address}:{self.port}", said)
             if time.monotonic() > self._until:
@@ -179,16 +202,15 @@ class Nodes:
                     "NODES_WAIT sets how many seconds to wait"
                 )
                 self._store.set(LOSS, json.dumps(asdict(Loss(text, 2))))
-                time.sleep(4 * POLL)  # for those who wait too
+                self._wait_until_left([node for node in range(1, self.count) if node not in missing])
                 raise UserError(text)
             time.sleep(POLL)
         self._store.set(COMPLETE, "")
 
     def _wait_for_word(self) -> None:
-        self._store.set(self._key("name"), socket.gethostname())
         while not self._store.check([COMPLETE]):
-            if self._store.check([LOSS]):
-                raise UserError(Loss(**json.loads(self._store.get(LOSS))).text)
+            if loss := self._last_word():
+                raise UserError(loss.text)
             time.sleep(POLL)
 
     def _say_waiting(self, whom: str, said: float) -> float:
