@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from vesselseg.config import load_config
 from vesselseg.data.collate import collate
 from vesselseg.data.feature_store import FEATURES_VERSION, FeatureStore, digest
 from vesselseg.data.vessel_dataset import VesselDataset
-from vesselseg.engine.feature_filling import check_room, encoders_at_hand, fill, move_encoders, shared_view_names
+from vesselseg.engine.feature_filling import (
+    Filling,
+    Share,
+    check_room,
+    encoders_at_hand,
+    fill,
+    move_encoders,
+    shared_view_names,
+)
 from vesselseg.engine.feature_filling import store_key as key_of
 from vesselseg.engine.settings import Features
 from vesselseg.engine.training_data import training_dataset
@@ -210,6 +219,24 @@ def test_a_fill_that_was_interrupted_goes_on(
     assert encoded.now() == 2 * VARIANTS
     filled(model, dataset_of(data, tiny_base), tmp_path)
     assert encoded.now() == 3 * VARIANTS
+
+
+def test_views_computed_for_the_others_sake_are_not_written(
+    model: Sa2VA, tiny_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With weights in pieces every process runs as often as the one that lacks most."""
+    dataset, store, written = dataset_of(data, tiny_base), FeatureStore(tmp_path, {}), []
+    store.create()
+    write = store.write
+
+    def slow_write(name: str, *rest: Any) -> int:
+        written.append(name)
+        time.sleep(0.2)
+        return write(name, *rest)
+
+    monkeypatch.setattr(store, "write", slow_write)
+    Filling(model, dataset, store, Share(["a"], {"a": (0, 0), "b": (1, 0)}, 2, longest=4), workers=0).run()
+    assert written == ["a"] and store.holds("a") and not store.holds("b")
 
 
 def test_a_file_cut_short_is_computed_again_and_an_error_while_training(

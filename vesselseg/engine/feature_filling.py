@@ -233,7 +233,8 @@ class Filling:
                     check_room(
                         self.store.folder, _bytes(encoded[0], views[0].masks) * len(names) * self.share.processes
                     )
-                for name, one, view in zip(names[first:], encoded, views):
+                # What is computed beyond the share, for the others' sake, is not written: two threads would at once.
+                for name, one, view in zip(self.share.missing[first:], encoded, views):
                     pending.append(pool.submit(self._write, name, one, view.masks))
                 while len(pending) > 2 * IMAGES_AT_ONCE:  # no more than so many wait in memory
                     pending.pop(0).result()
