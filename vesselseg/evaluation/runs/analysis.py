@@ -220,12 +220,22 @@ def _checkpoints(folder: Path, log: TrainingLog, best: Row | None) -> list[Check
             scale = per_epoch if named.group(1) == "epoch" else 1
             iteration = round(number * scale) if scale else None
         row = validated.get(iteration, {}) if iteration is not None else {}
-        parts = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
+        if not (size := _bytes(path)):
+            continue
         found.append(
             Checkpoint(
-                *(str(path), iteration, sum(part.stat().st_size for part in parts) / 1e6),
+                *(str(path), iteration, size / 1e6),
                 *(row.get("dice"), row.get("threshold"), path.name.startswith("best")),
                 resumable=path.is_dir() or path.with_suffix(".resume").is_dir(),
             )
         )
     return sorted(found, key=lambda one: (not one.best, one.iteration or 0, one.path))
+
+
+def _bytes(path: Path) -> int:
+    """Of a file or all files of a folder; 0 where the training, which may be running, has removed it meanwhile."""
+    try:
+        parts = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]
+        return sum(part.stat().st_size for part in parts)
+    except FileNotFoundError:
+        return 0
