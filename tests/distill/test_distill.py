@@ -22,7 +22,7 @@ from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.isolated import run_without
 from tests.tiny import picture, shaken_model
 from vesselseg.data.manifest import image_digests
-from vesselseg.distill import graphs
+from vesselseg.distill import graphs, learning
 from vesselseg.distill.distilling import RESULTS_FILE, DistillOptions, distill
 from vesselseg.distill.learning import Teaching, candidates, mean_head
 from vesselseg.distill.measuring import Figures, compared, objections, scatter, winner
@@ -39,9 +39,8 @@ from vesselseg.models.prompted_sam2 import POSITIONS, positions_matrix
 
 PHRASE = "blood vessel"
 BIG_TRAINED_ON = "0123456789ab"
-QUICK = DistillOptions(minutes=0.02)
 AS_ON_A_GPU = ("--device", "cpu", "--dtype", "bf16")
-SHORTLY = ("--minutes", 0.02, *AS_ON_A_GPU)
+FEW_EPOCHS = 10  # end a training, and not the minutes: a slow machine learns as much as a fast one
 IMAGE = picture(5, 150, 120)
 
 
@@ -82,8 +81,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 @pytest.fixture(scope="module")
 def distilled(big: Path, data: Drawn, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
     out, said = tmp_path_factory.mktemp("small") / "model", io.StringIO()
-    with redirect_stdout(said):
-        assert call_tool("distill_prompt.py", big, "--data", data.folder, "--out", out, *SHORTLY) == 0
+    with redirect_stdout(said), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "EPOCHS", FEW_EPOCHS)
+        command = ("distill_prompt.py", big, "--data", data.folder, "--out", out, "--minutes", 60, *AS_ON_A_GPU)
+        assert call_tool(*command) == 0
     return Distilled(out, json.loads((out / RESULTS_FILE).read_text()), said.getvalue())
 
 
@@ -115,7 +116,7 @@ def test_the_head_learns_vectors_that_depend_on_the_image(teacher: Predictor) ->
 
 def test_vectors_without_scatter_leave_the_mean(teacher: Predictor) -> None:
     same = replace(lesson(0), prompts=torch.full((60, 256), 0.5))
-    found = candidates(Teaching(same, same, teacher.grounding, phrases=1, minutes=0.1))
+    found = candidates(Teaching(same, same, teacher.grounding, phrases=1, minutes=60))
     mean, head = next(found), next(found)
     torch.testing.assert_close(head.head(same.cells), mean.head(same.cells), atol=1e-3, rtol=0)
     assert scatter(same) == 0
@@ -135,8 +136,14 @@ def test_the_lesson_is_what_the_language_model_says(teacher: Predictor, data: Dr
 
 
 def test_training_on_masks_lowers_their_loss(distilled: Distilled) -> None:
-    losses = next(one["losses"] for one in distilled.content["training"] if one["name"] == "mean, tuned")
-    assert losses[-1][0] < losses[0][0]
+    tuned = next(one for one in distilled.content["training"] if one["name"] == "mean, tuned")
+    assert tuned["losses"][-1][0] < tuned["losses"][0][0] and tuned["ended_by"] in ("epochs", "patience")
+
+
+def test_the_minutes_end_a_training_after_the_epoch_in_which_they_are_over(teacher: Predictor) -> None:
+    found = candidates(Teaching(lesson(0), lesson(1), teacher.grounding, phrases=1, minutes=1e-9))
+    ended = [next(found) for _ in range(2)][1]
+    assert ended.ended_by == "minutes" and len(ended.course) == 1
 
 
 def test_the_folder_tells_what_both_models_trained_on(distilled: Distilled, data: Drawn) -> None:
@@ -281,18 +288,18 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"no image of split train has an object called 'catheter'.*'blood vessel'"):
-        distill(teacher, "big", data.folder, out, replace(QUICK, phrases=("catheter",)))
+        distill(teacher, "big", data.folder, out, DistillOptions(phrases=("catheter",)))
     with pytest.raises(UserError, match="--phrase: the phrase is empty"):
-        distill(teacher, "big", data.folder, out, replace(QUICK, phrases=(" ",)))
+        distill(teacher, "big", data.folder, out, DistillOptions(phrases=(" ",)))
     with pytest.raises(UserError, match="distilled model already"):
-        distill(load_predictor(folder, device="cpu"), str(folder), data.folder, out, QUICK)
+        distill(load_predictor(folder, device="cpu"), str(folder), data.folder, out, DistillOptions())
     with pytest.raises(UserError, match="exists"):
-        distill(teacher, "big", data.folder, folder, QUICK)
+        distill(teacher, "big", data.folder, folder, DistillOptions())
     splits = (data.folder / "splits.json").read_text()
     try:
         data.resplit(val=[], test=[*json.loads(splits)["val"], *json.loads(splits)["test"]])
         with pytest.raises(UserError, match="split val has no image"):
-            distill(teacher, "big", data.folder, out, QUICK)
+            distill(teacher, "big", data.folder, out, DistillOptions())
     finally:
         (data.folder / "splits.json").write_text(splits)
     assert not out.exists()
@@ -302,7 +309,7 @@ def test_the_tool_says_what_came_out_and_replaces_nothing(
     distilled: Distilled, big: Path, data: Drawn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "<- exported" in distilled.said and "do not use it: It learnt from 4 images" in distilled.said
-    assert call_tool("distill_prompt.py", big, "--data", data.folder, "--out", distilled.folder, *SHORTLY) == 2
+    assert call_tool("distill_prompt.py", big, "--data", data.folder, "--out", distilled.folder, *AS_ON_A_GPU) == 2
     assert "--force" in capsys.readouterr().err
 
 
