@@ -21,6 +21,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from accelerate.utils import broadcast_object_list, gather
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers.dynamic_module_utils import HF_MODULES_CACHE, get_class_from_dynamic_module
 
 from vesselseg.cli import positive, run_tool
 from vesselseg.data.augment import Augment
@@ -123,8 +125,23 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def take_code(folder: Path) -> None:
+    """Let transformers copy the folder's code to where it imports it from, one process after the other.
+
+    It copies in place: of several that start at once, one would import a file that another one is writing.
+    """
+    cache = Path(HF_MODULES_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "vesselseg.lock").open("w") as lock:
+        with suppress(OSError):  # some network file systems lock nothing
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for reference in json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"].values():
+            get_class_from_dynamic_module(reference, str(folder))
+
+
 def load(folder: Path, rank: int, seed: int) -> Any:
     """The model with adapters, frozen but for what the configs train; bf16 on a GPU, what trains in float32."""
+    take_code(folder)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model: Any = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
     torch.manual_seed(seed)  # of the adapters

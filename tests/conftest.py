@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,16 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pytest_configure() -> None:
-    """A shell's background job ignores Ctrl-C, and so would the tools that tests start and end with it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Settled before anything of the package is imported.
+
+    transformers copies an exported folder's code into one folder of the user's, file by file and by the folder's last
+    name, and imports it from there: workers (-n) that share it would import what another one is writing.
+    """
+    code = tempfile.TemporaryDirectory(prefix="vesselseg-code-")
+    os.environ["HF_MODULES_CACHE"] = code.name
+    config.add_cleanup(code.cleanup)
+    # a shell's background job ignores Ctrl-C, and so would the tools that tests start and end with it
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

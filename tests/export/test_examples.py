@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples import hf_trainer
 from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.export.conftest import LOSS
 from tests.tiny import picture
@@ -74,6 +77,21 @@ def test_training_on_with_transformers_trainer(
     assert results["source"]["kind"] == "model" and results["data"]["seen_in_training"] == []
     seen = image_digests(drawn.folder, drawn.records("train")).values()
     assert load_predictor(out, device="cpu").model.config.training_images.split() == sorted(seen)
+
+
+def test_processes_take_a_folders_code_one_after_the_other(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taking, at_once = [], []
+
+    def taken(reference: str, folder: str) -> None:
+        taking.append(reference)
+        at_once.append(len(taking))
+        time.sleep(0.05)
+        taking.remove(reference)
+
+    monkeypatch.setattr(hf_trainer, "get_class_from_dynamic_module", taken)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(hf_trainer.take_code, [exported] * 4))
+    assert at_once == [1] * 8  # the config's class and the model's, four times
 
 
 def main_path_loss(exported: Path, drawn: Drawn) -> float:
