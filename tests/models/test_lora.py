@@ -142,11 +142,11 @@ def test_a_fresh_adapter_changes_nothing_and_a_merged_one_the_same(tiny_base: Pa
 
 def test_merging_a_small_update_into_half_type_rounds_once() -> None:
     """Added in bf16, a thousand updates below half a unit in the last place would all vanish."""
+    torch.manual_seed(0)
     owner = nn.ModuleDict({"layer": nn.Linear(64, 64, bias=False).bfloat16()})
     inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=["layer"]), owner)
     adapter = owner["layer"]
     weight = adapter.get_base_layer().weight.data.clone()
-    torch.manual_seed(0)
     a, b = torch.randn(8, 64) * 0.02, torch.randn(64, 8) * 0.02
     adapter.lora_A["default"].weight.data, adapter.lora_B["default"].weight.data = a, b
     merge_lora(owner)
