@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.browser import Browser
+from tests.data.dicom_files import write_dicom
 from tests.samples import processor_of
+from tests.service.driven_page import HEIGHT, WIDTH, Page
 from tests.service.running import RunningService
-from tests.tiny import shaken_model
+from tests.tiny import picture, shaken_model
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.service.settings import ServiceSettings
 
@@ -46,3 +50,24 @@ def service(predictor: Sa2VAPredictor, other_predictor: Sa2VAPredictor) -> Itera
     settings = ServiceSettings(port=0, rate=0, max_megabytes=1)
     with RunningService({"tiny": predictor, "other": other_predictor}, settings) as running:
         yield running
+
+
+@pytest.fixture
+def page(browser: Browser, service: RunningService, tmp_path: Path) -> Page:
+    return Page(browser, service, tmp_path)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A picture with structure."""
+    path = tmp_path / "LAO 30.png"
+    picture(3, WIDTH, HEIGHT).save(path)
+    return path
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Three frames."""
+    path = tmp_path / "clip.dcm"
+    write_dicom(path, np.stack([np.asarray(picture(seed, WIDTH, HEIGHT).convert("L")) for seed in (5, 6, 7)]))
+    return path

@@ -11,6 +11,7 @@ from tests.browser import LAPTOP, Browser
 from tests.service.running import RunningService
 from vesselseg.inference.predictor import Predictor
 
+WIDTH, HEIGHT = 150, 120  # of the pictures that are dropped
 # what is painted over a stage's picture: alpha of every pixel
 PAINTED = """
 const canvas = document.querySelectorAll(".overlays canvas")[arguments[0]];
@@ -146,3 +147,8 @@ def probabilities(predictor: Predictor, image: Path | Image.Image, phrase: str =
 def steps(values: np.ndarray, threshold: float) -> np.ndarray:
     """The mask of probabilities in 256 steps."""
     return np.rint(values * 255) / 255 > threshold
+
+
+def pressed(key: str) -> str:
+    """A key in the midst of a script."""
+    return f'document.body.dispatchEvent(new KeyboardEvent("keydown", {{ key: "{key}", bubbles: true }}))'

@@ -17,56 +17,27 @@ import pytest
 from PIL import Image
 
 from tests.browser import LAPTOP, Browser
-from tests.data.dicom_files import write_dicom
 from tests.labelme_files import run as prepared
 from tests.service.driven_page import (
     HAND_OVER,
-    HOLD,
-    LET_GO,
+    HEIGHT,
     PAINTED,
     SLIDE,
     TOO_SMALL,
     UNNAMED,
+    WIDTH,
     Page,
+    pressed,
     probabilities,
     steps,
 )
-from tests.service.running import RunningService
-from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
 from vesselseg.data.rasterise import record_masks
 from vesselseg.inference.predictor import Predictor
 
-WIDTH, HEIGHT = 150, 120
 HALF_STEP = 1 / 510
 CONTROL, SHIFT, ESCAPE, RIGHT = "\ue009", "\ue008", "\ue00c", "\ue014"
 SIZES = (LAPTOP, (1024, 768), (768, 1024))
-
-
-@pytest.fixture
-def page(browser: Browser, service: RunningService, tmp_path: Path) -> Page:
-    return Page(browser, service, tmp_path)
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """A picture with structure."""
-    path = tmp_path / "LAO 30.png"
-    picture(3, WIDTH, HEIGHT).save(path)
-    return path
-
-
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    """Three frames."""
-    path = tmp_path / "clip.dcm"
-    write_dicom(path, np.stack([np.asarray(picture(seed, WIDTH, HEIGHT).convert("L")) for seed in (5, 6, 7)]))
-    return path
-
-
-def pressed(key: str) -> str:
-    """A key in the midst of a script."""
-    return f'document.body.dispatchEvent(new KeyboardEvent("keydown", {{ key: "{key}", bubbles: true }}))'
 
 
 def test_predict_threshold_and_overlay(page: Page, image: Path, predictor: Predictor) -> None:
@@ -291,71 +262,6 @@ def test_a_file_that_has_changed(page: Page, image: Path) -> None:
     image.unlink()
     page.predict("p")
     assert "has changed or gone" in page.text("#message-words")
-
-
-def test_many_files_frames_and_reasons(page: Page, image: Path, clip: Path, tmp_path: Path) -> None:
-    browser = page.browser
-    cut = tmp_path / "cut.png"
-    cut.write_bytes(image.read_bytes()[:300])
-    page.open()
-    page.choose(clip, cut, image)
-    page.predict("P")
-    assert [row.text for row in browser.all(".list .sub")][1] == "failed"
-    browser.click("#next")
-    reason = page.service.predict(cut.read_bytes(), "cut.png").json()["error"]["message"]
-    assert browser.wait(lambda: page.text("#message-words")) == f"cut.png: {reason}"
-    assert len(page.text("#message-id code")) == 16 and browser.find("#retry").is_displayed()
-    browser.click("#retry")
-    page.idle()
-    assert reason in page.text("#message-words")
-    browser.press(RIGHT)
-    browser.wait(lambda: not browser.find("#message").is_displayed() and browser.all(".overlays canvas"))
-    assert not browser.find("#frames").is_displayed()
-
-    browser.all(".list .row")[0].click()
-    browser.wait(lambda: browser.find("#frames").is_displayed() and page.text("#frame-count") == "of 3", "the frames")
-    shown = page.mask()
-    count = "setTimeout(() => done(document.querySelectorAll('.overlays canvas').length))"
-    assert (
-        browser.run(f"{pressed('.')}; return new Promise((done) => {count})") == 0
-    )  # and not a frame's mask on the next
-    browser.wait(lambda: "2 of 3" in page.text("#facts"), "the second frame")
-    assert not np.array_equal(page.mask(), shown)
-    browser.press(",")
-    assert np.array_equal(page.mask(), shown)
-    assert all("422" in line for line in browser.errors())
-
-
-def test_who_leafs_on_sees_the_frame_that_was_asked_for_last(page: Page, clip: Path) -> None:
-    """However long the pictures of others take to be decoded."""
-    browser, painted = page.browser, "return document.querySelector('#stage .layers canvas').toDataURL()"
-    page.open()
-    page.choose(clip)
-    page.predict("p")
-    first = browser.run(painted)
-    browser.run(HOLD, "window", "createImageBitmap")
-    browser.press(".")
-    browser.wait(lambda: browser.run("return held.length"), "the second frame")
-    browser.press(",")
-    browser.run(LET_GO)
-    assert browser.run(painted) == first
-    browser.press(".")
-    assert browser.run(painted) != first
-    assert browser.errors() == []
-
-
-def test_who_leafs_on_waits_for_no_frame_before(page: Page, clip: Path) -> None:
-    browser = page.browser
-    page.open()
-    page.choose(clip)
-    page.predict("p")
-    browser.run(HOLD, "File.prototype", "arrayBuffer")
-    for number in (1, 2):
-        browser.press(".")
-        browser.wait(lambda: browser.run("return held.length") == number, "the file to be read")  # noqa: B023
-    browser.run(LET_GO)
-    browser.wait(lambda: "3 of 3" in page.text("#facts"), "the third frame")
-    assert browser.errors() == []
 
 
 def test_dropped_and_pasted(page: Page, image: Path) -> None:
