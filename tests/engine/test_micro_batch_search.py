@@ -15,7 +15,6 @@ import torch
 from tests.engine.conftest import REPOSITORY, Training, environment
 from vesselseg.config import load_config
 from vesselseg.data.vessel_dataset import VesselDataset
-from vesselseg.engine.memory_limit import is_out_of_memory
 from vesselseg.engine.micro_batch_search import Trial, longest_first, refuse_nothing, report, search
 from vesselseg.engine.settings import Schedule
 from vesselseg.engine.training_data import training_dataset
@@ -68,13 +67,6 @@ def test_the_longest_conversations_come_first(data: Path, base: Path) -> None:
     assert dataset.records[order[0]].phrases == ("blood vessel", "catheter")
     lengths = [len(dataset[index].input_ids) for index in order]
     assert max(lengths) == lengths[0]
-
-
-def test_what_counts_as_out_of_memory() -> None:
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value) and not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
 def searched(training: Training, room: int, processes: int, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -15,15 +15,6 @@ GIB = 2**30
 KEPT_FREE = 0.03  # share of what a process may take
 UNLIMITED = resource.RLIM_INFINITY
 PROC, CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-# How torch and oneDNN word it.
-NO_MAIN_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "bad_alloc",
-    "could not create a primitive",
-    "could not create a memory",
-    "could not execute a primitive",
-)
 
 
 class MemoryLimit(Protocol):
@@ -57,13 +48,6 @@ def memory_limit(device: torch.device) -> MemoryLimit:
     torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
     limit.most = float(least)
     return limit
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed, on a GPU or in main memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(sign in str(error) for sign in NO_MAIN_MEMORY)
 
 
 def allowed_share(device: torch.device) -> float:

@@ -30,12 +30,13 @@ from vesselseg.engine import console
 from vesselseg.engine.feature_filling import encode_each, move_encoders
 from vesselseg.engine.launch import build, make_strategy, readable_errors, start_from_folder
 from vesselseg.engine.memory import remedies
-from vesselseg.engine.memory_limit import GIB, MemoryLimit, is_out_of_memory, memory_limit
+from vesselseg.engine.memory_limit import GIB, MemoryLimit, memory_limit
 from vesselseg.engine.micro_steps import MicroSteps
 from vesselseg.engine.plan import TrainPlan
 from vesselseg.engine.settings import Schedule, read_section
 from vesselseg.engine.strategy import VesselStrategy
 from vesselseg.errors import UserError
+from vesselseg.inference.out_of_memory import is_out_of_memory
 
 LARGEST = 64  # images; larger micro-batches are not tried
 SCATTERED = 0.05  # share of the memory that lies between blocks in use

@@ -1,0 +1,49 @@
+"""What counts as memory that ran out: the errors of the libraries, provoked where they can be."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vesselseg.errors import UserError
+from vesselseg.inference.out_of_memory import is_out_of_memory, map_pixels
+
+FAR_TOO_MUCH = 2**60
+
+
+def test_errors_of_devices_and_libraries() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    refused = RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive")
+    assert is_out_of_memory(refused)
+
+
+def test_real_allocations_that_fail() -> None:
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.empty(FAR_TOO_MUCH, dtype=torch.uint8)
+    with pytest.raises(MemoryError) as of_numpy:
+        np.empty(FAR_TOO_MUCH, np.uint8)
+    with pytest.raises(cv2.error) as of_opencv:
+        cv2.resize(np.zeros((2, 2), np.float64), (30_000_000, 30_000_000))
+    with pytest.raises(OSError) as of_system:
+        mmap.mmap(-1, FAR_TOO_MUCH)
+    for caught in (of_torch, of_numpy, of_opencv, of_system):
+        assert is_out_of_memory(caught.value), caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shape mismatch"), OSError(errno.ENOSPC, "No space left"), UserError("a.png: not enough memory")],
+)
+def test_other_errors(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_each_phrase_has_a_map() -> None:
+    assert map_pixels(Image.new("RGB", (30, 20)), phrases=3) == 1800
