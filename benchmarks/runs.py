@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 OK, OUT_OF_MEMORY, FAILED, TIME_LIMIT = "ok", "out of memory", "failed", "time limit"
 GRACE_S = 10.0  # between asking processes to end and ending them
 MESSAGE_LINES = 12
+STANDING = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,28 @@ def failure(console: str) -> str:
 
 def stop(process: subprocess.Popen[Any]) -> None:
     """End a process and all that it started, at last by force; returns when they are gone."""
-    try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
+    family = _stopped_family(process) if process.poll() is None else []
     for action in ("terminate", "kill"):
         for member in family:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 getattr(member, action)()
-            except psutil.NoSuchProcess:
-                continue
+                member.resume()
         _, family = psutil.wait_procs(family, timeout=GRACE_S)
     process.wait()
+
+
+def _stopped_family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """It and its descendants; each stands still before its children are looked for, so that none is started later."""
+    found, waiting, until = [], [psutil.Process(process.pid)], time.monotonic() + GRACE_S
+    while waiting:
+        with suppress(psutil.NoSuchProcess):
+            member = waiting.pop()
+            member.suspend()
+            found.append(member)
+            while member.status() not in STANDING and time.monotonic() < until:
+                time.sleep(0.001)
+            waiting += member.children()
+    return found
 
 
 def _wait(process: subprocess.Popen[Any], deadline: float) -> str:

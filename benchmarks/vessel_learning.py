@@ -112,9 +112,11 @@ class Study:
             self.write()
 
     def write(self) -> None:
-        """The file."""
+        """The file, whole or not at all: a machine that is lent for minutes may be gone at any moment."""
         content = {"settings": self.settings, "variants": summarise(self.runs), "runs": self.runs}
-        self.path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        unfinished = self.path.with_name(self.path.name + ".unfinished")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(self.path)
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks.runs import TIME_LIMIT, failure, train
+from benchmarks.runs import TIME_LIMIT, failure, stop, train
 from benchmarks.shapes import SIZES, padded_tokenizer, write_base
 from benchmarks.table import figures, markdown, with_rates
 from benchmarks.train_step import ROWS, choose, memory_cap, read_rows
@@ -85,11 +85,31 @@ def test_a_row_that_cannot_run_says_why_and_stops_no_other(outcome: tuple[list[d
     assert "**failed**" in lines[3] and "micro_batch must be" in lines[3]
 
 
+def left(folder: Path) -> list[psutil.Process]:
+    """Processes whose command names the folder."""
+    return [one for one in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(one.info["cmdline"] or [])]
+
+
 def test_a_run_over_its_time_is_ended_with_all_its_processes(tmp_path: Path) -> None:
-    outcome = train(REPOSITORY / "configs" / "tiny_cpu.py", 2, tmp_path / "run", {}, limit_s=1.5)
+    (tmp_path / "endless.py").write_text("import time\n\ntime.sleep(900)\n")
+    outcome = train(tmp_path / "endless.py", 2, tmp_path / "run", {}, limit_s=1.5)
     assert outcome.status == TIME_LIMIT and outcome.seconds < 120
-    left = [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or [])]
-    assert left == []
+    assert left(tmp_path) == []
+
+
+STARTS_OTHERS = """
+import subprocess, sys
+while True:
+    subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)", sys.argv[1]], start_new_session=True)
+"""
+
+
+def test_what_a_process_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-S", "-c", STARTS_OTHERS, str(tmp_path)])
+    while len(left(tmp_path)) < 10:
+        assert process.poll() is None
+    stop(process)
+    assert left(tmp_path) == []
 
 
 def test_the_warm_up_is_left_out_and_kept_in_the_mean(tmp_path: Path) -> None:

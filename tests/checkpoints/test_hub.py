@@ -13,6 +13,8 @@ import pytest
 
 from vesselseg.models.checkpoints.hub import hub_name
 
+# What people and test machines set; here the hub's address and its cache are the test's.
+HUB_SETTINGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN", "no_proxy")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -104,7 +106,8 @@ for name in sys.argv[1:]:
 
 def read(paths: str, cache: Path, repository: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the hub's library reads its settings once, on import."""
-    environment = {**os.environ, "HF_HOME": str(cache), "PYTHONPATH": str(repository), **variables}
+    inherited = {name: value for name, value in os.environ.items() if name not in HUB_SETTINGS}
+    environment = {**inherited, "HF_HOME": str(cache), "PYTHONPATH": str(repository), "NO_PROXY": "*", **variables}
     command = [sys.executable, "-c", READ, *paths.split()]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cache.parent, check=False)
 
