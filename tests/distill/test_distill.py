@@ -29,13 +29,14 @@ from vesselseg.distill.measuring import Figures, compared, objections, scatter, 
 from vesselseg.distill.predict_onnx import predict as predict_without_torch
 from vesselseg.distill.teaching import Lesson, collect, lesson_records
 from vesselseg.errors import UserError, WeightsError
+from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.hf_prompted_model import VesselSegSAM2Model
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.write_published import write_published_folder
-from vesselseg.models.prompted_sam2 import POSITIONS, positions_matrix
+from vesselseg.models.prompted_sam2 import POSITIONS, PromptedSAM2, positions_matrix
 
 PHRASE = "blood vessel"
 BIG_TRAINED_ON = "0123456789ab"
@@ -192,13 +193,45 @@ def test_the_head_is_stored_as_it_was_trained(folder: Path) -> None:
 def test_other_phrases_are_refused(folder: Path) -> None:
     predictor = load_predictor(folder, device="cpu")
     assert isinstance(predictor, PromptedPredictor)
-    with pytest.raises(UserError, match=r"only 'blood vessel' and was asked 'Please segment catheter"):
-        predictor.predict([IMAGE], [["catheter"]])
+    for wish in (
+        "catheter",
+        "Please segment catheter in this image.",
+        "Please segment Please segment the blood vessel..",
+    ):
+        with pytest.raises(UserError, match=f"only 'blood vessel' and was asked {wish!r}"):
+            predictor.predict([IMAGE], [[wish]])
+    with pytest.raises(ValueError, match="phrase is empty"):
+        predictor.phrase_for(" ")
     with pytest.raises(UserError, match="no language model"):
         predictor.chat(IMAGE, "What is this?")
     several = predictor.predict([IMAGE, picture(1)], [[PHRASE, " blood  vessel "], []])
     assert several[0].probabilities.shape == (2, 120, 150) and several[1].probabilities.shape[0] == 0
     np.testing.assert_array_equal(several[0].probabilities[0], several[0].probabilities[1])
+
+
+@pytest.mark.parametrize("wish", ["Blood Vessel", "  blood\tvessel ", "please segment the  blood vessel. "])
+def test_one_rule_says_which_phrase_a_wish_means(folder: Path, wish: str) -> None:
+    """In predictions, in clips, in questions and in the class that travels with the folder."""
+    predictor = load_predictor(folder, device="cpu")
+    assert predictor.phrase_for(wish) == PHRASE
+    expected = predictor.predict([IMAGE], [[PHRASE]])[0].probabilities
+    remote = VesselSegSAM2Model.from_pretrained(folder)
+    answers = {
+        "predict": predictor.predict([IMAGE], [[wish]])[0].probabilities,
+        "probabilities": predictor.probabilities([IMAGE], [[wish]])[0],
+        "cine": next(segment_cine(predictor, [IMAGE], [wish], "frames")).probabilities,
+        "remote": remote.predict_forward(IMAGE, f"<image>{wish}")["prediction_probs"][0],
+    }
+    for name, found in answers.items():
+        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
+
+
+def test_phrases_that_differ_in_case_alone_are_told_apart(folder: Path) -> None:
+    model = load_predictor(folder, device="cpu").model
+    assert isinstance(model, PromptedSAM2)
+    model.config.phrases = ["lm", "LM"]
+    predictor = PromptedPredictor(model)
+    assert [predictor.phrase_for(wish) for wish in ("lm", "LM", "Please segment the LM.")] == ["lm", "LM", "LM"]
 
 
 def test_the_folder_loads_without_vesselseg(folder: Path, tmp_path: Path) -> None:
@@ -278,6 +311,11 @@ def test_eval_and_predict_take_the_folder(
     IMAGE.save(tmp_path / "image.png")
     assert call_tool("predict.py", folder, tmp_path / "image.png", "--out", tmp_path / "out", *shared) == 0
     assert (tmp_path / "out" / "masks" / "image.png").exists()
+    wishes = [word for wish in ("Please segment the blood vessel.", "Blood Vessel") for word in ("--phrase", wish)]
+    assert call_tool("predict.py", folder, tmp_path / "image.png", "--out", tmp_path / "asked", *wishes, *shared) == 0
+    assert json.loads((tmp_path / "asked" / "predictions.json").read_text())["phrases"] == [PHRASE]
+    masks = [(tmp_path / out / "masks" / "image.png").read_bytes() for out in ("out", "asked")]
+    assert masks[0] == masks[1]
     bad = (folder, tmp_path / "image.png", "--out", tmp_path / "other", "--phrase", "catheter", *shared)
     assert call_tool("predict.py", *bad) == 2
     assert "segments only 'blood vessel'" in capsys.readouterr().err

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.prompts import question_for
 from vesselseg.data.rgb import as_rgb
 from vesselseg.errors import UserError
 from vesselseg.inference.predictor import Batch, Prediction, Predictor, Prepared, check_threshold
@@ -102,7 +101,7 @@ def _each_frame(
     batch: int,
     flips: bool,
 ) -> Iterator[Prediction]:
-    questions = [question_for(phrase) for phrase in phrases]
+    questions = [predictor.question(phrase) for phrase in phrases]
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(frames), batch):
@@ -122,7 +121,7 @@ def _from_memory(
     threshold: float,
     batch: int,
 ) -> Iterator[Prediction]:
-    questions = [question_for(phrase) for phrase in phrases]
+    questions = [predictor.question(phrase) for phrase in phrases]
     memory = MaskMemory(predictor.grounding, len(frames))
     size: tuple[int, int] | None = None
 

@@ -6,13 +6,14 @@ pillow; no tokenizer, no language model.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from vesselseg.data.prompts import ANSWER, IMAGE_PLACEHOLDER, question_for
+from vesselseg.data.prompts import ANSWER, IMAGE_PLACEHOLDER
 from vesselseg.inference.predictor import check_threshold
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.checkpoints.hub import pretrained_folder
@@ -62,17 +63,16 @@ class VesselSegSAM2Model(PreTrainedModel):
         stored with the model. Returns `prediction`, what that model would answer; `prediction_masks`, a list with one
         bool array (1, height, width); `prediction_probs`, likewise float32 between 0 and 1.
         """
-        asked = self.config.phrases[0] if text is None else text.replace(IMAGE_PLACEHOLDER, "").strip()
-        predictor = self.predictor()
-        question = question_for(self.config.phrases[predictor.phrase_number(asked)])
+        asked = self.config.phrases[0] if text is None else text.replace(IMAGE_PLACEHOLDER, "")
         cut = self.config.threshold if threshold is None else check_threshold(threshold)
-        probabilities = predictor.probabilities([image], [[question]])[0]
+        probabilities = self.predictor.probabilities([image], [[asked]])[0]
         return {
             "prediction": ANSWER,
             "prediction_masks": [probabilities > cut],
             "prediction_probs": [probabilities],
         }
 
-    def predictor(self, tokenizer: Any = None) -> PromptedPredictor:
+    @cached_property
+    def predictor(self) -> PromptedPredictor:
         """The predictor around this model."""
         return PromptedPredictor(self.prompted)

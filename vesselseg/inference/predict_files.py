@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from vesselseg.data.feature_store import digest, weights_fingerprint
@@ -31,7 +31,7 @@ def predict_files(
     inputs = [InputUnit(Path(path), file, tuple(map(Path, parts)), tuple(notes)) for path, file, parts, notes in listed]
     work.choose_gpu()
     predictor = load()
-    predictor.check_phrases(options.phrases)
+    options = replace(options, phrases=tuple(dict.fromkeys(map(predictor.phrase_for, options.phrases))))
     fingerprint = predictor_fingerprint(predictor)
     header = {
         "model": {"path": str(model), "fingerprint": fingerprint},

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vesselseg.data.image_views import ImageViews, logits_to_image, normalise_pixels
-from vesselseg.data.prompts import question_for
+from vesselseg.data.prompts import clean_phrase, question_for
 from vesselseg.data.rgb import as_rgb
 from vesselseg.inference.flips import mean_over_flips, mirrored
 from vesselseg.inference.threads import one_ahead, side_by_side
@@ -158,10 +158,13 @@ class Predictor(ABC):
         Raises ValueError for a question that cannot be asked, and where there is nobody to chat with.
         """
 
-    def check_phrases(self, phrases: Sequence[str]) -> None:
-        """Raise ValueError for a phrase that cannot be asked."""
-        for phrase in phrases:
-            question_for(phrase)
+    def phrase_for(self, wish: str) -> str:
+        """The phrase that a user's words mean to this model, tidy; raises ValueError where it cannot be asked."""
+        return clean_phrase(wish)
+
+    def question(self, wish: str) -> str:
+        """How the model is asked for what a user's words mean; raises ValueError as `phrase_for` does."""
+        return question_for(self.phrase_for(wish))
 
     def predict(
         self,
@@ -170,8 +173,10 @@ class Predictor(ABC):
         threshold: float | None = None,
         flips: bool = False,
     ) -> list[Prediction]:
-        """One Prediction per image. phrases: per image, what to segment. Any image mode and size is accepted.
+        """One Prediction per image. phrases: per image, what to segment.
 
+        Any image mode and size is accepted. Pixels are taken as they lie: an EXIF orientation is not applied, so that
+        masks fit the image that was given; `read_pictures` and `PIL.ImageOps.exif_transpose` turn one upright before.
         flips: probabilities are the mean over the image and its mirrored copies, in four times the time.
         Raises ValueError for phrases that cannot be asked and where images and lists of phrases do not pair up.
         """
@@ -180,7 +185,7 @@ class Predictor(ABC):
     def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False) -> Asked:
         """The first half of `predict`, all that needs no model: for any thread, while another is in `answer`."""
         _check_pairs(images, phrases, "phrases")
-        questions = [[question_for(phrase) for phrase in listed] for listed in phrases]
+        questions = [[self.question(phrase) for phrase in listed] for listed in phrases]
         return replace(self._ask(images, questions, flips), phrases=tuple(map(tuple, phrases)))
 
     def answer(self, asked: Sequence[Asked], threshold: float | None = None) -> list[Prediction]:

@@ -20,9 +20,15 @@ from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import PromptedSAM2, build_prompted, own_names, place
 from vesselseg.models.sam2_grounding import ImageFeatures
 
+_LONGEST = 600  # characters of a user's words: a question is longer than its phrase
+
 
 class PromptedPredictor(Predictor):
-    """Runs a PromptedSAM2 on images. phrases: all that it can be asked for."""
+    """Runs a PromptedSAM2 on images. phrases: all that it can be asked for.
+
+    A user's words mean one of them where they are the phrase or one of the project's questions about it, whatever the
+    blanks and, unless phrases differ in nothing else, the case of their letters.
+    """
 
     model: PromptedSAM2
     phrases: tuple[str, ...]
@@ -32,21 +38,17 @@ class PromptedPredictor(Predictor):
         views = ImageViews(tile_size=1, sam_size=model.grounding.image_size)
         super().__init__(model, views, config.threshold, config.mask_temperature)
         self.phrases = tuple(config.phrases)
-        self._number_of = {
-            question_for(phrase, choice): number
-            for number, phrase in enumerate(self.phrases)
-            for choice in range(len(QUESTIONS))
-        }
+        said = {text: number for number, phrase in enumerate(self.phrases) for text in _ways_to_say(phrase)}
+        self._number_of = {text.casefold(): number for text, number in said.items()} | said  # a phrase's own case wins
 
     @property
     def wording(self) -> list[str]:
         """Its phrases."""
         return list(self.phrases)
 
-    def check_phrases(self, phrases: Sequence[str]) -> None:
-        """See `Predictor`."""
-        for phrase in phrases:
-            self.phrase_number(phrase)
+    def phrase_for(self, wish: str) -> str:
+        """See `Predictor`: one of its phrases; raises UserError, a ValueError, for words that mean none of them."""
+        return self.phrases[self.phrase_number(wish)]
 
     def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
         """See `Predictor`; no tiles, and a conversation is the number of its phrase. Raises UserError, a ValueError,
@@ -72,10 +74,9 @@ class PromptedPredictor(Predictor):
         )
 
     def phrase_number(self, text: str) -> int:
-        """Which phrase a question is about, or a phrase itself; raises UserError for another one."""
-        number = self._number_of.get(text.strip())
-        if number is None:
-            number = self._number_of.get(question_for(clean_phrase(text)))
+        """Which of its phrases a user's words mean; raises UserError, a ValueError, where they mean none."""
+        said = clean_phrase(text, _LONGEST)
+        number = self._number_of.get(said, self._number_of.get(said.casefold()))
         if number is None:
             known = ", ".join(map(repr, self.phrases))
             raise UserError(
@@ -83,6 +84,10 @@ class PromptedPredictor(Predictor):
                 "model with a language model that it was distilled from"
             )
         return number
+
+
+def _ways_to_say(phrase: str) -> list[str]:
+    return [clean_phrase(phrase), *(question_for(phrase, choice) for choice in range(len(QUESTIONS)))]
 
 
 def is_prompted_folder(folder: Path) -> bool:
