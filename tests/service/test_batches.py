@@ -35,12 +35,20 @@ PATIENCE = 120  # seconds that anything may take on a busy machine
 UNTIL_FULL_MS = 600_000  # longer than any client waits: a batch goes when it is full, and not before
 
 
+def cuda_runs_out() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def main_memory_runs_out() -> None:
+    torch.empty(2**60, dtype=torch.uint8)  # more than an address can name
+
+
 class Watched(Sa2VAPredictor):
     """Notes the sizes of batches, may be held up, and fails as a device or a defect would. The rest is real."""
 
     def __init__(self, real: Sa2VAPredictor, most: int = 10**6, poison: tuple[int, int] = (0, 0)) -> None:
         super().__init__(real.model, real.processor, real.threshold)
-        self.most, self.poison = most, poison
+        self.most, self.poison, self.run_out = most, poison, cuda_runs_out
         self.batches: list[int] = []
         self.asked: list[Image.Image] = []
         self.may_go = threading.Event()
@@ -54,7 +62,7 @@ class Watched(Sa2VAPredictor):
         self.batches.append(len(asked))
         assert self.may_go.wait(PATIENCE)
         if len(asked) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            self.run_out()
         if any(self.poison in one.sizes for one in asked):
             raise RuntimeError("secret words of a defect")
         return super().answer(asked, threshold)
@@ -170,8 +178,12 @@ def test_a_full_queue_says_when_to_come_again(start: Callable[..., Any], predict
         assert ask(service, picture(3)).status_code == 200
 
 
-def test_memory_that_runs_out_splits_the_batch(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
+@pytest.mark.parametrize("run_out", [cuda_runs_out, main_memory_runs_out])
+def test_memory_that_runs_out_splits_the_batch(
+    start: Callable[..., Any], predictor: Sa2VAPredictor, run_out: Callable[[], None]
+) -> None:
     watched = Watched(predictor, most=2)
+    watched.run_out = run_out
     with start({"tiny": watched}, wait_ms=UNTIL_FULL_MS, batch=5) as service, ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda number: ask(service, picture(number)), range(5)))
         for number, answer in enumerate(answers):
@@ -303,6 +315,27 @@ def test_views_are_made_while_the_model_works_for_one_batch(predictor: Sa2VAPred
         np.testing.assert_allclose(future.result(PATIENCE).probabilities, wanted.probabilities, atol=1e-4)
     queue.close()
     assert watched.batches == [1, 2, 2] and len(watched.asked) == 6, "nothing is prepared twice"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_who_comes_after_somebody_that_is_gone_is_answered(predictor: Sa2VAPredictor, batch: int) -> None:
+    """A client may go while its turn comes: its entry is cancelled then, and still in the queue."""
+    watched = Watched(predictor)
+    queue = ModelQueue("tiny", watched, batch, 0, Metrics())
+    images = [picture(number, 60 + 10 * number) for number in range(6)]
+    with watched.held():
+        first = queue.put(Entry(images[0], ("a",)))
+        wait_until(lambda: watched.batches == [1])
+        gone, behind = [[Entry(image, ("a",)) for image in part] for part in (images[1:4], images[4:])]
+        for entry in (*gone, *behind):
+            queue.put(entry)
+        for entry in gone:
+            assert entry.future.cancel()
+    for image, future in zip((images[0], *images[4:]), (first, *(entry.future for entry in behind))):
+        wanted = predictor.predict([image], [["a"]])[0]
+        np.testing.assert_allclose(future.result(PATIENCE).probabilities, wanted.probabilities, atol=1e-4)
+    queue.close()
+    assert watched.batches == [1] + [batch] * (2 // batch)
 
 
 def test_views_that_cannot_be_made_fail_alone(predictor: Sa2VAPredictor) -> None:

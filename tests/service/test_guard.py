@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -129,6 +130,19 @@ def test_rate_of_a_client(start: Callable[..., Any], monkeypatch: pytest.MonkeyP
         with httpx.Client(transport=elsewhere, timeout=60) as other:
             claimed = other.get(f"{service.url}/models", headers={"X-Forwarded-For": "127.0.0.1"})
         assert claimed.status_code == 200
+
+
+def test_a_page_that_is_loaded_again_and_again_stays_whole(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "RateLimit", partial(RateLimit, clock=lambda: 0.0))
+    with start(rate=0.5) as service:
+        files = re.findall(r'(?:src|href)="(static/[^"]+)"', service.get("/").text)
+        assert len(files) > 1
+        for _ in range(7):
+            assert {service.get(f"/{path}").status_code for path in ("", *files, "health")} == {200}
+        assert [service.get("/models").status_code for _ in range(6)] == [200] * 5 + [429]
+        assert service.get("/static/../models").status_code == service.get("/nothing").status_code == 429
 
 
 def test_a_bucket_fills_again_and_old_clients_are_forgotten() -> None:

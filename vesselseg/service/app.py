@@ -96,7 +96,7 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         """Segment one image: a probability map per phrase."""
         return await service.predict(request, _running(request))
 
-    @app.post("/labelme", responses=_errors(400, 408, 413, 422))
+    @app.post("/labelme", responses=_errors(400, 408, 413, 422, 503))
     async def labelme(asked: LabelMeRequest) -> dict[str, Any]:
         """Masks -> the content of a LabelMe file: a polygon per connected piece."""
         return await service.in_thread(labelme_file, asked)

@@ -35,7 +35,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_OPEN = re.compile(r"/|/static/[\w.]+|/health|/openapi\.json|/favicon\.ico")  # holds no data: asks for no token
+# the page and what it loads: holds no data and costs no work, so it asks for no token and does not count as a request
+_OPEN = re.compile(r"/|/static/[\w.]+|/health|/openapi\.json|/favicon\.ico")
 _LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UPLOADS = 4  # times the largest request: what may be under way at once, and at least _LEAST_UPLOADS
@@ -115,13 +116,13 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             raise ServiceError(403, "foreign_origin", "pages of other sites may not use this service")
-        if scope["path"] == "/health":
+        if _OPEN.fullmatch(scope["path"]):
             return
         wait = self._rate.wait((scope.get("client") or ("",))[0])
         if wait:
             message = f"more than {self._settings.rate:g} requests per second; try again in {wait} s"
             raise ServiceError(429, "rate_limited", message, retry_after=wait)
-        if self._token is not None and not _OPEN.fullmatch(scope["path"]):
+        if self._token is not None:
             kind, _, given = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(_hash(given.strip()), self._token):
                 message = "no token, or a wrong one; send the header Authorization: Bearer TOKEN"

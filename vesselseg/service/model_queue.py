@@ -15,18 +15,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-import torch
 from PIL import Image
 
 from vesselseg.errors import UserError
+from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, map_pixels
 from vesselseg.inference.predictor import Asked, Prediction, Predictor
 from vesselseg.inference.threads import THREADS
 from vesselseg.service.errors import ServiceError, busy
 from vesselseg.service.metrics import Metrics
 
-LARGEST_REQUEST = 50_000_000  # pixels x phrases of one request; a probability map takes 4 bytes of each
-_BATCH_PIXELS = 32_000_000  # pixels x phrases of a batch, if it holds more than one request
-_WAITING_PIXELS = 400_000_000  # pixels x phrases that wait, if it is more than one request
+LARGEST_REQUEST = 50_000_000  # `map_pixels` of one request
+_WAITING_PIXELS = 400_000_000  # `map_pixels` of all that wait, if it is more than one request
 _FAILURES = 3  # requests failing one after the other, until the model counts as broken
 _LOG = logging.getLogger("vesselseg.service")
 
@@ -35,7 +34,7 @@ _LOG = logging.getLogger("vesselseg.service")
 class Entry:
     """What one request asks: an upright 8-bit RGB image, its phrases; the answer comes through the future.
 
-    asked: the same as the model takes it, once its turn is near.
+    asked: the same as the model takes it; made once its turn is near, see `ModelQueue`.
     """
 
     image: Image.Image
@@ -47,7 +46,7 @@ class Entry:
     @property
     def pixels(self) -> int:
         """Of all its probability maps."""
-        return self.image.width * self.image.height * len(self.phrases)
+        return map_pixels(self.image, len(self.phrases))
 
 
 class ModelQueue:
@@ -104,8 +103,13 @@ class ModelQueue:
     def _prepare_next(self) -> None:
         """Let the views of the next batch be made, and of no more: they take memory."""
         for entry in islice(self._waiting, self._batch):
-            if entry.asked is None:
-                entry.asked = self._views.submit(self.predictor.ask, [entry.image], [entry.phrases], self._flips)
+            self._asked(entry)
+
+    def _asked(self, entry: Entry) -> Future[Asked]:
+        """As the model takes it; begun here at the latest, so that whoever's turn has come is or will be prepared."""
+        if entry.asked is None:
+            entry.asked = self._views.submit(self.predictor.ask, [entry.image], [entry.phrases], self._flips)
+        return entry.asked
 
     def _work(self) -> None:
         while batch := self._next_batch():
@@ -136,12 +140,15 @@ class ModelQueue:
         pixels = 0
         while self._waiting and len(batch) < self._batch:
             entry = self._waiting[0]
-            if batch and pixels + entry.pixels > _BATCH_PIXELS:
+            if batch and pixels + entry.pixels > BATCH_PIXELS:
                 break
             self._waiting.popleft()
             if entry.future.set_running_or_notify_cancel():
+                self._asked(entry)
                 batch.append(entry)
                 pixels += entry.pixels
+            elif entry.asked is not None:
+                entry.asked.cancel()
         self._prepare_next()
         return batch
 
@@ -172,7 +179,7 @@ class ModelQueue:
     def _prepared(self, entry: Entry) -> Exception | None:
         """Waits for its views, whose making may have failed. Returns what went wrong."""
         try:
-            _asked(entry)
+            self._asked(entry).result()
         except Exception as error:
             return self._told(error, [entry])
         return None
@@ -184,7 +191,7 @@ class ModelQueue:
         """
         began = time.perf_counter()
         try:
-            predictions = self.predictor.answer([_asked(entry) for entry in batch])
+            predictions = self.predictor.answer([self._asked(entry).result() for entry in batch])
         except Exception as error:
             return self._told(error, batch)
         finally:
@@ -196,18 +203,13 @@ class ModelQueue:
 
     def _told(self, error: Exception, batch: Sequence[Entry]) -> Exception:
         """What the client of a batch's only request is told; the rest is for the log."""
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if is_out_of_memory(error):
             _LOG.warning("model=%s out of memory with %d images", self.name, len(batch))
             return _out_of_memory(batch[0])
         if isinstance(error, UserError):
             return ServiceError(422, "invalid_request", str(error))
         _LOG.error("model=%s failed with %d images", self.name, len(batch), exc_info=error)
         return RuntimeError(f"{type(error).__name__} in the model")
-
-
-def _asked(entry: Entry) -> Asked:
-    assert entry.asked is not None  # who is near the front of the queue is prepared
-    return entry.asked.result()
 
 
 def _out_of_memory(entry: Entry) -> ServiceError:

@@ -71,7 +71,9 @@ class Limits(BaseModel):
     max_bytes: Annotated[int, Field(description="Of a request's body.")]
     phrases: int
     pixels_times_phrases: int
-    requests_per_second: Annotated[float, Field(description="Of one client on average; 0 is without a limit.")]
+    requests_per_second: Annotated[
+        float, Field(description="Of one client on average, the page and its files not counted; 0 is without a limit.")
+    ]
 
 
 class Models(BaseModel):

@@ -16,6 +16,7 @@ from PIL import Image
 from starlette.requests import Request
 
 from vesselseg import __version__
+from vesselseg.inference.out_of_memory import is_out_of_memory
 from vesselseg.inference.pictures import UnreadablePicture, read_pictures
 from vesselseg.inference.predictor import Prediction, Predictor
 from vesselseg.service.errors import ClientGone, ServiceError, busy
@@ -81,8 +82,14 @@ class Service:
             self.accepted -= 1
 
     async def in_thread(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Run something slow beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        """Run something slow beside the event loop. Raises ServiceError where it runs out of memory."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = "the service has no memory left for this picture now; send a smaller one, or try again later"
+            raise ServiceError(503, "out_of_memory", message, retry_after=30) from None
 
     def close(self) -> None:
         """Finish what is accepted, end all threads."""

@@ -19,6 +19,7 @@ class ServiceSettings:
 
     keep: folder for images and results, None stores nothing. max_megabytes: of one upload, 1 MB = 10^6 bytes.
     rate: requests per second that one client address may make on average, 0 for any number; ten seconds' worth at once.
+    The page, its files, /health and /openapi.json do not count.
     queue: requests accepted at once, waiting ones included. batch: images that the model gets at once.
     wait_ms: milliseconds that a request waits for others to share its batch, at most.
     flips: probabilities are the mean over the image and its mirrored copies.
