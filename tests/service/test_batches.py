@@ -196,6 +196,11 @@ def test_memory_that_runs_out_splits_the_batch(
         assert int(answer.headers["retry-after"]) >= 1 and service.get("/health").status_code == 200
 
 
+def test_memory_that_runs_out_beside_the_model(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vesselseg.service.service.read_pictures", lambda *_: main_memory_runs_out())
+    assert_error(service.predict(png(picture(1))), 503, "out_of_memory", "no memory left")
+
+
 def test_a_request_fails_for_its_own_reasons_only(
     start: Callable[..., Any], predictor: Sa2VAPredictor, caplog: pytest.LogCaptureFixture
 ) -> None:
