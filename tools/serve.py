@@ -66,8 +66,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max-megabytes", type=float, default=usual.max_megabytes, help="largest upload (default: %(default)g)"
     )
-    parser.add_argument("--rate", type=float, default=usual.rate, help="requests per second and client address without the page's own files, "
-                        "0 for any number (default: %(default)g)")  # fmt: skip
+    parser.add_argument("--rate", type=float, default=usual.rate, help="requests per second and client address, "
+                        "the page's files not counted; 0 for any number (default: %(default)g)")  # fmt: skip
     parser.add_argument(
         "--queue", type=int, default=usual.queue, help="requests accepted at once (default: %(default)s)"
     )
