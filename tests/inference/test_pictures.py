@@ -14,7 +14,7 @@ from pydicom import dcmread
 
 from tests.data.dicom_files import frames, write_dicom
 from tests.tiny import picture
-from vesselseg.inference.pictures import UnreadablePicture, read_pictures
+from vesselseg.inference.pictures import UnreadablePicture, VideoPictures, read_pictures
 
 
 def write_video(
@@ -66,9 +66,10 @@ def test_an_image_is_turned_upright() -> None:
     assert found.size == found.frame(0).size == (30, 40) and "orientation" in found.notes[0]
 
 
-def huge_png() -> bytes:
+def huge_png(side: int = 20_000) -> bytes:
+    """What its header says is far more than there is."""
     header = bytearray(encoded(picture(1), "PNG"))
-    header[16:24] = (20_000).to_bytes(4, "big") * 2
+    header[16:24] = side.to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
     return bytes(header)
 
@@ -96,6 +97,34 @@ def test_what_is_no_picture(name: str, content: bytes, reason: str, tmp_path: Pa
         with pytest.raises(UnreadablePicture) as caught:
             read_pictures(name, given)
         assert str(caught.value).startswith(reason)
+
+
+def refuse(size: tuple[int, int]) -> None:
+    raise LookupError(size)
+
+
+@pytest.mark.parametrize(("name", "size"), [("a.png", (13_000, 13_000)), ("a.dcm", (9000, 7000))])
+def test_a_size_is_refused_before_a_pixel_is_decoded(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    """Decoding would fail: there are fewer pixels than the header says."""
+    if name == "a.png":
+        (tmp_path / name).write_bytes(huge_png(13_000))
+    else:
+        header = write_dicom(tmp_path / name, frames(1))
+        header.Columns, header.Rows = size
+        header.save_as(tmp_path / name)
+    for given in ((tmp_path / name).read_bytes(), tmp_path / name):
+        with pytest.raises(UnreadablePicture, match="damaged"):
+            read_pictures(name, given)
+        with pytest.raises(LookupError) as caught:
+            read_pictures(name, given, refuse)
+        assert caught.value.args == (size,)
+
+
+def test_a_video_is_refused_before_its_frames_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.avi", 3)
+    monkeypatch.setattr(VideoPictures, "_times", lambda _: pytest.fail("counted"))
+    with pytest.raises(LookupError, match="96, 64"):
+        read_pictures(path.name, path, refuse)
 
 
 def test_dicom_clips(tmp_path: Path) -> None:

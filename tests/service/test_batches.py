@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.inference.test_pictures import huge_png
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
 from vesselseg.errors import UserError
@@ -255,6 +256,8 @@ def test_too_many_pixels(service: RunningService) -> None:
     image = png(Image.new("L", (4000, 3000)))
     answer = service.predict(image, phrase=[f"vessel {number}" for number in range(5)])
     assert_error(answer, 413, "too_many_pixels", "4000x3000 pixels times 5 phrases; expected at most 50,000,000")
+    undecodable = service.predict(huge_png(13_000))
+    assert_error(undecodable, 413, "too_many_pixels", "13000x13000 pixels times 1 phrases")
 
 
 def test_pictures_are_let_go_at_once(

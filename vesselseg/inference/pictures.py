@@ -5,11 +5,13 @@ A file is told by its content, not by its name. Frames are decoded one by one, w
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vesselseg.data.dicom import DicomFile
+from vesselseg.data.quiet import without_warnings
 from vesselseg.data.rgb import as_rgb
 from vesselseg.data.source_files import printable
 from vesselseg.data.source_images import (
@@ -48,6 +51,7 @@ _CONTAINERS = (
 )
 
 Kind = Literal["image", "dicom", "video"]
+SizeCheck = Callable[[tuple[int, int]], None]  # is told (width, height) and raises what its caller knows
 
 
 class UnreadablePicture(UserError):  # noqa: N818 - it says what the file is
@@ -75,22 +79,27 @@ class Pictures(Protocol):
         ...
 
 
-def read_pictures(name: str, content: bytes | Path) -> Pictures:
+def _any_size(size: tuple[int, int]) -> None:
+    """Where nothing but what holds for all pictures is asked, see `_check_size`."""
+
+
+def read_pictures(name: str, content: bytes | Path, check_size: SizeCheck = _any_size) -> Pictures:
     """Open an image, a DICOM file or a video. content: its bytes, or where it lies: a clip's frames then stay on disk.
 
-    name: the file's, whose ending tells DICOM files without a preamble and damaged videos. Raises UnreadablePicture.
+    name: the file's, whose ending tells DICOM files without a preamble and damaged videos. check_size: refuses a size
+    by raising; it is asked before a pixel is decoded. Raises UnreadablePicture.
     """
     start = _start_of(content)
     if not start:
         raise UnreadablePicture("the file is empty (0 bytes)")
     suffix = Path(name).suffix.lower()
     if start[128:132] == b"DICM" or suffix in DICOM_SUFFIXES:
-        return DicomPictures(content)
+        return DicomPictures(content, check_size)
     if any(start[place:].startswith(magic) for place, magic in _CONTAINERS):
-        return VideoPictures(content, suffix)
+        return VideoPictures(content, suffix, check_size)
     if suffix in VIDEO_SUFFIXES:
         raise UnreadablePicture("damaged, or no video that can be read (MP4, MOV, AVI, MKV, WebM, WMV, MPEG)")
-    return ImagePicture(content)
+    return ImagePicture(content, check_size)
 
 
 def _start_of(content: bytes | Path) -> bytes:
@@ -107,16 +116,15 @@ class ImagePicture:
     frames = 1
     frame_times: tuple[float, ...] | None = None
 
-    def __init__(self, content: bytes | Path) -> None:
+    def __init__(self, content: bytes | Path, check_size: SizeCheck = _any_size) -> None:
         if isinstance(content, Path) and content.stat().st_size > _LARGEST_IMAGE:
             raise UnreadablePicture(f"{content.stat().st_size >> 20} MiB; expected an image of at most 2 GiB")
         data = content if isinstance(content, bytes) else content.read_bytes()
-        try:
+        with _reasons(data):
+            size = _image_size(data)
+        check_size(size)
+        with _reasons(data):
             image, changes = decode_image(data, None)
-        except Image.DecompressionBombError:  # told by the header, before anything is decoded
-            raise UnreadablePicture(_too_large()) from None
-        except DAMAGED as error:
-            raise UnreadablePicture(describe_damage(error, data)) from None
         _check_size(image.size)
         notes = [reason for _, reason in changes]
         if image.mode in DEEP_MODES:
@@ -140,9 +148,10 @@ class DicomPictures:
     kind: Kind = "dicom"
     labelme_opens = False
 
-    def __init__(self, content: bytes | Path) -> None:
+    def __init__(self, content: bytes | Path, check_size: SizeCheck = _any_size) -> None:
         try:
             self.file = DicomFile(content)
+            check_size(self.file.size)
             _check_size(self.file.size)
             first = self.file.frame(0)
             self.frame_times = self.file.times() if self.file.frames > 1 else None
@@ -193,7 +202,7 @@ class VideoPictures:
     kind: Kind = "video"
     labelme_opens = False
 
-    def __init__(self, content: bytes | Path, suffix: str = "") -> None:
+    def __init__(self, content: bytes | Path, suffix: str = "", check_size: SizeCheck = _any_size) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         if isinstance(content, bytes):  # OpenCV reads files only; this one goes with the object
@@ -206,7 +215,7 @@ class VideoPictures:
         self._next, self._capture = 0, self._open()
         claimed = round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self.size = _video_size(self._capture)
+        check_size(_video_size(self._capture))
         times = self._times()
         self.frames = len(times)
         if not times:
@@ -256,6 +265,23 @@ class VideoPictures:
             raise UnreadablePicture("a damaged or cut-off video, or one in a form that OpenCV does not read")
         _check_size(_video_size(capture))
         return capture
+
+
+@contextmanager
+def _reasons(content: bytes) -> Iterator[None]:
+    """What Pillow raises on an image that it cannot read, as UnreadablePicture."""
+    try:
+        yield
+    except Image.DecompressionBombError:  # told by the header, before anything is decoded
+        raise UnreadablePicture(_too_large()) from None
+    except DAMAGED as error:
+        raise UnreadablePicture(describe_damage(error, content)) from None
+
+
+def _image_size(content: bytes) -> tuple[int, int]:
+    """(width, height) by the header."""
+    with without_warnings(), Image.open(io.BytesIO(content)) as image:  # of large pictures
+        return image.size
 
 
 def _video_size(capture: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -114,7 +115,7 @@ class Service:
     async def _answer(
         self, upload: Upload, phrases: tuple[str, ...], queue: ModelQueue, running: Running
     ) -> PredictAnswer:
-        picture, frames, notes = await self.in_thread(_decode, upload)
+        picture, frames, notes = await self.in_thread(_decode, upload, len(phrases))
         running.size = f"{picture.width}x{picture.height}x{len(phrases)}"
         prediction = await _predicted(queue, Entry(picture, phrases))
         if upload.form.threshold is not None:
@@ -139,14 +140,7 @@ class Service:
 
 
 async def _predicted(queue: ModelQueue, entry: Entry) -> Prediction:
-    """Raises ServiceError for more pixels than a request may have."""
-    if entry.pixels > LARGEST_REQUEST:
-        raise ServiceError(
-            413,
-            "too_many_pixels",
-            f"{entry.image.width}x{entry.image.height} pixels times {len(entry.phrases)} phrases; expected at most "
-            f"{LARGEST_REQUEST:,} together; send a smaller image or fewer phrases",
-        )
+    """What the model finds."""
     try:
         return await asyncio.wrap_future(queue.put(entry))
     finally:
@@ -172,10 +166,23 @@ def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
     return asked
 
 
-def _decode(upload: Upload) -> tuple[Image.Image, int, tuple[str, ...]]:
-    """(8-bit RGB picture, how many frames the file has, notes)."""
+def _check_size(phrases: int, size: tuple[int, int]) -> None:
+    """Raises ServiceError for more pixels than a request may have. size: (width, height)."""
+    width, height = size
+    if width * height * phrases > LARGEST_REQUEST:
+        raise ServiceError(
+            413,
+            "too_many_pixels",
+            f"{width}x{height} pixels times {phrases} phrases; expected at most {LARGEST_REQUEST:,} together; "
+            "send a smaller image or fewer phrases",
+        )
+
+
+def _decode(upload: Upload, phrases: int) -> tuple[Image.Image, int, tuple[str, ...]]:
+    """(8-bit RGB picture, how many frames the file has, notes). phrases: how many are asked of it."""
     try:
-        pictures = read_pictures(upload.name, upload.content)
+        pictures = read_pictures(upload.name, upload.content, partial(_check_size, phrases))
+        _check_size(phrases, pictures.size)  # headers are not always true
         if upload.form.frame >= pictures.frames:
             raise ServiceError(
                 422, "no_such_frame", f"frame {upload.form.frame}; the file has {pictures.frames}, counted from 0"
