@@ -22,7 +22,7 @@ from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.isolated import run_without
 from tests.tiny import picture, shaken_model
 from vesselseg.data.manifest import image_digests
-from vesselseg.distill import graphs, learning
+from vesselseg.distill import graphs, learning, teaching
 from vesselseg.distill.distilling import RESULTS_FILE, DistillOptions, distill
 from vesselseg.distill.learning import Teaching, candidates, mean_head
 from vesselseg.distill.measuring import Figures, compared, objections, scatter, winner
@@ -40,9 +40,11 @@ from vesselseg.models.prompted_sam2 import POSITIONS, PromptedSAM2, positions_ma
 
 PHRASE = "blood vessel"
 BIG_TRAINED_ON = "0123456789ab"
+KEPT, FEATURE_BYTES = 3, 2 * (256 * 8**2 + 64 * 16**2 + 32 * 32**2)  # images, and of one of 128 px in half precision
 AS_ON_A_GPU = ("--device", "cpu", "--dtype", "bf16")
 FEW_EPOCHS = 10  # end a training, and not the minutes: a slow machine learns as much as a fast one
 IMAGE = picture(5, 150, 120)
+BATCHES_AND_SEEDS = [(2, 0), (3, 0), (2, 1), (2, 2), (2, 3)]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def distilled(big: Path, data: Drawn, tmp_path_factory: pytest.TempPathFactory) 
     out, said = tmp_path_factory.mktemp("small") / "model", io.StringIO()
     with redirect_stdout(said), pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "EPOCHS", FEW_EPOCHS)
+        patch.setattr(teaching, "FEATURE_BYTES", KEPT * FEATURE_BYTES)
         command = ("distill_prompt.py", big, "--data", data.folder, "--out", out, "--minutes", 60, *AS_ON_A_GPU)
         assert call_tool(*command) == 0
     return Distilled(out, json.loads((out / RESULTS_FILE).read_text()), said.getvalue())
@@ -99,7 +102,8 @@ def lesson(seed: int, images: int = 60) -> Lesson:
     generator = torch.Generator().manual_seed(seed)
     cells = torch.randn(images, 256, 2, 2, generator=generator)
     prompts = torch.full((images, 256), 0.5) + 3 * cells[:, :16].mean(dim=(1, 2, 3))[:, None]
-    return Lesson(cells, prompts, torch.arange(images), torch.zeros(images, dtype=torch.int64), [], [])
+    none = torch.zeros(0, dtype=torch.int64)
+    return Lesson(cells, prompts, torch.arange(images), torch.zeros(images, dtype=torch.int64), none, [], [])
 
 
 def test_the_head_learns_vectors_that_depend_on_the_image(teacher: Predictor) -> None:
@@ -120,6 +124,7 @@ def test_vectors_without_scatter_leave_the_mean(teacher: Predictor) -> None:
     found = candidates(Teaching(same, same, teacher.grounding, phrases=1, minutes=60))
     mean, head = next(found), next(found)
     torch.testing.assert_close(head.head(same.cells), mean.head(same.cells), atol=1e-3, rtol=0)
+    assert mean.constant and not head.constant
     assert scatter(same) == 0
 
 
@@ -132,8 +137,41 @@ def test_the_lesson_is_what_the_language_model_says(teacher: Predictor, data: Dr
         with torch.no_grad():
             alone = teacher.prompts(prepared, teacher.encode(prepared))
         torch.testing.assert_close(found.prompts[number], alone[0], atol=1e-4, rtol=1e-4)
-    assert len(found.features) == len(found.labels) == len(records)
+    assert found.kept.tolist() == list(range(len(records))) and len(found.features) == len(found.labels) == len(records)
     assert found.labels[0].shape == (1, 32, 32) and 0 < float(found.labels[0].mean()) < 0.5
+
+
+def test_where_features_do_not_fit_the_seed_draws_the_images(
+    teacher: Predictor, data: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks are learnt with the features and labels of the drawn images, and of no others."""
+    records = lesson_records(data.folder, "train", (PHRASE,))
+    whole = collect(teacher, data.folder, records, (PHRASE,), batch=2)
+    monkeypatch.setattr(teaching, "FEATURE_BYTES", 2 * FEATURE_BYTES)
+    drawn_by = [collect(teacher, data.folder, records, (PHRASE,), batch, seed) for batch, seed in BATCHES_AND_SEEDS]
+    for found in drawn_by:
+        assert len(found.kept) == len(found.features) == len(found.labels) == 2 < len(records)
+        for number, features, labels in zip(found.kept.tolist(), found.features, found.labels):
+            torch.testing.assert_close(features.embedding, whole.features[number].embedding, atol=1e-2, rtol=1e-2)
+            assert torch.equal(labels, whole.labels[number])
+    drawn_images = [found.kept.tolist() for found in drawn_by]
+    assert drawn_images[0] == drawn_images[1]  # whatever the batch
+    assert len({tuple(images) for images in drawn_images}) > 1, drawn_images
+    aim = learning.to_draw_masks(teacher.grounding)
+    head = mean_head(whole, 1)
+    with torch.no_grad():
+        some, same = (float(aim.loss(head, *of)) for of in ((drawn_by[0], torch.arange(2)), (whole, drawn_by[0].kept)))
+    assert some == pytest.approx(same, rel=1e-2)
+
+
+def test_report_and_card_tell_how_many_images_masks_were_learnt_from(distilled: Distilled, data: Drawn) -> None:
+    images = distilled.content["images"]
+    kept = {split: min(KEPT, number) for split, number in images.items()}
+    assert distilled.content["images_whose_masks_were_learnt"] == kept and kept["train"] < images["train"]
+    told = f"{kept['train']} of {images['train']} training images"
+    for file in ("README.md", "report.html"):
+        text = (distilled.folder / file).read_text()
+        assert told in text and "drawn with seed 0" in text, file
 
 
 def test_training_on_masks_lowers_their_loss(distilled: Distilled) -> None:
@@ -359,11 +397,13 @@ def figures(name: str, dice: list[float], teacher: Figures | None = None) -> Fig
 def test_a_model_that_loses_too_much_is_said_so() -> None:
     big = figures("language model", [0.8, 0.7, 0.9, 0.8] * 10)
     same, worse = figures("head", [0.8, 0.7, 0.9, 0.8] * 10, big), figures("mean", [0.75, 0.65, 0.9, 0.8] * 10, big)
-    assert list(objections(same, same, [], 0.0, (200, 40))) == []
-    found = " ".join(objections(worse, worse, [], 0.9, (20, 10)))
+    assert list(objections(same, same, [], 0.0, (200, 40), constant=True)) == []
+    assert list(objections(same, same, [], 0.9, (200, 40), constant=True)) == []
+    found = " ".join(objections(worse, worse, [], 0.9, (20, 10), constant=True))
     assert "The loss of Dice may be 0.03" in found and "differ from image to image" in found
     assert "learnt from 20 images" in found and "measured on 10 images" in found
-    assert "In 8 bits the loss of Dice may be" in " ".join(objections(same, worse, [], 0.0, (200, 40)))
+    assert "image to image" not in " ".join(objections(worse, worse, [], 0.9, (20, 10), constant=False))
+    assert "In 8 bits the loss of Dice may be" in " ".join(objections(same, worse, [], 0.0, (200, 40), constant=True))
 
 
 def test_the_simplest_of_equals_is_taken() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vesselseg.data.manifest import fingerprint, image_digests, image_path
+from vesselseg.data.manifest import Record, fingerprint, image_digests, image_path
 from vesselseg.data.read_image import read_image
 from vesselseg.distill import graphs
 from vesselseg.distill.folder import FormCheck, check_forms, small_model, write_graphs, write_model
@@ -62,6 +62,7 @@ class DistillOptions:
 class Distillation:
     """What came out. figures: of the candidates, in their order; small: of the winner in float32 as it is exported;
     forms: of the exported files that were scored. metrics: small minus big. scored: (small, big) item by item.
+    images: of the training and the validation split; masks_of: of them, those whose masks the tuned ones learnt from.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Distillation:
     data_fingerprint: str
     phrases: tuple[str, ...]
     images: tuple[int, int]
+    masks_of: tuple[int, int]
     teacher: Figures
     figures: tuple[Figures, ...]
     candidates: tuple[Candidate, ...]
@@ -84,7 +86,8 @@ class Distillation:
     @property
     def objections(self) -> tuple[str, ...]:
         """Why it should not be used, in sentences."""
-        return tuple(objections(self.small, self.int8, self.metrics, self.varying, self.images))
+        constant = self.candidates[self.chosen].constant
+        return tuple(objections(self.small, self.int8, self.metrics, self.varying, self.images, constant))
 
     @property
     def small(self) -> Figures:
@@ -102,6 +105,7 @@ class Distillation:
             "data": {"folder": str(self.data), "fingerprint": self.data_fingerprint},
             "phrases": list(self.phrases),
             "images": {TRAINING: self.images[0], CHOOSING: self.images[1]},
+            "images_whose_masks_were_learnt": {TRAINING: self.masks_of[0], CHOOSING: self.masks_of[1]},
             "should_not_be_used": list(self.objections),
             "teacher": self.teacher.to_dict(),
             "candidates": [one.to_dict() for one in self.figures],
@@ -135,20 +139,25 @@ def distill(
     phrases = clean_phrases(options.phrases or (usual_phrase(data),))
     records = {split: lesson_records(data, split, phrases) for split in (TRAINING, CHOOSING)}
     with whole_folder(out, force, RESULTS_FILE) as folder:
-        lessons = []
-        for split, chosen in records.items():
-            _log.info("%s: the language model reads %d images", split, len(chosen))
-            lessons.append(collect(teacher, data, chosen, phrases, options.batch))
         bench = Bench(data, records[CHOOSING], options.batch, track)
-        images = len(records[TRAINING]), len(records[CHOOSING])
         seen = {*teacher.model.config.training_images.split(), *image_digests(data, records[TRAINING]).values()}
-        run = _Run(teacher, bench, lessons[0], lessons[1], phrases, options, " ".join(sorted(seen)))
-        result = run.run(folder, model, images)
+        train, choosing = (_lesson(teacher, data, split, records[split], phrases, options) for split in records)
+        result = _Run(teacher, bench, train, choosing, phrases, options, " ".join(sorted(seen))).run(folder, model)
         content = json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n"
         (folder / RESULTS_FILE).write_text(content, encoding="utf-8")
         write_card(result, folder)
         write_report(result, bench, teacher, folder)
     return result
+
+
+def _lesson(
+    teacher: Predictor, data: Path, split: str, records: list[Record], phrases: tuple[str, ...], options: DistillOptions
+) -> Lesson:
+    _log.info("%s: the language model reads %d images", split, len(records))
+    lesson = collect(teacher, data, records, phrases, options.batch, options.seed)
+    if len(lesson.kept) < len(records):
+        _log.info("%s: masks are learnt from %d of them, drawn with the seed", split, len(lesson.kept))
+    return lesson
 
 
 @dataclass(frozen=True)
@@ -161,14 +170,13 @@ class _Run:
     options: DistillOptions
     training_images: str
 
-    def run(self, folder: Path, model: str, images: tuple[int, int]) -> Distillation:
+    def run(self, folder: Path, model: str) -> Distillation:
         """Teach, measure, write the winner's files."""
         teacher = self.bench.figures("language model", "the model that was distilled", self.teacher)
         taught = tuple(candidates(self._teaching()))
         figures = tuple(self._figures(one, teacher) for one in taught)
         chosen = winner(figures)
-        small = small_model(self._model(taught[chosen], figures[chosen].threshold))
-        small.prompt_head.load_state_dict(taught[chosen].head.state_dict())  # as trained, not rounded to bf16
+        small = self._small(taught[chosen], figures[chosen].threshold)
         write_model(small, folder)
         write_graphs(small, folder)
         scored = self._scored(small, teacher)
@@ -178,7 +186,8 @@ class _Run:
             data=self.bench.data,
             data_fingerprint=fingerprint(self.bench.data),
             phrases=self.phrases,
-            images=images,
+            images=(len(self.train.cells), len(self.choosing.cells)),
+            masks_of=(len(self.train.kept), len(self.choosing.kept)),
             teacher=teacher,
             figures=figures,
             candidates=taught,
@@ -196,18 +205,20 @@ class _Run:
         return Teaching(self.train, self.choosing, grounding, len(self.phrases), minutes, seed)
 
     def _figures(self, candidate: Candidate, teacher: Figures) -> Figures:
-        predictor = PromptedPredictor(self._model(candidate, threshold=0.5))
-        return self.bench.figures(candidate.name, candidate.meaning, predictor, teacher)
+        loaded = self._as_the_big_one(self._small(candidate, threshold=0.5))
+        return self.bench.figures(candidate.name, candidate.meaning, loaded, teacher)
 
     def _scored(self, small: PromptedSAM2, teacher: Figures) -> tuple[list[Scored], list[Scored]]:
-        """Both models item by item, the small one computed as the big one is, each at its own threshold."""
-        big = self.teacher.model
-        loaded = PromptedPredictor(place(small_model(small), big.device, big.dtype))
+        """Both models item by item, each at its own threshold."""
+        loaded = self._as_the_big_one(copy.deepcopy(small))
         return self.bench.scored(loaded, loaded.threshold), self.bench.scored(self.teacher, teacher.threshold)
 
-    def _model(self, candidate: Candidate, threshold: float) -> PromptedSAM2:
-        """The candidate around the big model's own SAM2."""
-        grounding, near = self.teacher.grounding, self.teacher.grounding.sam2.no_mem_embed
+    def _as_the_big_one(self, small: PromptedSAM2) -> PromptedPredictor:
+        """Moved, in place, to the big model's device and type, as a user loads the exported folder there."""
+        return PromptedPredictor(place(small, self.teacher.model.device, self.teacher.model.dtype))
+
+    def _small(self, candidate: Candidate, threshold: float) -> PromptedSAM2:
+        """The candidate with the big model's SAM2, as it is exported."""
         config = PromptedSAM2Config(
             phrases=self.phrases,
             grounding_config=self.teacher.model.config.grounding_config,
@@ -216,7 +227,7 @@ class _Run:
             mask_temperature=self.teacher.temperature,
             training_images=self.training_images,
         )
-        return PromptedSAM2(config, grounding, copy.deepcopy(candidate.head).to(near.device, near.dtype)).eval()
+        return small_model(config, self.teacher.grounding, candidate.head)
 
     def _int8(self, small: PromptedSAM2, folder: Path, teacher: Figures) -> Figures:
         """The 8-bit graph at the threshold that it will be used with, which is the float32 model's."""

@@ -19,8 +19,9 @@ from vesselseg.errors import UserError
 from vesselseg.export.remote_code import source, write_remote_code
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
-from vesselseg.models.prompted_config import MODEL_TYPE
-from vesselseg.models.prompted_sam2 import PromptedSAM2, build_prompted, published_names
+from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
+from vesselseg.models.prompted_sam2 import PromptedSAM2, PromptHead, build_prompted, published_names
+from vesselseg.models.sam2_grounding import SAM2Grounding
 
 ENTRY = "vesselseg.inference.hf_prompted_model"
 AUTO_MAP = {
@@ -43,10 +44,10 @@ class FormCheck:
     bytes: int
 
 
-def small_model(measured: PromptedSAM2) -> PromptedSAM2:
-    """The same model in float32 in main memory with a SAM2 of its own, whose parts for videos are left out."""
-    model = build_prompted(measured.config)
-    entries = measured.state_dict()
+def small_model(config: PromptedSAM2Config, grounding: SAM2Grounding, head: PromptHead) -> PromptedSAM2:
+    """A model of these parts in float32 and main memory, with a SAM2 of its own whose parts for videos are left out."""
+    model = build_prompted(config)
+    entries = PromptedSAM2(config, grounding, head).state_dict()
     model.load_state_dict({name: entries[name].float().cpu() for name in model.state_dict()})
     return model.eval().requires_grad_(False)
 

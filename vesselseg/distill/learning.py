@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ _log = logging.getLogger(__name__)
 WIDTH = 64  # channels of the head's correction
 PATIENCE = 6  # epochs without a better validation loss
 EPOCHS = 300
-VECTOR_RATE, MASK_RATE = 1e-3, 3e-3
-_ITEMS_AT_ONCE = {"vectors": 32, "masks": 4}
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,26 @@ class Candidate:
     course: tuple[tuple[float, float], ...] = ()
     seconds: float = 0.0
     ended_by: str = ""
+
+    @property
+    def constant(self) -> bool:
+        """Whether every image gets the same prompts."""
+        return self.head.width == 0
+
+
+Loss = Callable[[PromptHead, Lesson, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a head is trained for. rate: of learning. at_once: items per step; count: how many a lesson has; loss: the
+    mean over some of them, by their numbers.
+    """
+
+    rate: float
+    at_once: int
+    count: Callable[[Lesson], int]
+    loss: Loss
 
 
 @dataclass
@@ -69,12 +87,14 @@ def candidates(teaching: Teaching) -> Iterator[Candidate]:
     mean = mean_head(teaching.train, teaching.phrases)
     yield Candidate("mean", "the mean of the language model's vectors over the training images", mean)
     started = with_correction(mean, teaching.train, teaching.seed)
-    head = _trained(teaching, started, "vectors", VECTOR_RATE, share=0.3)
-    yield replace(head, name="head", meaning="read from SAM2's features, trained to give the language model's vectors")
-    tuned = _trained(teaching, mean, "masks", MASK_RATE, share=0.5)
-    yield replace(tuned, name="mean, tuned", meaning="one vector, started at the mean and trained on the labels")
-    tuned = _trained(teaching, head.head, "masks", MASK_RATE, share=1.0)
-    yield replace(tuned, name="head, tuned", meaning="the head, trained further on the labels")
+    vectors, masks = to_give_vectors(teaching.train), to_draw_masks(teaching.grounding)
+    meaning = "read from SAM2's features, trained to give the language model's vectors"
+    head = _trained(teaching, started, vectors, 0.3, "head", meaning)
+    yield head
+    yield _trained(
+        teaching, mean, masks, 0.5, "mean, tuned", "one vector, started at the mean and trained on the labels"
+    )
+    yield _trained(teaching, head.head, masks, 1.0, "head, tuned", "the head, trained further on the labels")
 
 
 def with_correction(mean: PromptHead, lesson: Lesson, seed: int) -> PromptHead:
@@ -89,18 +109,17 @@ def with_correction(mean: PromptHead, lesson: Lesson, seed: int) -> PromptHead:
     return head
 
 
-def _trained(teaching: Teaching, start: PromptHead, aim: str, rate: float, share: float) -> Candidate:
+def _trained(teaching: Teaching, start: PromptHead, aim: Aim, share: float, name: str, meaning: str) -> Candidate:
     """AdamW until the validation loss stops falling; the best epoch's weights. share: of the seconds left."""
     began, limit = time.monotonic(), teaching.seconds_left() * share
     device = teaching.grounding.sam2.no_mem_embed.device
     head = copy.deepcopy(start).float().to(device).requires_grad_(True)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=1e-2)
-    loss_of = vector_loss(teaching.train) if aim == "vectors" else mask_loss(teaching.grounding)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=aim.rate, weight_decay=1e-2)
     generator = torch.Generator().manual_seed(teaching.seed)
-    best, best_state, since, course, ended_by = _mean_loss(head, teaching.choosing, aim, loss_of), None, 0, [], "epochs"
+    best, best_state, since, course, ended_by = _mean_loss(head, teaching.choosing, aim), None, 0, [], "epochs"
     for _ in range(EPOCHS):
-        train = _epoch(head, optimizer, teaching.train, aim, loss_of, generator)
-        found = _mean_loss(head, teaching.choosing, aim, loss_of)
+        train = _epoch(head, optimizer, teaching.train, aim, generator)
+        found = _mean_loss(head, teaching.choosing, aim)
         course.append((train, found))
         if found < best:
             best, best_state, since = found, copy.deepcopy(head.state_dict()), 0
@@ -110,15 +129,12 @@ def _trained(teaching: Teaching, start: PromptHead, aim: str, rate: float, share
             ended_by = "patience" if since >= PATIENCE else "minutes"
             break
     head.load_state_dict(best_state or start.state_dict())
-    _log.info("%s: %d epochs, validation loss %.4f", aim, len(course), best)
+    _log.info("%s: %d epochs, validation loss %.4f", name, len(course), best)
     head = head.cpu().requires_grad_(False)
-    return Candidate(aim, "", head, tuple(course), time.monotonic() - began, ended_by)
+    return Candidate(name, meaning, head, tuple(course), time.monotonic() - began, ended_by)
 
 
-Loss = Callable[[PromptHead, Lesson, Tensor], Tensor]
-
-
-def vector_loss(train: Lesson) -> Loss:
+def to_give_vectors(train: Lesson) -> Aim:
     """Squared distance to the language model's vectors, over the training split's mean one around their means: 1 is
     what the mean vectors reach there.
     """
@@ -132,28 +148,28 @@ def vector_loss(train: Lesson) -> Loss:
         chosen = prompts[torch.arange(len(items)), lesson.phrase_of_item[items]]
         return (chosen - lesson.prompts[items].to(device)).square().sum(1).mean() / scale.to(device)
 
-    return loss
+    return Aim(rate=1e-3, at_once=32, count=lambda lesson: len(lesson.prompts), loss=loss)
 
 
-def mask_loss(grounding: SAM2Grounding) -> Loss:
+def to_draw_masks(grounding: SAM2Grounding) -> Aim:
     """Soft Dice loss and cross-entropy of the masks against the labels. Its items are images with kept features."""
 
     def loss(head: PromptHead, lesson: Lesson, items: Tensor) -> Tensor:
         device, dtype = head.base.device, grounding.sam2.no_mem_embed.dtype
-        images = [int(item) for item in items]
-        features = joined([lesson.features[image] for image in images], device, dtype)
-        prompts = head(lesson.cells[items].to(device))
+        images, kept = lesson.kept[items], items.tolist()
+        features = joined([lesson.features[number] for number in kept], device, dtype)
+        prompts = head(lesson.cells[images].to(device))
         pairs = [
             (place, int(lesson.phrase_of_item[item]))
-            for place, image in enumerate(images)
+            for place, image in enumerate(images.tolist())
             for item in _items_of(lesson, image)
         ]
         places, phrases = torch.tensor(pairs, device=device).T
         logits = grounding.decode(features, prompts[places, phrases].to(dtype), places).float()
-        labels = torch.cat([lesson.labels[image] for image in images]).to(device)
+        labels = torch.cat([lesson.labels[number] for number in kept]).to(device)
         return (dice_per_object(logits, labels) + bce_per_object(logits, labels)).mean()
 
-    return loss
+    return Aim(rate=3e-3, at_once=4, count=lambda lesson: len(lesson.kept), loss=loss)
 
 
 def _items_of(lesson: Lesson, image: int) -> list[int]:
@@ -171,21 +187,12 @@ def joined(features: list[ImageFeatures], device: torch.device, dtype: torch.dty
     )
 
 
-def _count(lesson: Lesson, aim: str) -> int:
-    return len(lesson.prompts) if aim == "vectors" else len(lesson.features)
-
-
 def _epoch(
-    head: PromptHead,
-    optimizer: torch.optim.Optimizer,
-    lesson: Lesson,
-    aim: str,
-    loss_of: Loss,
-    generator: torch.Generator,
+    head: PromptHead, optimizer: torch.optim.Optimizer, lesson: Lesson, aim: Aim, generator: torch.Generator
 ) -> float:
-    total, count = 0.0, _count(lesson, aim)
-    for items in torch.randperm(count, generator=generator).split(_ITEMS_AT_ONCE[aim]):
-        loss = loss_of(head, lesson, items)
+    total, count = 0.0, aim.count(lesson)
+    for items in torch.randperm(count, generator=generator).split(aim.at_once):
+        loss = aim.loss(head, lesson, items)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -194,7 +201,7 @@ def _epoch(
 
 
 @torch.no_grad()
-def _mean_loss(head: PromptHead, lesson: Lesson, aim: str, loss_of: Loss) -> float:
-    count = _count(lesson, aim)
-    pieces = torch.arange(count).split(_ITEMS_AT_ONCE[aim])
-    return sum(float(loss_of(head, lesson, items)) * len(items) for items in pieces) / count
+def _mean_loss(head: PromptHead, lesson: Lesson, aim: Aim) -> float:
+    count = aim.count(lesson)
+    pieces = torch.arange(count).split(aim.at_once)
+    return sum(float(aim.loss(head, lesson, items)) * len(items) for items in pieces) / count

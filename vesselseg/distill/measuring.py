@@ -125,9 +125,18 @@ def scatter(lesson: Lesson) -> float:
 
 
 def objections(
-    small: Figures, int8: Figures, metrics: Sequence[Metric], varying: float, images: tuple[int, int]
+    small: Figures,
+    int8: Figures,
+    metrics: Sequence[Metric],
+    varying: float,
+    images: tuple[int, int],
+    constant: bool,
 ) -> Iterator[str]:
-    """Why the small model should not be used, in sentences; images: of the training and the validation split."""
+    """Why the small model should not be used, in sentences.
+
+    varying: of the language model's vectors, see `scatter`; constant: whether the small model's are the same for every
+    image. images: of the training and the validation split.
+    """
     difference = small.difference
     if difference is None or difference.low is None:
         yield "One patient (group) alone was measured, so nothing bounds the loss: it may be anything."
@@ -143,7 +152,7 @@ def objections(
         worse = metric.name == "betti_0_error" and metric.low is not None and metric.low > 0
         if worse:
             yield f"Masks fall apart: {metric.difference:+.1f} wrong pieces per image more than the big model's."
-    if varying > VARYING and small.name.startswith("mean") and (difference is None or difference.difference < 0):
+    if varying > VARYING and constant and (difference is None or difference.difference < 0):
         yield (
             f"The language model's vectors differ from image to image (by {varying:.0%} of their length), and one "
             "vector for all of them does worse."

@@ -13,6 +13,7 @@ from vesselseg.data.manifest import image_path
 from vesselseg.data.read_image import read_image
 from vesselseg.distill import graphs
 from vesselseg.distill.measuring import SIMPLER_WITHIN, TOLERATED, Bench, Figures
+from vesselseg.distill.teaching import FEATURE_BYTES
 from vesselseg.evaluation.metrics import METRIC_TABLE
 from vesselseg.evaluation.panels import choose_cases, difference, overlay
 from vesselseg.evaluation.score_split import phrase_truths
@@ -45,6 +46,7 @@ Distilled with vesselseg {version} from `{model}`: SAM2, prompted by {meaning}. 
 | | |
 |---|---|
 | data fingerprint | `{fingerprint}`, {train} training and {choosing} validation images |
+| labels | {labels} |
 | threshold | {threshold:.2f}, chosen on the validation split |
 | SAM2 view | {side} x {side} pixels |
 
@@ -98,6 +100,7 @@ def write_card(result: Distillation, folder: Path) -> None:
         fingerprint=result.data_fingerprint,
         train=result.images[0],
         choosing=result.images[1],
+        labels=_labels(result),
         threshold=result.small.threshold,
         side=_side(folder),
         forms="\n".join(
@@ -113,6 +116,16 @@ def _verdict(result: Distillation) -> str:
     if not result.objections:
         return f"It may stand in for the big model: no more than {TOLERATED:.2f} Dice is lost on the validation images."
     return "\n".join(["**It should not be used as it is:**", "", *(f"- {reason}" for reason in result.objections)])
+
+
+def _labels(result: Distillation) -> str:
+    """How many images' labels the tuned prompts saw."""
+    train, choosing = (f"{some} of {all_of}" for some, all_of in zip(result.masks_of, result.images))
+    seen = f"the tuned prompts learnt from those of {train} training images and stopped by {choosing} validation images"
+    if result.masks_of == result.images:
+        return seen
+    room = f"{FEATURE_BYTES / 2**30:.0f} GiB of features per split"
+    return f"{seen}, drawn with seed {result.seed}: {room} are kept while training"
 
 
 def _side(folder: Path) -> int:
@@ -134,6 +147,7 @@ def write_report(result: Distillation, bench: Bench, teacher: Predictor, folder:
         result=result,
         difference=_difference,
         metrics=[(METRIC_TABLE[one.name], one) for one in result.metrics],
+        labels=_labels(result),
         panels=_panels(result, bench, teacher, folder),
         forms=FORMS,
         tolerated=TOLERATED,

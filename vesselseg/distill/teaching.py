@@ -22,6 +22,7 @@ from vesselseg.models.prompted_sam2 import pool_features
 from vesselseg.models.sam2_grounding import ImageFeatures
 
 FEATURE_BYTES = 2 << 30  # of main memory, per split, for the features that masks are decoded from while training
+HALF = 2  # bytes of a number of theirs
 TRAINING, CHOOSING = "train", "val"
 
 
@@ -30,14 +31,16 @@ class Lesson:
     """One split in the eyes of the big model. An item is one phrase of one image.
 
     cells: (images, 256, h, w) float32, see `pool_features`. prompts: (items, 256) float32. image_of_item,
-    phrase_of_item: (items,) int64. features: of the first images, as many as fit into FEATURE_BYTES; labels: per such
-    image (its items, h, w) float32, the vessel fraction of every cell of the logits.
+    phrase_of_item: (items,) int64. kept: (images that masks are learnt from,) int64, as many as fit into FEATURE_BYTES;
+    features, labels: of these; a label is (its image's items, h, w) float32, the vessel fraction of every cell of the
+    logits.
     """
 
     cells: Tensor
     prompts: Tensor
     image_of_item: Tensor
     phrase_of_item: Tensor
+    kept: Tensor
     features: list[ImageFeatures]
     labels: list[Tensor]
 
@@ -78,12 +81,16 @@ def usual_phrase(data: Path) -> str:
 
 
 @torch.inference_mode()
-def collect(teacher: Predictor, data: Path, records: Sequence[Record], phrases: Sequence[str], batch: int) -> Lesson:
-    """Run the big model over records of `lesson_records`, `batch` images at once."""
+def collect(
+    teacher: Predictor, data: Path, records: Sequence[Record], phrases: Sequence[str], batch: int, seed: int = 0
+) -> Lesson:
+    """Run the big model over records of `lesson_records`, `batch` images at once. seed: draws whose features are kept,
+    where those of all do not fit.
+    """
     cells, prompts, labels, of_image, of_phrase = [], [], [], [], []
-    features: list[ImageFeatures] = []
+    features: dict[int, ImageFeatures] = {}
+    drawn = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
     remaining = iter(range(len(records)))
-    room = FEATURE_BYTES
     while numbers := list(islice(remaining, batch)):
         group = [records[number] for number in numbers]
         asked = [tuple(dict.fromkeys(record.phrases)) or tuple(phrases[:1]) for record in group]
@@ -91,16 +98,16 @@ def collect(teacher: Predictor, data: Path, records: Sequence[Record], phrases: 
         encoded = teacher.encode(prepared)
         cells.append(pool_features(encoded.embedding).float().cpu())
         prompts.append(teacher.prompts(prepared, encoded).float().cpu())
+        kept = set(drawn[: FEATURE_BYTES // _bytes_of_one(encoded)])
         for place, number in enumerate(numbers):
             of_image += [number] * len(asked[place])
             of_phrase += [phrases.index(phrase) for phrase in asked[place]]
-            one = _stored(encoded, place)
-            room -= _bytes(one)
-            if room >= 0:
-                features.append(one)
+            if number in kept:
+                features[number] = _stored(encoded, place)
                 labels.append(_labels(teacher, data, group[place], asked[place]))
     places, names = torch.tensor(of_image), torch.tensor(of_phrase)
-    return Lesson(torch.cat(cells), torch.cat(prompts), places, names, features, labels)
+    own = torch.tensor(list(features))
+    return Lesson(torch.cat(cells), torch.cat(prompts), places, names, own, list(features.values()), labels)
 
 
 def _pictures(data: Path, records: Sequence[Record]) -> list[Image.Image]:
@@ -115,8 +122,9 @@ def _stored(encoded: ImageFeatures, place: int) -> ImageFeatures:
     return ImageFeatures(levels[0], levels[1], levels[2], view)
 
 
-def _bytes(features: ImageFeatures) -> int:
-    return sum(value.nbytes for value in vars(features).values() if value is not None)
+def _bytes_of_one(encoded: ImageFeatures) -> int:
+    """Of an image's features, as they are stored."""
+    return sum(value[0].numel() * HALF for value in vars(encoded).values() if value is not None)
 
 
 def _labels(teacher: Predictor, data: Path, record: Record, phrases: Sequence[str]) -> Tensor:
