@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 from pycocotools.coco import COCO
 
 from tests.inference.predict_calls import ALL, call, entries, forked, pixels, summary
@@ -109,31 +107,6 @@ def test_two_calls_at_once(model: Path, images: Path, tmp_path: Path, capsys: py
     assert "another call is writing to it" in capsys.readouterr().err
 
 
-def test_a_batch_too_large_for_the_device_is_taken_apart(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer = Predictor.answer
-
-    ask, asked, prepared = Predictor.ask, list[int](), list[tuple[int, int]]()
-
-    def noted(self: Predictor, images: list[Image.Image], *arguments: Any) -> Asked:
-        prepared.extend(image.size for image in images)
-        return ask(self, images, *arguments)
-
-    def small(self: Predictor, images: list[Asked], *arguments: Any) -> Any:
-        asked.append(len(images))
-        if len(images) > 1 or images[0].sizes[0][0] > 180:
-            raise torch.OutOfMemoryError
-        return answer(self, images, *arguments)
-
-    monkeypatch.setattr(Predictor, "ask", noted)
-    monkeypatch.setattr(Predictor, "answer", small)
-    assert call(model, images, tmp_path / "out", "--batch", 4) == 1
-    failed = [name for name, entry in entries(tmp_path / "out").items() if "error" in entry]
-    assert failed == ["二/x.tif"] and asked == [4, 1, 1, 1, 1, 2, 1, 1]
-    assert len(prepared) == len(set(prepared)) == 6, "views are made once, also of a batch that did not fit"
-
-
 def test_views_are_made_while_the_model_works(
     model: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,24 +144,3 @@ def test_views_are_made_while_the_model_works(
         np.testing.assert_allclose(pixels(tmp_path / f"out/probabilities/{number}.png") / 65535, wanted, atol=1e-4)
     seconds = [found[f"{number}.png"]["seconds"] for number in range(6)]
     assert seconds == [pytest.approx(0.5 / 3, abs=1e-4)] * 3 + [0] * 3, "their share of their own batch"
-
-
-def test_images_wait_for_no_more_than_a_batch(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory stays flat: large images go one by one, and what is read is never more than two batches ahead."""
-    (tmp_path / "in").mkdir()
-    for number in range(7):
-        picture(number).save(tmp_path / f"in/{number}.png")
-    sizes: list[int] = []
-    answer = Predictor.answer
-
-    def counted(self: Predictor, asked: list[Asked], *arguments: Any) -> Any:
-        sizes.append(len(asked))
-        return answer(self, asked, *arguments)
-
-    monkeypatch.setattr(Predictor, "answer", counted)
-    assert call(model, tmp_path / "in", tmp_path / "out", "--batch", 3) == 0
-    assert sizes == [3, 3, 1]
-    monkeypatch.setattr(module, "_BATCH_PIXELS", 2 * 150 * 120)
-    sizes.clear()
-    assert call(model, tmp_path / "in", tmp_path / "other", "--batch", 3) == 0
-    assert sum(sizes) == 7 and max(sizes) == 2

@@ -1,7 +1,8 @@
 """One process's share of the units: read, predicted, written, noted down.
 
 Images are predicted in batches, clips one after the other, see `predict_clip`. Threads read the images of the next
-batch, make their views and write the results of the last one, while the model is at work.
+batch, make their views and write the results of the last one, while the model is at work. What main memory does not
+hold beside all of that is tried again in the end, with nothing beside it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import torch
 from PIL import Image
 
 from vesselseg.cli import progress_bar
@@ -23,6 +23,7 @@ from vesselseg.errors import UserError
 from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.dicom_seg import SegmentationObject
 from vesselseg.inference.input_files import InputUnit, ReadUnit, read_unit
+from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, map_pixels
 from vesselseg.inference.pictures import Pictures
 from vesselseg.inference.predict_clip import ClipWriter, Frames
 from vesselseg.inference.predict_options import Outcome, PredictOptions
@@ -31,11 +32,8 @@ from vesselseg.inference.result_files import ResultWriter, describe_prediction, 
 from vesselseg.inference.result_folder import Entry, ResultFolder, name_outputs
 from vesselseg.inference.shared_work import SharedWork
 
-_BATCH_PIXELS = (
-    32_000_000  # images of a batch together, if more than one: probabilities take 4 bytes a pixel and phrase
-)
 _THREADS = min(8, max(4, os.cpu_count() or 4))  # read images, make their views and write results, all at once
-_TOO_LARGE = "does not fit into the device's memory, not even alone"
+_TOO_LARGE = "does not fit into memory, not even alone"
 
 
 class PredictRun:
@@ -60,15 +58,18 @@ class PredictRun:
         self._predicted, self._skipped = 0, 0
         self._others = len(results.entries.keys() - {item.file for item in inputs})
         self._failed: list[tuple[str, str]] = []
-        self._writing: deque[Future[Entry]] = deque()
+        self._writing: deque[Future[Entry | _Crowded]] = deque()
+        self._crowded: list[InputUnit] = []
+        self._alone = False
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._bar = progress_bar(self._total, "predicting", "file", hidden=not work.leads)
 
     def run(self) -> Outcome:
         """Its share; then, in the first process, wait for the others and return the outcome of all."""
-        self._bar = progress_bar(self._total, "predicting", "file", hidden=not self._work.leads)
-        with self._bar, ThreadPoolExecutor(_THREADS) as pool:
-            self._pool = pool
+        with self._bar, self._pool:
             try:
-                self._predict_all()
+                self._predict_all(self._inputs)
+                self._predict_crowded()
             finally:  # after Ctrl-C, what is written counts
                 self._note_written(0)
             mine = [self._predicted, self._skipped, self._failed]
@@ -76,24 +77,44 @@ class PredictRun:
         failed = sorted((file, reason) for part in parts for file, reason in part[2])
         return Outcome(sum(part[0] for part in parts), sum(part[1] for part in parts), tuple(failed), self._others)
 
-    def _predict_all(self) -> None:
+    def _predict_crowded(self) -> None:
+        self._note_written(0)
+        self._alone = True
+        while self._crowded:
+            self._predict_all([self._crowded.pop(0)])
+            self._note_written(0)
+
+    def _predict_all(self, units: Iterable[InputUnit]) -> None:
         waiting: list[_Still] = []
-        for found in self._read():
+        for found in self._read(units):
             if isinstance(found, _Still):
                 waiting.append(found)
+            elif isinstance(found, _Crowded):
+                self._put_off(found.unit)
             elif found.pictures is None:
                 self._fail(found, found.error)
             else:
                 self._predict_clip(found, found.pictures)
             if len(waiting) >= self._options.batch:
-                self._predict(_take(waiting, self._options.batch))
+                self._predict(self._take(waiting))
         while waiting:
-            self._predict(_take(waiting, self._options.batch))
+            self._predict(self._take(waiting))
 
-    def _read(self) -> Iterator[ReadUnit | _Still]:
+    def _take(self, waiting: list[_Still]) -> list[_Still]:
+        """The first files off the list: at most a batch, and no more than one if they are large."""
+        batch: list[_Still] = []
+        pixels = 0
+        while waiting and len(batch) < self._options.batch:
+            pixels += map_pixels(waiting[0].image, len(self._options.phrases))
+            if batch and pixels > BATCH_PIXELS:
+                break
+            batch.append(waiting.pop(0))
+        return batch
+
+    def _read(self, units: Iterable[InputUnit]) -> Iterator[ReadUnit | _Still | _Crowded]:
         """What is not finished, read ahead by one batch."""
-        reading: deque[Future[ReadUnit | _Still | None]] = deque()
-        inputs = iter(self._inputs)
+        reading: deque[Future[ReadUnit | _Still | _Crowded | None]] = deque()
+        inputs = iter(units)
         while True:
             for item in inputs:
                 reading.append(self._pool.submit(self._read_one, item))
@@ -108,7 +129,15 @@ class PredictRun:
             else:
                 yield found
 
-    def _read_one(self, item: InputUnit) -> ReadUnit | _Still | None:
+    def _read_one(self, item: InputUnit) -> ReadUnit | _Still | _Crowded | None:
+        try:
+            return self._opened(item)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return _Crowded(ReadUnit(item))
+
+    def _opened(self, item: InputUnit) -> ReadUnit | _Still | None:
         """A single picture, ready for the model; a clip or what cannot be read, as it is; None if it is finished."""
         start = time.perf_counter()
         read = read_unit(item, self._is_finished)
@@ -136,14 +165,25 @@ class PredictRun:
         self._note_written(len(batch))
         for still, prediction in zip(batch, predictions):
             if prediction is None:
-                self._fail(still.found, _TOO_LARGE)
+                self._put_off(still.found)
             else:
                 self._writing.append(self._pool.submit(self._write, still, prediction, still.seconds + seconds))
 
     def _note_written(self, left: int) -> None:
         """Note down what is written, until so many files are still being written."""
         while len(self._writing) > left:
-            self._note(self._writing.popleft().result())
+            written = self._writing.popleft().result()
+            if isinstance(written, _Crowded):
+                self._put_off(written.unit)
+            else:
+                self._note(written)
+
+    def _put_off(self, found: ReadUnit) -> None:
+        """Memory has run out over a unit."""
+        if self._alone:
+            self._fail(found, _TOO_LARGE)
+        else:
+            self._crowded.append(found.source)
 
     def _note(self, entry: Entry) -> None:
         self._results.add(entry)
@@ -158,35 +198,42 @@ class PredictRun:
         self._bar.update(done if self._work.world == 1 else done - self._bar.n)
 
     def _predictions(self, asked: Sequence[Asked]) -> list[Prediction | None]:
-        """One per image; None for one that does not fit into the device's memory even alone."""
+        """One per image; None for one that memory runs out over without the others of its batch, too."""
         try:
             return list(self._predictor.answer(asked, self._options.threshold))
-        except torch.OutOfMemoryError:
-            if len(asked) == 1:
-                return [None]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(asked) == 1:
+            return [None]
         return [self._predictions([one])[0] for one in asked]
 
-    def _write(self, still: _Still, prediction: Prediction, seconds: float) -> Entry:
+    def _write(self, still: _Still, prediction: Prediction, seconds: float) -> Entry | _Crowded:
         """seconds: what was spent on the file so far, without the time that it waited."""
-        found, start, name = still.found, time.perf_counter(), self._names[still.found.source.file]
+        start = time.perf_counter()
+        try:
+            entry = self._still_entry(still, prediction)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return _Crowded(still.found)
+            return {**self._about(still.found), "error": _reason(error)}
+        return {**entry, "seconds": round(seconds + time.perf_counter() - start, 4)}
+
+    def _still_entry(self, still: _Still, prediction: Prediction) -> Entry:
+        found, name = still.found, self._names[still.found.source.file]
         assert found.pictures is not None
         prediction = self._options.post_processing.of(prediction)
         source = found.source.path if found.pictures.labelme_opens else None
-        try:
-            content, segmentation = b"", self._segmentation(found)
-            if segmentation is not None:  # made before anything is written: it may be refused
-                segmentation.add(prediction.masks)
-                content = segmentation.content()
-            outputs = self._writer.write(name, still.image, source, prediction)
-            outputs += [self._writer.write_dicom(name, content)] if content else []
-        except (OSError, UserError) as error:
-            return {**self._about(found), "error": _reason(error)}
-        entry = {
+        content, segmentation = b"", self._segmentation(found)
+        if segmentation is not None:  # made before anything is written: it may be refused
+            segmentation.add(prediction.masks)
+            content = segmentation.content()
+        outputs = self._writer.write(name, still.image, source, prediction)
+        outputs += [self._writer.write_dicom(name, content)] if content else []
+        return {
             **self._done(found, found.pictures, prediction.threshold, outputs),
             **describe_prediction(prediction, "coco" in self._options.save),
         }
-        entry["seconds"] = round(seconds + time.perf_counter() - start, 4)
-        return entry
 
     def _predict_clip(self, found: ReadUnit, pictures: Pictures) -> None:
         self._note_written(0)
@@ -194,14 +241,12 @@ class PredictRun:
             start = time.perf_counter()
             try:
                 entry = self._clip_entry(found, pictures, batch)
-                entry["seconds"] = round(time.perf_counter() - start, 4)
-            except torch.OutOfMemoryError:
-                entry = {**self._about(found), "error": _TOO_LARGE}
-                continue
-            except (OSError, UserError) as error:
-                entry = {**self._about(found), "error": _reason(error)}
-            break
-        self._note(entry)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    continue
+                return self._fail(found, _reason(error))
+            return self._note({**entry, "seconds": round(time.perf_counter() - start, 4)})
+        self._put_off(found)
 
     def _clip_entry(self, found: ReadUnit, pictures: Pictures, batch: int) -> Entry:
         options = self._options
@@ -256,23 +301,18 @@ class _Still:
     seconds: float
 
 
-def _take(waiting: list[_Still], count: int) -> list[_Still]:
-    """The first files off the list: at most count, and no more than one if they are large."""
-    batch: list[_Still] = []
-    pixels = 0
-    while waiting and len(batch) < count:
-        pixels += waiting[0].image.width * waiting[0].image.height
-        if batch and pixels > _BATCH_PIXELS:
-            break
-        batch.append(waiting.pop(0))
-    return batch
+@dataclass(frozen=True)
+class _Crowded:
+    """A unit that memory has run out over while it was read or written."""
+
+    unit: ReadUnit
 
 
-def _reason(error: OSError | UserError) -> str:
-    """Why one file failed; an error of the file system that all files would meet is raised again."""
+def _reason(error: Exception) -> str:
+    """Why one file failed; a defect, or an error of the file system that all files would meet, is raised again."""
     if isinstance(error, UserError):
         return str(error)
-    if error.errno != errno.ENAMETOOLONG:
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
         raise error
     return "its name is too long for the file system once the phrase is added; shorten it"
 
