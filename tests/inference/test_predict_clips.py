@@ -268,7 +268,17 @@ def test_a_header_that_highdicom_refuses_leaves_no_results(model: Path, tmp_path
 
 
 def torchrun(model: Path, source: Path, out: Path) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    """Two processes; the address is given, since not every machine can look up its own name."""
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        "2",
+    ]
     command = [*launcher, "tools/predict.py", model, source, "--out", out, "--device", "cpu", "--batch", "1"]
     return subprocess.Popen(
         list(map(str, command)), cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
