@@ -48,7 +48,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--minutes", type=_minutes, default=5.0, help="that training may take (default: 5)")
     parser.add_argument("--batch", type=positive, default=4, help="images given to the model at once (default: 4)")
-    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the training, and of the choice of images whose masks it learns where not all fit (default: 0)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier distillation in --out")
     add_model_arguments(parser)
     return parser.parse_args()

@@ -125,12 +125,7 @@ def scatter(lesson: Lesson) -> float:
 
 
 def objections(
-    small: Figures,
-    int8: Figures,
-    metrics: Sequence[Metric],
-    varying: float,
-    images: tuple[int, int],
-    constant: bool,
+    small: Figures, int8: Figures, metrics: Sequence[Metric], varying: float, images: tuple[int, int], constant: bool
 ) -> Iterator[str]:
     """Why the small model should not be used, in sentences.
 

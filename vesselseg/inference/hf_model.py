@@ -112,19 +112,16 @@ class VesselSegModel(PreTrainedModel):
         Takes the fields of a `Batch` under their names: `model(**vars(collate(examples)))`. objects_per_image: counted
         from the conversations where it is not given; the two behind it are for messages and not read.
         """
-        seg = self.sa2va.new_tokens.seg_id
-        rows = tuple(row.cpu() for row in input_ids)  # the model finds its places in main memory
-        counts = objects_per_image or [int((row == seg).sum()) for row in rows]
-        unasked = [torch.full_like(row, IGNORE_LABEL) for row in rows]
+        rows = _in_main_memory(input_ids)
         batch = Batch(
             image_ids=tuple(image_ids),
             tiles=tiles,
             tiles_per_image=tuple(tiles_per_image),
             sam_images=sam_images,
             input_ids=rows,
-            labels=tuple(row.cpu() for row in (unasked if labels is None else labels)),
+            labels=_without_loss(rows) if labels is None else _in_main_memory(labels),
             masks=tuple(masks or ()),
-            objects_per_image=tuple(counts),
+            objects_per_image=tuple(objects_per_image or self._objects(rows)),
             encoded=encoded,
         )
         output = self.sa2va(batch)
@@ -132,6 +129,10 @@ class VesselSegModel(PreTrainedModel):
             return TrainingOutput(mask_logits=output.mask_logits)
         losses = self.total_loss(output.mask_logits, output.answer_logits, output.answer_labels, batch)
         return TrainingOutput(torch.stack(list(losses.values())).sum(), output.mask_logits, losses)
+
+    def _objects(self, rows: Sequence[Tensor]) -> list[int]:
+        """How many masks each conversation asks for."""
+        return [int((row == self.sa2va.new_tokens.seg_id).sum()) for row in rows]
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -155,18 +156,11 @@ class VesselSegModel(PreTrainedModel):
         folder, origin = Path(save_directory), Path(str(self.name_or_path))
         folder.mkdir(parents=True, exist_ok=True)
         kept = json.loads((origin / "config.json").read_text(encoding="utf-8"))
-        write_published_folder(
-            self.sa2va,
-            None,
-            folder,
-            dtype=next(self.sa2va.language_model.parameters()).dtype,  # of what is frozen; what trains may be wider
-            extra={"auto_map": kept["auto_map"]},
-            kept=kept,
-            state=None if state_dict is None else {name.removeprefix(OURS): one for name, one in state_dict.items()},
-        )
-        for file in origin.glob("*.py"):
-            if file.parent.resolve() != folder.resolve():
-                shutil.copyfile(file, folder / file.name)
+        code = {"auto_map": kept["auto_map"]}
+        state = None if state_dict is None else {name.removeprefix(OURS): one for name, one in state_dict.items()}
+        dtype = next(self.sa2va.language_model.parameters()).dtype  # of what is frozen; what trains may be wider
+        write_published_folder(self.sa2va, None, folder, dtype=dtype, extra=code, kept=kept, state=state)
+        _copy_code(origin, folder)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; raises ValueError for a saved folder's weights, which only `from_pretrained` can take apart."""
@@ -221,6 +215,22 @@ class VesselSegModel(PreTrainedModel):
             predictor = Sa2VAPredictor(self.sa2va, processor, self.config.threshold, self.config.mask_temperature)
             self._predictors = {id(tokenizer): predictor}
         return self._predictors[id(tokenizer)]
+
+
+def _in_main_memory(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Where the model finds its places in conversations."""
+    return tuple(row.cpu() for row in rows)
+
+
+def _without_loss(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.full_like(row, IGNORE_LABEL) for row in rows)
+
+
+def _copy_code(origin: Path, folder: Path) -> None:
+    if origin.resolve() == folder.resolve():
+        return
+    for file in origin.glob("*.py"):
+        shutil.copyfile(file, folder / file.name)
 
 
 def read_weights(folder: Path, config: Sa2VAConfig) -> dict[str, Tensor]:

@@ -52,14 +52,18 @@ def load_predictor(
         model, content = build_from_training_file(path, base=base, **how)
         tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
     else:
-        found = "is" if path.exists() else "does not exist, so it is"
-        raise WeightsError(
-            f"{path} {found} neither an exported model folder (with config.json) nor a checkpoint (.pth); "
-            "name one of them, e.g. work_dirs/RUN/best.pth, or a model of the hub, e.g. ByteDance/Sa2VA-InternVL3-8B"
-        )
+        raise WeightsError(_no_model(path))
     model.eval().requires_grad_(False)
     config = model.config
     return Sa2VAPredictor(model, processor_for(config, tokenizer), config.threshold, config.mask_temperature)
+
+
+def _no_model(path: Path) -> str:
+    found = "is" if path.exists() else "does not exist, so it is"
+    return (
+        f"{path} {found} neither an exported model folder (with config.json) nor a checkpoint (.pth); "
+        "name one of them, e.g. work_dirs/RUN/best.pth, or a model of the hub, e.g. ByteDance/Sa2VA-InternVL3-8B"
+    )
 
 
 def choose_devices(device: str) -> tuple[torch.device, ...]:
