@@ -31,28 +31,41 @@ from vesselseg.inference.load import load_predictor
 STEPS, BATCH = 12, 2
 
 
+@pytest.mark.parametrize("name", ["plain.png", "turned.jpg", "deep.png"])
 @pytest.mark.parametrize("script", ["image_to_picture.py", "image_to_picture_hf.py"])
 def test_ten_lines_make_a_picture(
-    script: str, exported: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, name: str, exported: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The same one with vesselseg and without, upright, of all bits that the file has."""
     source = repository / "examples" / script
     code = [line for line in source.read_text().split('"""')[2].splitlines() if line and "import" not in line]
     assert len(code) <= 10
-    image = picture(5)
-    image.save(tmp_path / "image.png")
-    monkeypatch.setattr("sys.argv", [script, str(exported), str(tmp_path / "image.png"), str(tmp_path / "out.png")])
+    image = saved_picture(tmp_path / name)
+    monkeypatch.setattr("sys.argv", [script, str(exported), str(tmp_path / name), str(tmp_path / "out.png")])
     runpy.run_path(str(source), run_name="__main__")
     drawn = np.array(Image.open(tmp_path / "out.png"))
-    question = "Please segment the blood vessel."
-    predictor = load_predictor(exported, device="cpu")
-    if script == "image_to_picture.py":
-        mask = predictor.predict([image], [["blood vessel"]])[0].masks[0]
-    else:
-        mask = predictor.probabilities([image], [[question]])[0][0] > predictor.threshold
+    mask = load_predictor(exported, device="cpu").predict([image], [["blood vessel"]])[0].masks[0]
     assert 0 < mask.mean() < 1
     expected = np.array(image)
     expected[mask, 0] = 255
     np.testing.assert_array_equal(drawn, expected)
+
+
+def saved_picture(path: Path) -> Image.Image:
+    """Write one, and say what it shows."""
+    image = picture(5, 90, 70)
+    if path.name == "turned.jpg":
+        turned = Image.Exif()
+        turned[0x0112] = 6  # to be turned by 90 degrees, clockwise
+        image.save(path, exif=turned)
+        return Image.open(path).convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    if path.name == "deep.png":
+        values = np.asarray(image.convert("L")).astype(np.uint16)
+        Image.fromarray(values * 200 + 300).save(path)
+        low, high = int(values.min()), int(values.max())
+        return Image.fromarray(np.round((values - low) * (255.0 / (high - low))).astype(np.uint8)).convert("RGB")
+    image.save(path)
+    return image
 
 
 def test_training_on_with_transformers_trainer(
