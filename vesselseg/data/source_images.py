@@ -69,6 +69,7 @@ def load_source_image(
 ) -> SourceImage:
     """The image of a LabelMe file: imagePath, else the same stem beside the JSON, else ``dicom``, else imageData.
 
+    A frame of a clip comes after imageData: that is what was labelled, and which frame a name means has to be guessed.
     within: folder that the image must lie in (an unpacked archive may not point outside), or None for anywhere.
     The patient is that of ``dicom``, also where another picture is taken.
     Raises ImageError when there is none, or none that can be decoded to its end.
@@ -76,7 +77,8 @@ def load_source_image(
     candidates, notes = _candidates(labels, json_path, within)
     if dicom is not None:
         candidates = [entry for entry in candidates if entry[1] is None or not is_dicom(entry[1].path)]
-        candidates.insert(len(candidates) - (labels.image_data is not None), (dicom.path.name, dicom))
+        held = labels.image_data is not None and dicom.frame is None
+        candidates.insert(len(candidates) - held, (dicom.path.name, dicom))
     failures: list[tuple[str, ImageError]] = []
     for name, picture in candidates:
         try:

@@ -303,8 +303,8 @@ async function save(work) {
 }
 
 const saves = {
-  mask: () => save(saveMasks),
-  overlay: () => save(async (item, result) => saveOverlay(item, result, await pictureOf(item, view.cache))),
+  mask: () => save((item, result) => saveMasks(result)),
+  overlay: () => save(async (item, result) => saveOverlay(result, await pictureOf(item, view.cache))),
   labelme: () => save((item, result) => saveLabelMe(item, result, api)),
 };
 

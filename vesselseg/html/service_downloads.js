@@ -4,12 +4,6 @@ import { opacityOf, paint } from "./service_paint.js";
 import { toBase64, writeGrey } from "./service_png.js";
 import { state, visibleLayers } from "./service_state.js";
 
-/** Name of a file beside the image: angio.png -> angio_mask.png; a clip's frame is named too. */
-export function fileName(item, end) {
-  const stem = item.name.replace(/^.*[\\/]/, "").replace(/\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|avi|mp4|json)$/i, "") || "image";
-  return `${stem}${item.frames > 1 ? `_f${String(item.frame).padStart(3, "0")}` : ""}${end}`;
-}
-
 function offer(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
@@ -25,11 +19,11 @@ const bytesOf = (mask) => mask.map((value) => 255 * value);
 const chosen = (result) => visibleLayers(result, "fill");
 
 /** One grey PNG per visible phrase, 255 is vessel. -> names. */
-export async function saveMasks(item, result) {
+export async function saveMasks(result) {
   const layers = chosen(result);
   const names = [];
   for (const { phrase, mask } of layers) {
-    const name = fileName(item, layers.length > 1 ? `_${phrasePart(phrase)}_mask.png` : "_mask.png");
+    const name = `${result.stem}${layers.length > 1 ? `_${phrasePart(phrase)}` : ""}_mask.png`;
     offer(await writeGrey(result.width, result.height, bytesOf(mask)), name);
     names.push(name);
   }
@@ -38,7 +32,7 @@ export async function saveMasks(item, result) {
 }
 
 /** The picture with what is drawn over it, pixel for pixel. */
-export async function saveOverlay(item, result, picture) {
+export async function saveOverlay(result, picture) {
   const canvas = canvasOf(result.width, result.height);
   const context = canvas.getContext("2d");
   context.drawImage(picture, 0, 0);
@@ -48,19 +42,21 @@ export async function saveOverlay(item, result, picture) {
     context.globalAlpha = opacityOf(state.kind, state.opacity);
     context.drawImage(over, 0, 0);
   }
-  const name = fileName(item, "_overlay.png");
+  const name = `${result.stem}_overlay.png`;
   offer(await new Promise((done) => canvas.toBlob(done, "image/png")), name);
   return [name];
 }
 
-/** Polygons of the visible phrases, made by the service. */
+/** Polygons of the visible phrases, made by the service; with the picture itself, where LabelMe cannot open the file. */
 export async function saveLabelMe(item, result, api) {
   const layers = chosen(result);
   if (!layers.length) return [];
   const objects = await Promise.all(layers.map(async ({ phrase, mask }) => (
     { phrase, mask_png: await toBase64(await writeGrey(result.width, result.height, bytesOf(mask))) })));
-  const content = await api.labelme({ name: item.name, width: result.width, height: result.height, objects });
-  const name = fileName(item, ".json");
+  const picture = result.labelmeOpens ? { name: item.name }
+    : { name: `${result.stem}.png`, picture_png: await toBase64(result.picture) };
+  const content = await api.labelme({ ...picture, width: result.width, height: result.height, objects });
+  const name = `${result.stem}.json`;
   offer(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }), name);
   layers.forEach(({ layer }) => { layer.unsaved = false; });
   return [name];

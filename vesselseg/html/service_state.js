@@ -89,7 +89,8 @@ export async function store(item, model, phrases, answer) {
     result.layers.set(phrase, Object.assign(layer, { values, cache: null }));
   });
   result.picture = new Blob([fromBase64(answer.picture_png)], { type: "image/png" });
-  Object.assign(result, { notes: answer.notes ?? [], seconds: answer.seconds, requestId: answer.request_id });
+  Object.assign(result, { notes: answer.notes ?? [], seconds: answer.seconds, requestId: answer.request_id,
+    stem: answer.stem, labelmeOpens: answer.labelme_opens });
   item.results.set(key, result);
   return result;
 }

@@ -51,6 +51,20 @@ class PredictAnswer(BaseModel):
     frame: int
     threshold: float
     picture_png: Annotated[Base64Png, Field(description="8-bit RGB: what was segmented, upright.")]
+    stem: Annotated[
+        str,
+        Field(
+            description="What files made of this picture are called, without their ending: angio for angio.png, "
+            "clip_f006 for frame 5 of clip.dcm, counted from 1 there as tools/prepare_data.py counts."
+        ),
+    ]
+    labelme_opens: Annotated[
+        bool,
+        Field(
+            description="Whether LabelMe opens the uploaded file as it was segmented. Where it does not (a frame, "
+            "DICOM, 16 bits, CMYK), send /labelme the picture as well."
+        ),
+    ]
     notes: Annotated[list[str], Field(description="What was changed or guessed while the image was read.")]
     objects: list[FoundObject]
     seconds: float
@@ -91,13 +105,20 @@ class LabelMeObject(BaseModel):
 
 
 class LabelMeRequest(BaseModel):
-    """name: the image's file name, which the LabelMe file refers to."""
+    """name: the image's file name, which the LabelMe file refers to.
+
+    picture_png: the picture itself, for the LabelMe file to hold where LabelMe opens no such file; name then says what
+    it would be called.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: Annotated[str, Field(min_length=1, max_length=255)]
     width: Annotated[int, Field(ge=1, le=100_000)]
     height: Annotated[int, Field(ge=1, le=100_000)]
     objects: Annotated[list[LabelMeObject], Field(max_length=4 * MOST_PHRASES)]
+    picture_png: Annotated[
+        Base64Png | None, Field(description="8-bit grey or RGB, width x height: becomes LabelMe's imageData.")
+    ] = None
 
 
 class Health(BaseModel):

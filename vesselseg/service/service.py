@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +28,7 @@ from vesselseg.service.metrics import Metrics
 from vesselseg.service.model_queue import LARGEST_REQUEST, Entry, ModelQueue
 from vesselseg.service.schemas import FoundObject, Health, Limits, ModelDescription, Models, PredictAnswer
 from vesselseg.service.settings import MOST_PHRASES, ServiceSettings
-from vesselseg.service.uploads import Upload, read_upload
+from vesselseg.service.uploads import Upload, read_upload, stem_of
 
 _THREADS = min(16, max(2, os.cpu_count() or 2))  # decode images and encode answers
 _COMPRESSION = 1  # of PNG: twice the speed of the usual 6, a tenth larger
@@ -115,7 +116,8 @@ class Service:
     async def _answer(
         self, upload: Upload, phrases: tuple[str, ...], queue: ModelQueue, running: Running
     ) -> PredictAnswer:
-        picture, frames, notes = await self.in_thread(_decode, upload, len(phrases))
+        read = await self.in_thread(_decode, upload, len(phrases))
+        picture = read.picture
         running.size = f"{picture.width}x{picture.height}x{len(phrases)}"
         prediction = await _predicted(queue, Entry(picture, phrases))
         if upload.form.threshold is not None:
@@ -129,11 +131,13 @@ class Service:
             name=upload.name,
             width=picture.width,
             height=picture.height,
-            frames=frames,
+            frames=read.frames,
             frame=upload.form.frame,
             threshold=prediction.threshold,
             picture_png=encoded,
-            notes=list(notes),
+            stem=stem_of(upload.name, upload.form.frame if read.frames > 1 else None),
+            labelme_opens=read.labelme_opens,
+            notes=list(read.notes),
             objects=objects,
             seconds=round(time.perf_counter() - running.started, 4),
         )
@@ -178,8 +182,18 @@ def _check_size(phrases: int, size: tuple[int, int]) -> None:
         )
 
 
-def _decode(upload: Upload, phrases: int) -> tuple[Image.Image, int, tuple[str, ...]]:
-    """(8-bit RGB picture, how many frames the file has, notes). phrases: how many are asked of it."""
+@dataclass(frozen=True)
+class _Read:
+    """picture: 8-bit RGB, the frame that is asked for; the rest is said of its file, see `Pictures`."""
+
+    picture: Image.Image
+    frames: int
+    notes: tuple[str, ...]
+    labelme_opens: bool
+
+
+def _decode(upload: Upload, phrases: int) -> _Read:
+    """phrases: how many are asked of the picture. Raises ServiceError."""
     try:
         pictures = read_pictures(upload.name, upload.content, partial(_check_size, phrases))
         _check_size(phrases, pictures.size)  # headers are not always true
@@ -187,7 +201,8 @@ def _decode(upload: Upload, phrases: int) -> tuple[Image.Image, int, tuple[str, 
             raise ServiceError(
                 422, "no_such_frame", f"frame {upload.form.frame}; the file has {pictures.frames}, counted from 0"
             )
-        return pictures.frame(upload.form.frame), pictures.frames, pictures.notes
+        picture = pictures.frame(upload.form.frame)
+        return _Read(picture, pictures.frames, pictures.notes, pictures.labelme_opens)
     except UnreadablePicture as error:
         raise ServiceError(422, "unreadable_image", str(error)) from None
 

@@ -119,6 +119,17 @@ def base_name(name: str) -> str:
     return "".join(sign for sign in last if sign.isprintable())[:255] or "image"
 
 
+def stem_of(name: str, frame: int | None) -> str:
+    """A file's name without its ending; the frame of a clip, counted from 0, is told from 1: clip_f006.
+
+    So the page shows it, and so `tools/prepare_data.py` finds the frame that a label's name ends in. DICOM files named
+    by a UID have no ending.
+    """
+    path = PurePosixPath(name)
+    stem = path.name if path.suffix[1:].isdigit() else path.stem
+    return stem if frame is None else f"{stem}_f{frame + 1:03d}"
+
+
 def schema_of(form: type[BaseModel], file: str) -> dict[str, object]:
     """What OpenAPI says of a multipart form: the model's fields and one file."""
     schema = form.model_json_schema()
