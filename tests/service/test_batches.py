@@ -21,6 +21,7 @@ from PIL import Image
 from tests.inference.test_pictures import huge_png
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
+from vesselseg.data.prompts import question_for
 from vesselseg.errors import UserError
 from vesselseg.inference.predictor import Asked, Prediction
 from vesselseg.inference.prompted_predictor import PromptedPredictor
@@ -246,10 +247,12 @@ def test_phrases_that_a_small_model_does_not_know(start: Callable[..., Any], pre
         assert service.get("/models").json()["models"][0] | {"threshold": 0} == {
             "name": "small", "kind": "sam2_only", "threshold": 0, "phrases": ["artery", "vein"],
         }  # fmt: skip
-        assert_error(service.predict(png(picture(1)), phrase="wire"), 422, "unknown_phrase", "artery, vein only")
+        assert_error(service.predict(png(picture(1)), phrase="wire"), 422, "unknown_phrase", "only 'artery', 'vein'")
         assert service.predict(png(picture(1)), phrase="wire", model="tiny").status_code == 200
         assert service.predict(png(picture(1)), phrase="vein").json()["objects"][0]["phrase"] == "vein"
         assert service.predict(png(picture(1))).json()["objects"][0]["phrase"] == "artery"
+        meant = service.predict(png(picture(1)), phrase=["Vein", question_for("artery"), "vein"]).json()
+        assert [found["phrase"] for found in meant["objects"]] == ["vein", "artery"]
 
 
 def test_too_many_pixels(service: RunningService) -> None:

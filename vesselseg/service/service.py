@@ -53,7 +53,8 @@ class Service:
         """Names and limits."""
         described = []
         for name, queue in self.queues.items():
-            predictor, phrases = queue.predictor, known_phrases(queue.predictor)
+            predictor = queue.predictor
+            phrases = None if predictor.phrases is None else list(predictor.phrases)
             kind: Literal["sa2va", "sam2_only"] = "sa2va" if phrases is None else "sam2_only"
             described.append(ModelDescription(name=name, kind=kind, threshold=predictor.threshold, phrases=phrases))
         limits = Limits(
@@ -151,23 +152,19 @@ async def _predicted(queue: ModelQueue, entry: Entry) -> Prediction:
         queue.drop(entry)  # where its client went away
 
 
-def known_phrases(predictor: Predictor) -> list[str] | None:
-    """The phrases that a distilled model knows; None for a model that takes any."""
-    return None if predictor.phrases is None else list(predictor.phrases)
-
-
 def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
-    """What is asked; where nothing is, and the model does not know the usual phrase, its own first one."""
-    known, asked = known_phrases(queue.predictor), tuple(upload.form.phrase)
-    if known is None:
-        return asked
-    if "phrase" not in upload.form.model_fields_set and asked[0] not in known:
-        return (known[0],)
-    unknown = [phrase for phrase in asked if phrase not in known]
-    if unknown:
-        message = f"{queue.name} knows {', '.join(known)} only; found {', '.join(unknown)[:200]}"
-        raise ServiceError(422, "unknown_phrase", message)
-    return asked
+    """What is asked, as the model calls it; where nothing is, and it knows no usual phrase, its own first one."""
+    phrases, refused = [], []
+    for wish in upload.form.phrase:
+        try:
+            phrases.append(queue.predictor.phrase_for(wish))
+        except ValueError as error:
+            refused.append(str(error))
+    if refused and queue.predictor.phrases and "phrase" not in upload.form.model_fields_set:
+        return queue.predictor.phrases[:1]
+    if refused:
+        raise ServiceError(422, "unknown_phrase", f"{queue.name}: {'; '.join(refused[:3])}")
+    return tuple(dict.fromkeys(phrases))
 
 
 def _check_size(phrases: int, size: tuple[int, int]) -> None:
