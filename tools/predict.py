@@ -23,7 +23,7 @@ from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.model_arguments import add_model_arguments, add_refining_arguments, load_chosen
 
-_SHOWN = 20
+_SHOWN, _NAMED = 20, 3
 
 
 def main() -> int:
@@ -52,6 +52,11 @@ def main() -> int:
     print(f"{arguments.out}: {outcome.predicted} predicted{skipped}, {len(outcome.failed)} failed")
     if outcome.others:
         print(f"  and as they were: results of earlier calls for {outcome.others} files that are not in this input")
+    if outcome.kept:
+        named = ", ".join(outcome.kept[:_NAMED]) + (", ..." if len(outcome.kept) > _NAMED else "")
+        print(f"  kept as they are, since they were edited: {len(outcome.kept)} LabelMe files ({named})")
+    if outcome.kept and "labelme" in options.save:
+        print("  delete or move them, and the same call puts the model's in their place")
     for file, reason in outcome.failed[:_SHOWN]:
         print(f"  {file}: {reason}", file=sys.stderr)
     if len(outcome.failed) > _SHOWN:

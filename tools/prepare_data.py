@@ -37,8 +37,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--first-frame", type=int, choices=(0, 1), help="number of the first frame of a DICOM clip in "
                         "the names of labels (default: 0 where a label is of frame 0, else 1)")  # fmt: skip
     naming = parser.add_argument_group("what the shapes are called")
-    naming.add_argument("--text", default=DEFAULT_PHRASE, help="phrase of every label without --labels, and of "
-                        "pictures without any shape (default: %(default)s)")  # fmt: skip
+    naming.add_argument("--text", help="phrase of every label without --labels, and of pictures without any shape "
+                        f"(default: {DEFAULT_PHRASE}; files of tools/predict.py keep their phrases)")  # fmt: skip
     naming.add_argument("--labels", type=Path, metavar="MAP.yaml", help="label: phrase, or label: null to leave it "
                         "out; labels that it does not name are an error")  # fmt: skip
     naming.add_argument("--per-shape", action="store_true", help="each shape an object of its own, those with the "
@@ -100,10 +100,7 @@ def summarise(report: dict[str, Any], out: Path) -> str:
         lines.append(f"  groups: {counts['groups']}, by {report['group_rule']}")
     else:
         lines.append("  groups: none given, every file is its own; --group-regex keeps a patient's frames on one side")
-    if report["options"]["labels"] is None and len(report["labels"]) > 1:
-        lines.append(
-            f"  labels: all {len(report['labels'])} read as {report['options']['text']!r}; --labels tells them apart"
-        )
+    lines += describe_labels(report)
     if report["unlabelled"]:
         lines.append(f"  images without labels, not used: {len(report['unlabelled'])}")
     if report["pseudonymised"]:
@@ -114,6 +111,20 @@ def summarise(report: dict[str, Any], out: Path) -> str:
         lines.append(f"    {count:5d}  {title} ({effect})")
     lines.append(f"  report: {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def describe_labels(report: dict[str, Any]) -> list[str]:
+    """What became of labels that no map names."""
+    if report["options"]["labels"] is not None:
+        return []
+    text, lines = report["options"]["text"], []
+    read = [row for row in report["labels"] if row["phrase"] == text]
+    others = sorted({row["phrase"] for row in report["labels"]} - {text})
+    if len(read) > 1:
+        lines.append(f"  labels: all {len(read)} read as {text!r}; --labels tells them apart")
+    if others:
+        lines.append(f"  labels that are phrases, as tools/predict.py was asked for them: {', '.join(others)}")
+    return lines
 
 
 def warn_unused_labels(labels: dict[str, str | None] | None, report: dict[str, Any]) -> list[str]:

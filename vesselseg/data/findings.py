@@ -36,6 +36,7 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
     "mask_grey": ("changed", "Mask with grey levels, cut at half"),
     "image_fallback": ("changed", "Another image used than the one named"),
     "other_stem": ("check", "imagePath names another file than the one beside the JSON"),
+    "other_phrase": ("check", "Label that is none of the phrases that the model was asked for"),
     "mask_background": ("check", "Mask without 0"),
     "mostly_labelled": ("check", "Most of the picture labelled"),
     "other_mask": ("check", "Mask taken for the field of view"),

@@ -71,7 +71,7 @@ class LabelFile:
     size: (width, height) that the coordinates refer to, or None where the file does not say.
     notes: (code, message) of things read with a guess, e.g. another text encoding.
     relative: coordinates are shares of the image's width and height. observers: further ones, also those who drew
-    nothing.
+    nothing. phrases: what was asked for, where a model drew the shapes: labels are phrases themselves then.
     """
 
     shapes: tuple[Shape, ...]
@@ -82,6 +82,7 @@ class LabelFile:
     notes: tuple[tuple[str, str], ...] = ()
     relative: bool = False
     observers: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
 
 
 class LabelSource(Protocol):

@@ -24,7 +24,6 @@ from vesselseg.data.manifest import SPLITS, Record, fingerprint, write_manifest
 from vesselseg.data.prepare_file import FileOptions, FileResult, FileTask, prepare_file
 from vesselseg.data.prepare_page import write_page
 from vesselseg.data.prepare_report import Prepared, build_report, write_report, write_splits
-from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.data.pseudonyms import Pseudonyms
 from vesselseg.data.readers.formats import FORMATS, FormatOptions, find_labelled
 from vesselseg.data.readers.found import Found
@@ -44,8 +43,9 @@ _log = logging.getLogger(__name__)
 class PrepareOptions:
     """How to prepare; the options of tools/prepare_data.py.
 
-    text: phrase of every label, and of pictures without any shape. labels: label -> phrase, or None to leave the label
-    out; None: every label is `text`. fractions: train, val, test. group_regex: first capture group (or the match) in
+    text: phrase of every label, and of pictures without any shape; None: DEFAULT_PHRASE, but LabelMe files that tell
+    their phrases (those of tools/predict.py) keep them. labels: label -> phrase, or None to leave the label out; None:
+    every label is `text`. fractions: train, val, test. group_regex: first capture group (or the match) in
     the path below the source. val_regex, test_regex: files that go to these splits as they are. per_shape: each shape
     (or group_id) an object of its own. line_width: pixels of the stored image. strict: any finding is an error.
     force: replace an existing dataset folder. max_gib, max_files: limits of an archive. workers: processes, 0 for all.
@@ -55,7 +55,7 @@ class PrepareOptions:
     salt: file with the salt, made if it is not there; None: beside ``out``. key_table: file for pseudonym -> name.
     """
 
-    text: str = DEFAULT_PHRASE
+    text: str | None = None
     labels: Mapping[str, str | None] | None = None
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     group_regex: str = ""
@@ -281,7 +281,7 @@ def _all(results: Iterable[FileResult]) -> list[Finding]:
 
 def _check_options(options: PrepareOptions) -> None:
     problems = []
-    if not options.text.strip():
+    if options.text is not None and not options.text.strip():
         problems.append("--text: the phrase is empty")
     if options.line_width is not None and not 0 < options.line_width < 1e4:
         problems.append(f"--line-width {options.line_width:g}: expected pixels above 0")

@@ -15,6 +15,7 @@ from PIL import Image
 from vesselseg.data.findings import Finding
 from vesselseg.data.label_shapes import LabelFile, LabelFileError, LabelSource, Shape, ShapeError
 from vesselseg.data.manifest import Record, Region
+from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.data.rasterise import rasterise
 from vesselseg.data.shape_regions import Canvas, shape_regions
 from vesselseg.data.source_images import ImageError, Picture, SourceImage, as_png, load_picture, load_source_image
@@ -41,19 +42,30 @@ class FileOptions:
     """What one file needs to know.
 
     images: folder to store into; within: folder that images must lie in, or None. bare: store pixels and nothing else.
+    text: phrase of all labels; None: the usual one, but files that tell their phrases keep them.
     """
 
     images: Path
-    text: str
+    text: str | None = None
     labels: Mapping[str, str | None] | None = None
     per_shape: bool = False
     line_width: float | None = None
     within: Path | None = None
     bare: bool = False
 
-    def phrase(self, label: str) -> str | None:
-        """What a label is called in the dataset; None leaves it out."""
-        return self.text if self.labels is None else self.labels.get(label)
+    def phrase(self, label: str, file: LabelFile) -> str | None:
+        """What a label of a file is called in the dataset; None leaves it out."""
+        if self.labels is not None:
+            return self.labels.get(label)
+        return " ".join(label.split()) if self.keeps_phrases(file) else self.text or DEFAULT_PHRASE
+
+    def phrases_without_shapes(self, file: LabelFile) -> tuple[str, ...]:
+        """What a picture is said to show nothing of."""
+        return file.phrases if self.keeps_phrases(file) else (self.text or DEFAULT_PHRASE,)
+
+    def keeps_phrases(self, file: LabelFile) -> bool:
+        """Whether the file's labels are its phrases."""
+        return bool(file.phrases) and self.labels is None and self.text is None
 
 
 @dataclass
@@ -62,7 +74,7 @@ class FileResult:
 
     record: None if the file is left out. size: (width, height) stored. fraction: share of vessel pixels, 0..1.
     origin: image file used, None if imageData or none. picture: hash of the decoded pixels. patient: see SourceImage.
-    used, dropped, ignored: shapes per label; ignored ones are left out by the label map.
+    used, dropped, ignored: shapes per label; ignored ones are left out by the label map. phrases: of the used labels.
     unknown: shapes per label that the label map does not name.
     """
 
@@ -78,6 +90,7 @@ class FileResult:
     dropped: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
+    phrases: dict[str, str] = field(default_factory=dict)
 
     def find(self, code: str, reason: str, index: int | None = None) -> None:
         """Add a finding of this file."""
@@ -101,6 +114,7 @@ def prepare_file(task: FileTask, options: FileOptions) -> FileResult:
         result.find(error.code, str(error))
         return result
     _count_unknown(labels, options, result)
+    _find_other_phrases(labels, options, result)
     try:
         if task.search:
             image = load_source_image(labels, task.labels.path, options.within, task.picture)
@@ -126,21 +140,31 @@ def _count_unknown(labels: LabelFile, options: FileOptions, result: FileResult) 
         result.unknown.update(name for name in names if name not in options.labels)
 
 
+def _find_other_phrases(labels: LabelFile, options: FileOptions, result: FileResult) -> None:
+    """A label that was typed by hand, in a file whose labels are phrases."""
+    if not options.keeps_phrases(labels):
+        return
+    for label in sorted({shape.label for shape in labels.shapes} - set(labels.phrases)):
+        asked = ", ".join(map(repr, labels.phrases))
+        result.find("other_phrase", f"label {label!r} is none of what was asked for ({asked}); a phrase of its own")
+
+
 def _objects(
     labels: LabelFile, image: SourceImage, options: FileOptions, result: FileResult
 ) -> list[DrawnObject] | None:
     """One empty object for a picture without any shape; None if nothing is usable."""
     canvas = _canvas(labels, image, options)
     for broken in labels.broken:
-        if not broken.label or options.phrase(broken.label) is not None:
+        if not broken.label or options.phrase(broken.label, labels) is not None:
             result.find(broken.code, broken.reason, broken.index)
             result.dropped[broken.label or "(no label)"] += 1
     objects: dict[tuple[str, str], DrawnObject] = {}
     for shape in labels.shapes:
-        phrase = options.phrase(shape.label)
+        phrase = options.phrase(shape.label, labels)
         if phrase is None:
             result.ignored[shape.label] += 1
             continue
+        result.phrases[shape.label] = phrase
         regions = _regions(shape, canvas, result)
         if regions:
             drawn = objects.setdefault((phrase, _object_key(shape, options)), DrawnObject(phrase))
@@ -148,7 +172,7 @@ def _objects(
     if canvas.rescaled and objects and not labels.relative:
         result.find("rescaled", _describe_scale(canvas))
     if not objects:
-        return None if result.dropped else [DrawnObject(options.text)]
+        return None if result.dropped else [DrawnObject(phrase) for phrase in options.phrases_without_shapes(labels)]
     return list(objects.values())
 
 

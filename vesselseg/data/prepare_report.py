@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import vesselseg
 from vesselseg.data.findings import Finding, count_by_code
 from vesselseg.data.manifest import SPLITS, Record
 from vesselseg.data.prepare_file import FileResult
+from vesselseg.data.prompts import DEFAULT_PHRASE
 
 if TYPE_CHECKING:
     from vesselseg.data.prepare import PrepareOptions
@@ -80,7 +81,7 @@ def build_report(prepared: Prepared) -> dict[str, Any]:
 def _describe_options(options: PrepareOptions) -> dict[str, Any]:
     """The options that decide what is in the folder."""
     return {
-        "text": options.text,
+        "text": options.text or DEFAULT_PHRASE,
         "labels": None if options.labels is None else dict(options.labels),
         "split": list(options.fractions),
         "group_regex": options.group_regex,
@@ -122,23 +123,30 @@ def _describe_labels(prepared: Prepared) -> list[dict[str, Any]]:
     used: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     ignored: Counter[str] = Counter()
+    phrases: dict[str, set[str]] = defaultdict(set)
     in_files: Counter[str] = Counter()
     for result in prepared.usable + prepared.left_out:
         used.update(result.used)
         dropped.update(result.dropped)
         ignored.update(result.ignored)
         in_files.update(set(result.used) | set(result.dropped) | set(result.ignored))
-    labels, text = prepared.options.labels, prepared.options.text
+        for label, phrase in result.phrases.items():
+            phrases[label].add(phrase)
     return [
         {
             "label": label,
-            "phrase": text if labels is None else labels.get(label),
+            "phrase": ", ".join(sorted(phrases[label])) or _phrase(label, prepared.options),
             "shapes": used[label] + ignored[label],
             "left_out": dropped[label],
             "files": in_files[label],
         }
         for label in sorted(in_files, key=lambda name: (-used[name], name))
     ]
+
+
+def _phrase(label: str, options: PrepareOptions) -> str | None:
+    """Of a label that no file uses a shape of."""
+    return options.text or DEFAULT_PHRASE if options.labels is None else options.labels.get(label)
 
 
 def _describe_finding(finding: Finding) -> dict[str, Any]:

@@ -56,12 +56,16 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """predicted, skipped: numbers of files; failed: (file, reason); others: files of earlier calls' input alone."""
+    """predicted, skipped: numbers of files; failed: (file, reason); others: files of earlier calls' input alone.
+
+    kept: LabelMe files, by their paths below the folder, that people have edited and that therefore stay as they are.
+    """
 
     predicted: int
     skipped: int
     failed: tuple[tuple[str, str], ...]
     others: int = 0
+    kept: tuple[str, ...] = ()
 
 
 def checked(options: PredictOptions) -> PredictOptions:

@@ -51,7 +51,7 @@ class PredictRun:
         clips = {item.file for item in inputs if item.parts or item.path.suffix.lower() not in IMAGE_SUFFIXES}
         tags = phrase_tags(options.phrases)
         self._names = name_outputs([item.file for item in inputs], tags, results.entries, clips)
-        self._writer = ResultWriter(results.out, options.phrases, options.save)
+        self._writer = ResultWriter(results.out, options.phrases, options.save, results.labels)
         self._predictor, self._fingerprint, self._results = predictor, fingerprint, results
         self._options, self._work, self._total = options, work, len(inputs)
         self._inputs = work.share(inputs, [_bytes_of(item) for item in inputs]) if work.world > 1 else list(inputs)
@@ -72,10 +72,12 @@ class PredictRun:
                 self._predict_crowded()
             finally:  # after Ctrl-C, what is written counts
                 self._note_written(0)
-            mine = [self._predicted, self._skipped, self._failed]
+            mine = [self._predicted, self._skipped, self._failed, sorted(self._results.labels.kept)]
             parts = self._work.gather(mine, lambda: self._progress(0))
+        predicted, skipped = sum(part[0] for part in parts), sum(part[1] for part in parts)
         failed = sorted((file, reason) for part in parts for file, reason in part[2])
-        return Outcome(sum(part[0] for part in parts), sum(part[1] for part in parts), tuple(failed), self._others)
+        kept = sorted(path for part in parts for path in part[3])
+        return Outcome(predicted, skipped, tuple(failed), self._others, tuple(kept))
 
     def _predict_crowded(self) -> None:
         self._note_written(0)

@@ -17,8 +17,11 @@ from PIL import Image
 
 from vesselseg.data.prepare_page import draw_overlay
 from vesselseg.data.rasterise import encode
+from vesselseg.data.readers.labelme import PHRASES_KEY
 from vesselseg.inference.mask_polygons import mask_polygons
 from vesselseg.inference.predictor import Prediction
+from vesselseg.inference.written_labels import FOLDER as LABELS
+from vesselseg.inference.written_labels import WrittenLabels
 
 KINDS = ("masks", "probs", "overlay", "labelme", "coco", "dicom-seg")
 PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as tools/eval.py reads it
@@ -42,10 +45,16 @@ def phrase_tags(phrases: Sequence[str]) -> list[str]:
 
 
 class ResultWriter:
-    """Writes below out/masks, out/probabilities, out/overlays, out/labelme, out/dicom-seg; a file appears whole."""
+    """Writes below out/masks, out/probabilities, out/overlays, out/labelme, out/dicom-seg; a file appears whole.
 
-    def __init__(self, out: Path, phrases: Sequence[str], kinds: Sequence[str]) -> None:
+    labels: which LabelMe files people have edited; those are left as they are.
+    """
+
+    def __init__(
+        self, out: Path, phrases: Sequence[str], kinds: Sequence[str], labels: WrittenLabels | None = None
+    ) -> None:
         self.out = Path(out)
+        self._labels = labels or WrittenLabels(self.out)
         self._tags = phrase_tags(phrases)
         self.kinds = kinds
 
@@ -73,9 +82,10 @@ class ResultWriter:
         return written
 
     def remove(self, written: Sequence[str]) -> None:
-        """Delete results again. written: their paths below out."""
+        """Delete results again, but for edited LabelMe files. written: their paths below out."""
         for path in written:
-            (self.out / path).unlink(missing_ok=True)
+            if not self._labels.keep(path):
+                (self.out / path).unlink(missing_ok=True)
 
     def _each(
         self, name: str, image: Image.Image, source: Path | None, prediction: Prediction, drawn: np.ndarray | None
@@ -89,12 +99,20 @@ class ResultWriter:
         if "overlay" in self.kinds:
             yield self._png(f"overlays/{name}.png", overlay(image, prediction) if drawn is None else drawn)
         if "labelme" in self.kinds:
-            path = f"labelme/{name}.json"
-            if source is None:
-                source = self.out / self._png(f"labelme/{name}.png", np.asarray(image))
-                yield f"labelme/{name}.png"
-            content = labelme_content(prediction, _relative_path(source, self.out / path))
-            yield self._file(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
+            yield from self._label_file(name, image, source, prediction)
+
+    def _label_file(self, name: str, image: Image.Image, source: Path | None, prediction: Prediction) -> Iterator[str]:
+        """The LabelMe file, behind its picture where that is to lie beside it."""
+        path, picture = f"{LABELS}/{name}.json", f"{LABELS}/{name}.png"
+        shown = _relative_path(source or self.out / picture, self.out / path)
+        text = json.dumps(labelme_content(prediction, shown), ensure_ascii=False, indent=1)
+        content = text.encode("utf-8", "replace")
+        ours = self._labels.claim(path, content)
+        if source is None:
+            if ours or not (self.out / picture).exists():
+                self._png(picture, np.asarray(image))
+            yield picture
+        yield self._file(path, content) if ours else path
 
     def write_dicom(self, name: str, content: bytes) -> str:
         """Write a DICOM Segmentation object; returns its path below out."""
@@ -157,7 +175,10 @@ class OverlayVideo:
 
 
 def labelme_content(prediction: Prediction, image_path: str) -> dict[str, Any]:
-    """A LabelMe 5 file: a polygon per connected piece, those of one phrase with the same group_id."""
+    """A LabelMe 5 file: a polygon per connected piece, those of one phrase with the same group_id.
+
+    It also tells the phrases, which LabelMe keeps: read back, its labels are phrases, see `read_labelme`.
+    """
     shapes = [
         {
             "label": phrase,
@@ -180,6 +201,7 @@ def labelme_content(prediction: Prediction, image_path: str) -> dict[str, Any]:
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,
+        PHRASES_KEY: {"phrases": list(prediction.phrases)},
     }
 
 

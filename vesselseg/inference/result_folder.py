@@ -1,8 +1,9 @@
 """The folder that predictions are written to: what is finished, and how the next call goes on from there.
 
 `predictions.jsonl` holds one line per unit (a file, or a series of them), written after the unit's results, so a run
-may be killed at any moment. Of several processes the first writes there and each other one to a part of its own, which
-is taken in when all are done, or when the next run starts. `predictions.json` and `coco.json` are made when a run ends.
+may be killed at any moment; and one per LabelMe file, written before it, see `WrittenLabels`. Of several processes the
+first writes there and each other one to a part of its own, which is taken in when all are done, or when the next run
+starts. `predictions.json` and `coco.json` are made when a run ends.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -18,17 +20,18 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from vesselseg.errors import UserError
+from vesselseg.inference.written_labels import WrittenLabels
 
 STATE_FILE, SUMMARY_FILE, COCO_FILE = "predictions.jsonl", "predictions.json", "coco.json"
 PARTS = "predictions.rank*.jsonl"
-FORMAT = 4  # raise it with every change of what is written: results of another format are made again
+FORMAT = 5  # raise it with every change of what is written: results of another format are made again
 Entry = dict[str, Any]
 
 
 class ResultFolder:
     """Entries by file. An entry has `file`, `name` and either `error` or `model`, `options`, `outputs` and results.
 
-    Those of a clip are in its `frames`, each with a `name` of its own.
+    Those of a clip are in its `frames`, each with a `name` of its own. labels: which LabelMe files people have edited.
     """
 
     def __init__(self, out: Path) -> None:
@@ -36,6 +39,8 @@ class ResultFolder:
         self.entries: dict[str, Entry] = {}
         self._state = self.out / STATE_FILE
         self._left: set[Path] = set()  # folders that results were deleted from
+        self._appending = threading.Lock()
+        self.labels = WrittenLabels(self.out, self._append)
 
     @contextmanager
     def opened(self, header: Mapping[str, Any]) -> Iterator[ResultFolder]:
@@ -69,7 +74,7 @@ class ResultFolder:
         """Make one state of all parts; only while no other process writes."""
         self._read(self.out / STATE_FILE)
         parts = self._read_parts()
-        self._replace(STATE_FILE, "".join(map(_line, self.entries.values())))
+        self._replace(STATE_FILE, "".join(map(_line, [*self.labels.records(), *self.entries.values()])))
         for path in parts:
             path.unlink()
 
@@ -82,14 +87,21 @@ class ResultFolder:
         return all((self.out / name).is_file() and (self.out / name).stat().st_size for name in entry["outputs"])
 
     def add(self, entry: Entry) -> None:
-        """Note a file as done or failed; results of an earlier call that this one did not write are deleted."""
+        """Note a file as done or failed; results of an earlier call that this one did not write are deleted.
+
+        Edited LabelMe files stay.
+        """
         known = self.entries.get(entry["file"], {})
-        for name in set(known.get("outputs", ())) - set(entry.get("outputs", ())):
-            (self.out / name).unlink(missing_ok=True)
-            self._left.add((self.out / name).parent)
+        for name in sorted(set(known.get("outputs", ())) - set(entry.get("outputs", ()))):
+            if not self.labels.keep(name):
+                (self.out / name).unlink(missing_ok=True)
+                self._left.add((self.out / name).parent)
         self.entries[entry["file"]] = {**entry, "format": FORMAT}
-        with self._state.open("a", encoding="utf-8") as file:
-            file.write(_line(self.entries[entry["file"]]))
+        self._append(self.entries[entry["file"]])
+
+    def _append(self, line: Entry) -> None:
+        with self._appending, self._state.open("a", encoding="utf-8") as file:
+            file.write(_line(line))
 
     def _check(self) -> None:
         if self.out.exists() and not self.out.is_dir():
@@ -120,6 +132,8 @@ class ResultFolder:
                 continue
             if _is_entry(entry):
                 self.entries[entry["file"]] = entry
+            else:
+                self.labels.take_in(entry)
 
     def _summarise(self, header: Mapping[str, Any]) -> None:
         entries = sorted(self.entries.values(), key=lambda entry: str(entry["file"]))

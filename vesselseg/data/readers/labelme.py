@@ -26,6 +26,9 @@ from vesselseg.data.label_shapes import (
 )
 from vesselseg.data.readers.text import decode_text, parse_json
 
+# What tools/predict.py adds to its files, and LabelMe keeps: {"phrases": what was asked for}; labels are phrases then.
+PHRASES_KEY = "vesselseg"
+
 
 class LabelmeError(LabelFileError):
     """The file is not readable as a LabelMe file; the message says what was found instead."""
@@ -59,7 +62,14 @@ def read_labelme(path: Path) -> LabelFile:
     image_data, data_notes = _image_data(content)
     image_path = content.get("imagePath")
     image_path = image_path.replace("\\", "/") if isinstance(image_path, str) else ""
-    return LabelFile(shapes, broken, image_path, image_data, size, tuple(notes + size_notes + data_notes))
+    notes += size_notes + data_notes
+    return LabelFile(shapes, broken, image_path, image_data, size, tuple(notes), phrases=_phrases(content))
+
+
+def _phrases(content: dict[str, Any]) -> tuple[str, ...]:
+    told = content.get(PHRASES_KEY)
+    phrases = told.get("phrases") if isinstance(told, dict) else None
+    return tuple(phrase for phrase in phrases if isinstance(phrase, str)) if isinstance(phrases, list) else ()
 
 
 def _label_of(entry: Any) -> str:
