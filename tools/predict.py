@@ -92,7 +92,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--keyframes",
         type=_keyframes,
-        default=8,
         metavar="N|LIST",
         help="with --cine memory: every so many frames, or 0,12,40 (default: 8)",
     )

@@ -177,6 +177,8 @@ def test_a_list_of_paths(model: Path, images: Path, tmp_path: Path) -> None:
         ("foreign", [], "found 1 .doc; expected an image"),
         ("images", ["--keyframes", "0"], "expected a whole number from 1, or frames"),
         ("images", ["--keyframes", "4,x"], "expected a whole number from 1, or frames"),
+        ("images", ["--keyframes", "4,400"], "add --cine memory, or leave --keyframes away"),
+        ("images", ["--cine", "memory", "--tta", "flips"], "leave the flips away (--tta)"),
         ("images", ["--out", "{images}/out"], "is input"),
         ("images/x.jpg", ["--out", "{images}"], "so it is no output of this tool|holds the input"),
         ("images", ["--out", "{foreign}"], "so it is no output of this tool"),

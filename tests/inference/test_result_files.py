@@ -16,7 +16,7 @@ from tests.labelme_files import run as prepare_labels
 from tests.tiny import picture
 from vesselseg.data.manifest import read_manifest
 from vesselseg.data.rasterise import rasterise, record_masks
-from vesselseg.inference.input_files import find_inputs, read_unit
+from vesselseg.inference.input_files import InputUnit, find_inputs, read_unit
 from vesselseg.inference.mask_polygons import mask_polygons
 from vesselseg.inference.predictor import Prediction
 from vesselseg.inference.result_files import ResultWriter, labelme_content, phrase_tags
@@ -122,6 +122,14 @@ def test_a_name_with_a_line_separator_is_known_again(tmp_path: Path) -> None:
         results.add(entry)
     with ResultFolder(tmp_path / "out").opened({}) as results:
         assert list(results.entries) == [entry["file"]]
+
+
+def test_a_list_holds_names_with_line_separators(tmp_path: Path) -> None:
+    names = ["left\u2028right.png", "a\x85.png", "\u2028b.png\x1c"]
+    (tmp_path / "list.txt").write_text("\r\n".join(["", f" {names[0]}\t", *names[1:], ""]), encoding="utf-8")
+    found = find_inputs(tmp_path / "list.txt")
+    assert [unit.path for unit in found] == [tmp_path / name for name in names]
+    assert [InputUnit.from_json(json.loads(json.dumps(unit.to_json()))) for unit in found] == found
 
 
 def test_names_in_an_old_encoding_stay_apart(tmp_path: Path) -> None:

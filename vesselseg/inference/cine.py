@@ -17,6 +17,8 @@ from vesselseg.inference.threads import one_ahead
 from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single
 
 MODES = ("frames", "memory")
+EVERY = 8  # so many frames one is a keyframe, where nothing else is asked for
+Keyframes = int | Sequence[int] | None
 
 
 def segment_cine(
@@ -24,7 +26,7 @@ def segment_cine(
     frames: Sequence[Image.Image],
     phrases: Sequence[str],
     mode: str = "frames",
-    keyframes: int | Sequence[int] = 8,
+    keyframes: Keyframes = None,
     threshold: float | None = None,
     batch: int = 4,
     flips: bool = False,
@@ -32,19 +34,16 @@ def segment_cine(
     """One Prediction per frame, in order, probabilities at the frame's own size.
 
     Frames are read once, in order, `batch` at a time, by a thread that is one batch ahead of the model.
-
-    mode: `frames`: each frame is an image of its own. `memory`: the language model prompts the keyframes, whose masks
-    SAM2's memory carries to the frames after them; all frames must have one size then.
-    keyframes, used by `memory` alone: every so many frames, or the frames themselves, counted from 0. The first frame
-    is always one. flips, for `frames` alone: see `Predictor.predict`.
+    mode: `frames`: each frame is an image of its own; with flips: see `Predictor.predict`. `memory`: the language model
+    prompts the keyframes, whose masks SAM2's memory carries to the frames after them; all have one size then.
+    keyframes, of `memory`: every so many frames, or their numbers from 0. The first frame is always one.
     Raises UserError for arguments that do not go together, and for a model whose memory was never trained.
     """
-    problems = _problems(frames, phrases, mode, batch)
+    problems = mode_problems(mode, flips, keyframes) + _problems(frames, phrases, batch)
     prompted: frozenset[int] = frozenset()
     if mode == "memory":
-        prompted, refused = _chosen(keyframes, len(frames))
+        prompted, refused = _chosen(EVERY if keyframes is None else keyframes, len(frames))
         problems += refused + _memory_problems(predictor)
-        problems += ["memory follows a run as it lies; flips go with mode 'frames' only"] if flips else []
     if problems:
         raise UserError("\n".join(problems))
     used = predictor.threshold if threshold is None else check_threshold(threshold)
@@ -53,10 +52,19 @@ def segment_cine(
     return _from_memory(predictor, frames, phrases, prompted, used, batch)
 
 
-def _problems(frames: Sequence[Image.Image], phrases: Sequence[str], mode: str, batch: int) -> list[str]:
-    problems = []
+def mode_problems(mode: str, flips: bool, keyframes: Keyframes) -> list[str]:
+    """What does not go together, whatever the clip and the model."""
     if mode not in MODES:
-        problems.append(f"the mode is {mode!r}; expected {' or '.join(MODES)}")
+        return [f"cine: the mode is {mode!r}; expected {' or '.join(MODES)}"]
+    if mode == "memory" and flips:
+        return ["cine: memory follows a run as it lies; leave the flips away (--tta), or take mode 'frames'"]
+    if mode == "frames" and keyframes is not None:
+        return ["keyframes: only mode 'memory' has them; add --cine memory, or leave --keyframes away"]
+    return []
+
+
+def _problems(frames: Sequence[Image.Image], phrases: Sequence[str], batch: int) -> list[str]:
+    problems = []
     if isinstance(phrases, str) or not phrases:
         problems.append(f"phrases is {phrases!r}; expected a list of at least one phrase, e.g. ['blood vessel']")
     if not len(frames):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from vesselseg.data.dicom import SeriesPlace, read_series_place
 from vesselseg.data.source_files import list_source, printable
@@ -41,6 +42,16 @@ class InputUnit:
     def paths(self) -> tuple[Path, ...]:
         """All files of the unit."""
         return self.parts or (self.path,)
+
+    def to_json(self) -> list[Any]:
+        """What `from_json` makes the same unit of."""
+        return [str(self.path), self.file, list(map(str, self.parts)), list(self.notes)]
+
+    @classmethod
+    def from_json(cls, content: list[Any]) -> InputUnit:
+        """The unit that `to_json` gave this for."""
+        path, file, parts, notes = content
+        return cls(Path(path), file, tuple(map(Path, parts)), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,13 @@ def _gaps(numbers: Sequence[int]) -> tuple[str, ...]:
 
 def _of_list(source: Path) -> list[InputUnit]:
     try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
+        text = source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: expected text in UTF-8 with one path per line ({error})") from None
     folder = Path(os.path.abspath(source.parent))  # noqa: PTH100 - Path.absolute() keeps ".." in it
-    paths = [Path(os.path.normpath(folder / line.strip())) for line in lines if line.strip()]
+    # Neither splitlines nor a plain strip: both take U+2028 and the like for blanks, which may stand in a name.
+    lines = [line.strip(" \t") for line in text.split("\n")]
+    paths = [Path(os.path.normpath(folder / line)) for line in lines if line]
     if not paths:
         raise UserError(f"{source}: no path in it; expected one per line, relative to {folder}")
     paths = list(dict.fromkeys(paths))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from vesselseg.data.feature_store import digest, weights_fingerprint
 from vesselseg.errors import UserError
@@ -27,29 +28,32 @@ def predict_files(
     that fail are in the outcome and in predictions.json.
     """
     options, work = checked(options), SharedWork()
-    listed = work.agree("inputs", lambda: _listed(Path(source), Path(out)))
-    inputs = [InputUnit(Path(path), file, tuple(map(Path, parts)), tuple(notes)) for path, file, parts, notes in listed]
+    listed = work.agree("inputs", lambda: [unit.to_json() for unit in _listed(Path(source), Path(out))])
+    inputs = [InputUnit.from_json(content) for content in listed]
     work.choose_gpu()
     predictor = load()
     options = replace(options, phrases=tuple(dict.fromkeys(map(predictor.phrase_for, options.phrases))))
     fingerprint = predictor_fingerprint(predictor)
-    header = {
+    if not work.leads:
+        work.agree("opened", lambda: True)
+        with ResultFolder(out).joined(work.rank) as results:
+            PredictRun(predictor, fingerprint, results, inputs, options, work).run()
+        return None
+    with ResultFolder(out).opened(_header(model, predictor, fingerprint, options)) as results:
+        work.agree("opened", lambda: True)
+        outcome = PredictRun(predictor, fingerprint, results, inputs, options, work).run()
+        results.take_in_parts()
+    return outcome
+
+
+def _header(model: str, predictor: Predictor, fingerprint: str, options: PredictOptions) -> dict[str, Any]:
+    return {
         "model": {"path": str(model), "fingerprint": fingerprint},
         "probability_scale": PROBABILITY_SCALE,
         **options.deciding(clip=True),
         "threshold": predictor.threshold if options.threshold is None else options.threshold,
         "threshold_origin": "stored with the model" if options.threshold is None else "given",
     }
-    if not work.leads:
-        work.agree("opened", lambda: True)
-        with ResultFolder(out).joined(work.rank) as results:
-            PredictRun(predictor, fingerprint, results, inputs, options, work).run()
-        return None
-    with ResultFolder(out).opened(header) as results:
-        work.agree("opened", lambda: True)
-        outcome = PredictRun(predictor, fingerprint, results, inputs, options, work).run()
-        results.take_in_parts()
-    return outcome
 
 
 def predictor_fingerprint(predictor: Predictor) -> str:
@@ -58,11 +62,10 @@ def predictor_fingerprint(predictor: Predictor) -> str:
     return digest([weights, asdict(predictor.views), predictor.wording, predictor.threshold, predictor.temperature])
 
 
-def _listed(source: Path, out: Path) -> list[tuple[str, str, list[str], list[str]]]:
-    """The units as JSON holds them."""
+def _listed(source: Path, out: Path) -> list[InputUnit]:
     inputs = find_inputs(source)
     _check_apart(source, inputs, out)
-    return [(str(unit.path), unit.file, list(map(str, unit.parts)), list(unit.notes)) for unit in inputs]
+    return inputs
 
 
 def _check_apart(source: Path, inputs: Sequence[InputUnit], out: Path) -> None:

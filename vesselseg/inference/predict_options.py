@@ -8,7 +8,7 @@ from typing import Any
 
 from vesselseg.data.prompts import clean_phrase
 from vesselseg.errors import UserError
-from vesselseg.inference.cine import MODES
+from vesselseg.inference.cine import EVERY, mode_problems
 from vesselseg.inference.dicom_seg import check_installed
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
@@ -28,7 +28,7 @@ class PredictOptions:
     save: tuple[str, ...] = KINDS
     batch: int = 4
     cine: str = "frames"
-    keyframes: int | tuple[int, ...] = 8
+    keyframes: int | tuple[int, ...] | None = None
     flips: bool = False
     post_processing: PostProcessing = NO_STEPS
 
@@ -36,10 +36,8 @@ class PredictOptions:
         unknown = [kind for kind in self.save if kind not in KINDS]
         if unknown or not self.save:
             raise UserError(f"save: expected some of {', '.join(KINDS)}; found {', '.join(unknown) or 'nothing'}")
-        if self.cine not in MODES:
-            raise UserError(f"cine: expected {' or '.join(MODES)}; found {self.cine}")
-        if self.flips and self.cine == "memory":
-            raise UserError("cine: SAM2's memory follows a run as it lies; leave --tta away, or take --cine frames")
+        if problems := mode_problems(self.cine, self.flips, self.keyframes):
+            raise UserError("\n".join(problems))
 
     def deciding(self, clip: bool = False) -> dict[str, Any]:
         """What decides the results, as JSON holds it; those of a clip by how it is segmented, too."""
@@ -50,7 +48,9 @@ class PredictOptions:
         if clip:
             decided["cine"] = self.cine
         if clip and self.cine == "memory":
-            decided["keyframes"] = self.keyframes if isinstance(self.keyframes, int) else list(self.keyframes)
+            decided["keyframes"] = (
+                list(self.keyframes) if isinstance(self.keyframes, tuple) else self.keyframes or EVERY
+            )
         return decided
 
 
