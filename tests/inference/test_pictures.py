@@ -59,6 +59,21 @@ def test_every_mode_becomes_rgb(mode: str, form: str) -> None:
     assert found.labelme_opens == (mode not in ("CMYK", "I;16"))
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.dcm", "a.png", "a"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM"])
+def test_content_tells_what_a_file_is(name: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(encoded(picture(1, 40, 30), form))
+    for given in (tmp_path / name, (tmp_path / name).read_bytes()):
+        assert read_pictures(name, given).kind == "image"
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.dcm", "a.png", "a"])
+def test_clips_are_told_by_their_content_too(name: str, tmp_path: Path) -> None:
+    write_dicom(tmp_path / "clip", frames(2))
+    assert read_pictures(name, (tmp_path / "clip").read_bytes()).kind == "dicom"
+    assert read_pictures(name, write_video(tmp_path / "clip.avi", 3).read_bytes()).kind == "video"
+
+
 def test_an_image_is_turned_upright() -> None:
     turned = Image.Exif()
     turned[0x0112] = 6

@@ -72,14 +72,15 @@ def test_labels_prepare_again(model: Path, middle: float, images: Path, tmp_path
     turned[0x0112] = 6
     picture(20, 120, 80).save(images / "turned.jpg", exif=turned)
     Image.fromarray(np.asarray(picture(21).convert("L")).astype(np.uint16) * 200).save(images / "deep.png")
+    picture(22, 100, 60).save(images / "named.mp4", format="PNG")
     assert call(model, images, out, "--threshold", middle, "--save", "masks,labelme") == 0
-    # LabelMe 6 opens no 16 bits: the picture that was segmented lies beside the labels.
-    assert [path.name for path in (out / "labelme").rglob("*.png")] == ["deep.png"]
+    # LabelMe 6 opens no 16 bits, and a picture has a picture's name: what was segmented lies beside the labels.
+    assert sorted(path.name for path in (out / "labelme").rglob("*.png")) == ["deep.png", "named.png"]
     report = prepare_labels(out / "labelme", tmp_path / "data")
     assert {finding["code"] for finding in report["findings"]} <= {"turned"}
     records = {record.image.rsplit(".", 1)[0]: record for record in read_manifest(tmp_path / "data")}
     found = entries(out)
-    assert len(records) == len(found) == len(NAMES) + 2
+    assert len(records) == len(found) == len(NAMES) + 3
     assert (found["turned.jpg"]["width"], found["turned.jpg"]["height"]) == (80, 120)
     for entry in found.values():
         mask = pixels(out / f"masks/{entry['name']}.png") > 0

@@ -1,6 +1,7 @@
 """The one way from a file's bytes to what is segmented: one picture, or the frames of a clip, upright 8-bit RGB.
 
-A file is told by its content, not by its name. Frames are decoded one by one, when they are asked for.
+A file is told by its first bytes. The ending of its name counts only where these say nothing: a DICOM file without a
+preamble, a damaged file. Frames are decoded one by one, when they are asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +49,15 @@ _CONTAINERS = (
     (0, b"0&\xb2u\x8ef\xcf\x11"),  # ASF: WMV
     (0, b"\0\0\x01\xba"),  # MPEG program stream
     (0, b"\0\0\x01\xb3"),  # MPEG video
+)
+_IMAGES = (
+    (0, b"\x89PNG"),
+    (0, b"\xff\xd8\xff"),  # JPEG
+    (0, b"GIF8"),
+    (0, b"BM"),
+    *((0, start) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),  # TIFF
+    (8, b"WEBP"),
+    *((0, b"P%d" % number) for number in range(1, 7)),  # PGM, PPM
 )
 
 Kind = Literal["image", "dicom", "video"]
@@ -93,13 +103,19 @@ def read_pictures(name: str, content: bytes | Path, check_size: SizeCheck = _any
     if not start:
         raise UnreadablePicture("the file is empty (0 bytes)")
     suffix = Path(name).suffix.lower()
-    if start[128:132] == b"DICM" or suffix in DICOM_SUFFIXES:
+    if start[128:132] == b"DICM":
         return DicomPictures(content, check_size)
-    if any(start[place:].startswith(magic) for place, magic in _CONTAINERS):
+    if _starts_as(start, _CONTAINERS):
         return VideoPictures(content, suffix, check_size)
-    if suffix in VIDEO_SUFFIXES:
+    if not _starts_as(start, _IMAGES) and suffix in DICOM_SUFFIXES:
+        return DicomPictures(content, check_size)
+    if not _starts_as(start, _IMAGES) and suffix in VIDEO_SUFFIXES:
         raise UnreadablePicture("damaged, or no video that can be read (MP4, MOV, AVI, MKV, WebM, WMV, MPEG)")
     return ImagePicture(content, check_size)
+
+
+def _starts_as(start: bytes, kinds: Iterable[tuple[int, bytes]]) -> bool:
+    return any(start[place:].startswith(magic) for place, magic in kinds)
 
 
 def _start_of(content: bytes | Path) -> bytes:

@@ -226,6 +226,8 @@ class PredictRun:
         assert found.pictures is not None
         prediction = self._options.post_processing.of(prediction)
         source = found.source.path if found.pictures.labelme_opens else None
+        if source is not None and source.suffix.lower() not in IMAGE_SUFFIXES:
+            source = None  # an image by its content alone: its name would tell other tools something else
         content, segmentation = b"", self._segmentation(found)
         if segmentation is not None:  # made before anything is written: it may be refused
             segmentation.add(prediction.masks)
