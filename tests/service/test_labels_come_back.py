@@ -112,7 +112,7 @@ def test_pictures_that_no_label_can_hold(service: RunningService, held: str, wor
     assert_error(service.post("/labelme", json=asked), 422, "invalid_request", words)
 
 
-def test_the_pages_label_of_a_clip(page: Page, tmp_path: Path) -> None:
+def test_the_pages_labels_of_a_clip(page: Page, tmp_path: Path) -> None:
     clip(tmp_path / "clip.dcm")
     page.open()
     page.choose(tmp_path / "clip.dcm")
@@ -122,12 +122,13 @@ def test_the_pages_label_of_a_clip(page: Page, tmp_path: Path) -> None:
         page.browser.wait(lambda: f"{number} of 12" in page.text("#facts"), "the next frame")  # noqa: B023
     page.idle()
     page.browser.press("l", "s")
-    page.saved("clip_f006_mask.png")
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "clip_f006.json").write_bytes(page.saved("clip_f006.json").read_bytes())
-    (tmp_path / "s" / "clip.dcm").write_bytes((tmp_path / "clip.dcm").read_bytes())
-    run(tmp_path / "s", tmp_path / "o", salt=tmp_path / "salt")
-    (record,) = read_manifest(tmp_path / "o")
-    stored = np.asarray(Image.open(tmp_path / "o" / "images" / record.image).convert("L"))
-    np.testing.assert_array_equal(stored, frames(12)[5])
+    for name in ("clip_f006.json", "clip_f006_mask.png"):
+        source, out = tmp_path / f"of {name}", tmp_path / f"from {name}"
+        source.mkdir()
+        (source / name).write_bytes(page.saved(name).read_bytes())
+        (source / "clip.dcm").write_bytes((tmp_path / "clip.dcm").read_bytes())
+        run(source, out, salt=tmp_path / "salt")
+        (record,) = read_manifest(out)
+        stored = np.asarray(Image.open(out / "images" / record.image).convert("L"))
+        np.testing.assert_array_equal(stored, frames(12)[5])
     assert page.browser.errors() == []
