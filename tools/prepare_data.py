@@ -119,10 +119,10 @@ def describe_labels(report: dict[str, Any]) -> list[str]:
         return []
     text, lines = report["options"]["text"], []
     read = [row for row in report["labels"] if row["phrase"] == text]
-    others = sorted({row["phrase"] for row in report["labels"]} - {text})
+    others = sorted(row["label"] for row in report["labels"] if row["phrase"] == row["label"])
     if len(read) > 1:
         lines.append(f"  labels: all {len(read)} read as {text!r}; --labels tells them apart")
-    if others:
+    if {row["phrase"] for row in report["labels"]} - {text}:
         lines.append(f"  labels that are phrases, as tools/predict.py was asked for them: {', '.join(others)}")
     return lines
 

@@ -10,6 +10,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from tests.data.dicom_files import frames, write_dicom
+from tests.evaluation.drawn_data import call_tool
 from tests.inference.predict_calls import call, entries, forked
 from tests.labelme_files import run as prepare_labels
 from tests.tiny import picture
@@ -253,3 +254,17 @@ def test_a_label_typed_by_hand_is_told(model: Path, middle: float, source: Path,
     report = prepare_labels(out / "labelme", tmp_path / "data")
     [finding] = [finding for finding in report["findings"] if finding["code"] != "empty_split"]
     assert finding["file"] == "one.json" and finding["code"] == "other_phrase" and "'vessel'" in finding["reason"]
+
+
+def test_what_preparing_tells_of_phrases(
+    model: Path, middle: float, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, asked = tmp_path / "out", ["--phrase", "catheter", "--phrase", "blood vessel"]
+    assert call(model, source, out, "--save", "labelme", "--threshold", middle, *asked) == 0
+    assert call_tool("prepare_data.py", out / "labelme", "--out", tmp_path / "data", "--quiet") == 0
+    told = capsys.readouterr().out
+    assert "labels that are phrases, as tools/predict.py was asked for them: blood vessel, catheter" in told
+    assert "read as" not in told
+    assert call_tool("prepare_data.py", out / "labelme", "--out", tmp_path / "one", "--text", "artery", "--quiet") == 0
+    told = capsys.readouterr().out
+    assert "labels: all 2 read as 'artery'; --labels tells them apart" in told and "that are phrases" not in told
