@@ -17,11 +17,15 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vesselseg.cli import positive, run_tool
 from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.model_arguments import add_model_arguments, add_refining_arguments, load_chosen
+
+if TYPE_CHECKING:
+    from vesselseg.inference.predict_options import Outcome
 
 _SHOWN, _NAMED = 20, 3
 
@@ -48,20 +52,24 @@ def main() -> int:
     outcome = predict_files(arguments.model, arguments.input, arguments.out, options, load)
     if outcome is None:  # under torchrun the first process tells
         return 0
+    _tell(outcome, arguments.out, "labelme" in options.save)
+    return 1 if outcome.failed else 0
+
+
+def _tell(outcome: Outcome, out: Path, labels_wanted: bool) -> None:
     skipped = f", {outcome.skipped} finished before" if outcome.skipped else ""
-    print(f"{arguments.out}: {outcome.predicted} predicted{skipped}, {len(outcome.failed)} failed")
+    print(f"{out}: {outcome.predicted} predicted{skipped}, {len(outcome.failed)} failed")
     if outcome.others:
         print(f"  and as they were: results of earlier calls for {outcome.others} files that are not in this input")
     if outcome.kept:
         named = ", ".join(outcome.kept[:_NAMED]) + (", ..." if len(outcome.kept) > _NAMED else "")
         print(f"  kept as they are, since they were edited: {len(outcome.kept)} LabelMe files ({named})")
-    if outcome.kept and "labelme" in options.save:
+    if outcome.kept and labels_wanted:
         print("  delete or move them, and the same call puts the model's in their place")
     for file, reason in outcome.failed[:_SHOWN]:
         print(f"  {file}: {reason}", file=sys.stderr)
     if len(outcome.failed) > _SHOWN:
         print(f"  and {len(outcome.failed) - _SHOWN} more, see predictions.json", file=sys.stderr)
-    return 1 if outcome.failed else 0
 
 
 def _arguments() -> argparse.Namespace:

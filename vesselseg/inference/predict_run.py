@@ -53,7 +53,7 @@ class PredictRun:
         self._names = name_outputs([item.file for item in inputs], tags, results.entries, clips)
         self._writer = ResultWriter(results.out, options.phrases, options.save, results.labels)
         self._predictor, self._fingerprint, self._results = predictor, fingerprint, results
-        self._options, self._work, self._total = options, work, len(inputs)
+        self._options, self._work = options, work
         self._inputs = work.share(inputs, [_bytes_of(item) for item in inputs]) if work.world > 1 else list(inputs)
         self._predicted, self._skipped = 0, 0
         self._others = len(results.entries.keys() - {item.file for item in inputs})
@@ -62,7 +62,7 @@ class PredictRun:
         self._crowded: list[InputUnit] = []
         self._alone = False
         self._pool = ThreadPoolExecutor(_THREADS)
-        self._bar = progress_bar(self._total, "predicting", "file", hidden=not work.leads)
+        self._bar = progress_bar(len(inputs), "predicting", "file", hidden=not work.leads)
 
     def run(self) -> Outcome:
         """Its share; then, in the first process, wait for the others and return the outcome of all."""
