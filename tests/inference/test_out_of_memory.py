@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 from vesselseg.errors import UserError
+from vesselseg.inference import load
+from vesselseg.inference.model_arguments import Loading
 from vesselseg.inference.out_of_memory import is_out_of_memory, map_pixels
 
 FAR_TOO_MUCH = 2**60
@@ -43,6 +46,23 @@ def test_real_allocations_that_fail() -> None:
 )
 def test_other_errors(error: Exception) -> None:
     assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("loading", "advice"),
+    [
+        (Loading(), "What helps: --quantise nf4 (a quarter of bf16's memory), --device split (over all GPUs), ending"),
+        (Loading("split", quantise="nf4"), "What helps: ending other programs"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told(
+    loading: Loading, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(load, "load_predictor", lambda *_: torch.empty(FAR_TOO_MUCH, dtype=torch.uint8))
+    with pytest.raises(UserError) as caught:
+        loading.predictor(tmp_path / "large")
+    assert f"{tmp_path / 'large'}: memory ran out while it was loaded (" in str(caught.value)
+    assert "allocate" in str(caught.value) and advice in str(caught.value)
 
 
 def test_each_phrase_has_a_map() -> None:

@@ -27,7 +27,7 @@ class Loading:
     base: str | None = None
 
     def predictor(self, model: str | Path) -> Predictor:
-        """The predictor of a model or checkpoint; raises WeightsError, UserError."""
+        """The predictor of a model or checkpoint; raises WeightsError, UserError, also where memory runs out."""
         if self.base is not None and Path(model).suffix != ".pth":
             raise UserError(
                 f"--base {self.base} says where the base folder of a checkpoint (.pth) lies now, and {model} is none: "
@@ -35,10 +35,24 @@ class Loading:
             )
         import torch
 
-        from vesselseg.inference.load import load_predictor
+        from vesselseg.inference import load
+        from vesselseg.inference.out_of_memory import is_out_of_memory
 
         dtype = getattr(torch, DTYPES[self.dtype]) if self.dtype else None
-        return load_predictor(model, self.device, dtype, self.base, self.quantise)
+        try:
+            return load.load_predictor(model, self.device, dtype, self.base, self.quantise)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(self._too_large(model, str(error).splitlines())) from None
+
+    def _too_large(self, model: str | Path, told: list[str]) -> str:
+        fewer_bits = "" if self.quantise == "nf4" else "--quantise nf4 (a quarter of bf16's memory), "
+        several = "" if self.device == "split" else "--device split (over all GPUs), "
+        return (
+            f"{model}: memory ran out while it was loaded ({told[0] if told else 'no word from the system'}). "
+            f"What helps: {fewer_bits}{several}ending other programs that use this memory, or a smaller model"
+        )
 
 
 AS_IT_IS = Loading()
