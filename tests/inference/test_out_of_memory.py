@@ -49,20 +49,22 @@ def test_other_errors(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loading", "advice"),
+    ("loading", "gpus", "advice"),
     [
-        (Loading(), "What helps: --quantise nf4 (a quarter of bf16's memory), --device split (over all GPUs), ending"),
-        (Loading("split", quantise="nf4"), "What helps: ending other programs"),
+        (Loading(), 4, "--quantise nf4 (a quarter of bf16's memory), --device split (over 4 GPUs), ending"),
+        (Loading("cpu"), 0, "--quantise nf4 (a quarter of bf16's memory), ending"),
+        (Loading("split", quantise="nf4"), 4, "ending"),
     ],
 )
 def test_a_model_that_does_not_fit_is_told(
-    loading: Loading, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    loading: Loading, gpus: int, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(load, "load_predictor", lambda *_: torch.empty(FAR_TOO_MUCH, dtype=torch.uint8))
     with pytest.raises(UserError) as caught:
         loading.predictor(tmp_path / "large")
     assert f"{tmp_path / 'large'}: memory ran out while it was loaded (" in str(caught.value)
-    assert "allocate" in str(caught.value) and advice in str(caught.value)
+    assert "allocate" in str(caught.value) and f"What helps: {advice} other" in str(caught.value)
 
 
 def test_each_phrase_has_a_map() -> None:

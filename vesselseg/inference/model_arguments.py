@@ -44,11 +44,11 @@ class Loading:
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise UserError(self._too_large(model, str(error).splitlines())) from None
+            raise UserError(self._too_large(model, str(error).splitlines(), torch.cuda.device_count())) from None
 
-    def _too_large(self, model: str | Path, told: list[str]) -> str:
+    def _too_large(self, model: str | Path, told: list[str], gpus: int) -> str:
         fewer_bits = "" if self.quantise == "nf4" else "--quantise nf4 (a quarter of bf16's memory), "
-        several = "" if self.device == "split" else "--device split (over all GPUs), "
+        several = "" if self.device == "split" or gpus < 2 else f"--device split (over {gpus} GPUs), "
         return (
             f"{model}: memory ran out while it was loaded ({told[0] if told else 'no word from the system'}). "
             f"What helps: {fewer_bits}{several}ending other programs that use this memory, or a smaller model"
