@@ -63,7 +63,7 @@ def _tell(outcome: Outcome, out: Path, labels_wanted: bool) -> None:
         print(f"  and as they were: results of earlier calls for {outcome.others} files that are not in this input")
     if outcome.kept:
         named = ", ".join(outcome.kept[:_NAMED]) + (", ..." if len(outcome.kept) > _NAMED else "")
-        print(f"  kept as they are, since they were edited: {len(outcome.kept)} LabelMe files ({named})")
+        print(f"  LabelMe files kept as they are, since they were edited: {len(outcome.kept)} ({named})")
     if outcome.kept and labels_wanted:
         print("  delete or move them, and the same call puts the model's in their place")
     for file, reason in outcome.failed[:_SHOWN]:

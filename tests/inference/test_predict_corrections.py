@@ -67,7 +67,7 @@ def test_a_changed_call_writes_over_none(
     capsys.readouterr()
     assert call(model, source, out, *changed) == 0
     told = capsys.readouterr().out
-    assert "since they were edited: 1 LabelMe files (labelme/one.json)" in told and "delete or move them" in told
+    assert "since they were edited: 1 (labelme/one.json)" in told and "delete or move them" in told
     assert (out / "labelme/one.json").read_bytes() == mine and (out / "overlays/one.png").stat().st_mtime_ns > others
     assert call(model, source, out, *changed) == 0
     told = capsys.readouterr().out
