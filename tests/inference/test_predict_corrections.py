@@ -67,7 +67,7 @@ def test_a_changed_call_writes_over_none(
     capsys.readouterr()
     assert call(model, source, out, *changed) == 0
     told = capsys.readouterr().out
-    assert "since they were edited: 1 (labelme/one.json)" in told and "delete or move them" in told
+    assert "were edited: 1 (labelme/one.json)" in told and "delete or move them" in told
     assert (out / "labelme/one.json").read_bytes() == mine and (out / "overlays/one.png").stat().st_mtime_ns > others
     assert call(model, source, out, *changed) == 0
     told = capsys.readouterr().out
@@ -84,16 +84,16 @@ def test_no_call_deletes_one(
     out, mine = corrected
     (source / "one.png").write_bytes(b"broken")
     assert call(model, source, out, "--save", LABELS) == 1
-    assert "1 LabelMe files (labelme/one.json)" in capsys.readouterr().out and "error" in entries(out)["one.png"]
+    assert "were edited: 1 (labelme/one.json)" in capsys.readouterr().out and "error" in entries(out)["one.png"]
     assert call(model, source, out, "--save", "masks") == 1
     assert [path.read_bytes() for path in (out / "labelme").rglob("*")] == [mine]
     picture(0).save(source / "one.png")
     assert call(model, source, out, "--save", LABELS) == 0
-    assert "1 LabelMe files (labelme/one.json)" in capsys.readouterr().out
+    assert "were edited: 1 (labelme/one.json)" in capsys.readouterr().out
     edit(out / "labelme/two.json")
     assert call(model, source, out, "--save", "masks") == 0
     told = capsys.readouterr().out
-    assert "2 LabelMe files (labelme/one.json, labelme/two.json)" in told and "delete or move" not in told
+    assert "were edited: 2 (labelme/one.json, labelme/two.json)" in told and "delete or move" not in told
     assert sorted(path.name for path in (out / "labelme").iterdir()) == ["one.json", "two.json"]
     assert (out / "labelme/one.json").read_bytes() == mine
 
@@ -133,12 +133,12 @@ def test_without_a_record_what_differs_is_somebodys(
     mine = (out / "labelme/one.json").read_bytes()
     assert call(model, source, out, "--save", LABELS, "--threshold", middle) == 0
     told = capsys.readouterr().out
-    assert "3 predicted" in told and "1 LabelMe files (labelme/one.json)" in told
+    assert "3 predicted" in told and "were edited: 1 (labelme/one.json)" in told
     assert (out / "labelme/one.json").read_bytes() == mine
     assert "vesselseg" in json.loads((out / "labelme/two.json").read_text())
     forget(out)
     assert call(model, source, out, "--save", "masks") == 0
-    assert "3 LabelMe files" in capsys.readouterr().out and len(list((out / "labelme").iterdir())) == 3
+    assert "were edited: 3 (" in capsys.readouterr().out and len(list((out / "labelme").iterdir())) == 3
 
 
 def test_what_a_killed_run_wrote_is_nobodys(
@@ -184,7 +184,7 @@ def test_a_frame_stays_with_its_picture(model: Path, tmp_path: Path, capsys: pyt
         else:
             write_dicom(source, changed)
         assert call(model, source, out, "--save", "labelme") == status
-        assert "1 LabelMe files (labelme/run/00001.json)" in capsys.readouterr().out
+        assert "were edited: 1 (labelme/run/00001.json)" in capsys.readouterr().out
         assert (labels / "00001.json").read_bytes() == mine and (labels / "00001.png").read_bytes() == shown
     assert sorted(path.name for path in labels.iterdir()) == ["00001.json", "00001.png"]
 
