@@ -24,6 +24,7 @@ from vesselseg.data.manifest import SPLITS, Record, fingerprint, write_manifest
 from vesselseg.data.prepare_file import FileOptions, FileResult, FileTask, prepare_file
 from vesselseg.data.prepare_page import write_page
 from vesselseg.data.prepare_report import Prepared, build_report, write_report, write_splits
+from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.data.pseudonyms import Pseudonyms
 from vesselseg.data.readers.formats import FORMATS, FormatOptions, find_labelled
 from vesselseg.data.readers.found import Found
@@ -76,6 +77,11 @@ class PrepareOptions:
     pseudonymise: bool = False
     salt: Path | None = None
     key_table: Path | None = None
+
+    @property
+    def usual_text(self) -> str:
+        """The phrase of labels that nothing else names."""
+        return DEFAULT_PHRASE if self.text is None else self.text
 
 
 def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
@@ -159,7 +165,10 @@ def _file_options(
     images = building / "images"
     images.mkdir()
     bare = names is not None
-    return FileOptions(images, options.text, options.labels, options.per_shape, options.line_width, within, bare)
+    own = options.text is None and options.labels is None
+    return FileOptions(
+        images, options.usual_text, own, options.labels, options.per_shape, options.line_width, within, bare
+    )
 
 
 def _unlabelled(files: SourceFiles, found: Found, results: list[FileResult]) -> list[str]:

@@ -15,7 +15,6 @@ from PIL import Image
 from vesselseg.data.findings import Finding
 from vesselseg.data.label_shapes import LabelFile, LabelFileError, LabelSource, Shape, ShapeError
 from vesselseg.data.manifest import Record, Region
-from vesselseg.data.prompts import DEFAULT_PHRASE
 from vesselseg.data.rasterise import rasterise
 from vesselseg.data.shape_regions import Canvas, shape_regions
 from vesselseg.data.source_images import ImageError, Picture, SourceImage, as_png, load_picture, load_source_image
@@ -42,11 +41,12 @@ class FileOptions:
     """What one file needs to know.
 
     images: folder to store into; within: folder that images must lie in, or None. bare: store pixels and nothing else.
-    text: phrase of all labels; None: the usual one, but files that tell their phrases keep them.
+    text: phrase of all labels that `labels` does not map. own_phrases: files that tell their phrases keep them.
     """
 
     images: Path
-    text: str | None = None
+    text: str
+    own_phrases: bool = False
     labels: Mapping[str, str | None] | None = None
     per_shape: bool = False
     line_width: float | None = None
@@ -57,15 +57,15 @@ class FileOptions:
         """What a label of a file is called in the dataset; None leaves it out."""
         if self.labels is not None:
             return self.labels.get(label)
-        return " ".join(label.split()) if self.keeps_phrases(file) else self.text or DEFAULT_PHRASE
+        return " ".join(label.split()) if self.keeps_phrases(file) else self.text
 
     def phrases_without_shapes(self, file: LabelFile) -> tuple[str, ...]:
         """What a picture is said to show nothing of."""
-        return file.phrases if self.keeps_phrases(file) else (self.text or DEFAULT_PHRASE,)
+        return file.phrases if self.keeps_phrases(file) else (self.text,)
 
     def keeps_phrases(self, file: LabelFile) -> bool:
         """Whether the file's labels are its phrases."""
-        return bool(file.phrases) and self.labels is None and self.text is None
+        return self.own_phrases and bool(file.phrases)
 
 
 @dataclass

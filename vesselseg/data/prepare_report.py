@@ -12,7 +12,6 @@ import vesselseg
 from vesselseg.data.findings import Finding, count_by_code
 from vesselseg.data.manifest import SPLITS, Record
 from vesselseg.data.prepare_file import FileResult
-from vesselseg.data.prompts import DEFAULT_PHRASE
 
 if TYPE_CHECKING:
     from vesselseg.data.prepare import PrepareOptions
@@ -81,7 +80,7 @@ def build_report(prepared: Prepared) -> dict[str, Any]:
 def _describe_options(options: PrepareOptions) -> dict[str, Any]:
     """The options that decide what is in the folder."""
     return {
-        "text": options.text or DEFAULT_PHRASE,
+        "text": options.usual_text,
         "labels": None if options.labels is None else dict(options.labels),
         "split": list(options.fractions),
         "group_regex": options.group_regex,
@@ -146,7 +145,7 @@ def _describe_labels(prepared: Prepared) -> list[dict[str, Any]]:
 
 def _phrase(label: str, options: PrepareOptions) -> str | None:
     """Of a label that no file uses a shape of."""
-    return options.text or DEFAULT_PHRASE if options.labels is None else options.labels.get(label)
+    return options.usual_text if options.labels is None else options.labels.get(label)
 
 
 def _describe_finding(finding: Finding) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def segment_cine(
     problems = mode_problems(mode, flips, keyframes) + _problems(frames, phrases, batch)
     prompted: frozenset[int] = frozenset()
     if mode == "memory":
-        prompted, refused = _chosen(EVERY if keyframes is None else keyframes, len(frames))
+        prompted, refused = _chosen(usual_keyframes(keyframes), len(frames))
         problems += refused + _memory_problems(predictor)
     if problems:
         raise UserError("\n".join(problems))
@@ -50,6 +50,11 @@ def segment_cine(
     if mode == "frames":
         return _each_frame(predictor, frames, phrases, used, batch, flips)
     return _from_memory(predictor, frames, phrases, prompted, used, batch)
+
+
+def usual_keyframes(keyframes: Keyframes) -> int | Sequence[int]:
+    """What was asked for, or the usual ones."""
+    return EVERY if keyframes is None else keyframes
 
 
 def mode_problems(mode: str, flips: bool, keyframes: Keyframes) -> list[str]:

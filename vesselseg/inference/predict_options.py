@@ -8,7 +8,7 @@ from typing import Any
 
 from vesselseg.data.prompts import clean_phrase
 from vesselseg.errors import UserError
-from vesselseg.inference.cine import EVERY, mode_problems
+from vesselseg.inference.cine import mode_problems, usual_keyframes
 from vesselseg.inference.dicom_seg import check_installed
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
@@ -48,9 +48,8 @@ class PredictOptions:
         if clip:
             decided["cine"] = self.cine
         if clip and self.cine == "memory":
-            decided["keyframes"] = (
-                list(self.keyframes) if isinstance(self.keyframes, tuple) else self.keyframes or EVERY
-            )
+            keyframes = usual_keyframes(self.keyframes)
+            decided["keyframes"] = keyframes if isinstance(keyframes, int) else list(keyframes)
         return decided
 
 
