@@ -25,13 +25,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import measure
-from vesselseg.data.synthetic_cine import draw_cine
 from vesselseg.evaluation.flicker import flicker, mask_change
-from vesselseg.evaluation.panels import difference
 from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Prediction, Predictor
 from vesselseg.models.sam2_memory import memory_trained
+from vesselseg.reports.panels import difference
+from vesselseg.synthetic.cine import draw_cine
 
 PHRASES = ["blood vessel"]
 SHOWN = 8  # frames of a strip

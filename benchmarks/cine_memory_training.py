@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vesselseg.data.prompts import question_for
-from vesselseg.data.synthetic_cine import Cine, draw_cine
+from vesselseg.dataset.prompts import question_for
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
 from vesselseg.losses.masks import area_average, bce_per_object, dice_per_object
@@ -37,6 +36,7 @@ from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
 from vesselseg.models.sam2_memory import MaskMemory
+from vesselseg.synthetic.cine import Cine, draw_cine
 
 PHRASE = "blood vessel"
 QUESTION_BATCH = 16

@@ -27,10 +27,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vesselseg.data.manifest import Record, write_manifest
-from vesselseg.data.rasterise import record_masks
-from vesselseg.data.synthetic import draw_angiogram, labelme_content
+from vesselseg.dataset.manifest import Record, write_manifest
+from vesselseg.dataset.record_masks import record_masks
 from vesselseg.evaluation.metrics import METRICS
+from vesselseg.synthetic.angiograms import angiogram_labels, draw_angiogram
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIDE, FRAMES = 512, 3
@@ -73,7 +73,7 @@ def draw(folder: Path, count: int) -> Path:
     for number in range(count):
         image, tubes = draw_angiogram(SIDE, 0, *divmod(number, FRAMES))
         name = f"{number:04d}.png"
-        shapes = labelme_content(name, tubes, SIDE)["shapes"]
+        shapes = angiogram_labels(name, tubes, SIDE)["shapes"]
         outlines = tuple(tuple(float(v) for point in shape["points"] for v in point) for shape in shapes)
         records.append(Record(name, (outlines,), ("vessel",), group=f"patient {number // FRAMES}"))
         Image.fromarray(image).save(data / "images" / name)

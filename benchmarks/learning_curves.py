@@ -38,11 +38,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import OK, REPOSITORY, log_rows, train
 from benchmarks.variants import chosen, folder_name, shared_schedule, study_parser
-from vesselseg.cli import run_tool
-from vesselseg.config import load_config
-from vesselseg.engine.console import muted, quieten_imports
+from vesselseg.config.load import load_config
 from vesselseg.models.sam2_grounding import build_sam2
 from vesselseg.models.tiny_base import write_tiny_base
+from vesselseg.run_tool import run_tool
+from vesselseg.training.console import muted, quieten_imports
 
 CONFIG = REPOSITORY / "configs" / "scratch_1gpu.py"
 ZERO3_OFFLOAD = REPOSITORY / "configs" / "internvl3_8b_4x24gb_zero3_offload.py"

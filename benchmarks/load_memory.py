@@ -152,8 +152,8 @@ def measure_partitioned(base: Path) -> dict[str, Any]:
     """This rank's share of loading with weights partitioned from the start, as a run with ZeRO-3 does it."""
     import deepspeed
 
-    from vesselseg.engine.strategy import assign_partitioned
     from vesselseg.models.build import build_model
+    from vesselseg.training.strategy import assign_partitioned
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)

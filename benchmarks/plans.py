@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.runs import REPOSITORY
-from vesselseg.engine.memory_plan.cards import card_like
+from vesselseg.training.memory_plan.cards import card_like
 
 LIMIT_S = 120.0
 FLOPS_OF_ANY_CARD = "H200"  # FLOPs per image are the same on all of them

@@ -30,9 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cine import pass_as_trained
 from benchmarks.shapes import TINY, write_base
-from vesselseg.data.image_views import logits_to_image
-from vesselseg.data.prompts import question_for
-from vesselseg.data.synthetic import draw_angiogram
+from vesselseg.dataset.image_views import logits_to_image
+from vesselseg.dataset.prompts import question_for
 from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.free_decoding import decode_freely, question_ids
 from vesselseg.inference.load import FROZEN, default_dtype
@@ -44,6 +43,7 @@ from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import build_prompted, place
+from vesselseg.synthetic.angiograms import draw_angiogram
 
 ROWS = Path(__file__).with_name("predict_rows.yaml")
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -38,7 +38,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.evaluate import machine
-from vesselseg.data.synthetic import draw_angiogram
+from vesselseg.synthetic.angiograms import draw_angiogram
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_S = 900.0  # a model of 8B is read from a disk

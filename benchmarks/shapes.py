@@ -22,7 +22,7 @@ from transformers import Qwen2TokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.checkpoints.full_shapes import FAMILIES, Shapes, config_of, published_shapes
+from tests.models.checkpoints.full_shapes import FAMILIES, Shapes, config_of, published_shapes
 from vesselseg.models.sa2va_config import SAM2_LARGE
 from vesselseg.models.sam2_grounding import build_sam2
 from vesselseg.models.tiny_base import tiny_tokenizer, write_tiny_base

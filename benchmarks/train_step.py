@@ -32,11 +32,11 @@ from benchmarks.plans import plan_of
 from benchmarks.runs import REPOSITORY, TIME_LIMIT, Outcome, train
 from benchmarks.shapes import SAM2_FILE, SIZES, TINY, forget, write_base
 from benchmarks.table import figures, markdown, with_rates
-from vesselseg.cli import run_tool
-from vesselseg.config import load_config
-from vesselseg.data.manifest import read_split
-from vesselseg.engine.console import muted, quieten_imports
+from vesselseg.config.load import load_config
+from vesselseg.dataset.manifest import read_split
 from vesselseg.errors import UserError
+from vesselseg.run_tool import run_tool
+from vesselseg.training.console import muted, quieten_imports
 
 ROWS = Path(__file__).with_name("train_step_rows.yaml")
 LINE_EVERY = 5  # iterations at least between two lines of the log: a line makes the GPU wait

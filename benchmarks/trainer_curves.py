@@ -29,11 +29,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import OK, REPOSITORY, log_rows, train
-from vesselseg.cli import run_tool
 from vesselseg.errors import UserError
 from vesselseg.models.build import build_model
 from vesselseg.models.lora import Lora, Trainable, attach_lora, checkpoint_state, set_trainable
 from vesselseg.models.tiny_base import write_tiny_base
+from vesselseg.run_tool import run_tool
 
 CONFIG = REPOSITORY / "configs" / "tiny_cpu.py"
 NAME = "trainer_curves"

@@ -38,9 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.learning_curves import curves, over_seeds, seeds_noise
 from benchmarks.runs import FAILED, OK, REPOSITORY, train
 from benchmarks.variants import chosen, folder_name, shared_schedule, study_parser
-from vesselseg.cli import run_tool
 from vesselseg.errors import UserError
 from vesselseg.models.tiny_base import write_tiny_base
+from vesselseg.run_tool import run_tool
 
 CONFIG = REPOSITORY / "configs" / "scratch_1gpu.py"
 EVAL = [sys.executable, str(REPOSITORY / "tools" / "eval.py")]

@@ -32,20 +32,20 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 from transformers.dynamic_module_utils import HF_MODULES_CACHE, get_class_from_dynamic_module
 
-from vesselseg.cli import positive, run_tool
-from vesselseg.data.augment import Augment
-from vesselseg.data.batch import Example
-from vesselseg.data.collate import collate
-from vesselseg.data.manifest import image_digests
-from vesselseg.data.vessel_dataset import VesselDataset
-from vesselseg.engine.plan import TrainPlan
-from vesselseg.engine.sampler import StreamSampler
-from vesselseg.engine.settings import Checkpoint, Schedule
+from vesselseg.config.settings import Checkpoint, Schedule
+from vesselseg.dataset.augment import Augment
+from vesselseg.dataset.batch import Example
+from vesselseg.dataset.collate import collate
+from vesselseg.dataset.manifest import image_digests
+from vesselseg.dataset.vessel_dataset import VesselDataset
 from vesselseg.errors import UserError
 from vesselseg.inference.model_files import weights_digest
 from vesselseg.inference.processor import processor_for
 from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable, trainable_state
 from vesselseg.output_folder import check_output, whole_folder
+from vesselseg.run_tool import positive, run_tool
+from vesselseg.training.plan import TrainPlan
+from vesselseg.training.sampler import StreamSampler
 
 MARKER = "config.json"
 MAX_LENGTH = 2048  # tokens of a conversation

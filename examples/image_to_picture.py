@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vesselseg.imaging.pictures import read_pictures
 from vesselseg.inference.load import load_predictor
-from vesselseg.inference.pictures import read_pictures
 
 predictor = load_predictor(sys.argv[1])  # on the GPU if there is one
 image = read_pictures(sys.argv[2], Path(sys.argv[2])).frame(0)

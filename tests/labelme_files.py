@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vesselseg.data.prepare import PrepareOptions, prepare
+from vesselseg.prepare.options import PrepareOptions
+from vesselseg.prepare.prepare import prepare
 
 WriteLabel = Callable[..., Path]
 Shape = dict[str, Any]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.tiny import picture
-from vesselseg.data.batch import Batch, Example
-from vesselseg.data.collate import collate
-from vesselseg.data.prompts import ANSWER, question_for
+from vesselseg.dataset.batch import Batch, Example
+from vesselseg.dataset.collate import collate
+from vesselseg.dataset.prompts import ANSWER, question_for
 from vesselseg.inference.processor import Processor, processor_for
 from vesselseg.losses.total import TotalLoss
 from vesselseg.models.checkpoints.base_folder import read_base_folder

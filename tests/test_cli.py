@@ -6,9 +6,9 @@ import errno
 
 import pytest
 
-from vesselseg.cli import progress_bar, run_tool
-from vesselseg.data.manifest import ManifestError
-from vesselseg.errors import UserError
+from vesselseg.errors import ManifestError, UserError
+from vesselseg.progress import progress_bar
+from vesselseg.run_tool import run_tool
 
 
 def run(error: BaseException | None, result: int | None = None) -> object:

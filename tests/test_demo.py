@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools import demo
-from vesselseg.cli import UserError
+from vesselseg.errors import UserError
 
 
 def write_dice(out: Path, filter_dice: float, model_dice: float) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import run_tool
 from vesselseg.errors import UserError
-from vesselseg.evaluation.runs.report import analyse_runs, summary_lines, write_analysis
+from vesselseg.run_tool import run_tool
+from vesselseg.training.logs.report import analyse_runs, summary_lines, write_analysis
 
 
 def main() -> None:

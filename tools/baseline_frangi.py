@@ -10,8 +10,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from vesselseg.cli import run_tool
-from vesselseg.evaluation.frangi_baseline import TUNING_IMAGES, write_frangi_baseline
+from vesselseg.baselines.frangi_baseline import TUNING_IMAGES, write_frangi_baseline
+from vesselseg.run_tool import run_tool
 
 
 def main() -> None:

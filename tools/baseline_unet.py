@@ -13,10 +13,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from vesselseg.cli import run_tool
-from vesselseg.evaluation.unet import UNetOptions
-from vesselseg.evaluation.unet_baseline import write_unet_baseline
+from vesselseg.baselines.unet import UNetOptions
+from vesselseg.baselines.unet_baseline import write_unet_baseline
 from vesselseg.inference.load import choose_device
+from vesselseg.run_tool import run_tool
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vesselseg.cli import run_tool
-from vesselseg.data.browse_catalogue import Catalogue, group_count
 from vesselseg.errors import UserError
+from vesselseg.inspect.browse.catalogue import Catalogue, group_count
+from vesselseg.run_tool import run_tool
 
 if TYPE_CHECKING:
-    from vesselseg.data.browse_views import ModelViews
+    from vesselseg.inspect.browse.views import ModelViews
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "internvl3_8b_4x24gb.py"
 
@@ -47,7 +47,7 @@ def serve(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
 
     A config that the user named and that cannot be read ends the tool; without the usual one the page goes on.
     """
-    from vesselseg.data.browse_server import BrowseServer
+    from vesselseg.inspect.browse.server import BrowseServer
 
     try:
         server = BrowseServer(catalogue, arguments.port)
@@ -69,15 +69,15 @@ def serve(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
 def open_views(config: Path, data: Path) -> ModelViews:
     """What the model gets by a config; the tokenizer is left out where the config's base folder is not there."""
     try:
-        from vesselseg.engine.console import muted, quieten_imports
+        from vesselseg.training.console import muted, quieten_imports
     except ModuleNotFoundError as error:
         raise UserError(f"{config}: reading a config needs the training packages ({error}); see README.md") from None
     quieten_imports()
     with muted():
         try:
-            from vesselseg.config import expand, load_config
-            from vesselseg.data.browse_views import ModelViews
-            from vesselseg.engine.launch import build
+            from vesselseg.config.load import expand, load_config
+            from vesselseg.inspect.browse.views import ModelViews
+            from vesselseg.training.launch import build
         except ModuleNotFoundError as error:
             raise UserError(f"{config}: reading a config needs the training packages ({error})") from None
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vesselseg.cli import run_tool
-from vesselseg.data.checks.check import CHECK_FILE, CHECK_PAGE, Check, check_dataset, write_check
-from vesselseg.data.checks.fix import fix_dataset
-from vesselseg.data.checks.measure import ImageFacts
+from vesselseg.inspect.checks.check import CHECK_FILE, CHECK_PAGE, check_dataset, write_check
+from vesselseg.inspect.checks.fix import fix_dataset
+from vesselseg.inspect.checks.measure import ImageFacts
+from vesselseg.inspect.checks.result import Check
 from vesselseg.output_folder import check_output, whole_folder
+from vesselseg.run_tool import run_tool
 
 
 def main() -> int:

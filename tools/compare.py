@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import run_tool
 from vesselseg.evaluation.comparison import compare, read_results
-from vesselseg.evaluation.comparison_report import JSON, table_lines, write_comparison
 from vesselseg.output_folder import check_output
+from vesselseg.reports.comparison_report import JSON, table_lines, write_comparison
+from vesselseg.run_tool import run_tool
 
 
 def main() -> None:

@@ -14,13 +14,14 @@ import argparse
 import logging
 from pathlib import Path
 
-from vesselseg.cli import batch_progress, run_tool
-from vesselseg.evaluation.comparison_report import table_lines
-from vesselseg.evaluation.methods import BASELINES, Runtime, baseline_notes, compare_methods, parse_method
-from vesselseg.evaluation.methods_report import TABLE_MARKDOWN, write_methods
-from vesselseg.evaluation.unet import UNetOptions
+from vesselseg.baselines.methods import BASELINES, Runtime, baseline_notes, compare_methods, parse_method
+from vesselseg.baselines.unet import UNetOptions
 from vesselseg.inference.load import choose_device
 from vesselseg.output_folder import check_output
+from vesselseg.progress import batch_progress
+from vesselseg.reports.comparison_report import table_lines
+from vesselseg.reports.methods_report import TABLE_MARKDOWN, write_methods
+from vesselseg.run_tool import run_tool
 
 
 def main() -> None:

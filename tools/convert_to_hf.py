@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from vesselseg.cli import run_tool
-from vesselseg.engine.console import quieten_imports
 from vesselseg.errors import UserError
 from vesselseg.export.check_images import find_check_images
 from vesselseg.export.convert import convert
 from vesselseg.models.checkpoints.training_file import read_training_file
+from vesselseg.run_tool import run_tool
+from vesselseg.training.console import quieten_imports
 
 quieten_imports()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,11 +68,11 @@ def main() -> int:
 
 
 def _model_config(config: Path) -> dict[str, Any]:
-    from vesselseg.engine.console import muted, quieten_imports  # mmengine is needed only where a config is read
+    from vesselseg.training.console import muted, quieten_imports  # mmengine is needed only where a config is read
 
     quieten_imports()
     with muted():
-        from vesselseg.config import load_config
+        from vesselseg.config.load import load_config
     return load_config(config)["model"]["sa2va"].to_dict()
 
 

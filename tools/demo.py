@@ -19,7 +19,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vesselseg.cli import UserError, run_tool
+from vesselseg.errors import UserError
+from vesselseg.run_tool import run_tool
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = "configs/tiny_cpu.py"

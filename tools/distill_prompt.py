@@ -13,9 +13,11 @@ import argparse
 import logging
 from pathlib import Path
 
-from vesselseg.cli import UserError, batch_progress, positive, run_tool
+from vesselseg.errors import UserError
 from vesselseg.inference.model_arguments import add_model_arguments, load_chosen
 from vesselseg.output_folder import check_output
+from vesselseg.progress import batch_progress
+from vesselseg.run_tool import positive, run_tool
 
 
 def main() -> None:

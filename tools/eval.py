@@ -12,12 +12,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from vesselseg.cli import batch_progress, positive, run_tool
-from vesselseg.data.manifest import SPLITS, read_manifest
-from vesselseg.evaluation.console import console_summary
+from vesselseg.dataset.manifest import SPLITS, read_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import AUTO, Options, evaluate
-from vesselseg.evaluation.report import write_evaluation
 from vesselseg.evaluation.results import RESULTS_FILE
 from vesselseg.evaluation.sources import open_source
 from vesselseg.evaluation.store_threshold import check_storable, store_found
@@ -25,6 +22,10 @@ from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.model_arguments import add_model_arguments, add_refining_arguments, loading_of
 from vesselseg.inference.post_processing import PostProcessing
 from vesselseg.output_folder import check_output
+from vesselseg.progress import batch_progress
+from vesselseg.reports.console import console_summary
+from vesselseg.reports.evaluation_report import write_evaluation
+from vesselseg.run_tool import positive, run_tool
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import argparse
 import json
 from dataclasses import asdict
 
-from vesselseg.cli import run_tool
 from vesselseg.models.checkpoints.inspection import Inspection, inspect
+from vesselseg.run_tool import run_tool
 
 
 def main() -> int:

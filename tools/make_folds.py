@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import run_tool
-from vesselseg.data.folds import make_folds
-from vesselseg.data.manifest import FOLDS, read_fold
+from vesselseg.dataset.manifest import FOLDS, read_fold
+from vesselseg.prepare.folds import make_folds
+from vesselseg.run_tool import run_tool
 
 
 def main() -> None:

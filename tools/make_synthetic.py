@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import run_tool
-from vesselseg.data.synthetic import write_synthetic
-from vesselseg.data.synthetic_cine import write_cine
 from vesselseg.errors import UserError
+from vesselseg.run_tool import run_tool
+from vesselseg.synthetic.angiograms import write_synthetic
+from vesselseg.synthetic.cine import write_cine
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import run_tool
 from vesselseg.models.tiny_base import write_tiny_base
+from vesselseg.run_tool import run_tool
 
 
 def main() -> int:

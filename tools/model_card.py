@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import run_tool
 from vesselseg.export.card_results import add_results
+from vesselseg.run_tool import run_tool
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import run_tool
-from vesselseg.engine.console import muted, quieten_imports
+from vesselseg.run_tool import run_tool
+from vesselseg.training.console import muted, quieten_imports
 
 quieten_imports()
 
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     args = parser.parse_args()
     with muted():
-        from vesselseg.engine.recipe import Wish, write_leaf
+        from vesselseg.training.recipe import Wish, write_leaf
 
     sam2 = None if args.sam2 == "none" else args.sam2
     reason = write_leaf(Wish(args.base, args.data, args.gpus, args.gpu_gib, sam2), args.out, args.force)

@@ -12,8 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from vesselseg.cli import run_tool
-from vesselseg.engine.console import muted, quieten_imports
+from vesselseg.run_tool import run_tool
+from vesselseg.training.console import muted, quieten_imports
 
 quieten_imports()
 
@@ -22,11 +22,11 @@ def main() -> int:
     """Parse arguments, plan, print."""
     args = parse_arguments()
     with muted():
-        from vesselseg.config import load_config, parse_overrides
-        from vesselseg.engine.memory_plan.cards import card_named
-        from vesselseg.engine.memory_plan.changes import proposals
-        from vesselseg.engine.memory_plan.plan import Target, plan_memory, usable_bytes
-        from vesselseg.engine.memory_plan.report import json_report, text_report
+        from vesselseg.config.load import load_config, parse_overrides
+        from vesselseg.training.memory_plan.cards import card_named
+        from vesselseg.training.memory_plan.changes import proposals
+        from vesselseg.training.memory_plan.plan import Target, plan_memory, usable_bytes
+        from vesselseg.training.memory_plan.report import json_report, text_report
 
     card = card_named(args.card) if args.card else None
     gib = args.gpu_gib or (card.gib if card else 24.0)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesselseg.cli import run_tool
-from vesselseg.evaluation.console import console_summary
 from vesselseg.evaluation.pooled_folds import pool_folds, write_pooled
 from vesselseg.evaluation.results import RESULTS_FILE
 from vesselseg.output_folder import check_output
+from vesselseg.reports.console import console_summary
+from vesselseg.run_tool import run_tool
 
 
 def main() -> None:

@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vesselseg.cli import positive, run_tool
-from vesselseg.data.prompts import DEFAULT_PHRASE
+from vesselseg.dataset.prompts import DEFAULT_PHRASE
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.model_arguments import add_model_arguments, add_refining_arguments, load_chosen
+from vesselseg.run_tool import positive, run_tool
 
 if TYPE_CHECKING:
-    from vesselseg.inference.predict_options import Outcome
+    from vesselseg.predict.options import Outcome
 
 _SHOWN, _NAMED = 20, 3
 
@@ -35,8 +35,8 @@ def main() -> int:
     arguments = _arguments()
     # The model's libraries take many seconds to import: --help and wrong arguments are answered without them.
     from vesselseg.inference.post_processing import PostProcessing
-    from vesselseg.inference.predict_files import predict_files
-    from vesselseg.inference.predict_options import PredictOptions
+    from vesselseg.predict.options import PredictOptions
+    from vesselseg.predict.predict_files import predict_files
 
     options = PredictOptions(
         phrases=tuple(arguments.phrase or [DEFAULT_PHRASE]),

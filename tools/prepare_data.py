@@ -16,13 +16,14 @@ from typing import Any
 
 import yaml
 
-from vesselseg.cli import run_tool
-from vesselseg.data.findings import FINDING_KINDS
-from vesselseg.data.prepare import PrepareOptions, prepare
-from vesselseg.data.prompts import DEFAULT_PHRASE
-from vesselseg.data.readers.formats import FORMATS
-from vesselseg.data.splits import parse_fractions
+from vesselseg.dataset.prompts import DEFAULT_PHRASE
 from vesselseg.errors import UserError
+from vesselseg.prepare.findings import FINDING_KINDS
+from vesselseg.prepare.options import PrepareOptions
+from vesselseg.prepare.prepare import prepare
+from vesselseg.prepare.readers.formats import FORMATS
+from vesselseg.prepare.splits import parse_fractions
+from vesselseg.run_tool import run_tool
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

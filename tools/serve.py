@@ -14,10 +14,10 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 
-from vesselseg.cli import describe_os_error, run_tool
-from vesselseg.errors import UserError
+from vesselseg.errors import UserError, describe_os_error
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.model_arguments import add_model_arguments, add_tta_argument, load_chosen
+from vesselseg.run_tool import run_tool
 from vesselseg.service.settings import ServiceSettings
 
 PACKAGES = ("fastapi", "starlette", "pydantic", "uvicorn", "python_multipart", "prometheus_client")

@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from vesselseg.cli import positive, run_tool
-from vesselseg.engine.console import muted, quieten_imports
-from vesselseg.engine.heartbeat import start_beating
+from vesselseg.run_tool import positive, run_tool
+from vesselseg.training.console import muted, quieten_imports
+from vesselseg.training.heartbeat import start_beating
 
 quieten_imports()
 HEAD_START = 5.0  # seconds in which the first process's message about the same mistake ends the whole job
@@ -25,12 +25,12 @@ def main() -> None:
     """Check the config, train."""
     args = parse_arguments(sys.argv[1:])
     with muted():
-        from vesselseg.config import load_config, parse_overrides
-        from vesselseg.engine.launch import LostProcessError, train
+        from vesselseg.config.load import load_config, parse_overrides
+        from vesselseg.training.launch import LostProcessError, train
 
     config = load_config(args.config, parse_overrides(args.cfg_options))
     if args.find_micro_batch:
-        from vesselseg.engine.micro_batch_search import find_micro_batch
+        from vesselseg.training.micro_batch_search import find_micro_batch
 
         found = find_micro_batch(config)
         if os.environ.get("RANK", "0") == "0":

@@ -11,13 +11,15 @@ from mmengine.registry import Registry
 SCOPE = "vesselseg"
 
 DATASETS = Registry(
-    "dataset", parent=mmengine_registry.DATASETS, scope=SCOPE, locations=["vesselseg.engine.training_data"]
+    "dataset", parent=mmengine_registry.DATASETS, scope=SCOPE, locations=["vesselseg.training.training_data"]
 )
-MODELS = Registry("model", parent=mmengine_registry.MODELS, scope=SCOPE, locations=["vesselseg.engine.training_model"])
-LOSSES = Registry("loss", scope=SCOPE, locations=["vesselseg.engine.training_model"])
-METRICS = Registry("metric", parent=mmengine_registry.METRICS, scope=SCOPE, locations=["vesselseg.engine.validation"])
-HOOKS = Registry("hook", parent=mmengine_registry.HOOKS, scope=SCOPE, locations=["vesselseg.engine"])
+MODELS = Registry(
+    "model", parent=mmengine_registry.MODELS, scope=SCOPE, locations=["vesselseg.training.training_model"]
+)
+LOSSES = Registry("loss", scope=SCOPE, locations=["vesselseg.training.training_model"])
+METRICS = Registry("metric", parent=mmengine_registry.METRICS, scope=SCOPE, locations=["vesselseg.training.validation"])
+HOOKS = Registry("hook", parent=mmengine_registry.HOOKS, scope=SCOPE, locations=["vesselseg.training"])
 STRATEGIES = Registry(
-    "strategy", parent=mmengine_registry.STRATEGIES, scope=SCOPE, locations=["vesselseg.engine.strategy"]
+    "strategy", parent=mmengine_registry.STRATEGIES, scope=SCOPE, locations=["vesselseg.training.strategy"]
 )
-LOOPS = Registry("loop", parent=mmengine_registry.LOOPS, scope=SCOPE, locations=["vesselseg.engine.loop"])
+LOOPS = Registry("loop", parent=mmengine_registry.LOOPS, scope=SCOPE, locations=["vesselseg.training.loop"])

@@ -13,10 +13,10 @@ from benchmarks.cine import WAYS, Run, drawn, figures, folders, pass_as_trained,
 from benchmarks.cine_memory_training import clips_loss, encode, frames_loss, train
 from tests.samples import processor_of
 from tests.tiny import shaken_model
-from vesselseg.data.synthetic_cine import draw_cine
 from vesselseg.inference.predictor import Prediction
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.sam2_memory import memory_trained
+from vesselseg.synthetic.cine import draw_cine
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.evaluate import KINDS, choose, draw
-from vesselseg.data.manifest import read_manifest
+from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.sources import open_source
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.learning_curves import CONFIG, VARIANTS, Run, compare, over_seeds, summarise
-from tests.engine.conftest import REPOSITORY, write_data
-from vesselseg.config import load_config
+from tests.training.conftest import REPOSITORY, write_data
+from vesselseg.config.load import load_config
 
 SHARED = {
     "model.sa2va.gradient_checkpointing": True,

@@ -17,9 +17,9 @@ from benchmarks.runs import TIME_LIMIT, failure, stop, train
 from benchmarks.shapes import SIZES, padded_tokenizer, write_base
 from benchmarks.table import figures, markdown, with_rates
 from benchmarks.train_step import ROWS, choose, memory_cap, read_rows
-from tests.checkpoints.full_shapes import FAMILIES
-from tests.engine.conftest import write_data
-from vesselseg.config import load_config
+from tests.models.checkpoints.full_shapes import FAMILIES
+from tests.training.conftest import write_data
+from vesselseg.config.load import load_config
 from vesselseg.errors import UserError
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks.vessel_learning import CONFIG, NAME, REFERENCE, VARIANTS, Run, Study, draw, summarise, table
-from tests.engine.conftest import REPOSITORY, write_data
-from vesselseg.config import load_config
+from tests.training.conftest import REPOSITORY, write_data
+from vesselseg.config.load import load_config
 from vesselseg.errors import UserError
 from vesselseg.losses.total import TotalLoss
 

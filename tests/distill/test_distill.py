@@ -21,13 +21,13 @@ from tests.distill.conftest import BIG_TRAINED_ON, FEATURE_BYTES, PHRASE
 from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.isolated import run_without
 from tests.tiny import picture
-from vesselseg.data.manifest import image_digests
+from vesselseg.dataset.manifest import image_digests
 from vesselseg.distill import graphs, learning, teaching
 from vesselseg.distill.distilling import RESULTS_FILE, DistillOptions, distill
 from vesselseg.distill.predict_onnx import predict as predict_without_torch
 from vesselseg.errors import UserError, WeightsError
+from vesselseg.export.hf_prompted_model import VesselSegSAM2Model
 from vesselseg.inference.cine import segment_cine
-from vesselseg.inference.hf_prompted_model import VesselSegSAM2Model
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.conftest import IMAGES, REPOSITORY, Training, environment, rows, write_data
-from tests.engine.nodes import free_port
+from tests.training.conftest import IMAGES, REPOSITORY, Training, environment, rows, write_data
+from tests.training.nodes import free_port
 from vesselseg.models.tiny_base import write_tiny_base
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

@@ -76,7 +76,14 @@ def test_archive_to_report(archive: tuple[Path, list[str]], repository: Path, tm
     assert losses and all(np.isfinite(losses))
     assert {"best.pth", f"iter_{ITERATIONS}.pth", "config.py"} <= {path.name for path in work.iterdir()}
 
-    convert = [sys.executable, "tools/convert_to_hf.py", work / "config.py", work / "best.pth", "--save-path", model]
+    convert = [
+        sys.executable,
+        "tools/convert_to_hf.py",
+        work / "config.py",
+        work / "best.pth",
+        "--save-path",
+        model,
+    ]
     assert "differ by at most" in run(*convert, cwd=repository)
 
     score = [sys.executable, "tools/eval.py", model, "--data", data, "--split", "test", "--out", scores]

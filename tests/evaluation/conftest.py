@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.drawn_data import Drawn, picture, vessel
-from vesselseg.data.manifest import Record, write_manifest
-from vesselseg.data.rasterise import record_masks
+from vesselseg.dataset.manifest import Record, write_manifest
+from vesselseg.dataset.record_masks import record_masks
 
 
 @pytest.fixture

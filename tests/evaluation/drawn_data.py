@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vesselseg import cli
-from vesselseg.data.manifest import Record, read_split
-from vesselseg.data.rasterise import record_masks
+from vesselseg.dataset.manifest import Record, read_split
+from vesselseg.dataset.record_masks import record_masks
+from vesselseg.run_tool import run_tool as cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.evaluation.drawn_data import REPOSITORY, Drawn, call_tool
 from vesselseg.evaluation.comparison import Comparison, compare, lower_is_better, measure, read_results, signed_rank
-from vesselseg.evaluation.comparison_report import as_dict, most_different, table_lines, verdict
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.metrics import METRICS
+from vesselseg.reports.comparison_report import as_dict, most_different, table_lines, verdict
 
 ARCHIVE = REPOSITORY / "docs/results/scratch_archive"
 MODEL, FRANGI = ARCHIVE / "results_model.json", ARCHIVE / "results_frangi.json"

@@ -14,18 +14,18 @@ from PIL import Image
 
 from tests import tiny
 from tests.evaluation.drawn_data import Drawn
-from vesselseg.data.manifest import Record, image_path, read_manifest, write_manifest
+from vesselseg.dataset.manifest import Record, image_path, read_manifest, write_manifest
 from vesselseg.errors import UserError
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Options, cases, evaluate
 from vesselseg.evaluation.metrics import image_metrics
-from vesselseg.evaluation.panels import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, choose_cases, difference
-from vesselseg.evaluation.report import write_evaluation
 from vesselseg.evaluation.scores import Scored
 from vesselseg.evaluation.sources import FolderSource, ModelSource, PredictionSource, open_source
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.model_arguments import Loading
 from vesselseg.output_folder import whole_folder
+from vesselseg.reports.evaluation_report import write_evaluation
+from vesselseg.reports.panels import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, choose_cases, difference
 
 
 def _open(drawn: Drawn, folder: Path) -> PredictionSource:

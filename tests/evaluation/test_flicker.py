@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vesselseg.data.synthetic_cine import draw_cine
 from vesselseg.evaluation.flicker import flicker, image_change, mask_change
+from vesselseg.synthetic.cine import draw_cine
 
 
 def square(left: int) -> np.ndarray:

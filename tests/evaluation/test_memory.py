@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vesselseg.data.manifest import Record, read_manifest, write_manifest
+from vesselseg.dataset.manifest import Record, read_manifest, write_manifest
 from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.sources import open_source
 

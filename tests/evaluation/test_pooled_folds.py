@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.drawn_data import Drawn, call_tool
-from vesselseg.data.folds import make_folds
-from vesselseg.data.manifest import FOLDS, fingerprint, read_fold, read_manifest
+from vesselseg.dataset.manifest import FOLDS, fingerprint, read_fold, read_manifest
 from vesselseg.evaluation.comparison import compare, read_results
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Options, evaluate
@@ -19,6 +18,7 @@ from vesselseg.evaluation.pooled_folds import pool_folds
 from vesselseg.evaluation.results import write_json
 from vesselseg.evaluation.sources import FolderSource
 from vesselseg.inference.post_processing import PostProcessing
+from vesselseg.prepare.folds import make_folds
 
 COUNT = 3
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests import tiny
 from tests.evaluation.drawn_data import Drawn, call_tool
-from vesselseg.data.manifest import image_path
+from vesselseg.dataset.manifest import image_path
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.store_threshold import check_storable, store_threshold
 from vesselseg.export.convert import convert

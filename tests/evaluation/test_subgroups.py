@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.drawn_data import Drawn, call_tool
-from vesselseg.data.manifest import read_manifest
+from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Options, evaluate
 from vesselseg.evaluation.scores import Evaluation

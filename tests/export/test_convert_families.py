@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checkpoints.families import write_internlm2_base
-from tests.checkpoints.test_internlm2_tokenizer import ADDED, write_folder
+from tests.models.checkpoints.families import write_internlm2_base
+from tests.models.checkpoints.test_internlm2_tokenizer import ADDED, write_folder
 from tests.models.test_reference import TINY_TRUNK
 from tests.tiny import LORA, SAM2, model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.export.convert import convert

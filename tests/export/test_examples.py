@@ -18,15 +18,15 @@ from examples import hf_trainer
 from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.export.conftest import LOSS
 from tests.tiny import picture
-from vesselseg.data.augment import Augment
-from vesselseg.data.collate import collate
-from vesselseg.data.manifest import image_digests
-from vesselseg.engine.plan import TrainPlan
-from vesselseg.engine.sampler import StreamSampler
-from vesselseg.engine.settings import Schedule
-from vesselseg.engine.training_data import training_dataset
-from vesselseg.engine.training_model import TrainingModel
+from vesselseg.config.settings import Schedule
+from vesselseg.dataset.augment import Augment
+from vesselseg.dataset.collate import collate
+from vesselseg.dataset.manifest import image_digests
 from vesselseg.inference.load import load_predictor
+from vesselseg.training.plan import TrainPlan
+from vesselseg.training.sampler import StreamSampler
+from vesselseg.training.training_data import training_dataset
+from vesselseg.training.training_model import TrainingModel
 
 STEPS, BATCH = 12, 2
 

@@ -14,15 +14,15 @@ from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
 from tests.evaluation.drawn_data import Drawn
 from tests.export.conftest import LOSS
 from tests.tiny import LORA, picture
-from vesselseg.data.batch import Batch
-from vesselseg.data.collate import collate
-from vesselseg.engine.training_data import training_dataset
-from vesselseg.engine.training_model import TrainingModel
+from vesselseg.dataset.batch import Batch
+from vesselseg.dataset.collate import collate
 from vesselseg.export.convert import training_loss
-from vesselseg.inference.hf_loading import settle_device_map, shared_out
-from vesselseg.inference.hf_model import VesselSegModel
+from vesselseg.export.hf_loading import settle_device_map, shared_out
+from vesselseg.export.hf_model import VesselSegModel
 from vesselseg.inference.load import load_predictor
 from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable, trainable_state
+from vesselseg.training.training_data import training_dataset
+from vesselseg.training.training_model import TrainingModel
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from tests.evaluation.conftest import drawn  # noqa: F401, a fixture
 from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.tiny import model_arguments, save_checkpoint, shaken_model
-from vesselseg.data.manifest import fingerprint
+from vesselseg.dataset.manifest import fingerprint
 from vesselseg.errors import UserError
 from vesselseg.export.card_results import add_results
 from vesselseg.export.convert import convert

@@ -11,12 +11,12 @@ import pytest
 
 from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.tiny import model_arguments, save_checkpoint, shaken_model
-from vesselseg.data.folds import make_folds
-from vesselseg.data.manifest import FOLDS, image_digests, read_split
+from vesselseg.dataset.manifest import FOLDS, image_digests, read_split
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.pooled_folds import pool_folds
 from vesselseg.export.convert import convert
 from vesselseg.inference.load import load_predictor
+from vesselseg.prepare.folds import make_folds
 
 Score = Callable[[Path, Path], dict]
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from tests.evaluation.drawn_data import REPOSITORY, Drawn, call_tool
-from vesselseg.engine.plan import TrainPlan
-from vesselseg.engine.sampler import StreamSampler
-from vesselseg.engine.settings import Schedule
+from vesselseg.config.settings import Schedule
+from vesselseg.training.plan import TrainPlan
+from vesselseg.training.sampler import StreamSampler
 
 SCRIPT = REPOSITORY / "examples" / "hf_trainer.py"
 ITERATIONS, BATCH, ACCUMULATION, SEED = 11, 2, 2, 3  # 6 optimizer steps, of which the last averages one iteration

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.inference.predict_calls import NAMES
+from tests.predict.predict_calls import NAMES
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor

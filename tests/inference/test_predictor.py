@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.samples import SPECIMENS, batch_of, processor_of
 from tests.tiny import picture, shaken_model
-from vesselseg.data.image_views import logits_to_image
+from vesselseg.dataset.image_views import logits_to_image
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 
 IMAGES = [picture(number, width, height) for number, (width, height, _) in enumerate(SPECIMENS)]

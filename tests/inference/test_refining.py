@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.dicom_files import frames, write_dicom
-from tests.inference.predict_calls import call, entries, pixels
+from tests.imaging.dicom_files import frames, write_dicom
+from tests.predict.predict_calls import call, entries, pixels
 from tests.tiny import picture
 from vesselseg.errors import UserError
 from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.post_processing import PostProcessing, with_holes_filled, without_small_components
-from vesselseg.inference.predict_options import PredictOptions
 from vesselseg.inference.predictor import Predictor
+from vesselseg.predict.options import PredictOptions
 
 VESSEL = ["blood vessel"]
 STEPS = PostProcessing(min_component=30, fill_holes=20)

@@ -13,9 +13,9 @@ from torch import nn
 
 from tests.samples import losses_of, processor_of
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
-from vesselseg.data.batch import Example
-from vesselseg.data.collate import collate
-from vesselseg.data.prompts import ANSWER, question_for
+from vesselseg.dataset.batch import Example
+from vesselseg.dataset.collate import collate
+from vesselseg.dataset.prompts import ANSWER, question_for
 from vesselseg.errors import UserError
 from vesselseg.export.convert import convert
 from vesselseg.inference.free_decoding import decode_freely, question_ids

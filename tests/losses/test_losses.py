@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vesselseg.data.batch import Batch
+from vesselseg.dataset.batch import Batch
 from vesselseg.losses.masks import area_average, bce_per_object, dice_per_object
 from vesselseg.losses.total import TotalLoss
 

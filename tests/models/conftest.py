@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints.families import write_internlm2_base
+from tests.models.checkpoints.families import write_internlm2_base
 
 
 @pytest.fixture(scope="module", params=["qwen2", "internlm2"])

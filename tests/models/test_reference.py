@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from tests.tiny import TRUNK
-from vesselseg.data.image_views import logits_to_image
-from vesselseg.data.prompts import ANSWER
+from vesselseg.dataset.image_views import logits_to_image
+from vesselseg.dataset.prompts import ANSWER
 from vesselseg.inference.processor import Processor, processor_for
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tests.samples import SPECIMENS, batch_of, losses_of, processor_of
 from tests.tiny import shaken_model
-from vesselseg.data.batch import IGNORE_LABEL, Batch
+from vesselseg.dataset.batch import IGNORE_LABEL, Batch
 from vesselseg.models.lora import trainable_state
 from vesselseg.models.sa2va import Sa2VA
 

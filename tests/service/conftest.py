@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser
-from tests.data.dicom_files import write_dicom
+from tests.imaging.dicom_files import write_dicom
 from tests.samples import processor_of
 from tests.service.driven_page import HEIGHT, WIDTH, Page
 from tests.service.running import RunningService

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.dicom_files import frames, write_dicom
-from tests.inference.test_pictures import bar_of, write_video
+from tests.imaging.dicom_files import frames, write_dicom
+from tests.imaging.test_pictures import bar_of, write_video
 from tests.service.running import RunningService, assert_error, pixels_of, png
 from tests.tiny import picture
-from vesselseg.data.rasterise import rasterise
+from vesselseg.imaging.rasterise import rasterise
 from vesselseg.inference.predictor import Predictor
 
 PHRASES = ["blood vessel", "catheter"]

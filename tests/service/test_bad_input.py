@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.dicom_files import frames, write_dicom
-from tests.inference.test_pictures import huge_png
+from tests.imaging.dicom_files import frames, write_dicom
+from tests.imaging.test_pictures import huge_png
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
 

@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.inference.test_pictures import huge_png
+from tests.imaging.test_pictures import huge_png
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
-from vesselseg.data.prompts import question_for
+from vesselseg.dataset.prompts import question_for
 from vesselseg.errors import UserError
 from vesselseg.inference.predictor import Asked, Prediction
 from vesselseg.inference.prompted_predictor import PromptedPredictor

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.dicom_files import frames, write_dicom
-from tests.inference.test_pictures import write_video
+from tests.imaging.dicom_files import frames, write_dicom
+from tests.imaging.test_pictures import write_video
 from tests.labelme_files import run
 from tests.service.driven_page import Page
 from tests.service.running import RunningService, assert_error, pixels_of, png
 from tests.tiny import picture
-from vesselseg.data.manifest import read_manifest
-from vesselseg.data.rasterise import record_masks
-from vesselseg.data.rgb import as_rgb
+from vesselseg.dataset.manifest import read_manifest
+from vesselseg.dataset.record_masks import record_masks
+from vesselseg.imaging.rgb import as_rgb
 
 
 def clip(path: Path) -> None:

@@ -31,8 +31,8 @@ from tests.service.driven_page import (
     probabilities,
     steps,
 )
-from vesselseg.data.manifest import read_manifest
-from vesselseg.data.rasterise import record_masks
+from vesselseg.dataset.manifest import read_manifest
+from vesselseg.dataset.record_masks import record_masks
 from vesselseg.inference.predictor import Predictor
 
 HALF_STEP = 1 / 510

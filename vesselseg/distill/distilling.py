@@ -6,19 +6,18 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from vesselseg.data.manifest import Record, fingerprint, image_digests, image_path
-from vesselseg.data.read_image import read_image
+from vesselseg.dataset.manifest import Record, fingerprint, image_digests, image_path
 from vesselseg.distill import graphs
-from vesselseg.distill.folder import FormCheck, check_forms, small_model, write_graphs, write_model
+from vesselseg.distill.distillation import Distillation
+from vesselseg.distill.folder import check_forms, small_model, write_graphs, write_model
 from vesselseg.distill.learning import Candidate, Teaching, candidates
-from vesselseg.distill.measuring import Bench, Figures, compared, objections, paired, scatter, winner
+from vesselseg.distill.measuring import Bench, Figures, compared, paired, scatter, winner
 from vesselseg.distill.report import write_card, write_report
 from vesselseg.distill.teaching import (
     CHOOSING,
@@ -29,18 +28,17 @@ from vesselseg.distill.teaching import (
     usual_phrase,
 )
 from vesselseg.errors import UserError
-from vesselseg.evaluation.comparison import Metric
 from vesselseg.evaluation.evaluator import Track, silent
-from vesselseg.evaluation.results import versions
 from vesselseg.evaluation.scores import Scored
+from vesselseg.imaging.read_image import read_image
 from vesselseg.inference.model_files import weights_digest
-from vesselseg.inference.predict_options import clean_phrases
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import PromptedSAM2, place
 from vesselseg.output_folder import whole_folder
+from vesselseg.predict.options import clean_phrases
 
 _log = logging.getLogger(__name__)
 
@@ -56,68 +54,6 @@ class DistillOptions:
     minutes: float = 5.0
     batch: int = 4
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What came out. figures: of the candidates, in their order; small: of the winner in float32 as it is exported;
-    forms: of the exported files that were scored. metrics: small minus big. scored: (small, big) item by item.
-    images: of the training and the validation split; masks_of: of them, those whose masks the tuned ones learnt from.
-    """
-
-    model: str
-    weights: str | None
-    data: Path
-    data_fingerprint: str
-    phrases: tuple[str, ...]
-    images: tuple[int, int]
-    masks_of: tuple[int, int]
-    teacher: Figures
-    figures: tuple[Figures, ...]
-    candidates: tuple[Candidate, ...]
-    chosen: int
-    int8: Figures
-    checks: tuple[FormCheck, ...]
-    metrics: tuple[Metric, ...]
-    scored: tuple[list[Scored], list[Scored]]
-    varying: float
-    seed: int
-
-    @property
-    def objections(self) -> tuple[str, ...]:
-        """Why it should not be used, in sentences."""
-        constant = self.candidates[self.chosen].constant
-        return tuple(objections(self.small, self.int8, self.metrics, self.varying, self.images, constant))
-
-    @property
-    def small(self) -> Figures:
-        """The winner's figures."""
-        return self.figures[self.chosen]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        courses = [
-            {"name": one.name, "seconds": round(one.seconds, 1), "ended_by": one.ended_by, "losses": list(one.course)}
-            for one in self.candidates
-        ]
-        return {
-            "model": {"path": self.model, "weights": self.weights},
-            "data": {"folder": str(self.data), "fingerprint": self.data_fingerprint},
-            "phrases": list(self.phrases),
-            "images": {TRAINING: self.images[0], CHOOSING: self.images[1]},
-            "images_whose_masks_were_learnt": {TRAINING: self.masks_of[0], CHOOSING: self.masks_of[1]},
-            "should_not_be_used": list(self.objections),
-            "teacher": self.teacher.to_dict(),
-            "candidates": [one.to_dict() for one in self.figures],
-            "chosen": self.small.name,
-            "int8": self.int8.to_dict(),
-            "forms": [asdict(one) for one in self.checks],
-            "metrics": [asdict(one) for one in self.metrics],
-            "vectors_scatter": self.varying,
-            "training": courses,
-            "seed": self.seed,
-            "versions": versions(),
-        }
 
 
 def distill(

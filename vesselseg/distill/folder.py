@@ -23,7 +23,7 @@ from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import PromptedSAM2, PromptHead, build_prompted, published_names
 from vesselseg.models.sam2_grounding import SAM2Grounding
 
-ENTRY = "vesselseg.inference.hf_prompted_model"
+ENTRY = "vesselseg.export.hf_prompted_model"
 AUTO_MAP = {
     "AutoConfig": "prompted_config.PromptedSAM2Config",
     "AutoModel": "hf_prompted_model.VesselSegSAM2Model",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vesselseg.data.manifest import Record
+from vesselseg.dataset.manifest import Record
 from vesselseg.distill.teaching import CHOOSING, Lesson
 from vesselseg.evaluation.comparison import Metric, measure
 from vesselseg.evaluation.evaluator import Track

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vesselseg.data.manifest import image_path
-from vesselseg.data.read_image import read_image
+from vesselseg.dataset.manifest import image_path
 from vesselseg.distill import graphs
+from vesselseg.distill.distillation import Distillation
 from vesselseg.distill.measuring import SIMPLER_WITHIN, TOLERATED, Bench, Figures
 from vesselseg.distill.teaching import FEATURE_BYTES
 from vesselseg.evaluation.metrics import METRIC_TABLE
-from vesselseg.evaluation.panels import choose_cases, difference, overlay
 from vesselseg.evaluation.score_split import phrase_truths
 from vesselseg.evaluation.scores import Scored
-from vesselseg.html import jpeg_data_uri, render
+from vesselseg.imaging.read_image import read_image
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
-
-if TYPE_CHECKING:
-    from vesselseg.distill.distilling import Distillation
+from vesselseg.reports.html import jpeg_data_uri, render
+from vesselseg.reports.panels import choose_cases, difference, overlay
 
 REPORT_FILE = "report.html"
 _LARGEST = 512  # side of a panel's pictures in the page

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.manifest import Record, image_path, read_split
-from vesselseg.data.prompts import question_for
-from vesselseg.data.read_image import read_image
+from vesselseg.dataset.manifest import Record, image_path, read_split
+from vesselseg.dataset.prompts import question_for
 from vesselseg.errors import UserError
 from vesselseg.evaluation.score_split import phrase_truths
+from vesselseg.imaging.read_image import read_image
 from vesselseg.inference.predictor import Predictor
 from vesselseg.losses.masks import area_average
 from vesselseg.models.prompted_sam2 import pool_features

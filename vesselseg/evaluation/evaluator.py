@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vesselseg.data.manifest import Record, fingerprint, image_path, read_manifest, read_split
-from vesselseg.data.rgb import as_rgb
+from vesselseg.dataset.manifest import Record, fingerprint, image_path, read_manifest, read_split
+from vesselseg.evaluation.ablations import switch_effects, switch_variants
 from vesselseg.evaluation.calibration import calibrated
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRIC_TABLE, METRICS
@@ -36,7 +36,6 @@ from vesselseg.evaluation.seen_images import seen_in_training, training_alarm
 from vesselseg.evaluation.sources import PredictionSource
 from vesselseg.evaluation.subgroups import read_subgroups
 from vesselseg.evaluation.summaries import group_means, summarise_groups, summarise_items
-from vesselseg.evaluation.switches import switch_effects, switch_variants
 from vesselseg.evaluation.threshold import (
     COUNTED,
     GRID,
@@ -48,6 +47,7 @@ from vesselseg.evaluation.threshold import (
     dice_iou_curves,
     metric_threshold,
 )
+from vesselseg.imaging.rgb import as_rgb
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
 

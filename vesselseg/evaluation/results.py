@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vesselseg.data.manifest import read_fold
+from vesselseg.dataset.manifest import read_fold
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
 from vesselseg.evaluation.scores import Curve, Evaluation, Scored
 from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vesselseg.data.manifest import Record, image_path
-from vesselseg.data.rasterise import record_masks
+from vesselseg.dataset.manifest import Record, image_path
+from vesselseg.dataset.record_masks import record_masks
 from vesselseg.evaluation.calibration import LogitHistogram
 from vesselseg.evaluation.metrics import METRICS, image_metrics
 from vesselseg.evaluation.scores import Scored

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vesselseg.data.manifest import Record, image_digests
+from vesselseg.dataset.manifest import Record, image_digests
 
 _NAMED = 3
 

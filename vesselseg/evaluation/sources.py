@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vesselseg.data.manifest import Record
+from vesselseg.dataset.manifest import Record
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_folder import PredictionFolder
 from vesselseg.inference.model_arguments import AS_IT_IS, Loading

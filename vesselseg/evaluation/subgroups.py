@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vesselseg.data.manifest import Record
+from vesselseg.dataset.manifest import Record
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.scores import Scored, Subgroup
 from vesselseg.evaluation.summaries import summarise_items

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from vesselseg.data.manifest import dataset_home, image_path, read_split
+from vesselseg.dataset.manifest import dataset_home, image_path, read_split
 from vesselseg.errors import UserError
 
 
@@ -32,7 +32,7 @@ def find_check_images(checkpoint: dict[str, Any], config: Path | None, folder: P
 
 def _data_root(checkpoint: dict[str, Any], config: Path | None) -> Path:
     if config is not None:
-        from vesselseg.config import load_config  # mmengine is needed only where a config is read
+        from vesselseg.config.load import load_config  # mmengine is needed only where a config is read
 
         root = load_config(config).get("data_root")
     else:

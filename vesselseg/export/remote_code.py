@@ -1,6 +1,6 @@
 """The model code that an exported folder carries: the package's own files, flattened.
 
-transformers loads the code of a folder from files beside each other. Every file that `inference/hf_model.py` reaches
+transformers loads the code of a folder from files beside each other. Every file that `export/hf_model.py` reaches
 through imports, also those inside functions, is copied, and `from vesselseg.room.file import x` becomes
 `from .file import x`: there is no second copy of the model to keep alike.
 """
@@ -11,7 +11,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-ENTRY = "vesselseg.inference.hf_model"
+ENTRY = "vesselseg.export.hf_model"
 AUTO_MAP = {"AutoConfig": "sa2va_config.Sa2VAConfig", "AutoModel": "hf_model.VesselSegModel"}
 
 _IMPORT = re.compile(r"^(?P<indent> *)from (?P<module>vesselseg(?:\.\w+)+) import", re.MULTILINE)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.rgb import as_rgb
 from vesselseg.errors import UserError
+from vesselseg.imaging.rgb import as_rgb
 from vesselseg.inference.predictor import Batch, Prediction, Predictor, Prepared, check_threshold
 from vesselseg.inference.threads import one_ahead
 from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single

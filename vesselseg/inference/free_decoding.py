@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vesselseg.data.batch import IGNORE_LABEL
-from vesselseg.data.tokens import ConversationTokens
+from vesselseg.dataset.batch import IGNORE_LABEL
+from vesselseg.dataset.tokens import ConversationTokens
 from vesselseg.models.sa2va import Sa2VA
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vesselseg.cli import positive
 from vesselseg.errors import UserError
 from vesselseg.inference.flips import FLIPS
+from vesselseg.run_tool import positive
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong arguments are answered without it
     from vesselseg.inference.predictor import Predictor

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.image_views import ImageViews, logits_to_image, normalise_pixels
-from vesselseg.data.prompts import clean_phrase, question_for
-from vesselseg.data.rgb import as_rgb
+from vesselseg.dataset.image_views import ImageViews, logits_to_image, normalise_pixels
+from vesselseg.dataset.prompts import clean_phrase, question_for
+from vesselseg.imaging.rgb import as_rgb
 from vesselseg.inference.flips import mean_over_flips, mirrored
 from vesselseg.inference.threads import one_ahead, side_by_side
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from vesselseg.data.image_views import ImageViews
-from vesselseg.data.prompts import chat_template
-from vesselseg.data.tokens import ConversationTokens
+from vesselseg.dataset.image_views import ImageViews
+from vesselseg.dataset.prompts import chat_template
+from vesselseg.dataset.tokens import ConversationTokens
 from vesselseg.models.sa2va_config import Sa2VAConfig
 
 MAX_LENGTH = 8192  # tokens of one conversation; twelve tiles and a thumbnail take 3,328

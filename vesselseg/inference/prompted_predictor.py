@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.image_views import ImageViews
-from vesselseg.data.prompts import QUESTIONS, clean_phrase, question_for
+from vesselseg.dataset.image_views import ImageViews
+from vesselseg.dataset.prompts import QUESTIONS, clean_phrase, question_for
 from vesselseg.errors import UserError, WeightsError
 from vesselseg.inference.predictor import Answer, Predictor, Prepared
 from vesselseg.models.checkpoints.load import load_weights

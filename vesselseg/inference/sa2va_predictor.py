@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vesselseg.data.prompts import ANSWER
-from vesselseg.data.rgb import as_rgb
+from vesselseg.dataset.prompts import ANSWER
+from vesselseg.imaging.rgb import as_rgb
 from vesselseg.inference.free_decoding import decode_freely, question_ids
 from vesselseg.inference.predictor import Answer, Predictor, Prepared
 from vesselseg.inference.processor import Processor

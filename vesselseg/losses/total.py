@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vesselseg.data.batch import Batch
+from vesselseg.dataset.batch import Batch
 from vesselseg.losses.masks import area_average, bce_per_object, dice_per_object
 from vesselseg.losses.vessels import boundary_bce_per_object, focal_tversky_per_object, soft_cldice_per_object
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vesselseg.data.batch import IGNORE_LABEL
+from vesselseg.dataset.batch import IGNORE_LABEL
 
 _ON_HOST = ("lengths", "branches", "host_text_ids")
 

@@ -11,7 +11,7 @@ from torch.profiler import record_function
 from transformers import PreTrainedModel
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
-from vesselseg.data.batch import Batch, EncodedViews
+from vesselseg.dataset.batch import Batch, EncodedViews
 from vesselseg.models.encoding import trains
 from vesselseg.models.internvl import TileProjector, encode_patches
 from vesselseg.models.new_tokens import NewTokens

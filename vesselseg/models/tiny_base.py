@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2TokenizerFast
 
-from vesselseg.data.prompts import ANSWER, QUESTIONS
+from vesselseg.dataset.prompts import ANSWER, QUESTIONS
 from vesselseg.models.checkpoints.published_layout import from_ours
 from vesselseg.models.internvl import TileProjector, build_language_model, build_vision_tower
 from vesselseg.models.sa2va_config import IMAGE_TOKENS, Sa2VAConfig

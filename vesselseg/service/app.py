@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from vesselseg import __version__
-from vesselseg.html import page_file, render
 from vesselseg.inference.predictor import Predictor
+from vesselseg.reports.html import page_file, render
 from vesselseg.service.errors import ServiceError, error_response
 from vesselseg.service.guard import Guard, Running
 from vesselseg.service.labelme import labelme_file
@@ -34,6 +34,7 @@ from vesselseg.service.service import Service
 from vesselseg.service.settings import ServiceSettings
 from vesselseg.service.uploads import schema_of
 
+_PAGE = Path(__file__).resolve().parent / "page"
 _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 _STATIC = re.compile(r"palette\.css|browse_(stage|panels)\.js|service(_[a-z]+)*\.(css|js)")
 _WORDS = {
@@ -121,12 +122,12 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(render("service.html.j2", version=__version__))
+        return HTMLResponse(render("service.html.j2", _PAGE, version=__version__))
 
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
         try:
-            content = page_file(name) if _STATIC.fullmatch(name) else None
+            content = page_file(name, _PAGE) if _STATIC.fullmatch(name) else None
         except FileNotFoundError:
             content = None
         if content is None:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from vesselseg.cli import describe_os_error
-from vesselseg.errors import UserError
+from vesselseg.errors import UserError, describe_os_error
 from vesselseg.inference.predictor import Prediction
-from vesselseg.inference.result_files import ResultWriter, describe_objects
 from vesselseg.output_folder import temporary_folder
+from vesselseg.predict.result_files import ResultWriter, describe_objects
 from vesselseg.service.errors import ServiceError
 from vesselseg.service.uploads import Upload
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vesselseg.data.source_images import DAMAGED
+from vesselseg.imaging.decode import DAMAGED
 from vesselseg.inference.predictor import Prediction
-from vesselseg.inference.result_files import labelme_content
+from vesselseg.predict.result_files import prediction_labels
 from vesselseg.service.errors import ServiceError
 from vesselseg.service.model_queue import LARGEST_REQUEST
 from vesselseg.service.schemas import LabelMeRequest
@@ -46,7 +46,7 @@ def labelme_file(asked: LabelMeRequest) -> dict[str, Any]:
     edges = sum(int(np.count_nonzero(np.diff(stacked, axis=axis))) for axis in (1, 2))
     if edges > _MOST_EDGES:
         raise ServiceError(413, "too_rough", f"the masks are noise: {edges:,} edges; expected at most {_MOST_EDGES:,}")
-    content = labelme_content(Prediction(stacked.astype(np.float32), stacked, phrases, 0.5), base_name(asked.name))
+    content = prediction_labels(Prediction(stacked.astype(np.float32), stacked, phrases, 0.5), base_name(asked.name))
     return {**content, "imageData": asked.picture_png}
 
 

@@ -13,8 +13,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from vesselseg.cli import describe_os_error
-from vesselseg.errors import UserError
+from vesselseg.errors import UserError, describe_os_error
 from vesselseg.service.service import Service
 from vesselseg.service.settings import ServiceSettings
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vesselseg.data.prompts import DEFAULT_PHRASE
+from vesselseg.dataset.prompts import DEFAULT_PHRASE
 from vesselseg.service.settings import MOST_PHRASES
 
 Base64Png = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})]

@@ -18,8 +18,8 @@ from PIL import Image
 from starlette.requests import Request
 
 from vesselseg import __version__
+from vesselseg.imaging.pictures import UnreadablePicture, read_pictures
 from vesselseg.inference.out_of_memory import is_out_of_memory
-from vesselseg.inference.pictures import UnreadablePicture, read_pictures
 from vesselseg.inference.predictor import Prediction, Predictor
 from vesselseg.service.errors import ClientGone, ServiceError, busy
 from vesselseg.service.guard import Running

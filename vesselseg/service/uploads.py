@@ -11,7 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from vesselseg.data.prompts import clean_phrase
+from vesselseg.dataset.prompts import clean_phrase
 from vesselseg.service.errors import ServiceError
 from vesselseg.service.schemas import PredictForm
 from vesselseg.service.settings import MOST_PHRASES

@@ -1,6 +1,6 @@
 """A dataset folder made by tools/prepare_data.py; data_root is the one place that names it."""
 
-from vesselseg.engine.training_data import training_dataset
+from vesselseg.training.training_data import training_dataset
 
 data_root = "data/angiograms"
 train_dataset = dict(

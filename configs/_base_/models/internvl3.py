@@ -1,6 +1,6 @@
 """InternVL3 with SAM2-L; a leaf sets model.sa2va.base. Weights are looked for below the folder weights/."""
 
-from vesselseg.engine.training_model import TrainingModel
+from vesselseg.training.training_model import TrainingModel
 
 model = dict(
     type=TrainingModel,

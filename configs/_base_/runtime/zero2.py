@@ -3,7 +3,7 @@
 DeepSpeed's default buckets of 5e8 elements take 2 GiB; what trains here fits buckets of 2e7.
 """
 
-from vesselseg.engine.strategy import VesselStrategy
+from vesselseg.training.strategy import VesselStrategy
 
 strategy = dict(
     type=VesselStrategy,

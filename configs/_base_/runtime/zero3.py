@@ -4,7 +4,7 @@ Each decoder layer is gathered as a whole; the bucket of what is fetched ahead h
 parameters), so that a layer travels while the one before it computes.
 """
 
-from vesselseg.engine.strategy import VesselStrategy
+from vesselseg.training.strategy import VesselStrategy
 
 strategy = dict(
     type=VesselStrategy,

@@ -1,0 +1,59 @@
+"""Nothing that a library warns of or logs reaches the user: it quotes headers."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+
+from tests.imaging.dicom_files import frames, write_dicom
+from vesselseg.imaging import dicom as dicom_module
+from vesselseg.imaging.warning_filters import without_warnings
+
+
+def test_pydicom_warns_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    write_dicom(tmp_path / "a.dcm", frames(), PatientBirthDate="", PixelSpacing=[0.1, 0.1])
+    content = (tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "a.dcm").write_bytes(content.replace(b"0.1\\0.1", b"abc\\0.1"))
+    assert dicom_module.read_frame(tmp_path / "a.dcm").spacing is None
+    assert not recwarn.list
+
+
+def test_nothing_of_a_header_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """pydicom logs what it warns of, and the service writes a log."""
+    with pytest.warns(UserWarning, match="'doe'"):
+        write_dicom(tmp_path / "a.dcm", frames(), SeriesInstanceUID="doe")
+    with pytest.warns(UserWarning, match="'doe'"):
+        assert dcmread(tmp_path / "a.dcm").SeriesInstanceUID == "doe"
+    place = dicom_module.read_series_place(tmp_path / "a.dcm")
+    assert place is not None and place.series == "doe" and not caplog.records
+
+
+def test_warnings_stay_away_until_the_last_thread_is_done(recwarn: pytest.WarningsRecorder) -> None:
+    """One that began first and ends first; then they are shown again."""
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    shown, hidden = list(warnings.filters), list[Any]()
+
+    def first() -> None:
+        with without_warnings():
+            first_is_in.set()
+            assert second_is_in.wait(60)
+        first_is_out.set()
+
+    def second() -> None:
+        assert first_is_in.wait(60)
+        with without_warnings():
+            second_is_in.set()
+            assert first_is_out.wait(60)
+            warnings.warn("quoted", stacklevel=1)
+            hidden.append(list(warnings.filters) != shown)
+
+    with ThreadPoolExecutor(2) as pool:
+        for work in [pool.submit(first), pool.submit(second)]:
+            work.result()
+    assert hidden == [True] and not recwarn.list and list(warnings.filters) == shown

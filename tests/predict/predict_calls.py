@@ -1,0 +1,70 @@
+"""Calls of tools/predict.py inside this process, and what tests read of its output."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.evaluation.drawn_data import call_tool
+from vesselseg.predict.result_folder import Entry, ResultFolder
+
+ALL = "masks,probs,overlay,labelme,coco"
+NAMES = ("frame 1.png", "x.jpg", "x.PNG", "patient ä/造影 01.TIF", "patient ä/x.tif", "二/x.tif")
+
+
+def call(model: Path, source: Path, out: Path, *arguments: object) -> int:
+    return call_tool("predict.py", model, source, "--out", out, "--device", "cpu", *arguments)
+
+
+def forked(
+    model: Path, source: Path, out: Path, *arguments: object, ends_at: int = 0, **environment: str
+) -> ForkProcess:
+    """The same in a process of its own, which is killed; a fork, since imports take most of a start.
+
+    ends_at: it kills itself when it has noted down so many files, which no waiting from outside could time.
+    """
+
+    def work() -> None:
+        torch.set_num_threads(1)  # those of before the fork are not there
+        os.environ.update(environment)
+        if ends_at:
+            _end_at(ends_at)
+        os._exit(call(model, source, out, *arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def _end_at(files: int) -> None:
+    add, noted = ResultFolder.add, list[str]()
+
+    def counted(self: ResultFolder, entry: Entry) -> None:
+        add(self, entry)
+        noted.append(entry["file"])
+        if len(noted) == files:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ResultFolder.add = counted  # type: ignore[method-assign]
+
+
+def summary(out: Path) -> dict[str, Any]:
+    return json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+
+
+def entries(out: Path) -> dict[str, dict[str, Any]]:
+    return {entry["file"]: entry for entry in summary(out)["files"]}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)

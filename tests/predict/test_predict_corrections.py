@@ -1,0 +1,270 @@
+"""LabelMe files that people have edited: no later call of tools/predict.py writes over them or deletes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed import TCPStore
+
+from tests.evaluation.drawn_data import call_tool
+from tests.imaging.dicom_files import frames, write_dicom
+from tests.labelme_files import run as prepare_labels
+from tests.predict.predict_calls import call, entries, forked
+from tests.tiny import picture
+from vesselseg.dataset.manifest import read_manifest
+from vesselseg.inference.predictor import Predictor
+from vesselseg.predict.result_files import ResultWriter
+
+LABELS = "labelme,overlay"
+
+
+def edit(path: Path) -> bytes:
+    """As LabelMe saves it: everything that it knows is kept, and one shape is drawn by hand."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    phrase = content["vesselseg"]["phrases"][0]
+    shape = {"label": phrase, "points": [[1, 1], [20, 1], [20, 20]], "shape_type": "polygon", "group_id": None}
+    path.write_text(json.dumps({**content, "shapes": [shape], "imageData": None}), encoding="utf-8")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, name in enumerate(("one", "two", "three")):
+        picture(number).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def corrected(model: Path, middle: float, source: Path, tmp_path: Path) -> tuple[Path, bytes]:
+    """A folder of results, and what a person made of its one.json."""
+    assert call(model, source, tmp_path / "out", "--save", LABELS, "--threshold", middle) == 0
+    return tmp_path / "out", edit(tmp_path / "out/labelme/one.json")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ["--save", "labelme,overlay,masks"],
+        ["--save", LABELS, "--threshold", "0.45"],
+        ["--save", LABELS, "--tta", "flips"],
+        ["--save", LABELS, "--phrase", "catheter"],
+    ],
+)
+def test_a_changed_call_writes_over_none(
+    changed: list[str],
+    model: Path,
+    source: Path,
+    corrected: tuple[Path, bytes],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, mine = corrected
+    others = (out / "overlays/one.png").stat().st_mtime_ns
+    capsys.readouterr()
+    assert call(model, source, out, *changed) == 0
+    told = capsys.readouterr().out
+    assert "were edited: 1 (labelme/one.json)" in told and "delete or move them" in told
+    assert (out / "labelme/one.json").read_bytes() == mine and (out / "overlays/one.png").stat().st_mtime_ns > others
+    assert call(model, source, out, *changed) == 0
+    told = capsys.readouterr().out
+    assert "0 predicted, 3 finished before" in told and "edited" not in told, "it is said once"
+    (out / "labelme/one.json").unlink()
+    assert call(model, source, out, *changed) == 0
+    assert "1 predicted, 2 finished before" in capsys.readouterr().out
+    assert len(json.loads((out / "labelme/one.json").read_text())["shapes"]) != 1, "the model's came back"
+
+
+def test_no_call_deletes_one(
+    model: Path, source: Path, corrected: tuple[Path, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, mine = corrected
+    (source / "one.png").write_bytes(b"broken")
+    assert call(model, source, out, "--save", LABELS) == 1
+    assert "were edited: 1 (labelme/one.json)" in capsys.readouterr().out and "error" in entries(out)["one.png"]
+    assert call(model, source, out, "--save", "masks") == 1
+    assert [path.read_bytes() for path in (out / "labelme").rglob("*")] == [mine]
+    picture(0).save(source / "one.png")
+    assert call(model, source, out, "--save", LABELS) == 0
+    assert "were edited: 1 (labelme/one.json)" in capsys.readouterr().out
+    edit(out / "labelme/two.json")
+    assert call(model, source, out, "--save", "masks") == 0
+    told = capsys.readouterr().out
+    assert "were edited: 2 (labelme/one.json, labelme/two.json)" in told and "delete or move" not in told
+    assert sorted(path.name for path in (out / "labelme").iterdir()) == ["one.json", "two.json"]
+    assert (out / "labelme/one.json").read_bytes() == mine
+
+
+def test_a_result_that_cannot_be_written_takes_none_with_it(
+    model: Path, source: Path, corrected: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, mine = corrected
+    label_file = ResultWriter._label_file
+
+    def failing(*arguments: Any) -> Any:
+        yield from label_file(*arguments)
+        raise MemoryError
+
+    monkeypatch.setattr(ResultWriter, "_label_file", failing)
+    assert call(model, source, out, "--save", "labelme,masks") == 1
+    assert [path.read_bytes() for path in (out / "labelme").iterdir()] == [mine]
+    assert not list(out.glob("masks/*.png"))
+
+
+def forget(out: Path) -> None:
+    """As a folder of a version that kept no record."""
+    state = out / "predictions.jsonl"
+    lines = [line for line in state.read_text(encoding="utf-8").split("\n") if '"labelme": "' not in line]
+    state.write_text("\n".join(lines).replace('"format": 5', '"format": 4'), encoding="utf-8")
+    for path in (out / "labelme").glob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content.pop("vesselseg", None)
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_without_a_record_what_differs_is_somebodys(
+    model: Path, middle: float, source: Path, corrected: tuple[Path, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = corrected
+    forget(out)
+    mine = (out / "labelme/one.json").read_bytes()
+    assert call(model, source, out, "--save", LABELS, "--threshold", middle) == 0
+    told = capsys.readouterr().out
+    assert "3 predicted" in told and "were edited: 1 (labelme/one.json)" in told
+    assert (out / "labelme/one.json").read_bytes() == mine
+    assert "vesselseg" in json.loads((out / "labelme/two.json").read_text())
+    forget(out)
+    assert call(model, source, out, "--save", "masks") == 0
+    assert "were edited: 3 (" in capsys.readouterr().out and len(list((out / "labelme").iterdir())) == 3
+
+
+def test_what_a_killed_run_wrote_is_nobodys(
+    model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that were written when no line said yet that their pictures are done: records come first."""
+    out, state = tmp_path / "out", tmp_path / "out/predictions.jsonl"
+    assert call(model, source, out, "--save", "labelme") == 0
+    lines = [json.loads(line) for line in state.read_text(encoding="utf-8").splitlines()]
+    records = [line for line in lines if "outputs" not in line]
+    assert sorted(record["labelme"] for record in records) == [f"labelme/{n}.json" for n in ("one", "three", "two")]
+    state.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    assert call(model, source, out, "--save", "labelme", "--phrase", "catheter") == 0
+    assert "edited" not in capsys.readouterr().out
+    for path in (out / "labelme").iterdir():
+        assert json.loads(path.read_text())["vesselseg"] == {"phrases": ["catheter"]}
+
+
+def test_a_file_is_recorded_before_it_is_written(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, state = ResultWriter._file, tmp_path / "out/predictions.jsonl"
+    recorded: list[bool] = []
+
+    def noted(self: ResultWriter, name: str, content: bytes) -> str:
+        recorded.append(f'"labelme": "{name}"' in state.read_text(encoding="utf-8"))
+        return write(self, name, content)
+
+    monkeypatch.setattr(ResultWriter, "_file", noted)
+    assert call(model, source, tmp_path / "out", "--save", "labelme") == 0 and recorded == [True] * 3
+
+
+def test_a_frame_stays_with_its_picture(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in/run.dcm", tmp_path / "out"
+    write_dicom(source, frames(3, seed=1))
+    assert call(model, source, out, "--save", "labelme") == 0
+    labels = out / "labelme/run"
+    mine, shown = edit(labels / "00001.json"), (labels / "00001.png").read_bytes()
+    for changed, status in ((frames(3, seed=2), 0), (None, 1)):
+        source.unlink()
+        if changed is None:
+            source.write_bytes(b"broken")
+        else:
+            write_dicom(source, changed)
+        assert call(model, source, out, "--save", "labelme") == status
+        assert "were edited: 1 (labelme/run/00001.json)" in capsys.readouterr().out
+        assert (labels / "00001.json").read_bytes() == mine and (labels / "00001.png").read_bytes() == shown
+    assert sorted(path.name for path in labels.iterdir()) == ["00001.json", "00001.png"]
+
+
+def test_a_clip_that_breaks_halfway_takes_none_with_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in/run.dcm", tmp_path / "out"
+    write_dicom(source, frames(4, seed=1))
+    assert call(model, source, out, "--save", "labelme") == 0
+    mine = edit(out / "labelme/run/00000.json")
+
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Predictor, "at_size", full)
+    assert call(model, source, out, "--save", "labelme,masks") == 1
+    assert (out / "labelme/run/00000.json").read_bytes() == mine
+    assert sorted(path.name for path in (out / "labelme/run").iterdir()) == ["00000.json", "00000.png"]
+
+
+def test_several_processes_keep_them(model: Path, middle: float, source: Path, corrected: tuple[Path, bytes]) -> None:
+    """Each its own, told by the first one."""
+    out, _ = corrected
+    mine = {name: edit(out / f"labelme/{name}.json") for name in ("one", "two", "three")}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    asked = ["--save", "labelme,masks", "--threshold", middle]
+    ranks = [forked(model, source, out, *asked, ends_at=0, **place, RANK=str(rank)) for rank in (0, 1)]
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+    assert {name: (out / f"labelme/{name}.json").read_bytes() for name in mine} == mine
+    assert len(list((out / "masks").iterdir())) == 3
+
+
+def test_corrections_and_phrases_become_training_data(model: Path, middle: float, source: Path, tmp_path: Path) -> None:
+    """No option is needed; --text and --labels decide as for any other labels."""
+    out, asked = tmp_path / "out", ["--phrase", "catheter", "--phrase", "left  main"]
+    assert call(model, source, out, "--save", "labelme", "--threshold", middle, *asked) == 0
+    edit(out / "labelme/one.json")
+    content = json.loads((out / "labelme/two.json").read_text())
+    (out / "labelme/two.json").write_text(json.dumps({**content, "shapes": []}))
+    report = prepare_labels(out / "labelme", tmp_path / "data")
+    assert {finding["code"] for finding in report["findings"]} <= {"empty_split"}
+    records = {record.image: record for record in read_manifest(tmp_path / "data")}
+    assert records["one.png"].phrases == ("catheter",)
+    assert records["two.png"].phrases == ("catheter", "left main") and not any(records["two.png"].regions)
+    assert set(records["three.png"].phrases) == {"catheter", "left main"}
+    assert {(row["label"], row["phrase"]) for row in report["labels"]} == {
+        ("catheter", "catheter"),
+        ("left main", "left main"),
+    }
+    for name, options in (("text", {"text": "artery"}), ("map", {"labels": {"catheter": "artery", "left main": None}})):
+        prepare_labels(out / "labelme", tmp_path / name, **options)
+        phrases = {record.image: record.phrases for record in read_manifest(tmp_path / name)}
+        assert phrases["one.png"] == phrases["three.png"] == ("artery",)
+
+
+def test_a_label_typed_by_hand_is_told(model: Path, middle: float, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call(model, source, out, "--save", "labelme", "--threshold", middle) == 0
+    content = json.loads((out / "labelme/one.json").read_text())
+    shapes = [{**content["shapes"][0], "label": "vessel"}, *content["shapes"][1:]]
+    (out / "labelme/one.json").write_text(json.dumps({**content, "shapes": shapes}))
+    report = prepare_labels(out / "labelme", tmp_path / "data")
+    [finding] = [finding for finding in report["findings"] if finding["code"] != "empty_split"]
+    assert finding["file"] == "one.json" and finding["code"] == "other_phrase" and "'vessel'" in finding["reason"]
+
+
+def test_what_preparing_tells_of_phrases(
+    model: Path, middle: float, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, asked = tmp_path / "out", ["--phrase", "catheter", "--phrase", "blood vessel"]
+    assert call(model, source, out, "--save", "labelme", "--threshold", middle, *asked) == 0
+    assert call_tool("prepare_data.py", out / "labelme", "--out", tmp_path / "data", "--quiet") == 0
+    told = capsys.readouterr().out
+    assert "labels that are phrases, as tools/predict.py was asked for them: blood vessel, catheter" in told
+    assert "read as" not in told
+    assert call_tool("prepare_data.py", out / "labelme", "--out", tmp_path / "one", "--text", "artery", "--quiet") == 0
+    told = capsys.readouterr().out
+    assert "labels: all 2 read as 'artery'; --labels tells them apart" in told and "that are phrases" not in told

@@ -1,0 +1,1 @@
+"""What models are compared with: a Frangi filter, a U-Net, and anyone's masks."""

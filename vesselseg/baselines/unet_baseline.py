@@ -1,0 +1,47 @@
+"""The U-Net baseline on a dataset folder: trained on the training split, written as a folder that can be evaluated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from vesselseg.baselines.folder import Pictures, check_splits, write_predictions, write_settings
+from vesselseg.baselines.unet import AUGMENT, TrainedUNet, UNetOptions, train_unet
+from vesselseg.dataset.manifest import read_split
+from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
+from vesselseg.output_folder import whole_folder
+
+_log = logging.getLogger(__name__)
+
+TRAINING_SPLIT, CHOOSING_SPLIT = "train", "val"
+
+
+def write_unet_baseline(
+    data: Path, splits: Sequence[str], out: Path, options: UNetOptions, device: torch.device, force: bool = False
+) -> TrainedUNet:
+    """Train on the training split, choose epoch and threshold on the validation split, predict the splits into out.
+
+    out appears whole or not at all: 16-bit PNG probabilities named as the images, and predictions.json with threshold,
+    options and the course of the training. Raises EvaluationError for empty splits, for reporting the training split,
+    and where out exists.
+    """
+    check_splits(data, (TRAINING_SPLIT, CHOOSING_SPLIT), splits)
+    with whole_folder(out, force, SETTINGS_FILE) as folder:
+        train, choosing = (Pictures(data, read_split(data, name)) for name in (TRAINING_SPLIT, CHOOSING_SPLIT))
+        _log.info("training a U-Net on %d images of %s, %s", len(train), TRAINING_SPLIT, device)
+        trained = train_unet(train, choosing, options, device)
+        write_predictions(data, splits, trained.predict, folder)
+        settings = {
+            "method": "U-Net, segmentation-models-pytorch",
+            "threshold": trained.threshold,
+            "params": asdict(options),
+            "augment": asdict(AUGMENT),
+            "chosen_on": {"split": CHOOSING_SPLIT, "images": len(choosing)},
+            "training": trained.to_dict(),
+        }
+        write_settings(data, splits, settings, folder)
+    return trained

@@ -1,0 +1,1 @@
+"""Config files: loaded, checked as a whole, completed from the schema."""

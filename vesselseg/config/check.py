@@ -1,0 +1,184 @@
+"""Check every ``dict(type=X, ...)`` of a config against the signature of X, without building anything.
+
+A class may name in ``config_targets`` what becomes of its dict arguments, by relative path: a class, a function, their
+dotted name, or a frozenset of names (``{"loss": "package.module.Loss", "sa2va.lora": Lora}``). Their keys are then
+checked as well. Arguments annotated with a dataclass or a pydantic model are followed by themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from vesselseg.config.settings import SECTIONS, read_section, section_fields
+
+Names = dict[str, Any]  # argument name -> what its dict becomes, or None
+
+
+def check_types(values: Any, where: str = "") -> list[str]:
+    """Unknown arguments and types that cannot be imported, one sentence each, for all dicts below `values`."""
+    problems: list[str] = []
+    for path, node, target in _typed(values, where):
+        if isinstance(target, Exception):
+            problems.append(f"{path}.type: cannot import {node['type']!r}: {target}")
+            continue
+        names = accepted_names(target)
+        if names is None:
+            continue
+        for key in node:
+            if key != "type" and key not in names:
+                problems.append(f"{path}.{key}: {_name(target)} takes no {key!r}{_did_you_mean(key, names)}")
+    return problems
+
+
+def check_sections(values: Mapping[str, Any]) -> list[str]:
+    """Unknown names and values without sense in the plain sections, one sentence each."""
+    problems = []
+    for section in SECTIONS:
+        given = values.get(section)
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            problems.append(f"{section} must be a dict, found {given!r}")
+            continue
+        names = section_fields(section)
+        unknown = [key for key in given if key not in names]
+        problems += [f"{section}.{key}: no such setting{_did_you_mean(key, names)}" for key in unknown]
+        if not unknown:
+            problems += [f"{section}.{problem}" for problem in read_section(values, section).problems()]
+    return problems
+
+
+def accepted(values: Mapping[str, Any]) -> set[str]:
+    """Dotted paths of all arguments that the signatures in a config take, set or not."""
+    paths: set[str] = set()
+    for path, _, target in _typed(values, ""):
+        names = None if isinstance(target, Exception) else accepted_names(target)
+        paths |= {f"{path}.{name}" for name in names or {}}
+    return paths
+
+
+def flatten(values: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Dotted paths of everything that is set, dicts included."""
+    for key, value in values.items():
+        yield f"{where}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{where}{key}.")
+
+
+def nearest(path: str, known: Iterable[str]) -> list[str]:
+    """Up to two known paths that the user may have meant: the same last name elsewhere, else similar spelling."""
+    known = sorted(set(known) - {path})
+    last = path.rsplit(".", 1)[-1]
+    same = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    by_last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+    similar = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)]
+    return list(dict.fromkeys(same + close + similar))[:2]
+
+
+def import_name(name: str) -> Any:
+    """The object that a dotted name names; raises ImportError."""
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ImportError(f"{name!r} is no dotted name of a class or function")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise ImportError(f"module {module} has no {attribute!r}") from None
+
+
+def accepted_names(target: Any) -> Names | None:
+    """Argument names that a class or function takes; None if it takes any.
+
+    ``**kwargs`` of a class are resolved through the classes it inherits from.
+    """
+    if isinstance(target, str):
+        target = import_name(target)
+    if isinstance(target, frozenset):
+        return dict.fromkeys(target)
+    if hasattr(target, "model_fields"):
+        found = {name: _nested(field.annotation) for name, field in target.model_fields.items()}
+        aliases = {field.alias: found[name] for name, field in target.model_fields.items() if field.alias}
+        return {**found, **aliases}
+    if not inspect.isclass(target):
+        return _parameters(target, skip_first=False)
+    names: Names = {}
+    for cls in inspect.getmro(target):
+        if "__init__" not in vars(cls):
+            continue
+        initialiser = vars(cls)["__init__"]
+        own = _parameters(initialiser, skip_first=True)
+        names = {**_all_parameters(initialiser), **names}
+        if own is not None:
+            break
+    else:
+        return None
+    return names
+
+
+def _typed(
+    values: Any, where: str, target: Any = None, below: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """(path, dict, what it becomes) for every dict whose signature is known; below: targets by relative path."""
+    if isinstance(values, (list, tuple)):
+        for index, item in enumerate(values):
+            yield from _typed(item, f"{where}.{index}")
+    if not isinstance(values, Mapping):
+        return
+    if target is None and "type" in values:
+        try:
+            target = import_name(values["type"]) if isinstance(values["type"], str) else values["type"]
+        except Exception as error:  # an import may fail in any way; all of them are reported
+            target = error
+    names: Names = {}
+    if target is not None:
+        yield where, values, target
+        names = {} if isinstance(target, Exception) else accepted_names(target) or {}
+    below = {**(below or {}), **getattr(target, "config_targets", {})}
+    for key, value in values.items():
+        deeper = {name[len(key) + 1 :]: found for name, found in below.items() if name.startswith(f"{key}.")}
+        yield from _typed(value, f"{where}.{key}" if where else str(key), below.get(key) or names.get(key), deeper)
+
+
+def _parameters(function: Any, skip_first: bool) -> Names | None:
+    """Parameters by name with what their dicts become; None where **kwargs take any name."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return None
+    names = _all_parameters(function)
+    return dict(list(names.items())[1:]) if skip_first and not inspect.ismethod(function) else names
+
+
+def _all_parameters(function: Any) -> Names:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # annotations of other packages may name what is not importable; names alone suffice then
+        hints = {}
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: _nested(hints.get(p.name)) for p in parameters if p.kind in named}
+
+
+def _nested(annotation: Any) -> Any:
+    """The dataclass or pydantic model in an annotation such as ``Settings | None``, else None."""
+    for option in (annotation, *typing.get_args(annotation)):
+        if inspect.isclass(option) and (dataclasses.is_dataclass(option) or hasattr(option, "model_fields")):
+            return option
+    return None
+
+
+def _name(target: Any) -> str:
+    if isinstance(target, frozenset):
+        return "this setting"
+    return getattr(import_name(target) if isinstance(target, str) else target, "__name__", str(target))
+
+
+def _did_you_mean(key: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

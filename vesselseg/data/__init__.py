@@ -1,1 +1,0 @@
-"""LabelMe JSON in, Batch out."""

@@ -1,1 +1,0 @@
-"""All that knows mmengine, xtuner and deepspeed."""

@@ -1,0 +1,78 @@
+"""The model class of a folder with fixed phrases: `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.
+
+The folder holds copies of this file and of those it imports. It needs torch, transformers, sam2, safetensors and
+pillow; no tokenizer, no language model.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from vesselseg.dataset.prompts import ANSWER, IMAGE_PLACEHOLDER
+from vesselseg.inference.predictor import check_threshold
+from vesselseg.inference.prompted_predictor import PromptedPredictor
+from vesselseg.models.checkpoints.hub import pretrained_folder
+from vesselseg.models.checkpoints.shards import stream_folder
+from vesselseg.models.prompted_config import PromptedSAM2Config
+from vesselseg.models.prompted_sam2 import POSITIONS, build_prompted, own_names, set_positions_matrix
+
+
+class VesselSegSAM2Model(PreTrainedModel):
+    """SAM2 with the prompts of fixed phrases, ready to predict."""
+
+    config_class = PromptedSAM2Config  # type: ignore[assignment]
+    config: PromptedSAM2Config
+    base_model_prefix = ""
+    main_input_name = "squares"
+
+    def __init__(self, config: PromptedSAM2Config) -> None:
+        super().__init__(config)
+        self.prompted = build_prompted(config)
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Nothing: every weight comes from the folder."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> VesselSegSAM2Model:
+        """Load a local folder, or a hub repository through its cache; further arguments as transformers takes them."""
+        folder = pretrained_folder(pretrained_model_name_or_path, kwargs)
+        config = kwargs.pop("config", None) or PromptedSAM2Config.from_pretrained(folder)
+        state = {f"prompted.{name}": tensor for name, tensor in own_names(stream_folder(folder))}
+        model = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
+        set_positions_matrix(model.prompted, state[f"prompted.{POSITIONS}"])
+        model.name_or_path = str(folder)
+        return model
+
+    def forward(self, squares: torch.Tensor) -> torch.Tensor:
+        """squares: (images, 3, side, side), normalised. Returns mask logits (images, phrases, side / 4, side / 4)."""
+        logits: torch.Tensor = self.prompted(squares)
+        return logits
+
+    def predict_forward(
+        self, image: Image.Image, text: str | None = None, tokenizer: Any = None, threshold: float | None = None
+    ) -> dict[str, Any]:
+        """Segment one of the model's phrases.
+
+        text: the phrase, or a question about it, `<image>` before it or not; None: the first phrase. tokenizer: not
+        used, so that calls written for the model with a language model work here too. threshold: None takes the one
+        stored with the model. Returns `prediction`, what that model would answer; `prediction_masks`, a list with one
+        bool array (1, height, width); `prediction_probs`, likewise float32 between 0 and 1.
+        """
+        asked = self.config.phrases[0] if text is None else text.replace(IMAGE_PLACEHOLDER, "")
+        cut = self.config.threshold if threshold is None else check_threshold(threshold)
+        probabilities = self.predictor.probabilities([image], [[asked]])[0]
+        return {
+            "prediction": ANSWER,
+            "prediction_masks": [probabilities > cut],
+            "prediction_probs": [probabilities],
+        }
+
+    @cached_property
+    def predictor(self) -> PromptedPredictor:
+        """The predictor around this model."""
+        return PromptedPredictor(self.prompted)

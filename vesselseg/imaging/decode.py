@@ -1,0 +1,100 @@
+"""Which files are pictures, and their bytes decoded to the end: formats, orientation, depth, damage."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vesselseg.imaging.warning_filters import without_warnings
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_DICOM_MAGIC = (128, b"DICM")  # PS3.10, 7.1: where, and what
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_ORIENTATION = 0x0112  # EXIF tag
+# what Pillow raises on damaged files, format by format
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
+
+
+class ImageError(ValueError):
+    """No usable image for labels; code: short reason for counting."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def is_dicom(path: Path) -> bool:
+    """Told by the ending; a file without one, or with a number for one as in UIDs, is told by its first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
+        return True
+    if path.name.upper() == "DICOMDIR" or (suffix and not suffix[1:].isdigit()):
+        return False
+    try:
+        with path.open("rb") as opened:
+            place, magic = _DICOM_MAGIC
+            return opened.read(place + len(magic))[place:] == magic
+    except OSError:
+        return False
+
+
+def decode_image(content: bytes, label_size: tuple[int, int] | None) -> tuple[Image.Image, list[tuple[str, str]]]:
+    """Decode all pixels, so that a cut-off file is found here; turn the picture as LabelMe showed it."""
+    with without_warnings():  # of large pictures
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    notes = []
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(("several_frames", f"{image.n_frames} frames in one file; the first one is used"))  # type: ignore[attr-defined]
+    upright = _upright(image, label_size)
+    if upright is not image:
+        upright.format = "turned"  # the stored bytes must not say that the picture has to be turned again
+        notes.append(("turned", "the EXIF orientation is applied, as LabelMe does"))
+    elif image.getexif().get(_ORIENTATION, 1) != 1:
+        upright.format = "turned"
+        notes.append(("turned", "the EXIF orientation is dropped: the labels fit the picture as it is stored"))
+    return upright, notes
+
+
+def _upright(image: Image.Image, label_size: tuple[int, int] | None) -> Image.Image:
+    """LabelMe applies the EXIF orientation; labels of a tool that does not show by the swapped size."""
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    return image if label_size == image.size != turned.size else turned
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """An image in one of DEEP_MODES as mode L, scaled from its own range; values that are not finite count as 0."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    return Image.fromarray(np.round((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+
+
+def describe_depth(image: Image.Image) -> str:
+    """What is done to an image in one of DEEP_MODES, and the range of its values."""
+    values = np.asarray(image)
+    return f"more than 8 bits per pixel; values {values.min():g} to {values.max():g} are scaled to 0 to 255"
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The pixels and nothing else: no EXIF, no text."""
+    buffer = io.BytesIO()
+    clean = Image.fromarray(np.asarray(image))
+    clean.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def describe_damage(error: Exception, content: bytes) -> str:
+    """Why a file's bytes, read or not, make no image; error: one of DAMAGED."""
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if not content:
+        return "the file is empty (0 bytes)"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    return f"damaged or cut off ({str(error).strip() or type(error).__name__})"

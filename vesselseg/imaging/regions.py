@@ -1,0 +1,9 @@
+"""A region of a mask, as dataset folders store it: a polygon or a run-length code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Polygon = list[float]  # x1, y1, x2, y2, ... in pixels of the stored image
+RunLength = dict[str, Any]  # COCO's: {"size": [height, width], "counts": "..."}
+Region = Polygon | RunLength

@@ -1,0 +1,172 @@
+"""A shape -> regions of the stored image: scaled per axis, clipped, checked for area."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+
+from vesselseg.imaging.label_shapes import LINE_TYPES, MAX_PIXELS, Shape, ShapeError
+from vesselseg.imaging.rasterise import encode, rasterise
+from vesselseg.imaging.regions import Region
+
+_MARGIN = 1.0  # pixels kept around the image, so that the edge which clipping makes is never drawn
+_FLAT = 1e-3  # pixels: a polygon thinner than this everywhere has no area
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The stored image and how the label's coordinates become its pixels.
+
+    width, height: of the stored image; label_size: (width, height) of the labelled picture.
+    line_width: pixels of the stored image given to lines and points, or None to leave them out.
+    """
+
+    width: int
+    height: int
+    label_size: tuple[int, int]
+    line_width: float | None = None
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Factors for x and y."""
+        return self.width / self.label_size[0], self.height / self.label_size[1]
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the labelled picture had another size than the stored image."""
+        return self.label_size != (self.width, self.height)
+
+
+def shape_regions(shape: Shape, canvas: Canvas) -> tuple[list[Region], bool]:
+    """Regions of a shape in stored pixels, and whether something was cut off at the border.
+
+    Raises ShapeError with the code no_width, zero_area or outside when nothing can be drawn.
+    """
+    if shape.kind == "mask":
+        regions, cut = _bitmap_region(shape, canvas)
+    else:
+        outlines = _outlines(shape, canvas)
+        clipped = [clip_polygon(outline, canvas.width, canvas.height) for outline in outlines]
+        cut = any(is_cut for _, is_cut in clipped)
+        regions = [_flat_list(points) for points, _ in clipped if len(points) >= 3]
+    if not rasterise(regions, canvas.height, canvas.width).any():
+        x, y = shape.points.mean(axis=0) * canvas.scale
+        raise ShapeError(
+            "outside", f"outside the image of {canvas.width}x{canvas.height}: it lies around x {x:.0f}, y {y:.0f}"
+        )
+    return regions, cut
+
+
+def clip_polygon(points: np.ndarray, width: int, height: int) -> tuple[np.ndarray, bool]:
+    """Cut a polygon (points, 2) at one pixel around the image; returns it and whether anything was cut off."""
+    low, high = -_MARGIN, np.array([width, height]) + _MARGIN
+    if (points >= low).all() and (points <= high).all():
+        return points, False
+    for axis in (0, 1):
+        points = _clip_half_plane(points, axis, low, lambda values, limit: values >= limit)
+        points = _clip_half_plane(points, axis, float(high[axis]), lambda values, limit: values <= limit)
+    return points, True
+
+
+def _clip_half_plane(
+    points: np.ndarray, axis: int, limit: float, inside: Callable[[np.ndarray, float], np.ndarray]
+) -> np.ndarray:
+    """Sutherland-Hodgman against one border."""
+    kept: list[np.ndarray] = []
+    is_inside = inside(points[:, axis], limit) if len(points) else np.empty(0, dtype=bool)
+    for number in range(len(points)):
+        start, end = points[number - 1], points[number]
+        if is_inside[number] != is_inside[number - 1]:
+            part = (limit - start[axis]) / (end[axis] - start[axis])
+            kept.append(start + part * (end - start))
+        if is_inside[number]:
+            kept.append(end)
+    return np.array(kept).reshape(-1, 2)
+
+
+def _outlines(shape: Shape, canvas: Canvas) -> list[np.ndarray]:
+    """Polygons, each (points, 2), in stored pixels."""
+    if shape.kind in LINE_TYPES:
+        if canvas.line_width is None:
+            raise ShapeError("no_width", f"a {shape.kind} has no area; --line-width gives it one")
+        return _stroke(shape.points * canvas.scale, canvas.line_width)
+    if shape.kind == "circle":
+        points = _circle(shape.points[0], float(np.linalg.norm(shape.points[1] - shape.points[0])))
+    elif shape.kind == "rectangle" and len(shape.points) == 2:
+        (x1, y1), (x2, y2) = shape.points
+        points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+    else:
+        points = shape.points
+    points = points * canvas.scale
+    if not has_area(points):
+        raise ShapeError("zero_area", f"a {shape.kind} without area: its outline runs back on itself or is a line")
+    return [points]
+
+
+def has_area(points: np.ndarray) -> bool:
+    """Whether a polygon (points, 2) encloses anything: not all on one line, not only there and back."""
+    offsets = points - points[0]
+    far = offsets[np.argmax((offsets**2).sum(axis=1))]
+    length = float(np.hypot(*far))
+    if length < _FLAT or (np.abs(offsets[:, 0] * far[1] - offsets[:, 1] * far[0]) / length).max() < _FLAT:
+        return False
+    corners = [tuple(point) for point in points.tolist()]
+    edges = Counter(
+        frozenset((corners[n - 1], corners[n])) for n in range(len(corners)) if corners[n - 1] != corners[n]
+    )
+    return any(count % 2 for count in edges.values())
+
+
+def _circle(centre: np.ndarray, radius: float) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi, num=int(np.clip(4 * radius, 24, 360)), endpoint=False)
+    return centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _stroke(points: np.ndarray, width: float) -> list[np.ndarray]:
+    """Discs at the points and a bar along each segment: a line with round ends and joints."""
+    discs = [_circle(point, width / 2) for point in points]
+    bars = []
+    for start, end in pairwise(points):
+        length = float(np.hypot(*(end - start)))
+        if length > 0:
+            across = np.array([start[1] - end[1], end[0] - start[0]]) * (width / 2 / length)
+            bars.append(np.array([start + across, end + across, end - across, start - across]))
+    return discs + bars
+
+
+def _bitmap_region(shape: Shape, canvas: Canvas) -> tuple[list[Region], bool]:
+    """A bitmap placed at its upper left corner, as LabelMe does, and resized with the labelled picture."""
+    assert shape.bitmap is not None
+    if not shape.bitmap.any():
+        raise ShapeError("zero_area", "a mask without any pixel set")
+    width, height = canvas.label_size
+    if width * height > MAX_PIXELS:
+        raise ShapeError("bad_mask", f"the labelled picture of {width}x{height} is too large to place a mask on")
+    left, top = np.trunc(shape.points).min(axis=0).astype(int)
+    rows, columns = np.nonzero(shape.bitmap)
+    rows, columns = rows + top, columns + left
+    within = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    placed = np.zeros((height, width), dtype=np.uint8)
+    placed[rows[within], columns[within]] = 1
+    if canvas.rescaled:
+        placed = _resize(placed, canvas)
+        if within.any() and not placed.any():
+            raise ShapeError("zero_area", "a mask so small that no pixel is left of it after rescaling")
+    return [encode(placed)], not bool(within.all())
+
+
+def _resize(mask: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """A mask at the stored size: a pixel is set where at least half of it is covered."""
+    smaller = canvas.width * canvas.height < mask.size
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    covered = cv2.resize(mask.astype(np.float32), (canvas.width, canvas.height), interpolation=method)
+    return (covered >= 0.5).astype(np.uint8)
+
+
+def _flat_list(points: np.ndarray) -> list[float]:
+    return [round(float(value), 2) for value in points.reshape(-1)]

@@ -1,0 +1,77 @@
+"""Which files a source holds, and the name that each will have in the dataset folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from vesselseg.imaging.decode import IMAGE_SUFFIXES, is_dicom
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """Paths below root, with forward slashes, sorted. others: neither JSON nor image; dicoms: those of them."""
+
+    root: Path
+    jsons: tuple[str, ...]
+    images: tuple[str, ...]
+    others: tuple[str, ...]
+    dicoms: tuple[str, ...] = ()
+
+    def others_with(self, *suffixes: str) -> list[str]:
+        """Those of the other files that have one of the endings, e.g. ".txt"."""
+        return [name for name in self.others if name.lower().endswith(suffixes)]
+
+
+def list_source(root: Path) -> SourceFiles:
+    """All files below a folder, however deep; links to folders are not followed."""
+    jsons: list[str] = []
+    images: list[str] = []
+    others: list[str] = []
+    for folder, _, names in os.walk(root, onerror=_raise):
+        for name in names:
+            path = PurePosixPath((Path(folder) / name).relative_to(root).as_posix())
+            if is_junk(path):
+                continue
+            suffix = path.suffix.lower()
+            kind = jsons if suffix == ".json" else images if suffix in IMAGE_SUFFIXES else others
+            kind.append(str(path))
+    dicoms = [name for name in sorted(others) if is_dicom(root / name)]
+    return SourceFiles(Path(root), tuple(sorted(jsons)), tuple(sorted(images)), tuple(sorted(others)), tuple(dicoms))
+
+
+def name_stems(names: Sequence[str]) -> list[str]:
+    """Paths of stored images without their endings, one per file of the source; all are different.
+
+    The folders that all files share are dropped; names that differ only in case or ending get a number.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    taken: set[str] = set()
+    stems = []
+    for path in paths:
+        stem = printable(path.relative_to(shared).with_suffix("").as_posix())
+        unique, number = stem, 2
+        while unique.casefold() in taken:
+            unique, number = f"{stem}_{number}", number + 1
+        taken.add(unique.casefold())
+        stems.append(unique)
+    return stems
+
+
+def printable(name: str) -> str:
+    """A file name as valid text: names in another encoding than the system's hold bytes that UTF-8 cannot write."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def is_junk(path: PurePosixPath) -> bool:
+    """Files that macOS and Windows add to folders and archives."""
+    return (
+        "__MACOSX" in path.parts or path.name.startswith("._") or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")
+    )

@@ -1,0 +1,1 @@
+"""The page that shows a dataset folder as people and as the model see it."""

@@ -1,0 +1,196 @@
+"""A dataset folder for looking at: its images, what is known of each, and their pictures. Nothing is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vesselseg.dataset.manifest import SPLITS, Record, dataset_home, fingerprint, image_path, read_manifest, read_splits
+from vesselseg.dataset.record_masks import record_masks
+from vesselseg.errors import ManifestError
+from vesselseg.imaging.decode import DAMAGED
+from vesselseg.imaging.read_image import read_image, unreadable
+from vesselseg.inspect.browse.findings import Findings, Note, read_findings
+
+NO_SPLIT = "none"
+_MODES = {"1": "1 bit", "L": "8-bit grey", "RGB": "8-bit colour", "I;16": "16-bit grey", "P": "palette"}
+BINS = 64  # of a histogram of grey values 0..255
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the list.
+
+    number: its place in annotations.json. split: train, val, test or "none". place: its place in the split, -1 without.
+    size: (width, height), None where the file cannot be read. share: of labelled pixels, 0..1, None if unknown.
+    problem: why it cannot be shown, or "".
+    """
+
+    number: int
+    record: Record
+    split: str
+    place: int
+    size: tuple[int, int] | None
+    share: float | None
+    notes: tuple[Note, ...]
+    problem: str
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of the list."""
+        return {
+            "number": self.number,
+            "name": self.record.image,
+            "split": self.split,
+            "group": self.record.group,
+            "phrases": list(dict.fromkeys(self.record.phrases)),
+            "size": self.size,
+            "share": self.share,
+            "codes": list(dict.fromkeys(note.code for note in self.notes)),
+            "notes": len(self.notes),
+            "problem": self.problem,
+        }
+
+
+class Catalogue:
+    """All images of a dataset folder. Raises ManifestError where annotations.json or splits.json is damaged."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        records = read_manifest(self.root)
+        self.splits = read_splits(self.root)
+        self.fingerprint = fingerprint(self.root)
+        self.findings: Findings = read_findings(dataset_home(self.root), records)
+        self._allowed = (dataset_home(self.root) / "images").resolve()
+        places = {image: (split, place) for split in SPLITS for place, image in enumerate(self.splits[split])}
+        self.entries = [self._entry(number, record, places) for number, record in enumerate(records)]
+
+    @property
+    def name(self) -> str:
+        """The folder's name; a fold says of what."""
+        home = dataset_home(self.root).resolve()
+        return home.name if home == self.root.resolve() else f"{home.name}, fold {self.root.resolve().name}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The list and what is said of the folder as a whole."""
+        phrases = Counter(phrase for entry in self.entries for phrase in set(entry.record.phrases))
+        notes = [note for entry in self.entries for note in entry.notes] + list(self.findings.elsewhere)
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "source": str(self.findings.report.get("source", "")),
+            "prepared_with": str(self.findings.report.get("vesselseg", "")),
+            "phrases": [phrase for phrase, _ in phrases.most_common()],
+            "kinds": {note.code: note.title for note in notes},
+            "elsewhere": [note.as_json() for note in self.findings.elsewhere],
+            "problems": list(self.findings.problems),
+            "images": [entry.as_json() for entry in self.entries],
+        }
+
+    def details(self, number: int) -> dict[str, Any]:
+        """All about one image but its pixels; "problem" says why there is nothing to see."""
+        entry = self.entries[number]
+        known = {**entry.as_json(), "notes": [note.as_json() for note in entry.notes], "objects": [], "observers": []}
+        try:
+            image, masks, path = self.picture(number), self.masks(number), self.file(number)
+            with Image.open(path) as opened:
+                stored = f"{opened.format}, {_MODES.get(opened.mode, opened.mode)}"
+        except (ManifestError, ValueError) as error:
+            return {**known, "problem": str(error)}
+        grey = np.asarray(image.convert("L"))
+        rest = grey[~masks.any(axis=0)]
+        known |= {"problem": "", "stored": stored, "bytes": path.stat().st_size, "background": _histogram(rest)}
+        known["objects"] = [_measure(phrase, mask, grey) for phrase, mask in zip(entry.record.phrases, masks)]
+        known["spacing"] = entry.record.spacing
+        known["observers"] = [
+            {"name": name, **_compare(masks, self.masks(number, place))}
+            for place, name in enumerate(entry.record.observers, start=1)
+        ]
+        return known
+
+    def file(self, number: int) -> Path:
+        """The image's file; raises ManifestError if it lies outside the dataset folder's images."""
+        path = image_path(self.root, self.entries[number].record)
+        return _inside(path, self._allowed)
+
+    def picture(self, number: int) -> Image.Image:
+        """The stored image as 8-bit RGB; raises ManifestError."""
+        return read_image(self.file(number))
+
+    def masks(self, number: int, observer: int = 0) -> np.ndarray:
+        """(objects, height, width) uint8 0/1 at the stored image's size; raises ManifestError and ValueError.
+
+        observer: 0 for the masks that train, from 1 on for what further people drew.
+        """
+        record = self.entries[number].record
+        names = list(record.observers)
+        if observer > len(names):
+            raise ManifestError(f"{record.image} has no observer {observer}: further ones are {len(names)}")
+        width, height = _size(self.file(number))
+        return record_masks(record.as_seen_by(names[observer - 1]) if observer else record, height, width)
+
+    def _entry(self, number: int, record: Record, places: dict[str, tuple[str, int]]) -> Entry:
+        split, place = places.get(record.image, (NO_SPLIT, -1))
+        notes = self.findings.by_image.get(record.image, ())
+        size, share, problem = None, None, ""
+        try:
+            size = _size(_inside(image_path(self.root, record), self._allowed))
+            masks = record_masks(record, size[1], size[0])
+            share = float(masks.any(axis=0).mean()) if len(masks) else 0.0
+        except (ManifestError, ValueError) as error:
+            problem = str(error)
+        return Entry(number, record, split, place, size, share, notes, problem)
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    resolved = path.resolve()
+    if not resolved.is_relative_to(folder):
+        raise ManifestError(f"{path}: a link that leads out of the dataset folder is not followed")
+    return resolved
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(width, height) from the file's header."""
+    try:
+        with Image.open(path) as opened:
+            return opened.size
+    except DAMAGED as error:
+        raise unreadable(path, error) from None
+
+
+def _measure(phrase: str, mask: np.ndarray, grey: np.ndarray) -> dict[str, Any]:
+    """What the page says of an object: pixels, share, box (left, top, right, bottom), grey values."""
+    inside = grey[mask > 0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1] if len(rows) else None
+    return {
+        "phrase": phrase,
+        "pixels": len(inside),
+        "share": len(inside) / mask.size,
+        "box": box,
+        "mean": float(inside.mean()) if len(inside) else None,
+        "histogram": _histogram(inside),
+    }
+
+
+def _compare(first: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """How far a further observer agrees: pixels drawn, and Dice with the first, None where both drew nothing."""
+    both = [masks.any(axis=0) for masks in (first, other)]
+    drawn = int(both[0].sum()) + int(both[1].sum())
+    dice = 2 * int((both[0] & both[1]).sum()) / drawn if drawn else None
+    return {"pixels": int(both[1].sum()), "dice": dice}
+
+
+def _histogram(values: np.ndarray) -> list[int]:
+    counts = np.bincount(values.reshape(-1), minlength=256)
+    return [int(count) for count in counts.reshape(BINS, -1).sum(axis=1)]
+
+
+def group_count(entries: Sequence[Entry]) -> int:
+    """How many groups the images come from."""
+    return len({entry.record.group_key for entry in entries})

@@ -1,0 +1,117 @@
+"""Pictures for the page as bytes, made when they are asked for and kept in memory up to a bound."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import cv2
+import numpy as np
+
+from vesselseg.errors import ManifestError
+from vesselseg.imaging.overlay import draw_overlay
+from vesselseg.inspect.browse.catalogue import Catalogue
+from vesselseg.inspect.browse.views import ModelViews
+
+THUMB = 112  # pixels of a thumbnail's longer side: two for each of the page's
+CACHE_BYTES = 256 * 2**20
+
+
+class BytesCache:
+    """Values made once, the longest unused dropped when all together weigh more than `limit` bytes."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self.limit = limit
+        self.weight = 0
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
+        """The value of a key. make: gives the value and its bytes; what it raises is passed on and not kept."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key][0]
+        value, weight = make()
+        with self._lock:
+            if key not in self._kept and weight <= self.limit:
+                self._kept[key] = value, weight
+                self.weight += weight
+            while self.weight > self.limit:
+                self.weight -= self._kept.popitem(last=False)[1][1]
+        return value
+
+
+class Pictures:
+    """What the page asks for, by an image's number; all raise ManifestError and ValueError for what cannot be shown."""
+
+    def __init__(self, catalogue: Catalogue, cache: BytesCache | None = None) -> None:
+        self.catalogue = catalogue
+        self.cache = cache or BytesCache()
+
+    def image(self, number: int) -> bytes:
+        """The stored image as PNG."""
+        return self._keep(("image", number), lambda: png(np.asarray(self.catalogue.picture(number))))
+
+    def mask(self, number: int, place: int, observer: int) -> bytes:
+        """The mask of an object as PNG, 0 and 255. observer: as in `Catalogue.masks`."""
+        key = ("mask", number, place, observer)
+        return self._keep(key, lambda: png(_pick(self.catalogue.masks(number, observer), place) * 255))
+
+    def thumbnail(self, number: int, tinted: bool) -> bytes:
+        """A small JPEG, with the objects tinted or without."""
+        return self._keep(("thumb", number, tinted), lambda: self._thumbnail(number, tinted))
+
+    def seen(self, views: ModelViews, number: int, epoch: int) -> dict[str, Any]:
+        """What the model gets: "facts", and PNG files under "square", "tile K" and "mask K"."""
+
+        def make() -> tuple[dict[str, Any], int]:
+            self.catalogue.file(number)  # the data set reads what the record names, wherever a link leads
+            seen = views.see(self.catalogue.entries[number], epoch)
+            files = {"square": png(seen.square)}
+            files |= {f"tile {place}": png(tile) for place, tile in enumerate(seen.tiles)}
+            files |= {f"mask {place}": png(mask * 255) for place, mask in enumerate(seen.masks)}
+            return {"facts": seen.facts, **files}, sum(map(len, files.values()))
+
+        found: dict[str, Any] = self.cache.get(("seen", number, epoch), make)
+        return found
+
+    def _thumbnail(self, number: int, tinted: bool) -> bytes:
+        pixels = np.asarray(self.catalogue.picture(number))
+        scale = min(1.0, THUMB / max(pixels.shape[:2]))
+        size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+        small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        if tinted:
+            # any vessel pixel tints its thumbnail's pixel: fine branches would vanish otherwise
+            masks = [cv2.resize(m * 255, size, interpolation=cv2.INTER_AREA) > 64 for m in self.catalogue.masks(number)]
+            small = draw_overlay(small, np.array(masks, dtype=np.uint8)) if masks else small
+        return _encode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 82])
+
+    def _keep(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
+        def weighed() -> tuple[bytes, int]:
+            content = make()
+            return content, len(content)
+
+        found: bytes = self.cache.get(key, weighed)
+        return found
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """(height, width) or (height, width, 3) uint8 RGB as PNG, quickly; a grey picture is stored as one."""
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    return _encode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def _encode(ending: str, pixels: np.ndarray, options: list[int]) -> bytes:
+    ordered = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    _, content = cv2.imencode(ending, ordered, options)
+    return content.tobytes()
+
+
+def _pick(masks: np.ndarray, place: int) -> np.ndarray:
+    if place >= len(masks):
+        raise ManifestError(f"there is no object {place}: the image has {len(masks)}")
+    return masks[place]

@@ -1,0 +1,212 @@
+"""The page's server: this machine only, reading only, and only what the catalogue numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from vesselseg.errors import ManifestError, UserError
+from vesselseg.inspect.browse.catalogue import Catalogue
+from vesselseg.inspect.browse.pictures import Pictures
+from vesselseg.inspect.browse.views import ModelViews
+from vesselseg.reports.html import page_file, render
+
+_PAGE = Path(__file__).resolve().parent / "page"
+ADDRESS = "127.0.0.1"
+_LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
+PAGE_FILES = {
+    "palette.css": "text/css; charset=utf-8",
+    "browse.css": "text/css; charset=utf-8",
+    **dict.fromkeys(
+        ("browse.js", "browse_list.js", "browse_panels.js", "browse_stage.js"), "text/javascript; charset=utf-8"
+    ),
+}
+HEADERS = {
+    # nothing is loaded from elsewhere, no other page may show or read this one, no copy of a picture is left on disk
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is sent back."""
+
+    content: bytes
+    kind: str
+    status: int = HTTPStatus.OK
+
+
+class BrowseServer(ThreadingHTTPServer):
+    """Serves one dataset folder on 127.0.0.1. port: 0 takes a free one.
+
+    views: what the model gets; None as long as it is being loaded, or a sentence where it cannot be.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, catalogue: Catalogue, port: int = 0) -> None:
+        self.catalogue = catalogue
+        self.pictures = Pictures(catalogue)
+        self.views: ModelViews | str | None = None
+        super().__init__((ADDRESS, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{ADDRESS}:{self.server_address[1]}/"
+
+    def start(self) -> threading.Thread:
+        """Serve in a thread that ends with `shutdown` or the program."""
+        thread = threading.Thread(target=self.serve_forever, daemon=True)
+        thread.start()
+        return thread
+
+    def answer(self, path: str) -> Answer | None:
+        """What lies at a path, or None. No part of a path is ever a file's name: images go by their number."""
+        for pattern, reply in _ROUTES:
+            found = pattern.fullmatch(path)
+            if found:
+                return reply(self, *found.groups())
+        return None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader that went away, as leafing quickly makes it do, is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        server = cast(BrowseServer, self.server)
+        # a name that somebody else's page made lead here is refused (DNS rebinding)
+        if re.sub(r":\d+$", "", self.headers.get("Host", "")) not in _LOCAL_NAMES:
+            self._send(_text("this page answers to 127.0.0.1 and localhost only", HTTPStatus.FORBIDDEN))
+            return
+        try:
+            found = server.answer(urlsplit(self.path).path)
+        except (ManifestError, UserError, ValueError) as error:
+            found = _text(str(error), HTTPStatus.UNPROCESSABLE_ENTITY)
+        self._send(found or _text("there is nothing here", HTTPStatus.NOT_FOUND))
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Length", str(len(answer.content)))
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are nobody's news."""
+
+
+def _text(words: str, status: HTTPStatus) -> Answer:
+    return Answer(words.encode(), "text/plain; charset=utf-8", status)
+
+
+def _json(value: Any) -> Answer:
+    return Answer(json.dumps(value, ensure_ascii=False).encode(), "application/json")
+
+
+def _page(server: BrowseServer) -> Answer:
+    page = render("browse.html.j2", _PAGE, name=server.catalogue.name)
+    return Answer(page.encode(), "text/html; charset=utf-8")
+
+
+def _page_file(server: BrowseServer, name: str) -> Answer | None:
+    return Answer(page_file(name, _PAGE), PAGE_FILES[name]) if name in PAGE_FILES else None
+
+
+def _known(server: BrowseServer, number: str) -> int:
+    if int(number) >= len(server.catalogue.entries):
+        raise ManifestError(f"there is no image {number}: the dataset folder has {len(server.catalogue.entries)}")
+    return int(number)
+
+
+def _details(server: BrowseServer, number: str) -> Answer:
+    return _json(server.catalogue.details(_known(server, number)))
+
+
+def _image(server: BrowseServer, number: str) -> Answer:
+    return Answer(server.pictures.image(_known(server, number)), "image/png")
+
+
+def _mask(server: BrowseServer, number: str, observer: str, place: str) -> Answer:
+    return Answer(server.pictures.mask(_known(server, number), int(place), int(observer)), "image/png")
+
+
+def _thumbnail(server: BrowseServer, number: str, tinted: str | None) -> Answer:
+    """A picture in every case: one that cannot be read is drawn as such."""
+    try:
+        return Answer(server.pictures.thumbnail(_known(server, number), tinted is not None), "image/jpeg")
+    except (ManifestError, ValueError):
+        return Answer(_BROKEN.encode(), "image/svg+xml")
+
+
+def _settings(server: BrowseServer) -> Answer:
+    """What the model gets in general; "state" says whether that is known yet."""
+    views = server.views
+    return _json({"state": "ready", **views.as_json()} if isinstance(views, ModelViews) else _unready(views))
+
+
+def _unready(views: str | None) -> dict[str, str]:
+    return {"state": "loading"} if views is None else {"state": "failed", "problem": views}
+
+
+def _seen(server: BrowseServer, number: str, epoch: str) -> Answer:
+    views = server.views  # read once: it may be set at any moment
+    if not isinstance(views, ModelViews):
+        return _json(_unready(views))
+    try:
+        seen = server.pictures.seen(views, _known(server, number), int(epoch))
+    except (ManifestError, UserError, ValueError) as error:
+        return _json({"state": "failed", "problem": str(error)})
+    return _json({"state": "ready", **seen["facts"]})
+
+
+def _seen_file(server: BrowseServer, number: str, epoch: str, kind: str, place: str | None) -> Answer | None:
+    views = server.views
+    if not isinstance(views, ModelViews):
+        return None
+    seen = server.pictures.seen(views, _known(server, number), int(epoch))
+    content = seen.get(kind if place is None else f"{kind} {int(place)}")
+    return None if content is None else Answer(content, "image/png")
+
+
+_NUMBER = r"([0-9]{1,7})"
+_ROUTES: list[tuple[re.Pattern[str], Callable[..., Answer | None]]] = [
+    (re.compile(pattern), reply)
+    for pattern, reply in (
+        ("/", _page),
+        ("/page/([a-z_]+[.](?:js|css))", _page_file),
+        ("/api/dataset", lambda server: _json(server.catalogue.as_json())),
+        ("/api/model", _settings),
+        (f"/api/images/{_NUMBER}", _details),
+        (f"/api/images/{_NUMBER}/seen/{_NUMBER}", _seen),
+        (f"/images/{_NUMBER}[.]png", _image),
+        (f"/images/{_NUMBER}/mask-{_NUMBER}-{_NUMBER}[.]png", _mask),
+        (f"/images/{_NUMBER}/thumb(-tinted)?[.]jpg", _thumbnail),
+        (f"/images/{_NUMBER}/seen/{_NUMBER}/(square|tile|mask)(?:-{_NUMBER})?[.]png", _seen_file),
+    )
+]
+_BROKEN = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 56 56"><rect width="56" height="56" fill="#2a2f37"/>'
+    '<path d="M18 18l20 20M38 18L18 38" stroke="#ff8a80" stroke-width="3" stroke-linecap="round"/></svg>'
+)

@@ -1,0 +1,147 @@
+"""What the model is given of an image in an epoch, taken from the data set that training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vesselseg.dataset.batch import IGNORE_LABEL
+from vesselseg.dataset.image_views import tile_grid, to_pixels
+from vesselseg.dataset.manifest import SPLITS
+from vesselseg.dataset.vessel_dataset import Conversation, VesselDataset, View
+from vesselseg.errors import ManifestError, UserError
+from vesselseg.inspect.browse.catalogue import Entry
+
+TRAINING = "training"
+EVALUATION = "evaluation"
+UNUSED = "unused"
+
+
+@dataclass(frozen=True)
+class SeenImage:
+    """An image as the model gets it.
+
+    facts: numbers and words for the page. square: (side, side, 3) uint8. tiles: each (tile, tile, 3) uint8, thumbnail
+    last. masks: (objects, height, width) uint8 0/1, in the order of the questions.
+    """
+
+    facts: dict[str, Any]
+    square: np.ndarray
+    tiles: list[np.ndarray]
+    masks: np.ndarray
+
+
+class ModelViews:
+    """Images as the model gets them: those of the training split augmented, the others as evaluation passes them on.
+
+    training: the data set of the training split, as the config makes it. note: said on the page, or "".
+    """
+
+    def __init__(self, training: VesselDataset, config: str, note: str = "") -> None:
+        self.training = training
+        self.config = config
+        self.note = note
+        self._evaluation = dict(_evaluated(training))
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings that decide what the model gets."""
+        views, augment = self.training.views, self.training.augment
+        return {
+            "config": self.config,
+            "note": self.note,
+            "split": self.training.split,
+            "augment": None if augment is None else dict(vars(augment)),
+            "variants": self.training.variants,
+            "seed": self.training.seed,
+            "tile_size": views.tile_size,
+            "max_tiles": views.max_tiles,
+            "sam_size": views.sam_size,
+            "tokens_per_tile": self.training.tokens_per_tile,
+            "tokenizer": self.training.has_tokenizer,
+        }
+
+    def see(self, entry: Entry, epoch: int) -> SeenImage:
+        """The view of an epoch, counted from 0. Raises ManifestError for an unreadable image, UserError for too long a
+        conversation.
+        """
+        trains = entry.split == self.training.split and 0 <= entry.place < len(self.training)
+        dataset = self.training if trains else self._evaluation.get(entry.split)
+        if dataset is None:
+            raise ManifestError(f"{entry.record.image} is in no split: training and evaluation leave it out")
+        number = epoch if dataset.variants is None else epoch % dataset.variants
+        view = dataset.view(entry.place, number if trains else 0)
+        conversation = dataset.conversation(entry.place, epoch if trains else 0)
+        # training asks for all objects in one conversation, evaluation for one phrase at a time
+        rounds = [conversation.rounds] if trains else [(asked,) for asked in dict.fromkeys(conversation.rounds)]
+        facts = {
+            "role": TRAINING if trains else EVALUATION if entry.split != self.training.split else UNUSED,
+            "epoch": epoch,
+            "view": number if trains else 0,
+            **_shapes(dataset, view),
+            "conversations": [_describe(dataset, asked, len(view.tiles), entry.record.image) for asked in rounds],
+            "objects": _objects(conversation, view),
+        }
+        tiles = [to_pixels(tile) for tile in view.tiles]
+        masks = view.masks[list(conversation.order)].numpy()
+        return SeenImage(facts, to_pixels(view.sam_image), tiles, masks)
+
+
+def _evaluated(training: VesselDataset) -> Iterator[tuple[str, VesselDataset]]:
+    """The splits that hold images, without augmentation and with the first question, as `Predictor` asks."""
+    tokens = training.tokens if training.has_tokenizer else None
+    for split in SPLITS:
+        try:
+            yield (
+                split,
+                VesselDataset(
+                    training.root,
+                    split,
+                    views=training.views,
+                    tokens=tokens,
+                    tokens_per_tile=training.tokens_per_tile,
+                    vary_questions=False,
+                ),
+            )
+        except ManifestError:  # an empty split has nothing to show
+            continue
+
+
+def _shapes(dataset: VesselDataset, view: View) -> dict[str, Any]:
+    height, width = view.masks.shape[-2:]
+    views = dataset.views
+    columns, rows = tile_grid(width, height, views.min_tiles, views.max_tiles, views.tile_size)
+    return {
+        "width": width,
+        "height": height,
+        "square": int(view.sam_image.shape[-1]),
+        "tile": views.tile_size,
+        "tiles": len(view.tiles),
+        "columns": columns,
+        "rows": rows,
+        "thumbnail": len(view.tiles) > columns * rows,
+        "image_tokens": len(view.tiles) * dataset.tokens_per_tile,
+    }
+
+
+def _objects(conversation: Conversation, view: View) -> list[dict[str, Any]]:
+    """Per question: its phrase, which object of the image it asks for, and its mask's size."""
+    return [
+        {"phrase": phrase, "object": number, "pixels": int(view.masks[number].sum())}
+        for phrase, number in zip(conversation.phrases, conversation.order)
+    ]
+
+
+def _describe(dataset: VesselDataset, rounds: tuple[tuple[str, str], ...], tiles: int, where: str) -> dict[str, Any]:
+    """One conversation; tokens: all, and those of the answers, which are learnt. None without a tokenizer."""
+    said: dict[str, Any] = {"rounds": [{"question": question, "answer": answer} for question, answer in rounds]}
+    if not dataset.has_tokenizer:
+        return {**said, "tokens": None}
+    try:
+        ids, labels = dataset.tokens.encode(rounds, tiles * dataset.tokens_per_tile, where=where)
+    except UserError as error:
+        return {**said, "tokens": None, "problem": str(error)}
+    learnt = int((labels != IGNORE_LABEL).sum())
+    return {**said, "tokens": {"all": len(ids), "learnt": learnt, "limit": dataset.tokens.max_length}}

@@ -1,0 +1,31 @@
+"""What a check of a dataset folder found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vesselseg.inspect.checks.dataset import Measured
+from vesselseg.inspect.checks.find_leaks import Repeated
+from vesselseg.inspect.checks.kinds import SERIOUS, SEVERITIES, CheckFinding
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was measured and found; findings are sorted, the worst first."""
+
+    measured: Measured
+    repeated: Repeated
+    findings: Sequence[CheckFinding]
+
+    @property
+    def serious(self) -> bool:
+        """Whether something is wrong that makes results wrong, or stops a training."""
+        return any(finding.kind.severity == SERIOUS for finding in self.findings)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Findings by severity, the worst first."""
+        found = Counter(finding.kind.severity for finding in self.findings)
+        return {severity: found[severity] for severity in SEVERITIES}

@@ -1,0 +1,220 @@
+"""The results of one image, written: masks, probabilities, an overlay, a LabelMe file."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from vesselseg.imaging.labelme_writing import LabelledPolygon, labelme_content
+from vesselseg.imaging.mask_polygons import mask_polygons
+from vesselseg.imaging.overlay import draw_overlay
+from vesselseg.imaging.rasterise import encode
+from vesselseg.inference.predictor import Prediction
+from vesselseg.predict.edited_labels import FOLDER as LABELS
+from vesselseg.predict.edited_labels import WrittenLabels
+
+KINDS = ("masks", "probs", "overlay", "labelme", "coco", "dicom-seg")
+PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as tools/eval.py reads it
+FRAMES_PER_SECOND = 15.0  # usual for coronary angiography
+_LONGEST_TAG = 40  # characters
+
+
+def phrase_tags(phrases: Sequence[str]) -> list[str]:
+    """What a file name adds per phrase: nothing for a single one, else "_" and the phrase in letters and digits."""
+    if len(phrases) == 1:
+        return [""]
+    tags: list[str] = []
+    for phrase in phrases:
+        plain = "_" + (re.sub(r"[^\w-]+", "_", phrase).strip("_")[:_LONGEST_TAG] or "phrase")
+        tag, number = plain, 2
+        while tag.casefold() in (known.casefold() for known in tags):
+            tag, number = f"{plain}_{number}", number + 1
+        tags.append(tag)
+    return tags
+
+
+class ResultWriter:
+    """Writes below out/masks, out/probabilities, out/overlays, out/labelme, out/dicom-seg; a file appears whole.
+
+    labels: which LabelMe files people have edited; those are left as they are.
+    """
+
+    def __init__(
+        self, out: Path, phrases: Sequence[str], kinds: Sequence[str], labels: WrittenLabels | None = None
+    ) -> None:
+        self.out = Path(out)
+        self._labels = labels or WrittenLabels(self.out)
+        self._tags = phrase_tags(phrases)
+        self.kinds = kinds
+
+    def write(
+        self,
+        name: str,
+        image: Image.Image,
+        source: Path | None,
+        prediction: Prediction,
+        drawn: np.ndarray | None = None,
+    ) -> list[str]:
+        """Write the results of an upright RGB image; returns their paths below out.
+
+        source: the file that it is; None for what LabelMe does not open (a frame, DICOM, CMYK, 16 bits): the picture is
+        put beside the LabelMe file then. drawn: its `overlay`, where it is drawn already. Nothing of them is left where
+        writing fails.
+        """
+        written: list[str] = []
+        try:
+            for path in self._each(name, image, source, prediction, drawn):
+                written.append(path)  # one by one: what there was until an error is removed
+        except BaseException:
+            self.remove(written)
+            raise
+        return written
+
+    def remove(self, written: Sequence[str]) -> None:
+        """Delete results again, but for edited LabelMe files. written: their paths below out."""
+        for path in written:
+            if not self._labels.keep(path):
+                (self.out / path).unlink(missing_ok=True)
+
+    def _each(
+        self, name: str, image: Image.Image, source: Path | None, prediction: Prediction, drawn: np.ndarray | None
+    ) -> Iterator[str]:
+        for tag, mask, probability in zip(self._tags, prediction.masks, prediction.probabilities):
+            if "masks" in self.kinds:
+                yield self._png(f"masks/{name}{tag}.png", mask.astype(np.uint8) * 255)
+            if "probs" in self.kinds:
+                scaled = np.round(probability * PROBABILITY_SCALE).astype(np.uint16)
+                yield self._png(f"probabilities/{name}{tag}.png", scaled)
+        if "overlay" in self.kinds:
+            yield self._png(f"overlays/{name}.png", overlay(image, prediction) if drawn is None else drawn)
+        if "labelme" in self.kinds:
+            yield from self._label_file(name, image, source, prediction)
+
+    def _label_file(self, name: str, image: Image.Image, source: Path | None, prediction: Prediction) -> Iterator[str]:
+        """The LabelMe file, behind its picture where that is to lie beside it."""
+        path, picture = f"{LABELS}/{name}.json", f"{LABELS}/{name}.png"
+        shown = _relative_path(source or self.out / picture, self.out / path)
+        text = json.dumps(prediction_labels(prediction, shown), ensure_ascii=False, indent=1)
+        content = text.encode("utf-8", "replace")
+        ours = self._labels.claim(path, content)
+        if source is None:
+            if ours or not (self.out / picture).exists():
+                self._png(picture, np.asarray(image))
+            yield picture
+        yield self._file(path, content) if ours else path
+
+    def write_dicom(self, name: str, content: bytes) -> str:
+        """Write a DICOM Segmentation object; returns its path below out."""
+        return self._file(f"dicom-seg/{name}.dcm", content)
+
+    def _png(self, name: str, pixels: np.ndarray) -> str:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        return self._file(name, buffer.getvalue())
+
+    def _file(self, name: str, content: bytes) -> str:
+        path = self.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+        return name
+
+
+def overlay(image: Image.Image, prediction: Prediction) -> np.ndarray:
+    """(height, width, 3) uint8: the picture with masks tinted and outlined."""
+    return draw_overlay(np.asarray(image), prediction.masks.astype(np.uint8))
+
+
+class OverlayVideo:
+    """A clip's overlays as a video that browsers play: VP9 in MP4. It appears whole, when it is closed as finished.
+
+    times: seconds of the frames, which its one rate is made of; without them it is FRAMES_PER_SECOND.
+    """
+
+    def __init__(self, out: Path, name: str, times: Sequence[float] | None) -> None:
+        self._out, self.name = Path(out), f"overlays/{name}.mp4"
+        rising = times is not None and len(times) > 1 and times[-1] > 0
+        rate = (len(times) - 1) / times[-1] if rising and times else FRAMES_PER_SECOND
+        self._rate = min(60.0, max(1.0, rate))
+        path = self._out / self.name
+        self._temporary = path.with_name(f"{path.stem}.part.mp4")  # FFmpeg goes by the ending
+        self._writer: Any = None
+
+    def add(self, drawn: np.ndarray) -> None:
+        """drawn: (height, width, 3) uint8 RGB; an odd side gets a further line, which the format needs."""
+        height, width = drawn.shape[0] + drawn.shape[0] % 2, drawn.shape[1] + drawn.shape[1] % 2
+        if self._writer is None:
+            self._temporary.parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter.fourcc(*"vp09")
+            self._writer = cv2.VideoWriter(str(self._temporary), cv2.CAP_FFMPEG, code, self._rate, (width, height))
+            if not self._writer.isOpened():
+                raise OSError(errno.EIO, "OpenCV cannot write videos here; leave overlay out of --save", self.name)
+        padded = np.pad(drawn, ((0, height - drawn.shape[0]), (0, width - drawn.shape[1]), (0, 0)), "edge")
+        self._writer.write(cv2.cvtColor(padded, cv2.COLOR_RGB2BGR))
+
+    def close(self, finished: bool) -> None:
+        """Put the video in its place, or drop it."""
+        if self._writer is not None:
+            self._writer.release()
+        if finished:
+            self._temporary.replace(self._out / self.name)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def prediction_labels(prediction: Prediction, image_path: str) -> dict[str, Any]:
+    """The content of a LabelMe file: one polygon per connected piece, those of one phrase with the same group_id.
+
+    Its labels are the phrases; see `labelme_content`.
+    """
+    polygons = [
+        LabelledPolygon(phrase, polygon.tolist(), group)
+        for group, (phrase, mask) in enumerate(zip(prediction.phrases, prediction.masks))
+        for polygon in mask_polygons(mask)
+    ]
+    height, width = prediction.masks.shape[1:]
+    return labelme_content(image_path, height, width, polygons, prediction.phrases)
+
+
+def describe_objects(prediction: Prediction) -> list[dict[str, Any]]:
+    """Per phrase: pixels of its mask, their share of the image, and their mean probability, 0 where there are none."""
+    return [
+        {
+            "phrase": phrase,
+            "pixels": int(mask.sum()),
+            "share": round(float(mask.mean()), 6),
+            "score": round(float(probability[mask].mean()), 6) if mask.any() else 0.0,
+        }
+        for phrase, mask, probability in zip(prediction.phrases, prediction.masks, prediction.probabilities)
+    ]
+
+
+def describe_prediction(prediction: Prediction, codes: bool) -> dict[str, Any]:
+    """What predictions.json says of one picture or frame; codes: with run-length codes, for coco.json."""
+    found: dict[str, Any] = {
+        "share": round(float(prediction.masks.any(axis=0).mean()), 6),
+        "objects": describe_objects(prediction),
+    }
+    return {**found, "codes": run_length_codes(prediction)} if codes else found
+
+
+def run_length_codes(prediction: Prediction) -> list[Any]:
+    """COCO's run-length code of each mask."""
+    return [encode(mask) for mask in prediction.masks]
+
+
+def _relative_path(image: Path, json_path: Path) -> str:
+    """imagePath: from the JSON's folder to the image, through no link, with forward slashes."""
+    place = image.parent.resolve() / image.name
+    return Path(os.path.relpath(place, json_path.parent.resolve())).as_posix()

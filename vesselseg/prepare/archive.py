@@ -1,0 +1,201 @@
+"""Archive -> folder. Everything is checked before the first byte is written.
+
+Refused: absolute names, names that climb out with "..", links, devices, sparse and encrypted members, and archives
+that expand past a limit of bytes or files.
+"""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+from vesselseg.errors import UserError
+from vesselseg.imaging.source_files import is_junk
+
+_GIB = 1024**3
+_CHUNK = 1024 * 1024
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+_ENCRYPTED = 0x1  # zip's general purpose flag
+_UTF8_NAME = 0x800
+
+
+class ArchiveError(UserError):
+    """The archive is damaged, of a kind that is not read, or refused; the message lists every bad member."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """name: cleaned path; size: declared bytes; open: its content; problem: why it is refused, or ""."""
+
+    name: str
+    size: int
+    open: Callable[[], IO[bytes]]
+    problem: str = ""
+
+
+def unpack(archive: Path, folder: Path, max_gib: float = 50.0, max_files: int = 500_000) -> None:
+    """Unpack a .zip or .tar (plain, gz, bz2, xz; told by content, not by name) into an existing folder.
+
+    Raises ArchiveError before anything is written if a member is unsafe or the limits would be passed.
+    """
+    try:
+        with _members(Path(archive)) as members:
+            _check(archive, members(), max_gib, max_files)
+            for member in members():
+                if not is_junk(PurePosixPath(member.name)):
+                    _write(archive, member, folder)
+    except _DAMAGED as error:
+        raise ArchiveError(
+            f"{archive}: the archive is damaged or cut off ({str(error) or type(error).__name__}); copy it again"
+        ) from None
+
+
+def _check(archive: Path, members: Iterator[_Member], max_gib: float, max_files: int) -> None:
+    """Read every header; stop early once a limit is passed, so that a bomb is not read to its end."""
+    total, count = 0, 0
+    problems: list[str] = []
+    for member in members:
+        total, count = total + member.size, count + 1
+        if total > max_gib * _GIB:
+            raise ArchiveError(
+                f"{archive}: expands to more than {max_gib:g} GiB; if that is right, raise the limit with --max-gib"
+            )
+        if count > max_files:
+            raise ArchiveError(
+                f"{archive}: holds more than {max_files:,} files; if that is right, raise the limit with --max-files"
+            )
+        if member.problem and len(problems) <= 20:
+            problems.append(f"{member.name!r}: {member.problem}")
+    if problems:
+        shown = "\n  ".join(problems[:20]) + ("\n  and more" if len(problems) > 20 else "")
+        raise ArchiveError(f"{archive}: refused, nothing was unpacked:\n  {shown}")
+
+
+def _write(archive: Path, member: _Member, folder: Path) -> None:
+    target = folder / member.name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with member.open() as source, target.open("wb") as sink:
+            # both readers stop at the size that the header names, so a header that lies cannot pass the limit
+            shutil.copyfileobj(source, sink, _CHUNK)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        raise ArchiveError(f"{archive}: {member.name} is both a file and a folder in the archive") from None
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
+    """A function that walks the archive's files from its beginning."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            yield lambda: _zip_members(opened)
+    elif _is_tar(archive):
+        yield lambda: _tar_members(archive)
+    else:
+        raise ArchiveError(
+            f"{archive}: neither a .zip nor a .tar archive ({_first_bytes(archive)}); "
+            "give a folder, .tar.gz, .tgz, .tar or .zip"
+        )
+
+
+def _is_tar(archive: Path) -> bool:
+    """A compressed file counts as one: reading it on then says whether it is damaged."""
+    with archive.open("rb") as opened:
+        start = opened.read(6)
+    return start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or tarfile.is_tarfile(archive)
+
+
+def _tar_members(archive: Path) -> Iterator[_Member]:
+    with tarfile.open(archive, "r:*") as opened:
+        for info in opened:
+            name, problem = _clean_name(info.name)
+            if info.isdir() and not problem:
+                continue
+            yield _Member(name, info.size, _tar_opener(opened, info), problem or _tar_problem(info))
+        _check_tar_end(opened)
+
+
+def _check_tar_end(opened: tarfile.TarFile) -> None:
+    """tarfile takes half a header for the end of the archive."""
+    assert opened.fileobj is not None
+    opened.fileobj.seek(opened.offset)
+    if 0 < len(opened.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("unexpected end of data")
+
+
+def _tar_opener(opened: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
+    def open_member() -> IO[bytes]:
+        content = opened.extractfile(info)
+        if content is None:
+            raise tarfile.ReadError(f"{info.name} has no content")
+        return content
+
+    return open_member
+
+
+def _tar_problem(info: tarfile.TarInfo) -> str:
+    if info.issym() or info.islnk():
+        return f"a link to {info.linkname!r}; pack the file itself"
+    if info.issparse():
+        return "a sparse file"
+    return "" if info.isfile() else "a device or another special file"
+
+
+def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in opened.infolist():
+        name, problem = _clean_name(_zip_name(info))
+        if info.is_dir() and not problem:
+            continue
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind == stat.S_IFLNK:
+            problem = problem or "a link; pack the file itself"
+        elif kind not in (0, stat.S_IFREG):
+            problem = problem or "a device or another special file"
+        if info.flag_bits & _ENCRYPTED:
+            problem = problem or "encrypted; pack it without a password"
+        yield _Member(name, info.file_size, lambda info=info: opened.open(info), problem)  # type: ignore[misc]
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Zip files made on Chinese Windows hold GBK names without saying so; Python then reads them as cp437."""
+    if info.flag_bits & _UTF8_NAME or info.orig_filename.isascii():
+        return info.orig_filename
+    try:
+        raw = info.orig_filename.encode("cp437")
+    except UnicodeEncodeError:
+        return info.orig_filename
+    for encoding in ("utf-8", "gb18030"):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return info.orig_filename
+
+
+def _clean_name(name: str) -> tuple[str, str]:
+    """A member's name with forward slashes, and why it is refused, or ""."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if "\0" in name:
+        return name, "a NUL character in the name"
+    if path.is_absolute() or PureWindowsPath(name).drive:
+        return name, "an absolute path"
+    if ".." in path.parts:
+        return name, 'climbs out of the folder with ".."'
+    return str(path), ""
+
+
+def _first_bytes(archive: Path) -> str:
+    with archive.open("rb") as opened:
+        start = opened.read(8)
+    if not start:
+        return "the file is empty"
+    known = {b"Rar!": "it is a RAR archive", b"7z\xbc\xaf": "it is a 7-Zip archive", b"\x89PNG": "it is an image"}
+    return known.get(start[:4], f"it begins with {start!r}")

@@ -1,0 +1,331 @@
+"""Folder or archive of labelled pictures -> dataset folder with its report. The output appears whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vesselseg.dataset.manifest import SPLITS, Record, fingerprint, write_manifest
+from vesselseg.errors import UserError
+from vesselseg.imaging.decode import is_dicom
+from vesselseg.imaging.source_files import SourceFiles, list_source, name_stems, printable
+from vesselseg.output_folder import move_into_place, temporary_folder
+from vesselseg.prepare.archive import unpack
+from vesselseg.prepare.findings import Finding
+from vesselseg.prepare.options import PrepareOptions
+from vesselseg.prepare.prepare_image import FileOptions, FileResult, FileTask, prepare_file
+from vesselseg.prepare.pseudonyms import Pseudonyms
+from vesselseg.prepare.readers.formats import FORMATS, FormatOptions, find_labelled
+from vesselseg.prepare.readers.found import Found
+from vesselseg.prepare.report import Prepared, build_report, write_report, write_splits
+from vesselseg.prepare.report_page import write_page
+from vesselseg.prepare.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
+
+_NOT_SHOWN = "(not shown)"
+_PARALLEL_FROM = 24  # files; below that a process pool takes longer to start than it saves
+
+_log = logging.getLogger(__name__)
+
+
+def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
+    """Make the dataset folder ``out`` from a folder or archive; returns the content of its report.json.
+
+    Raises UserError, before ``out`` is touched, when nothing is usable, labels are unknown, the archive is refused,
+    ``out`` exists (without force), or there is any finding (with strict). The source is only read.
+    """
+    source, out = Path(source), Path(out)
+    _check_places(source, out, options.force)
+    _check_options(options)
+    _check_secrets(source, out, options)
+    with ExitStack() as stack:
+        building = stack.enter_context(temporary_folder(out, "building"))
+        if source.is_dir():
+            root, within = source, None
+        else:
+            root = within = stack.enter_context(temporary_folder(out, "unpacking"))
+            unpack(source, root, options.max_gib, options.max_files)
+        files = list_source(root)
+        names = _pseudonyms(files, out, options)
+        report = _build(files, within, source, building, options, names)
+        if names is not None:
+            names.keep()
+            if options.key_table is not None:
+                names.write_key(options.key_table)
+        replaced = out.exists()
+        move_into_place(building, out)
+        if replaced:
+            _log.info("replaced %s", out)
+    return report
+
+
+def _pseudonyms(files: SourceFiles, out: Path, options: PrepareOptions) -> Pseudonyms | None:
+    if not options.pseudonymise and not files.dicoms:
+        return None
+    return Pseudonyms(options.salt or out.with_name(f"{out.name}.salt"))
+
+
+def _build(
+    files: SourceFiles,
+    within: Path | None,
+    source: Path,
+    building: Path,
+    options: PrepareOptions,
+    names: Pseudonyms | None,
+) -> dict[str, Any]:
+    """Fill the folder ``building``; returns the report."""
+    kind, found = find_labelled(files, FormatOptions(options.format, options.masks, options.first_frame))
+    if not found.tasks and not found.findings:
+        raise UserError(_describe_empty(source, files))
+    results = _run(_name_tasks(found.tasks, names), _file_options(building, options, within, names), options)
+    _check_labels(results, options)
+    usable = [result for result in results if result.record is not None]
+    left_out = [result for result in results if result.record is None]
+    left_out += [FileResult(f.file, findings=[f]) for f in found.findings if f.effect == "file left out"]
+    if not usable:
+        what = f"{source}: nothing usable in {len(left_out)} {'JSON file(s)' if kind == 'labelme' else 'label(s)'}"
+        raise UserError(_describe_findings(what, _hidden(_all(left_out), names)))
+    records, findings = _group(usable, options, names)
+    splits, split_findings = _split(records, usable, options)
+    noted = [finding for finding in found.findings if finding.effect != "file left out"]
+    findings = _hidden([*_all(usable), *_all(left_out), *noted, *findings, *split_findings], names)
+    if options.strict and findings:
+        raise UserError(_describe_findings(f"{source}: {len(findings)} finding(s), and --strict allows none", findings))
+    unlabelled = _unlabelled(files, found, results)
+    prepared = Prepared(source, options, kind, usable, left_out, records, splits, findings, unlabelled)
+    return _write(building, prepared if names is None else _hide(prepared, names))
+
+
+def _name_tasks(tasks: list[FileTask], names: Pseudonyms | None) -> list[FileTask]:
+    """Tasks with the names of their images in the dataset folder."""
+    if names is not None:
+        return [replace(task, stem=names.file(task.file)) for task in tasks]
+    return [replace(task, stem=stem) for task, stem in zip(tasks, name_stems([task.file for task in tasks]))]
+
+
+def _file_options(
+    building: Path, options: PrepareOptions, within: Path | None, names: Pseudonyms | None
+) -> FileOptions:
+    images = building / "images"
+    images.mkdir()
+    bare = names is not None
+    own = options.text is None and options.labels is None
+    return FileOptions(
+        images, options.usual_text, own, options.labels, options.per_shape, options.line_width, within, bare
+    )
+
+
+def _unlabelled(files: SourceFiles, found: Found, results: list[FileResult]) -> list[str]:
+    """Pictures that no label is for."""
+    used = {result.origin for result in results} | {task.picture.path for task in found.tasks if task.picture}
+    pictures = [name for name in (*files.images, *files.dicoms) if name not in found.not_pictures]
+    return [printable(name) for name in pictures if files.root / name not in used]
+
+
+def _hidden(findings: list[Finding], names: Pseudonyms | None) -> list[Finding]:
+    """Sorted, and without names where these are hashed."""
+    hidden = findings if names is None else [names.hide(finding) for finding in findings]
+    return sorted(hidden, key=lambda finding: finding.sort_key)
+
+
+def _hide(prepared: Prepared, names: Pseudonyms) -> Prepared:
+    """Without what the user wrote or the source is called; records and findings are without names already."""
+    options = prepared.options
+    hidden = replace(
+        options,
+        group_regex=_NOT_SHOWN if options.group_regex else "",
+        val_regex=_NOT_SHOWN if options.val_regex else "",
+        test_regex=_NOT_SHOWN if options.test_regex else "",
+        masks=tuple(_NOT_SHOWN for _ in options.masks),
+    )
+    return replace(
+        prepared,
+        source=Path(_NOT_SHOWN),
+        options=hidden,
+        unlabelled=[names.file(name) for name in prepared.unlabelled],
+        pseudonymised=True,
+    )
+
+
+def _write(building: Path, prepared: Prepared) -> dict[str, Any]:
+    write_manifest(building, prepared.records)
+    write_splits(building, prepared.splits)
+    report = build_report(prepared)
+    report["fingerprint"] = fingerprint(building)
+    write_report(building, report)
+    write_page(building, report, prepared)
+    return report
+
+
+def _run(tasks: list[FileTask], file_options: FileOptions, options: PrepareOptions) -> list[FileResult]:
+    """All files, in order, over processes if there are many."""
+    work = partial(prepare_file, options=file_options)
+    workers = min(options.workers or _cpus(), len(tasks))
+    bar = partial(tqdm, total=len(tasks), unit="file", desc="preparing", disable=not options.progress)
+    if workers == 1 or len(tasks) < _PARALLEL_FROM:
+        return list(bar(map(work, tasks)))
+    with ProcessPoolExecutor(workers, initializer=_ignore_interrupt) as pool:
+        try:
+            return list(bar(pool.map(work, tasks, chunksize=4)))
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, most likely for want of memory; try again with --workers 1"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C reaches all processes; the parent alone answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _group(
+    usable: list[FileResult], options: PrepareOptions, names: Pseudonyms | None
+) -> tuple[list[Record], list[Finding]]:
+    """Records with their group, by --group-regex or else DICOM's patient; a file without one is listed."""
+    pattern = compile_pattern("--group-regex", options.group_regex) if options.group_regex else None
+    records, findings = [], []
+    for result in usable:
+        assert result.record is not None
+        group = find_group(pattern, result.file) if pattern is not None else result.patient
+        if not group and pattern is not None:
+            reason = f"--group-regex {pattern.pattern} does not match; the file is its own group"
+            findings.append(Finding(result.file, None, "no_group", reason))
+        elif not group and result.origin is not None and is_dicom(result.origin):
+            findings.append(Finding(result.file, None, "no_group", "no patient in the DICOM header"))
+        records.append(replace(result.record, group=names.group(group) if group and names is not None else group or ""))
+    return records, findings
+
+
+def _split(
+    records: list[Record], usable: list[FileResult], options: PrepareOptions
+) -> tuple[dict[str, list[str]], list[Finding]]:
+    """Image names per split. Files with the same picture count as one group, whatever their names say."""
+    same = defaultdict(list)
+    for position, result in enumerate(usable):
+        same[result.picture].append(position)
+    repeated = [positions for positions in same.values() if len(positions) > 1]
+    findings = [
+        Finding(usable[position].file, None, "duplicate_image", f"the same picture as {usable[positions[0]].file}")
+        for positions in repeated
+        for position in positions[1:]
+    ]
+    groups = merge_groups([record.group_key for record in records], repeated)
+    patterns = {"val": options.val_regex, "test": options.test_regex}
+    compiled = {name: compile_pattern(f"--{name}-regex", text) for name, text in patterns.items() if text}
+    fixed = assign_fixed(groups, [result.file for result in usable], compiled) if compiled else {}
+    names = split_groups(groups, options.fractions, options.seed, fixed)
+    splits = {name: [r.image for r, split in zip(records, names) if split == name] for name in SPLITS}
+    for name, share in zip(SPLITS, options.fractions):
+        if not splits[name] and share > 0:
+            reason = f"split {name} is empty: the number of groups is {len(set(groups))}"
+            findings.append(Finding("(all files)", None, "empty_split", reason))
+    return splits, findings
+
+
+def _all(results: Iterable[FileResult]) -> list[Finding]:
+    return [finding for result in results for finding in result.findings]
+
+
+def _check_options(options: PrepareOptions) -> None:
+    problems = []
+    if options.text is not None and not options.text.strip():
+        problems.append("--text: the phrase is empty")
+    if options.line_width is not None and not 0 < options.line_width < 1e4:
+        problems.append(f"--line-width {options.line_width:g}: expected pixels above 0")
+    if options.max_gib <= 0 or options.max_files <= 0:
+        problems.append("--max-gib and --max-files: expected numbers above 0")
+    if options.format and options.format not in FORMATS:
+        problems.append(f"--format {options.format}: expected one of {', '.join(FORMATS)}")
+    if options.masks and options.format not in ("", "masks", "dicom"):
+        problems.append(f"--masks: goes with --format masks, not {options.format}")
+    for name in ("group_regex", "val_regex", "test_regex"):
+        if getattr(options, name):
+            compile_pattern(f"--{name.replace('_', '-')}", getattr(options, name))
+    if problems:
+        raise UserError("\n  ".join(problems))
+
+
+def _check_secrets(source: Path, out: Path, options: PrepareOptions) -> None:
+    """What gives names back must not lie in the dataset folder, which is handed on, nor be written into the source."""
+    for option, path in (("--salt", options.salt), ("--key-table", options.key_table)):
+        if path is None:
+            continue
+        for place, folder in (("the dataset folder", out), ("the source", source)):
+            inside = folder.resolve() in path.resolve().parents
+            if inside and not (option == "--salt" and place == "the source" and path.exists()):
+                raise UserError(
+                    f"{option} {path} lies inside {place} {folder}; keep it apart, where only you can read it"
+                )
+        if path.is_dir():
+            raise UserError(f"{option} {path} is a folder; name a file")
+
+
+def _check_places(source: Path, out: Path, force: bool) -> None:
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give a folder, .tar.gz, .tgz, .tar or .zip with labelled pictures")
+    real_source, real_out = source.resolve(), out.resolve()
+    if real_out == real_source or real_source in real_out.parents:
+        raise UserError(f"--out {out} lies inside the source {source}, which stays unchanged; choose another folder")
+    if real_out in real_source.parents:
+        raise UserError(f"--out {out} contains the source {source}, which would be replaced; choose another folder")
+    if not out.exists() and not out.is_symlink():
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise UserError(f"--out {out} exists and is no plain folder; choose another name")
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise UserError(f"--out {out} exists already; give --force to replace it, or choose another name")
+    if not (out / "annotations.json").is_file():
+        raise UserError(f"--out {out} is no dataset folder (it has no annotations.json); --force does not replace it")
+
+
+def _check_labels(results: list[FileResult], options: PrepareOptions) -> None:
+    """A label that the map does not name is an error: leaving it out silently loses vessels, guessing invents them."""
+    unknown: Counter[str] = Counter()
+    for result in results:
+        unknown.update(result.unknown)
+    if not unknown:
+        return
+    lines = []
+    for label, count in sorted(unknown.items(), key=lambda item: (-item[1], item[0])):
+        close = difflib.get_close_matches(label, list(options.labels or {}), n=1)
+        lines.append(f"{label!r} ({count} shape(s))" + (f"; near to {close[0]!r} of the map" if close else ""))
+    raise UserError(
+        f"--labels does not name {len(unknown)} label(s) of the source:\n  "
+        + "\n  ".join(lines[:30])
+        + "\nAdd each with its phrase, or with null to leave it out."
+    )
+
+
+def _describe_empty(source: Path, files: SourceFiles) -> str:
+    others = len(files.others) - len(files.dicoms)
+    return (
+        f"{source}: no labels: found {len(files.jsons)} .json, {len(files.images)} image(s), {len(files.dicoms)} DICOM "
+        f"file(s), {others} other file(s); expected pictures with a LabelMe .json beside each, mask images (--masks "
+        "DIR names their folder), COCO .json, YOLO-seg .txt or CVAT .xml"
+    )
+
+
+def _describe_findings(head: str, findings: list[Finding]) -> str:
+    shown = "\n  ".join(finding.as_text() for finding in findings[:20])
+    more = f"\n  and {len(findings) - 20} more" if len(findings) > 20 else ""
+    return f"{head}; nothing was written:\n  {shown}{more}"

@@ -1,0 +1,173 @@
+"""COCO JSON: polygons and run-length codes, compressed or not. ``iscrowd`` changes nothing: the pixels are the label.
+
+Format: https://cocodataset.org/#format-data
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vesselseg.imaging.label_shapes import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    LabelFile,
+    LabelFileError,
+    Shape,
+    ShapeError,
+    check_point_count,
+    collect_shapes,
+    parse_coordinate,
+    whole_mask,
+)
+from vesselseg.imaging.label_text import decode_text, parse_json
+from vesselseg.imaging.source_files import SourceFiles
+from vesselseg.prepare.readers.found import Found, PictureIndex, find_listed
+
+
+@dataclass(frozen=True)
+class CocoLabels:
+    """The annotations of one image; path: the JSON. annotations: each with its category's name beside it."""
+
+    path: Path
+    size: tuple[int, int] | None
+    annotations: tuple[tuple[str, Any], ...]
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def read(self) -> LabelFile:
+        """The parts of an annotation are one object, as with group_id; index is the annotation's, within the image."""
+        parts = [(index, part) for index, entry in enumerate(self.annotations) for part in _parts(*entry)]
+        shapes, broken = collect_shapes(parts, self._shape, lambda part: part[0])
+        return LabelFile(shapes, broken, "", None, self.size, self.notes)
+
+    def _shape(self, index: int, part: tuple[str, Any]) -> Shape:
+        label, content = part
+        if isinstance(content, ShapeError):
+            raise content
+        if isinstance(content, dict):
+            return whole_mask(index, label, _bitmap(content, self.size))
+        values = [parse_coordinate(value, f"segmentation, value {n}") for n, value in enumerate(content)]
+        if len(values) % 2:
+            raise ShapeError("bad_field", f"segmentation: {len(values)} numbers are no x, y pairs")
+        points = np.array(values, dtype=np.float64).reshape(-1, 2)
+        check_point_count("polygon", points)
+        return Shape(index, label, "polygon", points, f"annotation {index}")
+
+
+def find_coco(files: SourceFiles, jsons: list[str], index: PictureIndex, first_frame: int | None) -> Found:
+    """All images that the JSON files list; an image without annotations is one without vessel."""
+    return find_listed(files, jsons, _read, index, first_frame)
+
+
+def _read(path: Path) -> list[tuple[str, CocoLabels]]:
+    """(file_name, its annotations) of each image of a COCO file; raises LabelFileError."""
+    try:
+        text, notes = decode_text(path.read_bytes())
+    except OSError as error:
+        raise LabelFileError(f"the file cannot be read: {error.strerror}") from None
+    content = parse_json(text)
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
+        raise LabelFileError('no COCO file: expected an object with the lists "images" and "annotations"')
+    categories = content.get("categories")
+    named = [c for c in categories if _has_id(c)] if isinstance(categories, list) else []
+    names = {category["id"]: str(category.get("name", category["id"])) for category in named}
+    of_image: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
+    for entry in content["annotations"]:
+        if isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str)):
+            category = entry.get("category_id")
+            label = names.get(category, str(category)) if isinstance(category, (int, str)) else ""
+            of_image[entry["image_id"]].append((label, entry))
+    images = [entry for entry in content["images"] if _has_id(entry) and isinstance(entry.get("file_name"), str)]
+    _check(content, images, of_image)
+    return [
+        (entry["file_name"], CocoLabels(path, _size(entry), tuple(of_image[entry["id"]]), tuple(notes)))
+        for entry in images
+    ]
+
+
+def _has_id(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("id"), (int, str))
+
+
+def _check(content: dict[str, Any], images: list[Any], of_image: dict[Any, list[Any]]) -> None:
+    """What would give labels to the wrong image is an error of the whole file."""
+    problems = []
+    if len(images) < len(content["images"]):
+        problems.append(f'{len(content["images"]) - len(images)} image(s) without "id" or "file_name"')
+    ids = Counter(entry["id"] for entry in images)
+    repeated = [str(number) for number, count in ids.items() if count > 1]
+    if repeated:
+        problems.append(f"image id(s) used more than once: {', '.join(repeated[:5])}")
+    unknown = sum(len(entries) for number, entries in of_image.items() if number not in ids)
+    stray = len(content["annotations"]) - sum(map(len, of_image.values()))
+    if unknown or stray:
+        problems.append(f"{unknown + stray} annotation(s) of no image that is listed")
+    if problems:
+        raise LabelFileError("; ".join(problems))
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    width, height = entry.get("width"), entry.get("height")
+    if not isinstance(width, (int, float)) or not isinstance(height, (int, float)):
+        return None
+    return (int(width), int(height)) if 1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE else None
+
+
+def _parts(label: str, entry: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(label, polygon, run-length code or what is wrong) of an annotation."""
+    segmentation = entry.get("segmentation")
+    if not label:
+        yield label, ShapeError("bad_field", f"category_id: expected a number, found {entry.get('category_id')!r}")
+    elif isinstance(segmentation, dict):
+        yield label, segmentation
+    elif not isinstance(segmentation, list) or not segmentation:
+        yield label, ShapeError("bad_field", "segmentation: empty or missing; a box alone is no mask")
+    elif all(isinstance(part, list) for part in segmentation):
+        yield from ((label, part) for part in segmentation)
+    else:
+        yield label, segmentation  # a flat polygon, as some tools write it
+
+
+def _bitmap(code: dict[str, Any], image: tuple[int, int] | None) -> np.ndarray:
+    """A run-length code as (height, width) bool."""
+    size, counts = code.get("size"), code.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(type(v) is int and v > 0 for v in size):
+        raise ShapeError("bad_mask", "segmentation: a run-length code needs size [height, width]")
+    height, width = size
+    if height * width > MAX_PIXELS or (image is not None and (width, height) != image):
+        raise ShapeError("bad_mask", f"segmentation: a code of {width}x{height} for an image of another size")
+    if isinstance(counts, str):
+        counts = _decompress(counts)
+    if not isinstance(counts, list) or not all(type(v) is int and v >= 0 for v in counts):
+        raise ShapeError("bad_mask", "segmentation: counts must be a run-length code or a list of numbers")
+    if sum(counts) != height * width:
+        raise ShapeError("bad_mask", f"segmentation: counts add up to {sum(counts)}, expected {height * width}")
+    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return runs.reshape((height, width), order="F")
+
+
+def _decompress(text: str) -> list[int] | None:
+    """The counts of a compressed code, as pycocotools' rleFrString reads them; None for text that is none.
+
+    pycocotools itself gives a part of the mask for codes that are cut off, and says nothing.
+    """
+    counts: list[int] = []
+    value, shift = 0, 0
+    for letter in text:
+        number = ord(letter) - 48
+        if not 0 <= number < 64 or shift > 60:
+            return None
+        value |= (number & 31) << shift
+        shift += 5
+        if number & 32:
+            continue
+        if number & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return None if shift else counts

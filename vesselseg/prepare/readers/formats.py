@@ -1,0 +1,141 @@
+"""Which format a source's labels have, told by their content, and the images that they label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vesselseg.errors import UserError
+from vesselseg.imaging.labelme import LabelmeLabels
+from vesselseg.imaging.source_files import SourceFiles, printable
+from vesselseg.prepare.prepare_image import FileTask
+from vesselseg.prepare.readers.coco import find_coco
+from vesselseg.prepare.readers.cvat import find_cvat
+from vesselseg.prepare.readers.found import Found, Match, PictureIndex, count_from, note_clips, picture_of, stem_of
+from vesselseg.prepare.readers.mask_pairs import find_masks
+from vesselseg.prepare.readers.yolo import find_yolo, looks_like_yolo
+
+FORMATS = {
+    "labelme": "LabelMe JSON",
+    "masks": "mask images",
+    "coco": "COCO JSON",
+    "yolo": "YOLO-seg text",
+    "cvat": "CVAT for images XML",
+    "dicom": "DICOM pictures only, with labels of any of these formats",
+}
+_START = 4096  # bytes that tell most files
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """forced: one of FORMATS or "". masks: folders with masks. first_frame: a clip's first frame, None to find out."""
+
+    forced: str = ""
+    masks: tuple[str, ...] = ()
+    first_frame: int | None = None
+
+
+def find_labelled(files: SourceFiles, options: FormatOptions) -> tuple[str, Found]:
+    """The format of the labels and what they label. Raises UserError where formats are mixed."""
+    only_dicom = options.forced == "dicom"
+    by_format = _label_files(files)
+    kind = options.forced if options.forced and not only_dicom else _detect(files, by_format, options)
+    names = by_format.get(kind, [])
+    pictures = files.dicoms if only_dicom else (*files.images, *files.dicoms)
+    if kind == "masks":
+        return kind, find_masks(files, options.masks, pictures, options.first_frame)
+    index = PictureIndex(files, pictures)
+    if kind == "coco":
+        return kind, find_coco(files, names or list(files.jsons), index, options.first_frame)
+    if kind == "cvat":
+        return kind, find_cvat(files, names or files.others_with(".xml"), index, options.first_frame)
+    if kind == "yolo":
+        return kind, find_yolo(files, _yolo_texts(files, names), index, options.first_frame)
+    return "labelme", _find_labelme(files, PictureIndex(files, files.dicoms), options.first_frame, only_dicom)
+
+
+def _detect(files: SourceFiles, by_format: dict[str, list[str]], options: FormatOptions) -> str:
+    """One format; LabelMe where there are JSON files of no known kind, which it then says of each."""
+    if options.masks:
+        return "masks"
+    if len(by_format) > 1:
+        listed = ", ".join(f"{kind} ({len(names)}, as {printable(names[0])})" for kind, names in by_format.items())
+        raise UserError(f"{files.root.name}: labels of several formats: {listed}; choose one with --format")
+    if by_format:
+        return next(iter(by_format))
+    pictures = (*files.images, *files.dicoms)
+    return "masks" if find_masks(files, (), pictures, None).tasks or not files.jsons else "labelme"
+
+
+def _label_files(files: SourceFiles) -> dict[str, list[str]]:
+    """Format -> its label files, by their content."""
+    found: dict[str, list[str]] = {kind: [] for kind in FORMATS}
+    tests = {".json": _json_kind, ".xml": _xml_kind, ".txt": _text_kind}
+    pictures = {stem_of(name) for name in (*files.images, *files.dicoms)}
+    for name in (*files.jsons, *files.others_with(".xml", ".txt")):
+        kind = tests[Path(name).suffix.lower()](files.root / name)
+        if kind:
+            found[kind].append(name)
+    if not any(stem_of(name) in pictures for name in found["yolo"]):  # numbers, but of no picture
+        found["yolo"] = []
+    return {kind: names for kind, names in found.items() if names}
+
+
+def _json_kind(path: Path) -> str:
+    start = _start(path)
+    if b'"shapes"' in start:
+        return "labelme"
+    try:
+        content = path.read_bytes().replace(b"\0", b"")  # UTF-16
+    except OSError:
+        return ""
+    if b'"shapes"' in content:
+        return "labelme"
+    return "coco" if b'"annotations"' in content and b'"images"' in content else ""
+
+
+def _xml_kind(path: Path) -> str:
+    return "cvat" if b"<annotations" in _start(path) else ""
+
+
+def _text_kind(path: Path) -> str:
+    return "yolo" if looks_like_yolo(_start(path)) else ""
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as opened:
+            return opened.read(_START)
+    except OSError:
+        return b""
+
+
+def _yolo_texts(files: SourceFiles, names: Sequence[str]) -> list[str]:
+    """The files that hold outlines, and those beside them that are empty (pictures without vessel) or a picture's."""
+    folders = {str(Path(name).parent) for name in names}
+    pictures = {stem_of(name) for name in (*files.images, *files.dicoms)}
+    beside = [name for name in files.others_with(".txt") if not folders or str(Path(name).parent) in folders]
+    more = [name for name in beside if stem_of(name) in pictures or (folders and not _start(files.root / name))]
+    return sorted({*names, *more})
+
+
+def _find_labelme(files: SourceFiles, dicoms: PictureIndex, first_frame: int | None, only_dicom: bool) -> Found:
+    """Every JSON. Which picture it means is its own affair (``load_source_image``), but for DICOM."""
+    found = Found()
+    matches: dict[str, Match] = {}
+    for name in files.jsons:
+        near = dicoms.by_stem(stem_of(name), name) if files.dicoms else []
+        if len(near) == 1:
+            matches[name] = near[0]
+        elif only_dicom:
+            found.leave_out(name, "no_image", f"no DICOM file called {Path(name).stem}.*")
+    first = count_from(matches.values(), first_frame)
+    note_clips(found, files.root, matches.values(), first)
+    for name in files.jsons:
+        task = FileTask(printable(name), LabelmeLabels(files.root / name), search=not only_dicom)
+        if name in matches:
+            found.tasks.append(replace(task, picture=picture_of(files.root, matches[name], first)))
+        elif not only_dicom:
+            found.tasks.append(task)
+    return found

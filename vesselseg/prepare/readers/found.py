@@ -1,0 +1,199 @@
+"""What a reader finds in a source, and how labels find their picture by its name."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from vesselseg.imaging.label_shapes import LabelFileError, LabelSource
+from vesselseg.imaging.source_files import SourceFiles, printable
+from vesselseg.prepare.findings import Finding
+from vesselseg.prepare.prepare_image import FileTask
+from vesselseg.prepare.source_images import Picture
+
+_FRAME = re.compile(r"^(?P<clip>.+?)[ _.-]*?(?:frame|fr|f)?[ _.-]*(?P<number>\d+)$", re.IGNORECASE)
+
+
+@dataclass
+class Found:
+    """tasks: labelled images; findings: what is not used, and why; not_pictures: image files that are no pictures."""
+
+    tasks: list[FileTask] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    not_pictures: set[str] = field(default_factory=set)
+
+    def leave_out(self, name: str, code: str, reason: str) -> None:
+        """A file that cannot be used."""
+        self.findings.append(Finding(printable(name), None, code, reason))
+
+
+@dataclass(frozen=True)
+class Match:
+    """A picture below the source; number: the frame that the label's name ends in, as it is written, or None."""
+
+    name: str
+    number: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What findings and regular expressions call it; differs for each frame of a clip."""
+        return printable(self.name) + ("" if self.number is None else f", frame {self.number}")
+
+
+class PictureIndex:
+    """The pictures of a source by their names. A label never names a file directly: what it says is looked up here.
+
+    form: what of a stem counts when stems are compared; it gets the stem in lower case.
+    """
+
+    def __init__(self, files: SourceFiles, names: Iterable[str], form: Callable[[str], str] = str) -> None:
+        self.root = files.root
+        self._dicoms = set(files.dicoms)
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            path = PurePosixPath(name)
+            self._by_name[path.name.casefold()].append(name)
+            self._by_stem[form(stem_of(name, name in self._dicoms))].append(name)
+
+    def by_name(self, wanted: str, near: str, hint: str = "") -> list[Match]:
+        """Pictures that a label file means by a path like "train/a.jpg": that name, else that stem, else that frame.
+
+        near: path of the label file. Among several those in the nearest folder; hint: text that may name a folder.
+        """
+        path = PurePosixPath(wanted.replace("\\", "/"))
+        same = self._by_name.get(path.name.casefold(), [])
+        if not same:
+            return self.by_stem(stem_of(str(path)), str(PurePosixPath(near).parent / path), hint)
+        return [Match(name) for name in _nearest(same, (*_folders(near), *_folders(str(path))), hint)]
+
+    def by_stem(self, stem: str, near: str, hint: str = "") -> list[Match]:
+        """Pictures with this stem, in lower case and ``form``; else DICOM clips whose stem and a frame it names."""
+        folders = _folders(near)
+        if stem in self._by_stem:
+            return [Match(name) for name in _nearest(self._by_stem[stem], folders, hint)]
+        split = _FRAME.match(stem)
+        if split is None:
+            return []
+        clips = [name for name in self._by_stem.get(split["clip"], []) if name in self._dicoms]
+        return [Match(name, int(split["number"])) for name in _nearest(clips, folders, hint)]
+
+
+def stem_of(name: str, dicom: bool = False) -> str:
+    """The name without folders and ending, in lower case; DICOM files named by a UID have no ending."""
+    path = PurePosixPath(name)
+    keep = dicom and path.suffix[1:].isdigit()
+    return (path.name if keep else path.stem).casefold()
+
+
+def choose(found: Found, label: str, matches: Sequence[Match], wanted: str) -> Match | None:
+    """The one picture of a label; none or several are a finding of the label."""
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        found.leave_out(label, "no_image", f"no image: {wanted} is not in the source")
+    else:
+        names = ", ".join(printable(match.name) for match in matches[:3])
+        found.leave_out(label, "ambiguous_image", f"several pictures could be meant: {names}")
+    return None
+
+
+def find_listed(
+    files: SourceFiles,
+    names: Iterable[str],
+    read: Callable[[Path], Iterable[tuple[str, LabelSource]]],
+    index: PictureIndex,
+    first_frame: int | None,
+) -> Found:
+    """All images of label files that list several; ``read``: file -> (picture's name, its labels) of each."""
+    found = Found()
+    labelled: list[tuple[str, Match, LabelSource]] = []
+    for name in names:
+        try:
+            listed = read(files.root / name)
+        except LabelFileError as error:
+            found.leave_out(name, error.code, str(error))
+            continue
+        for wanted, labels in listed:
+            match = choose(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
+            if match is not None:
+                labelled.append((name, match, labels))
+    add_tasks(found, files, labelled, first_frame)
+    return found
+
+
+def add_tasks(
+    found: Found, files: SourceFiles, labelled: Iterable[tuple[str, Match, LabelSource]], first_frame: int | None
+) -> None:
+    """Tasks of (label file, picture, labels); a picture that an earlier entry named is a finding."""
+    entries: dict[Match, tuple[str, LabelSource]] = {}
+    for name, match, labels in labelled:
+        if match in entries:
+            earlier = printable(entries[match][0])
+            found.leave_out(match.label, "listed_twice", f"again in {printable(name)}; what {earlier} says is used")
+        else:
+            entries[match] = name, labels
+    first = count_from(entries, first_frame)
+    note_clips(found, files.root, entries, first)
+    for match, (_, labels) in entries.items():
+        found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
+
+
+def count_from(matches: Iterable[Match], first_frame: int | None) -> int:
+    """The number of a clip's first frame: as given, else 0 if any label is of frame 0, else 1 as DICOM counts."""
+    if first_frame is not None:
+        return first_frame
+    return 0 if any(match.number == 0 for match in matches) else 1
+
+
+def picture_of(root: Path, match: Match, first_frame: int) -> Picture:
+    """The picture; its frame counts from 0."""
+    return Picture(root / match.name, None if match.number is None else match.number - first_frame)
+
+
+def note_clips(found: Found, root: Path, matches: Iterable[Match], first_frame: int) -> None:
+    """One finding per clip whose labels go by the number of a frame: a wrong start shifts all of them."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for match in matches:
+        if match.number is not None:
+            numbers[match.name].append(match.number)
+    if not numbers:
+        return
+    from vesselseg.imaging.dicom import count_frames
+
+    for name, used in sorted(numbers.items()):
+        reason = (
+            f"{len(used)} of {count_frames(root / name)} frames have labels and are used, counted from {first_frame}: "
+            "check that they fit; --first-frame changes it"
+        )
+        found.findings.append(Finding(printable(name), None, "clip", reason))
+
+
+def _folders(name: str) -> tuple[str, ...]:
+    return tuple(part.casefold() for part in PurePosixPath(name).parent.parts)
+
+
+def _nearest(names: Sequence[str], folders: tuple[str, ...], hint: str) -> list[str]:
+    """The names that share most folders, from the top or from the bottom, with the label's."""
+    if len(names) < 2:
+        return list(names)
+
+    def closeness(name: str) -> tuple[bool, int, bool]:
+        own = _folders(name)
+        shared = _common(own, folders) + _common(own[::-1], folders[::-1])
+        return own == folders, shared, any(part and part in hint.casefold() for part in own)
+
+    best = max(map(closeness, names))
+    return [name for name in names if closeness(name) == best]
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    count = 0
+    for left, right in zip(one, other):
+        if left != right:
+            break
+        count += 1
+    return count

@@ -1,0 +1,172 @@
+"""Which file is a mask of which picture, told by folders and endings of names; further observers' masks beside it.
+
+Known ways of naming: DRIVE (images/21_training.tif, 1st_manual/21_manual1.gif, and mask/ with the field of view, which
+is no vessel), CHASE_DB1 (Image_01L_1stHO.png), STARE (labels-ah/im0001.ah.ppm), HRF, FIVES, DCA1 (1_gt.pgm), or simply
+images/a.png and masks/a.png, or a.png and a_mask.png.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from vesselseg.errors import UserError
+from vesselseg.imaging.source_files import SourceFiles, printable
+from vesselseg.prepare.prepare_image import FileTask
+from vesselseg.prepare.readers.found import Found, Match, PictureIndex, count_from, note_clips, picture_of, stem_of
+from vesselseg.prepare.readers.masks import MaskLabels
+
+_SEPARATOR = re.compile(r"[ _.\-]+")
+# parts of names, in lower case -> whose mask it is. 0: "mask" may also be the field of view, if another is there
+_OBSERVERS = {
+    **dict.fromkeys(("mask", "masks"), 0),
+    **dict.fromkeys(
+        ("gt", "groundtruth", "seg", "segmentation", "segmentations", "segmentationclass", "label", "labels", "manual",
+         "annotation", "annotations", "annot", "target", "targets", "vessel", "vessels", "manual1", "1stmanual",
+         "1stho", "observer1", "obs1", "expert1", "ah"), 1),
+    **dict.fromkeys(("manual2", "2ndmanual", "2ndho", "observer2", "obs2", "expert2", "vk"), 2),
+    **dict.fromkeys(("manual3", "3rdmanual", "3rdho", "observer3", "obs3", "expert3"), 3),
+}  # fmt: skip
+_NEVER = ("fov", "roi")
+_ONE_WORD = re.compile(r"\b(ground|1st|2nd|3rd|manual|observer|obs|expert) (truth|manual|ho|\d)\b")
+_PICTURE_WORDS = ("image", "images", "img", "training", "test", "orig", "original", "raw")
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """name: below the source; observer: from 1, 0 for "mask"; stem: without the words that make it a mask."""
+
+    name: str
+    observer: int
+    stem: str
+
+
+def find_masks(files: SourceFiles, folders: Sequence[str], pictures: Sequence[str], first_frame: int | None) -> Found:
+    """Pictures with the masks that belong to them.
+
+    folders: below the source, with masks only, the first observer's first; none: told by names. pictures: what may be a
+    picture if it is no mask. Raises UserError for folders that hold no image.
+    """
+    found = Found()
+    look_like_masks = _by_names(files, pictures)
+    masks = _in_folders(files, folders) if folders else look_like_masks
+    found.not_pictures = {mask.name for mask in masks}
+    if not folders:
+        found.not_pictures |= {name for name in files.images if _words(PurePosixPath(name)) & set(_NEVER)}
+    indices = _indices(files, [name for name in pictures if name not in found.not_pictures], look_like_masks)
+    of_picture: dict[Match, list[_Mask]] = defaultdict(list)
+    for mask in masks:
+        matches = _matches(mask, indices)
+        if len(matches) == 1:
+            of_picture[matches[0]].append(mask)
+        elif matches:
+            names = ", ".join(printable(match.name) for match in matches[:3])
+            found.leave_out(mask.name, "ambiguous_image", f"a mask of several pictures: {names}")
+        else:
+            found.leave_out(mask.name, "no_image", f"a mask without its picture; expected one called {mask.stem}.*")
+    first = count_from(of_picture, first_frame)
+    note_clips(found, files.root, of_picture, first)
+    for match, candidates in sorted(of_picture.items(), key=lambda item: (item[0].name, item[0].number or 0)):
+        labels = _labels(found, files, match, candidates)
+        if labels is not None:
+            found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
+    return found
+
+
+def _indices(files: SourceFiles, pictures: Sequence[str], look_like_masks: Sequence[_Mask]) -> list[PictureIndex]:
+    """Pictures by their whole stem, then without words of their kind; those whose names say mask come last."""
+    doubtful = {mask.name for mask in look_like_masks}
+    pools = [[name for name in pictures if name not in doubtful], pictures]
+    forms = (lambda stem: "_".join(_split(stem)), _plain)
+    return [PictureIndex(files, pool, form) for pool in pools for form in forms]
+
+
+def _labels(found: Found, files: SourceFiles, match: Match, masks: list[_Mask]) -> MaskLabels | None:
+    """One mask per observer; two of the same observer are a finding, and the picture is left out."""
+    notes = []
+    if len({mask.observer for mask in masks}) > 1 and any(mask.observer == 0 for mask in masks):
+        names = ", ".join(printable(mask.name) for mask in masks if mask.observer == 0)
+        notes.append(("other_mask", f"{names} is taken for the field of view, and not used; --masks says otherwise"))
+        masks = [mask for mask in masks if mask.observer]
+    masks = sorted(masks, key=lambda mask: (mask.observer, mask.name))
+    observers = [mask.observer for mask in masks]
+    if len(set(observers)) < len(observers):
+        names = ", ".join(printable(mask.name) for mask in masks[:4])
+        found.leave_out(
+            match.label, "ambiguous_mask", f"several masks, and no telling which one: {names}; give --masks"
+        )
+        return None
+    return MaskLabels(tuple(files.root / mask.name for mask in masks), tuple(notes))
+
+
+def _in_folders(files: SourceFiles, folders: Sequence[str]) -> list[_Mask]:
+    masks, empty = [], []
+    for number, folder in enumerate(folders, 1):
+        below = [name for name in files.images if f"/{folder.strip('/')}/".casefold() in f"/{name}".casefold()]
+        if not below:
+            empty.append(folder)
+        masks += [_Mask(name, number, _plain(stem_of(name))) for name in below]
+    if empty:
+        folders_there = sorted({str(PurePosixPath(name).parent) for name in files.images})
+        raise UserError(
+            f"--masks {', '.join(empty)}: no such folder with images below the source; there are: "
+            + ", ".join(folders_there[:20])
+        )
+    return masks
+
+
+def _by_names(files: SourceFiles, pictures: Sequence[str]) -> list[_Mask]:
+    shared = os.path.commonpath([PurePosixPath(name).parent for name in pictures]) if pictures else ""
+    masks = []
+    for name in files.images:
+        words = _words(PurePosixPath(name), shared)
+        observers = [_OBSERVERS[word] for word in words if word in _OBSERVERS]
+        if observers and not words & set(_NEVER):
+            masks.append(_Mask(name, max(observers), _plain(stem_of(name))))
+    return masks
+
+
+def _words(path: PurePosixPath, shared: str = "") -> set[str]:
+    """What may say that a file is a mask: its first and last word, and the nearest folder that says what it holds."""
+    parts = _split(path.stem)
+    said = set(parts[:1] + parts[-1:]) if len(parts) > 1 else set()
+    for folder in reversed(path.parent.relative_to(shared).parts[-2:]):
+        words = _split(folder)
+        names = {"".join(words), words[-1]}
+        if names & {*_OBSERVERS, *_NEVER}:
+            return said | names
+        if names & set(_PICTURE_WORDS):
+            break
+    return said
+
+
+def _split(name: str) -> list[str]:
+    """Words of a name, in lower case; "1st_manual" and "ground truth" are one word."""
+    text = " ".join(word for word in _SEPARATOR.split(name.casefold()) if word)
+    return _ONE_WORD.sub(r"\1\2", text).split(" ")
+
+
+def _plain(stem: str) -> str:
+    """A stem without first and last words that only say what kind of file it is, words with _ between."""
+    words = _split(stem)
+    kinds = {*_OBSERVERS, *_PICTURE_WORDS}
+    while len(words) > 1 and words[-1] in kinds:
+        words = words[:-1]
+    while len(words) > 1 and words[0] in kinds:
+        words = words[1:]
+    return "_".join(words)
+
+
+def _matches(mask: _Mask, indices: Sequence[PictureIndex]) -> list[Match]:
+    """The picture with the mask's whole name, else without the last words that say mask, else without such words."""
+    words = _split(stem_of(mask.name))
+    stems = ["_".join(words)]
+    while len(words) > 1 and words[-1] in _OBSERVERS:
+        words = words[:-1]
+    wanted = dict.fromkeys([*stems, "_".join(words), mask.stem])
+    tried = (index.by_stem(stem, mask.name) for index in indices for stem in wanted)
+    return next((matches for matches in tried if matches), [])

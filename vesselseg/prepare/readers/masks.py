@@ -1,0 +1,129 @@
+"""Mask images: 1-bit, 0/1, 0/255, palette, grey written as RGB, one value or colour per class; several observers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vesselseg.imaging.decode import DAMAGED, describe_damage
+from vesselseg.imaging.label_shapes import BrokenShape, LabelFile, LabelFileError, Shape, whole_mask
+from vesselseg.imaging.warning_filters import without_warnings
+
+_CLASSES = 8  # as many different values are classes, however large they are
+_CLASS_VALUES = 64  # values below are classes, however many there are
+_OPAQUE = 128
+_MOST = 0.5  # of the picture; a vessel mask with more is suspected to be inverted
+Notes = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class MaskLabels:
+    """The mask files of one image, the first observer's first; notes: what was found when they were paired."""
+
+    paths: tuple[Path, ...]
+    notes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The first observer's mask."""
+        return self.paths[0]
+
+    def read(self) -> LabelFile:
+        """One shape per value and observer; the label is the value as written: "1", "255", "#ff0000"."""
+        classes, size, notes = read_mask(self.path)
+        shapes, broken, observers = _shapes(classes, ""), [], []
+        for number, path in enumerate(self.paths[1:], 2):
+            try:
+                others, other_size, other_notes = read_mask(path)
+                if other_size != size:
+                    raise LabelFileError(
+                        f"{other_size[0]}x{other_size[1]}, the first observer's is {size[0]}x{size[1]}"
+                    )
+            except LabelFileError as error:
+                broken.append(BrokenShape(0, "", "bad_mask", f"observer {number}: {error}"))
+                continue
+            shapes += _shapes(others, str(number))
+            observers.append(str(number))
+            notes += [(code, f"observer {number}: {reason}") for code, reason in other_notes]
+        return LabelFile(
+            tuple(shapes), tuple(broken), "", None, size, (*self.notes, *notes), observers=tuple(observers)
+        )
+
+
+def _shapes(classes: dict[str, np.ndarray], observer: str) -> list[Shape]:
+    return [whole_mask(index, label, bitmap, label, observer) for index, (label, bitmap) in enumerate(classes.items())]
+
+
+def read_mask(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], Notes]:
+    """label -> (height, width) bool for each value but the background, (width, height), and notes.
+
+    The background is 0 (black), or the lowest value where there is no 0. More than a few values that are no small
+    numbers are grey levels, as JPEG and smoothing make them, and are cut at half. Raises LabelFileError.
+    """
+    content = b""
+    try:
+        content = path.read_bytes()
+        with without_warnings():  # of large pictures
+            image = Image.open(path)
+            image.load()
+    except DAMAGED as error:
+        raise LabelFileError(f"mask {describe_damage(error, content)}") from None
+    notes: Notes = []
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(("several_frames", f"the mask has {image.n_frames} frames; the first one is used"))  # type: ignore[attr-defined]
+    values, name = _values(image)
+    classes = _classes(values, name, image.format == "JPEG", notes)
+    share = float(np.mean(np.any(list(classes.values()), axis=0))) if classes else 0.0
+    if share > _MOST:
+        notes.append(("mostly_labelled", f"{share:.0%} of the picture is labelled; is the mask inverted?"))
+    return classes, image.size, notes
+
+
+def _values(image: Image.Image) -> tuple[np.ndarray, Callable[[float], str]]:
+    """(height, width) numbers, 0 for black, and what a number is called."""
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8), _plain
+    if image.mode in ("L", "F") or image.mode.startswith("I") or (image.mode == "P" and _index_is_class(image)):
+        return np.nan_to_num(np.asarray(image)), _plain
+    rgba = np.asarray(image.convert("RGBA"))
+    visible = rgba[..., 3] >= _OPAQUE
+    colours = rgba[..., :3] * visible[..., None]
+    if not colours.any() and not visible.all():  # black on nothing
+        return visible.astype(np.uint8), _plain
+    if (colours == colours[..., :1]).all():
+        return colours[..., 0], _plain
+    return colours.astype(np.int64) @ np.array([65536, 256, 1]), _colour
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}"
+
+
+def _colour(value: float) -> str:
+    return f"#{int(value):06x}"
+
+
+def _index_is_class(image: Image.Image) -> bool:
+    """Palettes of labels begin with black; in any other the colours are what is meant."""
+    palette = image.getpalette()
+    return palette is not None and not any(palette[:3]) and "transparency" not in image.info
+
+
+def _classes(values: np.ndarray, name: Callable[[float], str], lossy: bool, notes: Notes) -> dict[str, np.ndarray]:
+    distinct = np.unique(values)
+    highest = float(distinct[-1])
+    if not lossy and (len(distinct) <= _CLASSES or highest < _CLASS_VALUES):
+        background = 0 if len(distinct) == 1 or distinct[0] == 0 else distinct[0]
+        if background:
+            notes.append(("mask_background", f"no 0 in the mask; {name(background)} is taken for the background"))
+        return {name(value): values == value for value in distinct.tolist() if value != background}
+    if name is _colour:
+        raise LabelFileError(f"mask of {len(distinct)} colours; expected black and one colour per class")
+    highest = 255.0 if values.dtype == np.uint8 else highest
+    notes.append(("mask_grey", f"{len(distinct)} grey levels, cut at {highest / 2:g}"))
+    over = values > highest / 2
+    return {name(highest): over} if over.any() else {}

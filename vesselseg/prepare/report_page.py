@@ -1,0 +1,87 @@
+"""report.html of a dataset folder: the report for reading, with overlays to check the labels by eye."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from vesselseg.dataset.manifest import Record, image_path
+from vesselseg.dataset.record_masks import record_masks
+from vesselseg.imaging.overlay import draw_overlay
+from vesselseg.prepare.findings import FINDING_KINDS
+from vesselseg.prepare.report import Prepared
+from vesselseg.reports.html import jpeg_data_uri, render
+
+OVERLAYS = 12
+_SIDE = 480  # pixels of an overlay in the page
+_BINS = 12
+
+
+def write_page(folder: Path, report: dict[str, Any], prepared: Prepared) -> None:
+    """Write ``folder/report.html``; the folder holds images/ already."""
+    chosen = choose_overlays(prepared)
+    page = render(
+        "prepare.html.j2",
+        report=report,
+        kinds=FINDING_KINDS,
+        findings=prepared.findings,
+        histogram=histogram(list(report["fractions"].values())),
+        overlays=[_overlay(folder, number, prepared) for number in chosen],
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def choose_overlays(prepared: Prepared, count: int = OVERLAYS) -> list[int]:
+    """Positions of pictures worth a look: the emptiest and fullest, some that were changed, the rest at random."""
+    fractions = [result.fraction for result in prepared.usable]
+    by_fraction = sorted(range(len(fractions)), key=lambda number: (fractions[number], number))
+    if len(by_fraction) <= count:
+        return by_fraction
+    rng = random.Random(prepared.options.seed)
+    picked = by_fraction[:2] + by_fraction[-2:]
+    changed = [number for number, result in enumerate(prepared.usable) if result.findings]
+    for pool, wanted in ((changed, count // 3), (by_fraction, count)):
+        left = [number for number in pool if number not in picked]
+        picked += rng.sample(left, min(len(left), wanted, count - len(picked)))
+    return [number for number in by_fraction if number in picked]
+
+
+def histogram(fractions: list[float], bins: int = _BINS) -> dict[str, list[Any]]:
+    """Bars and edge labels (in percent) of the vessel fractions."""
+    top = max(max(fractions, default=0.0), 0.01)
+    step = next(s for s in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0) if s * bins >= top)
+    count = max(4, int(np.ceil(top / step - 1e-9)))
+    bars, edges = np.histogram(fractions, bins=count, range=(0, count * step))
+    return {"bars": bars.tolist(), "edges": [f"{100 * edge:.3g}" for edge in edges]}
+
+
+def _overlay(folder: Path, number: int, prepared: Prepared) -> dict[str, Any]:
+    record, result = prepared.records[number], prepared.usable[number]
+    image, masks = _shrink(folder, record)
+    notes = sorted({finding.title for finding in result.findings})
+    return {
+        "uri": jpeg_data_uri(draw_overlay(image, masks)),
+        "image": record.image,
+        "phrases": ", ".join(dict.fromkeys(record.phrases)),
+        "fraction": result.fraction,
+        "empty": not any(record.regions),
+        "split": next(name for name, images in prepared.splits.items() if record.image in images),
+        "notes": notes,
+    }
+
+
+def _shrink(folder: Path, record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """Image (height, width, 3) and masks (objects, height, width) with a longer side of _SIDE pixels."""
+    with Image.open(image_path(folder, record)) as opened:
+        image = np.array(opened.convert("RGB"))
+    scale = _SIDE / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    masks = np.zeros((len(record.regions), size[1], size[0]), dtype=np.uint8)
+    for number, mask in enumerate(record_masks(record, *image.shape[:2])):
+        masks[number] = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), masks

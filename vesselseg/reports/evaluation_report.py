@@ -1,0 +1,157 @@
+"""An evaluation -> its output folder: results.json, results.csv, panels, charts, report.html, report.md, table.tex."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vesselseg.evaluation.evaluator import cases
+from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
+from vesselseg.evaluation.results import RESULTS_FILE, write_csv, write_json
+from vesselseg.evaluation.scores import Evaluation, Scored, Subgroup, SwitchEffect
+from vesselseg.evaluation.sources import PredictionSource
+from vesselseg.output_folder import whole_folder
+from vesselseg.reports import report_text
+from vesselseg.reports.charts import reliability_chart, threshold_chart
+from vesselseg.reports.html import jpeg_data_uri, png_data_uri, render
+from vesselseg.reports.panels import choose_cases, draw_panel
+from vesselseg.reports.paper_tables import latex, markdown
+
+REPORT_FILE = "report.html"
+_SWITCH_METRICS = (*report_text.KEY_METRICS, "betti_0_error", "components_error")
+
+LABELS = {name: metric.label for name, metric in METRIC_TABLE.items()}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One case's picture: file below the output folder, its pixels inside the page, what stands under it."""
+
+    file: str
+    picture: str
+    rank: str
+    scored: Scored
+
+
+def write_evaluation(evaluation: Evaluation, source: PredictionSource, out: Path, force: bool = False) -> Path:
+    """Write everything into out, whole or not at all, and return the path of the HTML report.
+
+    force: replace an earlier evaluation. Raises EvaluationError where out exists.
+    """
+    out = Path(out)
+    with whole_folder(out, force, RESULTS_FILE) as folder:
+        write_json(evaluation, folder)
+        write_csv(evaluation, folder)
+        about = list(_about(evaluation, json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))))
+        panels = _write_panels(evaluation, source, folder)
+        charts = {name: png_data_uri(chart) for name, chart in _write_charts(evaluation, folder)}
+        page = render("evaluation.html.j2", **_context(evaluation, panels, charts, about))
+        (folder / REPORT_FILE).write_text(page, encoding="utf-8")
+        (folder / "report.md").write_text(markdown(evaluation, about), encoding="utf-8")
+        (folder / "table.tex").write_text(latex(evaluation), encoding="utf-8")
+    return out / REPORT_FILE
+
+
+def _write_panels(evaluation: Evaluation, source: PredictionSource, folder: Path) -> dict[str, list[Panel]]:
+    (folder / "panels").mkdir()
+    panels: dict[str, list[Panel]] = {}
+    for rank, chosen in choose_cases(evaluation.items).items():
+        panels[rank] = []
+        for number, case in enumerate(cases(evaluation, source, chosen), start=1):
+            title = f"{rank.capitalize()} {number}: {_item_name(case.scored)}"
+            picture = draw_panel(case, title, evaluation.threshold.value, binary=evaluation.kind == "masks")
+            name = f"{rank}_{number}_{PurePosixPath(case.scored.image).stem}.png"
+            _save(picture, folder / "panels" / name)
+            panels[rank].append(Panel(f"panels/{name}", jpeg_data_uri(picture), rank, case.scored))
+    return panels
+
+
+def _write_charts(evaluation: Evaluation, folder: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Name and pixels of each chart, written as NAME.png; masks have none."""
+    if evaluation.kind != "masks":
+        yield _saved(threshold_chart(evaluation), folder, "threshold_curve")
+    if evaluation.calibration is not None:
+        yield _saved(reliability_chart(evaluation.calibration), folder, "reliability")
+
+
+def _saved(chart: NDArray[np.uint8], folder: Path, name: str) -> tuple[str, NDArray[np.uint8]]:
+    _save(chart, folder / f"{name}.png")
+    return name, chart
+
+
+def _context(
+    evaluation: Evaluation, panels: dict[str, list[Panel]], charts: dict[str, str], about: list[tuple[str, str]]
+) -> dict[str, Any]:
+    dice = [item.metrics["dice"] for item in evaluation.items]
+    bars, edges = np.histogram(dice, bins=10, range=(0, 1))
+    return {
+        "evaluation": evaluation,
+        "text": report_text,
+        "images": len({item.image for item in evaluation.items}),
+        "table": METRIC_TABLE,
+        "metrics": METRICS,
+        "panels": panels,
+        "charts": charts,
+        "bars": bars.tolist(),
+        "edges": [f"{edge:.1f}" for edge in edges],
+        "with_phrases": report_text.items_word(evaluation) == "items",
+        "switches": _switches(evaluation),
+        "subgroups": _subgroups(evaluation),
+        "about": about,
+    }
+
+
+def _switches(evaluation: Evaluation) -> dict[str, list[SwitchEffect]]:
+    """Effects by switch, of the metrics that one looks at first."""
+    found: dict[str, list[SwitchEffect]] = {}
+    for effect in evaluation.switches:
+        if effect.metric in _SWITCH_METRICS:
+            found.setdefault(report_text.switch_label(effect.switch, evaluation), []).append(effect)
+    return found
+
+
+def _subgroups(evaluation: Evaluation) -> dict[str, list[Subgroup]]:
+    columns: dict[str, list[Subgroup]] = {}
+    for subgroup in evaluation.subgroups:
+        columns.setdefault(subgroup.column, []).append(subgroup)
+    return columns
+
+
+def _about(evaluation: Evaluation, results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """How it was measured, as results.json has it: (what, value)."""
+    weights, fold = results["source"]["weights"], results["data"]["fold"]
+    yield "Predictions", f"{evaluation.source} ({evaluation.kind}{f', weights {weights}' if weights else ''})"
+    yield "Data", f"{evaluation.data}, split {evaluation.split}, fingerprint {evaluation.data_fingerprint}"
+    if fold:
+        yield "Fold", f"{fold['number']} of {fold['of']}, fingerprint of the folds {fold['fingerprint']}"
+    groups = f"{evaluation.groups} groups" if evaluation.grouped else "no groups"
+    yield "Images", f"{results['data']['images']} images, {results['data']['items']} items, {groups}"
+    if any(item.phrase for item in evaluation.items):
+        yield "Item", "one phrase of one image; objects that share a phrase are their union"
+    else:
+        yield "Item", "one image; its objects are scored as their union"
+    rule = "" if evaluation.kind == "masks" else " A pixel is vessel where its probability is greater."
+    yield "Threshold", f"{report_text.threshold_sentence(evaluation)}{rule}"
+    yield "Switches", "; ".join(report_text.switches_on(evaluation)) or "none"
+    if evaluation.baseline_threshold is not None and evaluation.test_time:
+        yield "Threshold without switches", f"{evaluation.baseline_threshold:.2f}"
+    yield "Lengths", {"px": "in pixels: not all images have a pixel spacing", "mm": "in mm"}[evaluation.length_unit]
+    yield "Empty masks", EMPTY_MASK_RULE
+    yield "Intervals", report_text.bootstrap_sentence(evaluation)
+    yield "Measured", results["created"]
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+
+
+def _item_name(scored: Scored) -> str:
+    return f"{scored.image}, {scored.phrase}" if scored.phrase else scored.image
+
+
+def _save(picture: NDArray[np.uint8], path: Path) -> None:
+    Image.fromarray(picture).save(path)

@@ -1,0 +1,68 @@
+"""The look that all HTML reports share: templates, one style sheet, images inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def render(template_name: str, folder: Path = TEMPLATES, **context: Any) -> str:
+    """The page of a template in the folder, e.g. ``prepare.html.j2``; a name missing in context raises.
+
+    What a template includes may also be in ``TEMPLATES``, which every page shares.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([folder, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    environment.filters["percent"] = _percent
+    return environment.get_template(template_name).render(**context)
+
+
+def page_file(name: str, folder: Path) -> bytes:
+    """A style sheet or script of a served page: from its folder, else from ``TEMPLATES``.
+
+    The caller passes only names that it knows.
+    """
+    path = folder / name
+    return (path if path.exists() else TEMPLATES / name).read_bytes()
+
+
+def png_data_uri(array: np.ndarray) -> str:
+    """(height, width) or (height, width, 3) uint8 as a lossless image inside the page."""
+    return _data_uri(array, "png", optimize=True)
+
+
+def jpeg_data_uri(array: np.ndarray, quality: int = 88) -> str:
+    """(height, width) or (height, width, 3) uint8 as a small image inside the page; quality 1..95."""
+    return _data_uri(array, "jpeg", quality=quality)
+
+
+def _data_uri(array: np.ndarray, kind: str, **options: Any) -> str:
+    if array.dtype != np.uint8:
+        raise TypeError(f"expected uint8 pixels, found {array.dtype}")
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format=kind.upper(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _number(value: float, digits: int = 0) -> str:
+    """12345.6 -> 12,346."""
+    return f"{value:,.{digits}f}"
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    """0.0312 -> 3.1 %."""
+    return f"{100 * value:.{digits}f} %"

@@ -1,0 +1,1 @@
+"""Drawn angiograms and cine runs with known vessels."""

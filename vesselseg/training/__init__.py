@@ -1,0 +1,1 @@
+"""All that knows mmengine, xtuner and deepspeed: runs, checkpoints, memory plan, logs."""

@@ -1,0 +1,256 @@
+"""Checkpoints: what trains as one file for everyone, and a folder beside it for resuming.
+
+``iter_N.pth`` holds the trained weights, the model's settings, the whole config, the data's fingerprint, versions and
+the threshold; torch.load(weights_only=True) reads it. ``iter_N.resume/`` holds the optimizer's state, random states
+and counters, none of which depends on how many processes wrote it. Both are written under another name and renamed
+when they are complete. The first process writes; where the work folder is one for all nodes, all of them read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from vesselseg.errors import UserError
+from vesselseg.models.checkpoints.training_file import checkpoint_tensors, load_trainable, read_training_file
+from vesselseg.models.lora import checkpoint_state
+from vesselseg.models.sa2va import Sa2VA
+from vesselseg.training.optimizer_state import read_optimizer_state, write_optimizer_state
+from vesselseg.training.plan import Behind
+from vesselseg.training.train_step import Progress
+
+PACKAGES = ("vesselseg", "torch", "torchvision", "transformers", "peft", "sam2", "deepspeed", "mmengine", "xtuner")
+UNFINISHED = ".unfinished"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RANDOM_FILE = "random.pt"
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how many images an iteration and an optimizer step take."""
+
+    world_size: int = 1
+    micro_batch: int = 1
+    accumulation: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.world_size} process(es) x micro-batch {self.micro_batch} x accumulation {self.accumulation}"
+
+
+@dataclass
+class RunState:
+    """Everything that counts up during a run.
+
+    best_dice, threshold: of the validation with the highest Dice so far, None and 0.5 before the first one.
+    sizes: of the present iterations. behind: what was done with other ones.
+    """
+
+    progress: Progress = field(default_factory=Progress)
+    best_dice: float | None = None
+    threshold: float = 0.5
+    sizes: Sizes = field(default_factory=Sizes)
+    behind: Behind = field(default_factory=Behind)
+
+    @property
+    def images_seen(self) -> int:
+        """Place in the stream of images."""
+        new = self.progress.iteration - self.behind.iterations
+        return self.behind.images + new * self.sizes.world_size * self.sizes.micro_batch
+
+    def go_on_with(self, sizes: Sizes) -> bool:
+        """Take other sizes from here on; returns whether they are others. The run goes on at the same image."""
+        changed = sizes != self.sizes
+        if changed:
+            self.behind = Behind(self.progress.iteration, self.images_seen, self.progress.optimizer_steps)
+            self.sizes = sizes
+        return changed
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must be the same for a resumed run to go on: the images and the order in which they come."""
+
+    images: int
+    seed: int
+    data_fingerprint: str
+
+    def check(self, saved: Mapping[str, Any], folder: Path) -> None:
+        """Raise UserError listing every difference from what a checkpoint was written with."""
+        own = asdict(self)
+        wrong = [f"{name}: {saved.get(name)} there, {own[name]} now" for name in own if saved.get(name) != own[name]]
+        if wrong:
+            listed = "\n  ".join(wrong)
+            raise UserError(
+                f"{folder} cannot be resumed: images would be missed or repeated\n  {listed}\n"
+                "Start with the same data and seed, or start a new run from its weights with --cfg-options "
+                f"load_from={weights_file(folder)}"
+            )
+
+
+def weights_file(resume_folder: Path) -> Path:
+    """iter_N.resume -> iter_N.pth."""
+    return resume_folder.with_suffix(".pth")
+
+
+def find_checkpoints(work_dir: Path) -> dict[int, Path]:
+    """Complete resumable checkpoints of a work folder by iteration, oldest first."""
+    found = {}
+    for folder in Path(work_dir).glob("iter_*.resume"):
+        match = re.fullmatch(r"iter_(\d+)\.resume", folder.name)
+        if match and (folder / STATE_FILE).is_file() and weights_file(folder).is_file():
+            found[int(match[1])] = folder
+    return dict(sorted(found.items()))
+
+
+def trained_state(model: Sa2VA) -> dict[str, Tensor]:
+    """What a checkpoint must hold, by name, on the CPU; a collective call where weights are partitioned (ZeRO-3).
+
+    Every tensor has a storage of its own: DeepSpeed's are views of large flat ones, which torch.save would write whole.
+    """
+    with _gathered(model):
+        return {name: value.to("cpu", copy=True).contiguous() for name, value in checkpoint_state(model).items()}
+
+
+def checkpoint_elements(model: Sa2VA) -> int:
+    """Numbers that a checkpoint of the model holds, partitioned (ZeRO-3) ones counted whole."""
+    names = checkpoint_state(model).keys()
+    entries = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in names}
+    return sum(int(getattr(value, "ds_numel", value.numel())) for value in entries.values())
+
+
+def load_trained(model: Sa2VA, path: Path) -> None:
+    """Put a checkpoint's weights, our own or of the published code, into a model; raises WeightsError."""
+    content = read_training_file(path, model_config={})
+    state, kind = checkpoint_tensors(model, content, str(path))
+    with _gathered(model, state.keys(), modifier_rank=0), torch.no_grad():
+        load_trainable(model, state, str(path), **kind)
+    model.config.add_training_images(content.get("training_images", ""))
+
+
+def _gathered(model: Sa2VA, further: Collection[str] = (), modifier_rank: int | None = None) -> AbstractContextManager:
+    """What a checkpoint holds, and further entries, whole on every process while the context lasts."""
+    names = checkpoint_state(model).keys() | set(further)
+    partitioned = [
+        value for name, value in model.state_dict(keep_vars=True).items() if name in names and hasattr(value, "ds_id")
+    ]
+    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=modifier_rank, enabled=bool(partitioned))
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None:
+    """Write one checkpoint file, whole or not at all. facts: plain values only."""
+    temporary = path.with_name(path.name + UNFINISHED)
+    with temporary.open("wb") as file:
+        torch.save({"state_dict": dict(state), **facts, "versions": package_versions()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdentity) -> None:
+    """Write iter_N.resume; every process calls it."""
+    temporary = folder.with_name(folder.name + UNFINISHED)
+    first = process_rank() == 0
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    write_optimizer_state(temporary / OPTIMIZER_FILE, engine)
+    random: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(random, random_state())
+    if first:
+        torch.save(random, temporary / RANDOM_FILE)
+        content = {"run": asdict(state), "identity": asdict(identity)}
+        (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        _flush_to_disk(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    torch.distributed.barrier()
+
+
+def read_run_state(folder: Path, identity: RunIdentity) -> RunState:
+    """Counters of a checkpoint; raises UserError where it cannot be gone on from."""
+    try:
+        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        run = content["run"]
+        parts = {"progress": Progress, "sizes": Sizes, "behind": Behind}
+        state = RunState(**{**run, **{name: kind(**run[name]) for name, kind in parts.items()}})
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is not on {socket.gethostname()}; the work dir of several nodes must lie on a file system that "
+            "all of them share, under the same path"
+        ) from None
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not a complete checkpoint of this version to resume from ({error!r})") from None
+    identity.check(content["identity"], folder)
+    return state
+
+
+def restore(folder: Path, engine: Any) -> None:
+    """Optimizer state and this process's random state from iter_N.resume; the weights are in iter_N.pth.
+
+    With another number of processes, random states are drawn anew, from the run's seed and the iteration.
+    """
+    read_optimizer_state(folder / OPTIMIZER_FILE, engine)
+    saved = torch.load(folder / RANDOM_FILE, weights_only=True)
+    if len(saved) != torch.distributed.get_world_size():
+        iteration = int(re.sub(r"\D", "", folder.stem) or 0)
+        torch.manual_seed((torch.initial_seed() + 1_000_003 * iteration) % 2**63)
+        return
+    own = saved[process_rank()]
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
+
+
+def random_state() -> dict[str, Tensor]:
+    """torch's generators; data draws from generators of its own, seeded by (seed, epoch, index)."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def prune(work_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what an interrupted write left behind."""
+    checkpoints = find_checkpoints(work_dir)
+    for folder in list(checkpoints.values())[:-keep]:
+        shutil.rmtree(folder)
+        weights_file(folder).unlink(missing_ok=True)
+    for leftover in Path(work_dir).glob(f"*{UNFINISHED}"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Before a folder gets its final name, so that a power cut leaves no complete-looking one."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def process_rank() -> int:
+    """This process's number among all."""
+    return torch.distributed.get_rank()
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide what a checkpoint means."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,319 @@
+"""Before training: what the frozen encoders make of every view is computed once and kept, then they leave the GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import deepspeed
+import PIL
+import torch
+from mmengine.hooks import Hook
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vesselseg.config.settings import Features, Loader
+from vesselseg.dataset.batch import EncodedViews
+from vesselseg.dataset.feature_store import FEATURES_VERSION, FeatureStore, weights_fingerprint
+from vesselseg.dataset.vessel_dataset import VesselDataset, View
+from vesselseg.errors import UserError
+from vesselseg.models.sa2va import Sa2VA
+from vesselseg.models.sam2_grounding import IMAGES_AT_ONCE
+from vesselseg.registry import HOOKS
+from vesselseg.training.memory_limit import available_bytes
+from vesselseg.training.run_log import GIB
+
+logger = logging.getLogger(__name__)
+MEMORY_FOLDER = Path("/dev/shm")
+WRITERS = 2  # threads that write while the GPU computes
+TELL_EVERY_S = 10.0
+ViewNames = dict[tuple[int, int], str]  # (index of the image, number of its view) -> file
+
+
+@HOOKS.register_module()
+class FeatureHook(Hook):
+    """Fills the store before training and lets training read from it."""
+
+    priority = "HIGH"  # behind the start report, before the clock starts
+
+    def __init__(self, settings: Features, loader: Loader, dataset: VesselDataset) -> None:
+        self.settings = settings
+        self.loader = loader
+        self.dataset = dataset
+        self.sign: Any = None
+
+    def before_train(self, runner: Any) -> None:
+        """Compute what is missing; from here on the encoders are needed by validation alone."""
+        sa2va, partitioned = runner.model.model.module.sa2va, runner.strategy.stage == 3
+        self.store = FeatureStore(store_root(self.settings), store_key(sa2va, self.dataset))
+        if self.settings.store == "memory":
+            self.sign = self.store.use()
+        self.store.create()
+        names = shared_view_names(self.dataset, self.settings.variants)
+        with runner.strategy.ready_to_predict():
+            fill(sa2va, self.dataset, self.store, names, self.settings, self.loader.num_workers, lockstep=partitioned)
+        self.dataset.use_features(self.store, names)
+        if not partitioned:
+            move_encoders(sa2va, torch.device("cpu"))
+
+    def after_train(self, runner: Any) -> None:
+        """Give main memory back; files on a disk are kept for the next run."""
+        if self.sign is None:
+            return
+        self.store.leave(self.sign)
+        torch.distributed.barrier()
+        if local_place()[0] == 0 and not self.store.remove_unless_used():
+            logger.info("features stay in %s: another run uses them", self.store.folder)
+
+
+def store_root(settings: Features) -> Path:
+    """The folder of all stores."""
+    if settings.store == "memory":
+        return MEMORY_FOLDER / f"vesselseg_features_{os.getuid()}"
+    return Path(settings.folder)
+
+
+def store_key(sa2va: Sa2VA, dataset: VesselDataset) -> dict[str, Any]:
+    """Everything but the images themselves that features depend on; a collective call where weights are partitioned."""
+    config, augment = sa2va.config, dataset.augment
+    grounding = {name: value for name, value in config.grounding_config.items() if name != "fine_masks"}
+    return {
+        "features_version": FEATURES_VERSION,
+        "weights": weights_fingerprint(_encoder_weights(sa2va)),
+        "behind": sorted(sa2va.encoders()),
+        "dtype": str(sa2va.dtype),
+        "shapes": [config.vision_config, grounding, config.downsample_ratio],
+        "views": asdict(dataset.views),
+        "augment": None if augment is None else {**asdict(augment), "seed": dataset.seed},
+        "versions": {
+            **{name: version(name) for name in ("torch", "sam2", "transformers")},
+            "pillow": PIL.__version__,
+            "opencv": cv2.__version__,
+        },
+    }
+
+
+def _encoder_weights(sa2va: Sa2VA) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name, each whole while it is looked at."""
+    modules: dict[str, nn.Module] = sa2va.encoders()
+    entries = {f"{part}.{name}": one for part, module in modules.items() for name, one in _entries(module)}
+    entries["no_mem_embed"] = sa2va.grounding.sam2.no_mem_embed
+    for name, tensor in entries.items():
+        with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+            yield name, tensor
+
+
+def _entries(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def shared_view_names(dataset: VesselDataset, variants: int) -> ViewNames:
+    """The file of every view; each process reads its share of the images."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    views = [(index, number) for index in range(rank, len(dataset), world) for number in range(variants)]
+    gathered: list[Any] = [None] * world
+    torch.distributed.all_gather_object(gathered, {view: dataset.view_name(*view) for view in views})
+    return {view: name for share in gathered for view, name in share.items()}
+
+
+def local_place() -> tuple[int, int]:
+    """(number of this process among those of its machine, how many they are)."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def fill(
+    sa2va: Sa2VA,
+    dataset: VesselDataset,
+    store: FeatureStore,
+    names: ViewNames,
+    settings: Features,
+    workers: int,
+    lockstep: bool = False,
+) -> None:
+    """Compute the views that the store does not hold whole; every process calls it and takes its share.
+
+    lockstep: weights are partitioned (ZeRO-3), so every process runs equally many forward passes.
+    Raises UserError where there is no room.
+    """
+    everyone = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    # Machines share no memory, and perhaps no disk: what others have written is looked for again.
+    rounds = [local_place()] if settings.store == "memory" else [everyone, local_place()]
+    store.remove_abandoned()
+    views = {name: view for view, name in sorted(names.items(), reverse=True)}  # views that are alike are one file
+    for place, places in dict.fromkeys(rounds):
+        missing = [name for name in sorted(views)[place::places] if not store.holds(name)]
+        counts: list[Any] = [None] * everyone[1]
+        torch.distributed.all_gather_object(counts, len(missing))
+        if places == everyone[1] or settings.store == "memory":
+            _announce(store, len(views), sum(counts))
+        if any(counts):
+            share = Share(missing, views, places, longest=max(counts) if lockstep else len(missing))
+            Filling(sa2va, dataset, store, share, workers).run()
+        torch.distributed.barrier()
+    logger.info("features: %.2f GiB in %s", store.bytes() / GIB, store.folder)
+
+
+def _announce(store: FeatureStore, views: int, missing: int) -> None:
+    if missing:
+        logger.info("features: %d of %d views to compute, kept in %s", missing, views, store.folder)
+    else:
+        logger.info("features: all %d views are there already", views)
+
+
+@dataclass(frozen=True)
+class Share:
+    """missing: files that this process makes. views: of all files. processes: how many make some in the same place.
+
+    longest: views that this process computes, more than it lacks where the others must not wait in vain.
+    """
+
+    missing: list[str]
+    views: Mapping[str, tuple[int, int]]
+    processes: int
+    longest: int
+
+    def names(self) -> list[str]:
+        """What to compute."""
+        spare = self.missing[:1] or sorted(self.views)[:1]
+        return self.missing + spare * (self.longest - len(self.missing))
+
+
+class _Views(Dataset):
+    def __init__(self, dataset: VesselDataset, views: Sequence[tuple[int, int]]) -> None:
+        self.dataset = dataset
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, place: int) -> View:
+        return self.dataset.view(*self.views[place])
+
+
+@dataclass
+class Filling:
+    """Loads, encodes and writes one process's share at the same time."""
+
+    sa2va: Sa2VA
+    dataset: VesselDataset
+    store: FeatureStore
+    share: Share
+    workers: int
+
+    def run(self) -> None:
+        """Compute and write all of it."""
+        names = self.share.names()
+        loader = DataLoader(
+            _Views(self.dataset, [self.share.views[name] for name in names]),
+            batch_size=IMAGES_AT_ONCE,
+            num_workers=self.workers,
+            collate_fn=list,
+            generator=torch.Generator().manual_seed(0),
+        )
+        training = self.sa2va.training
+        self.sa2va.eval()
+        progress = Progress(len(names), self.share.processes)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            pending: list[Future] = []
+            for first, views in zip(range(0, len(names), IMAGES_AT_ONCE), loader):
+                encoded = encode_each(self.sa2va, views)
+                if first == 0:
+                    check_room(
+                        self.store.folder, _bytes(encoded[0], views[0].masks) * len(names) * self.share.processes
+                    )
+                # What is computed beyond the share, for the others' sake, is not written: two threads would at once.
+                for name, one, view in zip(self.share.missing[first:], encoded, views):
+                    pending.append(pool.submit(self._write, name, one, view.masks))
+                while len(pending) > 2 * IMAGES_AT_ONCE:  # no more than so many wait in memory
+                    pending.pop(0).result()
+                progress.tell(first + len(views))
+            for future in pending:
+                future.result()
+        self.sa2va.train(training)
+
+    def _write(self, name: str, encoded: EncodedViews, masks: Tensor) -> None:
+        if not self.store.holds(name):  # another run may fill the same store
+            index, _ = self.share.views[name]
+            self.store.write(name, encoded, masks, self.dataset.records[index].image)
+
+
+@torch.no_grad()
+def encode_each(sa2va: Sa2VA, views: Sequence[View]) -> list[EncodedViews]:
+    """Features of each of several images, on the CPU."""
+    tiles, squares = torch.cat([view.tiles for view in views]), torch.stack([view.sam_image for view in views])
+    encoded = sa2va.encode_views(tiles.to(sa2va.device), squares.to(sa2va.device)).each(Tensor.cpu)
+    patches = encoded.patches.split([len(view.tiles) for view in views])
+    levels = encoded.embedding.split(1), encoded.stride_8.split(1), encoded.stride_4.split(1)
+    return [EncodedViews(*of_image) for of_image in zip(patches, *levels)]
+
+
+def _bytes(encoded: EncodedViews, masks: Tensor) -> int:
+    return sum(getattr(encoded, field.name).nbytes for field in fields(encoded)) + masks.numel() // 8 + 1024
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise UserError where a folder has less room than `needed` bytes; a folder in memory has what memory has free."""
+    free, where = float(shutil.disk_usage(folder).free), "on this disk"
+    available = available_bytes()
+    if folder.is_relative_to(MEMORY_FOLDER) and available is not None:
+        free, where = min(free, available), "of main memory (/dev/shm)"
+    if needed > free:
+        raise UserError(
+            f"{folder}: features take about {needed / GIB:.1f} GiB more, {free / GIB:.1f} GiB are free {where}. Make "
+            "room, set features.folder to another disk, lower features.variants, set "
+            "model.sa2va.trainable.high_res_convs=False (a fifth of the size), or features.store=None"
+        )
+
+
+class Progress:
+    """Tells now and then how far this process's share is."""
+
+    def __init__(self, views: int, processes: int) -> None:
+        self.views = views
+        self.processes = processes
+        self.started = self.told = time.perf_counter()
+
+    def tell(self, done: int) -> None:
+        """A line every ten seconds."""
+        now = time.perf_counter()
+        if now - self.told < TELL_EVERY_S:
+            return
+        self.told = now
+        rate = done / (now - self.started)
+        left = timedelta(seconds=round((self.views - done) / rate))
+        all_done, all_views = done * self.processes, self.views * self.processes
+        logger.info("features: about %d of %d, %.1f views/s, %s left", all_done, all_views, rate * self.processes, left)
+
+
+def move_encoders(sa2va: Sa2VA, device: torch.device) -> None:
+    """Move the frozen encoders, and give back the GPU memory that they leave."""
+    for module in sa2va.encoders().values():
+        module.to(device)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def encoders_at_hand(sa2va: Sa2VA) -> Iterator[None]:
+    """While it lasts, the encoders are where the rest of the model is."""
+    away = next(sa2va.vision_model.parameters()).device
+    if away == sa2va.device:
+        yield
+        return
+    move_encoders(sa2va, sa2va.device)
+    try:
+        yield
+    finally:
+        move_encoders(sa2va, away)

@@ -1,0 +1,272 @@
+"""Start a tool in several processes: torchrun's own launcher, with readable failures.
+
+    python -m vesselseg.training.launcher GPUS SCRIPT [ARGUMENTS]
+
+GPUS: processes on this machine; 0 is one process on the CPU. Without a GPU, N processes train on the CPU. Reads from
+the environment: NNODES, NODE_RANK, MASTER_ADDR and PORT (without PORT a free one is taken), NODES_WAIT, the seconds in
+which all nodes must have called the first (900), and LOST_AFTER, the seconds without a sign of life after which a
+process or a node counts as lost (60: longer than a machine short of memory may stall, and everything has ended before
+two minutes are over). A loss ends the job on all nodes, each of which says who was lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch.distributed import TCPStore
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from vesselseg.errors import UserError
+from vesselseg.run_tool import run_tool
+from vesselseg.training.heartbeat import FOLDER_VARIABLE, INTERVAL, LAUNCHER_VARIABLE, Heartbeats
+from vesselseg.training.nodes import Loss, Nodes
+
+BAD_INPUT = 2
+CLOSING = 45.0  # seconds; torch ends processes that do not listen after 30
+NOTHING_TO_CLOSE = 2.0  # seconds, while nodes meet: nothing has been started, and torch may not listen
+GO_ON = "; all processes were stopped. The same command with --resume auto goes on from the last checkpoint"
+
+
+def main() -> int:
+    """Launch and wait; the exit status is the failed process's."""
+    if len(sys.argv) < 3 or not sys.argv[1].isdigit():
+        raise UserError(f"expected GPUS SCRIPT [ARGUMENTS], found {' '.join(sys.argv[1:]) or 'nothing'}")
+    return launch(int(sys.argv[1]), sys.argv[2:])
+
+
+def launch(gpus: int, command: Sequence[str]) -> int:
+    """Run ``python COMMAND`` in max(1, gpus) processes of this node; returns the exit status."""
+    check_devices(gpus)
+    processes = max(1, gpus)
+    set_environment(gpus, processes)
+    logging.disable(logging.ERROR)  # torch tells in its own words what is told here
+    store = own_store()
+    config = launch_config(processes, store.port if store else 0)
+    nodes = other_nodes(config)
+    memory = Path("/dev/shm")  # no disk that other writers could slow down
+    with tempfile.TemporaryDirectory(prefix="vesselseg_", dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        os.environ |= {FOLDER_VARIABLE: folder, LAUNCHER_VARIABLE: str(os.getpid())}
+        if nodes is not None:
+            nodes.meet()
+        watch = Watch(Heartbeats(Path(folder), _number("LOST_AFTER", 60)), nodes)
+        own = run_processes(config, command, watch)
+        return conclude(own, watch.cause, nodes)
+
+
+def run_processes(config: LaunchConfig, command: Sequence[str], watch: Watch) -> Loss | None:
+    """Run until all processes of this node have ended well, or one has not, or somebody ends the launcher.
+
+    The watch's SIGTERM may come a moment too early, when torch does not listen for it yet, or too late: it does nothing
+    afterwards.
+    """
+    loss = None
+    try:
+        signal.signal(signal.SIGTERM, _stop_running)
+        watch.start()
+        try:
+            elastic_launch(config, sys.executable)("-u", *command)
+        except ChildFailedError as error:
+            loss = loss_of(error)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    except SignalException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        name = signal.Signals(error.sigval).name
+        loss = loss or Loss(f"the launcher{_on_this_node()} was ended by {name}{GO_ON}", 128 + error.sigval)
+    watch.end()
+    return loss
+
+
+def _stop_running(number: int, _: object) -> None:
+    raise SignalException("before processes were started", signal.Signals(number))
+
+
+def conclude(own: Loss | None, found: Loss | None, nodes: Nodes | None) -> int:
+    """Say what ended the job, unless it is said already, here and to the other nodes; returns the exit status.
+
+    own: how this node's processes ended. found: what the watch has found, and said.
+    """
+    cause = found or own
+    if cause is not None and nodes is not None:
+        cause = nodes.tell(cause)
+    if nodes is not None:
+        nodes.leave()
+    if cause is None:
+        return 0
+    said_by_itself = cause == own and cause.status == BAD_INPUT
+    if found is None and not said_by_itself:
+        say(cause)
+    return cause.status
+
+
+class Watch(threading.Thread):
+    """Ends this node's processes when one of them is silent, or when another node has a loss to tell."""
+
+    def __init__(self, beats: Heartbeats, nodes: Nodes | None) -> None:
+        super().__init__(daemon=True)
+        self.beats = beats
+        self.nodes = nodes
+        self.cause: Loss | None = None
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Look once a second until it is over."""
+        while not self.over.wait(INTERVAL):
+            self.cause = self._silent_process() or (self.nodes.news() if self.nodes else None)
+            if self.cause is not None:
+                break
+        else:
+            return
+        say(self.cause)
+        if self.nodes is not None:
+            self.nodes.tell(self.cause)
+        closing = NOTHING_TO_CLOSE if signal.getsignal(signal.SIGTERM) is _stop_running else CLOSING
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not self.over.wait(closing):  # a process that cannot even be killed; those that can end without a launcher
+            os._exit(self.cause.status)
+
+    def end(self) -> None:
+        """Look no more; returns when what was found is known to all."""
+        self.over.set()
+        if self.ident is not None:  # it was started
+            self.join()
+
+    def _silent_process(self) -> Loss | None:
+        silent = self.beats.silent()
+        if silent is None:
+            return None
+        rank, process = silent
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        text = f"process {rank}{_on_this_node()} gave no sign of life for {self.beats.lost_after:.0f} s"
+        return Loss(f"{text}{GO_ON}", 128 + signal.SIGKILL)
+
+
+def check_devices(gpus: int) -> None:
+    """Raise UserError for more processes than GPUs on a machine that has some."""
+    present = torch.cuda.device_count()
+    if 0 < present < gpus:
+        raise UserError(
+            f"{gpus} GPUs asked for, {present} found on this machine (CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); start with {present} or fewer, or 0 for the CPU"
+        )
+
+
+def set_environment(gpus: int, processes: int) -> None:
+    """What the processes inherit: their share of the cores, and no GPU where none is wanted."""
+    if gpus == 0 or not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Fragmentation costs gigabytes otherwise, because conversations differ in length.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def own_store() -> TCPStore | None:
+    """Where the processes of a single node meet: it listens on a port that nobody else can take from here on.
+
+    None where PORT names one, or with several nodes. torch's rendezvous in this process shares the port.
+    """
+    if _number("PORT", 0) or _number("NNODES", 1) > 1:
+        return None
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+
+
+def launch_config(processes: int, port: int = 0) -> LaunchConfig:
+    """torchrun's settings from NNODES, NODE_RANK, MASTER_ADDR and PORT; raises UserError for ones without sense.
+
+    port: where the processes meet if PORT does not say.
+    """
+    nodes = _number("NNODES", 1)
+    node_rank = _number("NODE_RANK", 0)
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if not 0 <= node_rank < max(1, nodes):
+        raise UserError(f"NODE_RANK is {node_rank}, NNODES {nodes}; expected a rank from 0 to {nodes - 1}")
+    if nodes > 1 and ("MASTER_ADDR" not in os.environ or "PORT" not in os.environ):
+        raise UserError("with NNODES above 1, MASTER_ADDR and PORT must name the first node, the same on every node")
+    port = _number("PORT", 0) or port
+    return LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=processes,
+        run_id="vesselseg",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{address}:{port}",
+        rdzv_configs={"rank": node_rank, "timeout": 900},
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+
+
+def other_nodes(config: LaunchConfig) -> Nodes | None:
+    """The other nodes of the job; None if there are none."""
+    if config.max_nodes == 1:
+        return None
+    address, _, port = config.rdzv_endpoint.rpartition(":")
+    waits = {"wait": _number("NODES_WAIT", 900), "lost_after": _number("LOST_AFTER", 60)}
+    return Nodes(config.max_nodes, config.rdzv_configs["rank"], address, int(port), **waits)
+
+
+def say(loss: Loss) -> None:
+    """On stderr."""
+    sys.stderr.write(f"error: {loss.text}\n")
+    sys.stderr.flush()
+
+
+def loss_of(error: ChildFailedError) -> Loss:
+    """Which process failed first; its own message stands above."""
+    rank, failure = error.get_first_failure()
+    ending = GO_ON if failure.exitcode < 0 else "; all processes were stopped"
+    if exit_status(failure) == BAD_INPUT:
+        ending = "; its message stands in the output of that node"
+    return Loss(f"process {rank}{_on_this_node()} {_how(failure)}{ending}", exit_status(failure))
+
+
+def exit_status(failure: ProcessFailure) -> int:
+    """A shell's view of how a process ended: 128 + signal for one that was killed."""
+    return 128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _how(failure: ProcessFailure) -> str:
+    if failure.exitcode >= 0:
+        return f"ended with status {failure.exitcode} at {time.strftime('%H:%M:%S', time.localtime(failure.timestamp))}"
+    name = signal.Signals(-failure.exitcode).name
+    hints = {
+        "SIGKILL": " (often the system's answer to too little main memory)",
+        "SIGABRT": " (often NCCL's end after a GPU error, or after waiting DEEPSPEED_TIMEOUT minutes for a process)",
+    }
+    return f"was ended by {name}{hints.get(name, '')}"
+
+
+def _on_this_node() -> str:
+    nodes = _number("NNODES", 1)
+    return f" on node {_number('NODE_RANK', 0)} ({socket.gethostname()})" if nodes > 1 else ""
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdigit():
+        raise UserError(f"{variable} is {text!r}; expected a whole number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_tool(main)

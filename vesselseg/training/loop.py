@@ -1,0 +1,80 @@
+"""The training loop: xtuner's, driven by a plan, able to start in the middle of an epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import record_function
+from torch.utils.data import DataLoader
+from xtuner.engine.runner import TrainLoop
+
+from vesselseg.dataset.batch import Batch
+from vesselseg.registry import LOOPS
+from vesselseg.training.checkpoint import RunState, restore
+from vesselseg.training.plan import TrainPlan
+from vesselseg.training.train_step import MicroSteps
+
+
+class LateDataLoader(DataLoader):
+    """A DataLoader that starts when the first batch is asked for, not when it is iterated over.
+
+    mmengine's loop starts it before the model is built. Batches that are received meanwhile are spoiled: while
+    DeepSpeed partitions a model under construction (ZeRO-3), it replaces torch's functions that make tensors.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+@LOOPS.register_module()
+class VesselTrainLoop(TrainLoop):
+    """Runs a TrainPlan. plan, state: what to do and what is done. resume_from: iter_N.resume to restore, or None.
+
+    Hooks are called as mmengine does, with a StepResult as ``outputs``.
+    """
+
+    def __init__(
+        self, runner: Any, dataloader: DataLoader, plan: TrainPlan, state: RunState, resume_from: Path | None = None
+    ) -> None:
+        super().__init__(runner, dataloader, max_iters=plan.iterations)
+        self.plan = plan
+        self.state = state
+        self.resume_from = resume_from
+        self.asked = self.waited = 0.0  # when the last batch was asked for (perf_counter), seconds until it was there
+
+    @property
+    def iter(self) -> int:
+        """Iterations that are done."""
+        return self.state.progress.iteration
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last iteration is done."""
+        return self.iter >= self.plan.iterations
+
+    def run(self) -> nn.Module:
+        """Train to the end of the plan."""
+        engine = self.runner.model.model
+        steps = MicroSteps(engine, self.plan, self.state.progress)
+        # Dropout differs between processes, as their samples do.
+        torch.manual_seed(self.runner.seed * 1009 + self.runner.rank)
+        if self.resume_from is not None:
+            restore(self.resume_from, engine)
+        self.runner.call_hook("before_train")
+        engine.train()  # a Predictor puts it back after a validation
+        while not self.finished:
+            self.asked = time.perf_counter()
+            with record_function("load data"):
+                batch = next(self.dataloader_iterator)
+            self.waited = time.perf_counter() - self.asked
+            self.runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
+            result = steps.run(batch)
+            with record_function("hooks"):
+                self.runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=result)
+        self.runner.call_hook("after_train")
+        return self.runner.model

@@ -1,0 +1,219 @@
+"""Bytes of everything between the weights and the loss, on one GPU.
+
+Encoders, mask decoder, losses and transformers' own decoder layer run on the meta device and are counted. The fused
+decoder layer calls Triton kernels, which need a GPU: what it keeps is added up from shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vesselseg.losses.total import TotalLoss
+from vesselseg.models.encoding import trains
+from vesselseg.models.internvl import TILES_AT_ONCE, encode_patches
+from vesselseg.models.lora import Lora
+from vesselseg.models.sam2_grounding import IMAGES_AT_ONCE, PROMPT_DIM, ImageFeatures
+from vesselseg.training.memory_plan.images import Images
+from vesselseg.training.memory_plan.live_bytes import Held, held_by
+from vesselseg.training.memory_plan.setup import Setup
+from vesselseg.training.memory_plan.shapes import Shapes
+
+# Copies of the packed embeddings on the way into the decoder (text rows, joined, put in order), and out of the norm.
+COPIES_OF_HIDDEN = 4
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Bytes of one decoder layer for a micro-batch. kept: until its backward pass; at_work: while it is computed
+    forward and backward, what it keeps included. input: what it keeps if it is computed again."""
+
+    kept: int
+    at_work: int
+    input: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch on one GPU.
+
+    encoding: the encoders at work, their features included. features: what of them stays until the backward pass.
+    masks: mask decoder and losses at work, logits: the language model's logits. hidden: the decoder's input and output.
+    layer: one decoder layer.
+    """
+
+    encoding: int
+    features: int
+    masks: int
+    logits: int
+    hidden: int
+    layer: Layer
+
+
+def activations_of(setup: Setup, shapes: Shapes, images: Images) -> Activations:
+    """Of one micro-batch with its longest conversation."""
+    count = setup.schedule.micro_batch
+    tokens, objects = images.tokens_of(count), images.objects_of(count)
+    size = setup.bytes_per_weight / 2  # the model on the meta device is a bf16 one
+    encoding, features = encoding_bytes(setup, shapes, count, images.tiles * count)
+    answers = max(1, round(images.answer_tokens * count))
+    loss = tuple(sorted((setup.values["model"].get("loss") or {}).items()))
+    masks, logits = _masks(shapes, count, objects, answers, (images.height, images.width), loss)
+    hidden = COPIES_OF_HIDDEN * 2 * tokens * int(shapes.text.hidden_size)
+    layer = _fused_layer(setup, shapes, tokens) if setup.fused else _plain_layer(shapes, tokens)
+    unpacked = _unpacked(shapes) if setup.quantised else 0
+    return Activations(
+        encoding=int(size * encoding),
+        features=int(size * features),
+        masks=int(size * masks),
+        logits=int(size * logits),
+        hidden=int(size * hidden),
+        layer=Layer(int(size * layer.kept), int(size * layer.at_work) + unpacked, int(size * layer.input)),
+    )
+
+
+def encoding_bytes(setup: Setup, shapes: Shapes, images: int, tiles: int) -> tuple[int, int]:
+    """(encoders at work on so many images and tiles, their features), in bf16.
+
+    Both grow evenly: one image and one tile are looked at. Frozen encoders take a few at a time.
+    """
+    tile, image = _one_tile(shapes), _one_image(shapes)
+    left = tiles * tile.left, images * image.left
+    at_once = not shapes.encoders_frozen or setup.stage == 3  # partitioned weights are gathered once
+    patches = _in_pieces(tile, tiles, tiles if at_once else TILES_AT_ONCE)
+    features = _in_pieces(image, images, images if at_once else IMAGES_AT_ONCE)
+    return max(patches, left[0] + features), sum(left)
+
+
+def _in_pieces(one: Held, count: int, at_once: int) -> int:
+    """Peak of `count`; with several pieces the last one's, or what all leave when it is put together."""
+    if count <= at_once:
+        return count * one.peak
+    return max((count - at_once) * one.left + at_once * one.peak, 2 * count * one.left)
+
+
+@functools.lru_cache(maxsize=8)
+def _one_tile(shapes: Shapes) -> Held:
+    model, side = shapes.model, shapes.model.config.force_image_size
+    pixels = _empty(1, 3, side, side)
+
+    def encode() -> tuple[Tensor]:
+        patches = encode_patches(model.vision_model, model.projector, pixels)
+        return (patches if trains(model.projector) else model.projector(patches),)
+
+    return _encoded(shapes, encode)
+
+
+@functools.lru_cache(maxsize=8)
+def _one_image(shapes: Shapes) -> Held:
+    grounding = shapes.model.grounding
+    pixels = _empty(1, 3, grounding.image_size, grounding.image_size)
+
+    def encode() -> tuple[Tensor, ...]:
+        features = grounding.encode(pixels)
+        return features.embedding, features.stride_8, features.stride_4
+
+    return _encoded(shapes, encode)
+
+
+def _encoded(shapes: Shapes, encode: Callable[[], tuple[Tensor, ...]]) -> Held:
+    """Forward, and backward too where something trains; without the gradients of weights."""
+    forward, views = held_by(encode)
+    learns = any(view.requires_grad for view in views)
+    del views
+    if not learns:
+        return forward
+    both, _ = held_by(lambda: torch.stack([view.sum() for view in encode() if view.requires_grad]).sum().backward())
+    shapes.model.zero_grad(set_to_none=True)
+    return Held(max(forward.peak, both.peak - both.left), forward.left)
+
+
+@functools.lru_cache(maxsize=32)
+def _masks(
+    shapes: Shapes, images: int, objects: int, answers: int, size: tuple[int, int], loss: tuple[tuple[str, Any], ...]
+) -> tuple[int, int]:
+    """(mask decoder and losses, logits of the answers) at work, forward and backward."""
+    model, hidden = shapes.model, int(shapes.text.hidden_size)
+    views = _features(shapes, images)
+    state = _empty(answers, hidden).requires_grad_()
+    prompts = _empty(objects, PROMPT_DIM).requires_grad_()
+    of_object = torch.zeros(objects, dtype=torch.int64, device="meta")
+    labels = torch.zeros(answers, dtype=torch.int64, device="meta")
+    masks = torch.zeros(objects, *size, dtype=torch.uint8, device="meta")
+    batch: Any = SimpleNamespace(objects_per_image=(objects,), masks=(masks,))
+    total = TotalLoss(**dict(loss))
+
+    def learn() -> None:
+        mask_logits = model.grounding.decode(views, prompts, of_object)
+        logits = model.new_tokens.logits(model.language_model.get_output_embeddings(), state)
+        torch.stack(list(total(mask_logits, logits, labels, batch).values())).sum().backward()
+
+    def answer() -> None:
+        logits = model.new_tokens.logits(model.language_model.get_output_embeddings(), state)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+
+    both, alone = held_by(learn)[0], held_by(answer)[0]
+    model.zero_grad(set_to_none=True)
+    return max(0, both.peak - alone.peak), alone.peak
+
+
+def _features(shapes: Shapes, images: int) -> ImageFeatures:
+    grounding = shapes.model.grounding
+    side, late = grounding.image_size, grounding.convolves_late
+    wide = (PROMPT_DIM, PROMPT_DIM) if late else (PROMPT_DIM // 4, PROMPT_DIM // 8)
+    return ImageFeatures(
+        _empty(images, PROMPT_DIM, side // 16, side // 16),
+        _empty(images, wide[0], side // 8, side // 8),
+        _empty(images, wide[1], side // 4, side // 4),
+        _empty(images, 3, side, side) if grounding.sees_view else None,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _plain_layer(shapes: Shapes, tokens: int) -> Layer:
+    """Transformers' own layer with peft's adapters."""
+    decoder = shapes.model.language_model.model
+    layer = decoder.layers[0].train()
+    width = int(getattr(shapes.text, "head_dim", None) or shapes.text.hidden_size // shapes.text.num_attention_heads)
+    hidden = _empty(1, tokens, int(shapes.text.hidden_size)).requires_grad_()
+    turns = _empty(1, tokens, width), _empty(1, tokens, width)
+
+    def forward() -> Tensor:
+        return layer(hidden, position_embeddings=turns, attention_mask=None)
+
+    kept, outcome = held_by(forward)
+    del outcome
+    whole, _ = held_by(lambda: forward().sum().backward())
+    layer.zero_grad(set_to_none=True)
+    return Layer(kept.left, whole.peak, 2 * hidden.numel())
+
+
+def _fused_layer(setup: Setup, shapes: Shapes, tokens: int) -> Layer:
+    """`fused_decoder.FusedLayer` with Liger's kernels: per token, two bytes for a number and one for a dropout mask."""
+    text = shapes.text
+    hidden, inner = int(text.hidden_size), int(text.intermediate_size)
+    keys = hidden // int(text.num_attention_heads) * int(text.num_key_value_heads)
+    lora = Lora(**(setup.sa2va.get("lora") or {}))
+    rank, dropout = lora.r, lora.dropout > 0
+    attention = 2 * (hidden + hidden + 2 * keys + hidden + hidden)  # norm's output; q, k, v; mixed, and packed again
+    mlp = 2 * (hidden + hidden + 2 * inner)  # sum behind attention, norm's output; gate, up
+    adapters = 2 * 7 * rank + (3 * hidden + inner if dropout else 0)  # reduced inputs; dropout masks of four inputs
+    # Backward through the last product: gate * up anew, its gradient, a masked copy; gradients of the layer's ends.
+    gradients = 2 * ((3 if dropout else 2) * inner + 3 * hidden)
+    kept = attention + mlp + adapters
+    return Layer(tokens * kept, tokens * (kept + gradients), tokens * 2 * hidden)
+
+
+def _unpacked(shapes: Shapes) -> int:
+    """The largest 4-bit matrix in bf16, twice: the last one is freed when the next is there."""
+    return 2 * 2 * max(weight.numel for weight in shapes.weights if weight.in_4_bits)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(*shape, dtype=torch.bfloat16, device="meta")

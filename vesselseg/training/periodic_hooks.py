@@ -1,0 +1,151 @@
+"""What happens now and then during a run: validation, best.pth, checkpoints to resume from."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from vesselseg.config.settings import Checkpoint, Validation
+from vesselseg.dataset.batch import Batch
+from vesselseg.dataset.manifest import Record
+from vesselseg.inference.processor import Processor
+from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
+from vesselseg.registry import HOOKS
+from vesselseg.training.checkpoint import RunIdentity, prune, trained_state, write_resume, write_weights
+from vesselseg.training.run_log import RunLog
+from vesselseg.training.train_step import StepResult
+from vesselseg.training.validation import validate
+
+logger = logging.getLogger(__name__)
+BEST = "best.pth"
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What every checkpoint file tells beside the weights; plain values.
+
+    training_images: see `Sa2VAConfig`; those of this run, known to the process that writes. A checkpoint tells those of
+    its base and of what it started from too.
+    """
+
+    model_config: dict[str, Any]
+    config: str
+    data_root: str
+    data_fingerprint: str
+    training_images: str
+
+
+class MilestoneHook(Hook):
+    """Acts at the first optimizer step at or after every multiple of an interval, and after the last iteration.
+
+    Between optimizer steps gradients are pending that no checkpoint holds, so a run resumed there would not be exact.
+    """
+
+    def __init__(self, interval: int | None) -> None:
+        self.interval = interval
+        self.previous = 0
+
+    def before_train(self, runner: Any) -> None:
+        """A resumed run goes on from where it was saved."""
+        self.previous = runner.iter
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Batch | None = None, outputs: StepResult | None = None
+    ) -> None:
+        """Act if it is time."""
+        if self.interval is None:
+            return
+        passed = runner.iter // self.interval > self.previous // self.interval
+        at_boundary = outputs is not None and outputs.at_boundary
+        if runner.train_loop.finished or (passed and at_boundary):
+            self.previous = runner.iter
+            self.act(runner)
+
+    def act(self, runner: Any) -> None:
+        """What is done."""
+        raise NotImplementedError
+
+
+@HOOKS.register_module()
+class ValidationHook(MilestoneHook):
+    """Validates and keeps the best weights as best.pth."""
+
+    priority = "LOW"
+
+    def __init__(
+        self,
+        settings: Validation,
+        data_root: Path,
+        records: list[Record],
+        processor: Processor,
+        facts: CheckpointFacts,
+        log: RunLog,
+    ) -> None:
+        super().__init__(settings.interval)
+        self.data_root = data_root
+        self.records = records
+        self.processor = processor
+        self.facts = facts
+        self.log = log
+
+    def act(self, runner: Any) -> None:
+        """One validation."""
+        started = time.perf_counter()
+        model = runner.model.model.module.sa2va
+        with runner.strategy.ready_to_predict():
+            result = validate(Sa2VAPredictor(model, self.processor), self.data_root, self.records)
+        state = runner.train_loop.state
+        best = state.best_dice is None or result.dice > state.best_dice
+        if best:
+            state.best_dice, state.threshold = result.dice, result.threshold
+            save_weights(runner, Path(runner.work_dir) / BEST, self.facts)
+        seconds = time.perf_counter() - started
+        self.log.write("val", iter=runner.iter, **asdict(result), best=best, seconds=round(seconds, 1))
+        if runner.rank == 0:
+            logger.info(
+                f"validation at iter {runner.iter}: Dice {result.dice:.4f}, IoU {result.iou:.4f} at threshold "
+                f"{result.threshold:.2f} ({result.items} items, {seconds:.0f} s){', best so far' if best else ''}"
+            )
+            runner.visualizer.add_scalars(
+                {"val/dice": result.dice, "val/iou": result.iou, "val/threshold": result.threshold}, step=runner.iter
+            )
+
+
+@HOOKS.register_module()
+class CheckpointHook(MilestoneHook):
+    """Writes iter_N.pth and iter_N.resume and keeps the last few."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self, settings: Checkpoint, facts: CheckpointFacts, identity: RunIdentity) -> None:
+        super().__init__(settings.interval)
+        self.keep = settings.keep
+        self.facts = facts
+        self.identity = identity
+
+    def act(self, runner: Any) -> None:
+        """One checkpoint; the weights first, because the folder's presence tells that both are complete."""
+        work_dir = Path(runner.work_dir)
+        path = work_dir / f"iter_{runner.iter}.pth"
+        save_weights(runner, path, self.facts)
+        write_resume(path.with_suffix(".resume"), runner.model.model, runner.train_loop.state, self.identity)
+        if runner.rank == 0:
+            prune(work_dir, self.keep)
+            logger.info("checkpoint %s (%.1f MB)", path, path.stat().st_size / 1e6)
+
+
+def save_weights(runner: Any, path: Path, facts: CheckpointFacts) -> None:
+    """Write the trained weights as they are now; a collective call."""
+    loop = runner.train_loop
+    model = runner.model.model.module.sa2va
+    weights = trained_state(model)
+    if runner.rank == 0:
+        model.config.add_training_images(facts.training_images)
+        told = {**asdict(facts), "training_images": model.config.training_images}
+        meta = {"iter": loop.iter, "epoch": loop.plan.epoch(loop.iter), "best_dice": loop.state.best_dice}
+        write_weights(path, weights, **told, threshold=loop.state.threshold, meta=meta)

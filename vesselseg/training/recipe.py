@@ -1,0 +1,189 @@
+"""A leaf config made from weights, data and the GPUs at hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vesselseg.config.load import load_config
+from vesselseg.dataset.manifest import read_split
+from vesselseg.errors import UserError
+from vesselseg.models.checkpoints.base_folder import read_base_folder
+from vesselseg.models.checkpoints.inspection import SAM2_FILE, Inspection, inspect
+from vesselseg.models.quantised import NF4_BYTES
+
+SAM2_PARAMETERS = 224_000_000  # SAM2-L, added to a base that holds none
+# A choice comes before the config that `memory_plan` could plan, so it rests on these: what the plan says of the
+# largest base that each decides on, rounded up. A test plans what is chosen.
+WORKING_GIB = 6.0  # activations, adapters with their optimizer states, CUDA itself
+WITHOUT_OPTIMIZER_GIB = 4.0  # the same with the optimizer states on the CPU
+ENCODING_GIB = 2.0  # what encoders need beside all weights while their features are computed and stored
+GATHERED_GIB = 2.0  # whole layers that ZeRO-3 holds for the moment
+STEPS_PER_EPOCH = 10  # at least so many optimizer steps, down to an accumulation of 1
+IMAGES_PER_STEP = 32  # as in the recipes of configs/
+MICRO_BATCH = 4  # with stored features, more images of one tile cost little memory
+STORED_MB = 10.3  # features of one 512x512 image with SAM2 at 1024
+STORE_LIMIT_GB = 60.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user names. gpus: processes, 0 for one on the CPU. gpu_gib: memory of each. sam2: file, or None."""
+
+    base: str
+    data: Path
+    gpus: int
+    gpu_gib: float
+    sam2: str | None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a frozen model: encoders (vision tower, SAM2), decoder blocks of the language model, the rest."""
+
+    encoders: int
+    blocks: int
+    rest: int
+
+    @property
+    def bf16_gib(self) -> float:
+        """All of it in bf16."""
+        return (self.encoders + self.blocks + self.rest) * 2 / 2**30
+
+    @property
+    def nf4_gib(self) -> float:
+        """With the blocks in 4 bits and without the encoders, which leave the GPU."""
+        return (self.blocks * NF4_BYTES + self.rest * 2) / 2**30
+
+    @property
+    def encoders_gib(self) -> float:
+        """The encoders in bf16."""
+        return self.encoders * 2 / 2**30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """runtime: file of configs/_base_/runtime. quantise: the frozen language model in 4 bits. reason: one sentence."""
+
+    runtime: str
+    quantise: bool
+    reason: str
+
+
+def choose_runtime(sizes: Sizes, gpus: int, gpu_gib: float) -> Choice:
+    """The first of these that fits: what is quick comes first.
+
+    ZeRO-2 keeps the frozen weights on every GPU, as they are, with the optimizer on the CPU, or in 4 bits; ZeRO-3
+    shares them out, and at last keeps them in main memory, from where every layer crosses the bus in every step.
+    """
+    weights, working = sizes.bf16_gib, WORKING_GIB
+    if weights + working <= gpu_gib:
+        return Choice("zero2", False, f"{weights:.1f} GiB of bf16 weights and {working:.0f} GiB to work in fit")
+    large = f"{weights:.1f} GiB of bf16 weights"
+    if weights + WITHOUT_OPTIMIZER_GIB <= gpu_gib:
+        return Choice("zero2_offload", False, f"{large} leave no room for the optimizer, which goes to the CPU")
+    if max(sizes.nf4_gib + working, sizes.nf4_gib + sizes.encoders_gib + ENCODING_GIB) <= gpu_gib:
+        return Choice("zero2", True, f"{large} do not fit; {sizes.nf4_gib:.1f} GiB in 4 bits do, without the encoders")
+    if gpus > 1 and weights / gpus + working + GATHERED_GIB <= gpu_gib:
+        return Choice("zero3", False, f"{large} do not fit; a share of {weights / gpus:.1f} GiB on each GPU does")
+    return Choice("zero3_offload", False, f"{large} do not fit; they stay in main memory")
+
+
+def choose_batch(images: int, processes: int, micro_batch: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) for 32 images per optimizer step, or fewer for at least 10 steps per epoch."""
+    per_step = min(IMAGES_PER_STEP, images // STEPS_PER_EPOCH)
+    micro_batch = max(1, min(micro_batch, per_step // processes))
+    return micro_batch, max(1, per_step // (processes * micro_batch))
+
+
+def write_leaf(wish: Wish, out: Path, force: bool = False) -> str:
+    """Write the config and read it back; returns why it is as it is. Raises UserError for what cannot be trained."""
+    if not (out.parent / "_base_").is_dir():
+        raise UserError(f"{out}: a leaf lies beside the folder _base_ that it starts from; write it to configs/")
+    if out.suffix != ".py" or not out.stem.isidentifier():
+        raise UserError(f"{out}: a config's name is letters, digits and underscores with .py behind")
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; name another file or add --force to replace it")
+    text, reason = leaf(wish)
+    out.write_text(text, encoding="utf-8")
+    load_config(out)
+    return reason
+
+
+def leaf(wish: Wish) -> tuple[str, str]:
+    """The config's text and why it is as it is."""
+    base = _base(wish)
+    train, validation = read_split(wish.data, "train"), read_split(wish.data, "val")
+    if not train:
+        raise UserError(f"{wish.data}: no training images; make the dataset folder with tools/prepare_data.py")
+    own_sam2 = any(part.startswith("SAM2") for part in base.parameters)
+    choice = choose_runtime(_sizes(base, own_sam2), wish.gpus, wish.gpu_gib)
+    if wish.gpus == 0:
+        choice = Choice("zero2", False, "on the CPU nothing is shared out")
+    stored = _stores(choice, wish.gpus, len(train))
+    micro_batch, accumulation = choose_batch(len(train), max(1, wish.gpus), MICRO_BATCH if stored else 1)
+    settings = [
+        f"data_root = {quoted(wish.data)}",
+        f"model.sa2va.base = {quoted(wish.base)}",
+        _sam2_setting(wish, own_sam2),
+        *(['model.sa2va.quantise = "nf4"'] if choice.quantise else []),
+        *(["model.sa2va.trainable.high_res_convs = False"] if stored else []),
+        f"schedule.update(micro_batch={micro_batch}, accumulation={accumulation})",
+        *([] if validation else ["validation.interval = None"]),
+    ]
+    where = f"{wish.gpus} GPU(s) of {wish.gpu_gib:g} GiB" if wish.gpus else "the CPU"
+    name = re.sub(r"[^\w .@+-]", "_", Path(wish.base).name)
+    title = f'"""{name} on {where}: {len(train)} training images, {choice.runtime}."""'
+    output = "stored_features" if stored else "default"
+    files = ("datasets.vessel", "models.internvl3", f"runtime.{output}", f"runtime.{choice.runtime}")
+    imports = [f"    from ._base_.{name} import *" for name in (*files, "schedules.adamw_3e")]
+    lines = [title, "", "from mmengine.config import read_base", "", "with read_base():", *imports, "", *settings]
+    return "\n".join(lines) + "\n", choice.reason
+
+
+def _stores(choice: Choice, gpus: int, images: int) -> bool:
+    """Whether encoder features are stored: where 4 bits count on it, else with ZeRO-2 where the disk is not flooded."""
+    return choice.quantise or (
+        gpus > 0 and choice.runtime.startswith("zero2") and images * STORED_MB <= STORE_LIMIT_GB * 1000
+    )
+
+
+def _sizes(base: Inspection, own_sam2: bool) -> Sizes:
+    text = read_base_folder(base.path).config.text()
+    tables = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
+    blocks = base.parameters["language model"] - tables
+    encoders = base.parameters["vision tower"] + (0 if own_sam2 else SAM2_PARAMETERS)
+    encoders += sum(count for part, count in base.parameters.items() if part.startswith("SAM2"))
+    rest = base.total + (0 if own_sam2 else SAM2_PARAMETERS) - encoders - blocks
+    return Sizes(encoders, blocks, rest)
+
+
+def _base(wish: Wish) -> Inspection:
+    base = inspect(wish.base)
+    if base.problem:
+        raise UserError(base.problem)
+    if not base.kind.startswith(("InternVL", "Sa2VA")):
+        raise UserError(f"{wish.base}: a {base.kind}, not a model folder; name the folder that it belongs to")
+    return base
+
+
+def _sam2_setting(wish: Wish, own_sam2: bool) -> str:
+    if own_sam2 or wish.sam2 is None:
+        return "model.sa2va.sam2.checkpoint = None"
+    if not Path(wish.sam2).is_file():
+        raise UserError(
+            f"{wish.sam2} does not exist, and {wish.base} holds no SAM2: get sam2_hiera_large.pt (on the hub in "
+            "facebook/sam2-hiera-large), name another file with --sam2, or --sam2 none for random weights"
+        )
+    found = inspect(wish.sam2)
+    if found.kind != SAM2_FILE or found.problem:
+        raise UserError(found.problem or f"{wish.sam2}: a {found.kind}, not a SAM2 file")
+    variant, version = (quoted(found.details[name]) for name in ("variant", "version"))
+    return f"model.sa2va.sam2.update(checkpoint={quoted(wish.sam2)}, variant={variant}, version={version})"
+
+
+def quoted(value: object) -> str:
+    """A value as a Python string."""
+    return json.dumps(str(value), ensure_ascii=False)

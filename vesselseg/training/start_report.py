@@ -1,0 +1,53 @@
+"""What is printed before the first step: the plan, what trains, how large a checkpoint will be."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from vesselseg.models.lora import count_parameters
+from vesselseg.models.sa2va import Sa2VA
+from vesselseg.registry import HOOKS
+from vesselseg.training.checkpoint import checkpoint_elements
+from vesselseg.training.plan import TrainPlan
+
+logger = logging.getLogger(__name__)
+
+
+@HOOKS.register_module()
+class StartReportHook(Hook):
+    """Tells what is about to happen."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, plan: TrainPlan) -> None:
+        self.plan = plan
+
+    def before_train(self, runner: Any) -> None:
+        """Write the report on the console and into train.log."""
+        for line in self.plan.describe().splitlines():
+            logger.info(line)
+        strategy = runner.strategy
+        logger.info("device %s, precision %s, ZeRO stage %d", strategy.device, strategy.precision, strategy.stage)
+        for line in parameter_report(strategy.model.model.module.sa2va, strategy.dtype.itemsize).splitlines():
+            logger.info(line)
+
+
+def parameter_report(model: Sa2VA, bytes_per_weight: int) -> str:
+    """Trainable and frozen parameters by part, and what a checkpoint of them weighs."""
+    counts = count_parameters(model)
+    lines = [f"{'part':<20}{'trainable':>15}{'frozen':>15}"]
+    lines += [f"{part:<20}{count.trainable:>15,}{count.frozen:>15,}" for part, count in counts.items()]
+    trainable = sum(count.trainable for count in counts.values())
+    frozen = sum(count.frozen for count in counts.values())
+    lines.append(f"{'all':<20}{trainable:>15,}{frozen:>15,}")
+    weights = checkpoint_elements(model) * bytes_per_weight
+    optimizer = trainable * 12  # in float32: a master copy of the weights and Adam's two moments
+    if "grounding." in model.drawn_at_random:
+        lines.append("SAM2 starts from random weights: the base holds none and model.sa2va.sam2.checkpoint is not set")
+    lines.append(
+        f"a checkpoint takes about {weights / 1e6:,.1f} MB and {optimizer / 1e6:,.1f} MB more to resume from it"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""The training split as a data set, in the views and tokens that the model reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vesselseg.dataset.augment import Augment
+from vesselseg.dataset.vessel_dataset import VesselDataset
+from vesselseg.inference.processor import processor_for, views_for
+from vesselseg.models.checkpoints.base_folder import read_base_folder
+from vesselseg.models.sa2va_config import Sa2VAConfig
+from vesselseg.registry import DATASETS
+
+DATASETS.register_module(module=VesselDataset)
+
+
+def training_dataset(
+    data_root: str | Path,
+    model_base: str | Path | None,
+    sam_image_size: int,
+    split: str = "train",
+    max_length: int = 2048,
+    max_tiles: int | None = None,
+    augment: Augment | None = None,
+    vary_questions: bool = True,
+    seed: int = 0,
+    limit: int | None = None,
+    variants: int | None = None,
+) -> VesselDataset:
+    """The data set of one split.
+
+    model_base: folder whose tokenizer and tile size are used; None for the published tile size and no tokenizer,
+    which is enough to look at views and questions. sam_image_size: side of SAM2's view in pixels.
+    max_length: tokens of one conversation, more is an error. max_tiles: InternVL tiles per image without the thumbnail,
+    None for the model's own limit. augment: ranges of `Augment`, None for none. limit: only the first so many images.
+    variants: views per image, repeated over the epochs; None: every epoch draws another.
+    Raises ManifestError and WeightsError.
+    """
+    folder = None if model_base is None else read_base_folder(model_base)
+    config = Sa2VAConfig() if folder is None else folder.config
+    config.grounding_config = {**config.grounding_config, "image_size": sam_image_size}
+    tokens = None
+    if folder is not None:
+        tokens = processor_for(config, folder.tokenizer, max_length=max_length).tokens
+    return VesselDataset(
+        data_root,
+        split,
+        views=views_for(config, max_tiles),
+        tokens=tokens,
+        tokens_per_tile=config.tokens_per_tile,
+        augment=augment,
+        vary_questions=vary_questions,
+        seed=seed,
+        limit=limit,
+        variants=variants,
+    )
