@@ -27,10 +27,10 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     args = parser.parse_args()
     with muted():
-        from vesselseg.training.recipe import Wish, write_leaf
+        from vesselseg.training.recipe import RecipeRequest, write_leaf
 
     sam2 = None if args.sam2 == "none" else args.sam2
-    reason = write_leaf(Wish(args.base, args.data, args.gpus, args.gpu_gib, sam2), args.out, args.force)
+    reason = write_leaf(RecipeRequest(args.base, args.data, args.gpus, args.gpu_gib, sam2), args.out, args.force)
     print(f"{args.out}: {reason}")
     print(f"start it with: bash tools/dist.sh train {args.out} {args.gpus}")
     return 0

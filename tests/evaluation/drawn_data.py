@@ -16,7 +16,7 @@ from PIL import Image
 
 from vesselseg.dataset.manifest import Record, read_split
 from vesselseg.dataset.record_masks import record_masks
-from vesselseg.run_tool import run_tool as cli
+from vesselseg.run_tool import run_tool as end_with_status
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -73,7 +73,7 @@ def call_tool(name: str, *arguments: object) -> int:
     level = package.level
     sys.argv = [name, *map(str, arguments)]
     try:
-        cli.run_tool(tool.main)
+        end_with_status(tool.main)
     except SystemExit as end:
         return int(end.code or 0)
     finally:  # what a tool says is not for the tests after it

@@ -15,7 +15,7 @@ from tests.samples import processor_of
 from tests.tiny import SAM2, picture, shaken_model
 from vesselseg.errors import UserError
 from vesselseg.inference.cine import segment_cine
-from vesselseg.inference.predictor import Prediction, Prepared
+from vesselseg.inference.predictor import ModelInputs, Prediction
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.prompted_sam2 import PromptedSAM2Config, build_prompted
@@ -37,7 +37,7 @@ def asked(predictor: Sa2VAPredictor, monkeypatch: pytest.MonkeyPatch) -> list[in
     seen: list[int] = []
     exact = predictor.prompts
 
-    def counted(prepared: Prepared, features: ImageFeatures) -> torch.Tensor:
+    def counted(prepared: ModelInputs, features: ImageFeatures) -> torch.Tensor:
         seen.append(len(prepared.objects))
         return exact(prepared, features)
 

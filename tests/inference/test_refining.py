@@ -73,9 +73,9 @@ def test_flips_are_the_mean_over_mirror_images(predictor: Predictor) -> None:
 
 
 def test_what_is_asked_together_is_asked_the_same_way(predictor: Predictor) -> None:
-    asked = [predictor.ask([picture(1)], [VESSEL], flips) for flips in (True, False)]
+    asked = [predictor.preprocess([picture(1)], [VESSEL], flips) for flips in (True, False)]
     with pytest.raises(ValueError, match="some does not; answer them apart"):
-        predictor.answer(asked)
+        predictor.run(asked)
 
 
 def test_steps_change_masks_and_keep_probabilities(predictor: Predictor, middle: float) -> None:

@@ -44,14 +44,14 @@ def test_new_rows_start_near_the_mean_of_each_table(tiny_base: Path) -> None:
 
 def test_what_no_file_held_is_remembered(tiny_base: Path) -> None:
     model = build_model(**model_arguments(tiny_base))
-    assert model.drawn_at_random == ("seg_projector.", "new_tokens.", "grounding.")
+    assert model.randomly_initialised == ("seg_projector.", "new_tokens.", "grounding.")
 
 
 def test_a_sam2_file_is_read_strictly(tiny_base: Path, tmp_path: Path) -> None:
     state = build_sam2({**SAM2, "version": "2.0"}).state_dict()
     torch.save({"model": state}, tmp_path / "sam2_hiera_tiny.pt")
     model = build_model(str(tiny_base), sam2={**SAM2, "checkpoint": str(tmp_path / "sam2_hiera_tiny.pt")})
-    assert model.drawn_at_random == ("seg_projector.", "new_tokens.")
+    assert model.randomly_initialised == ("seg_projector.", "new_tokens.")
     assert all(torch.equal(value, state[name]) for name, value in model.grounding.sam2.state_dict().items())
     newer = {**SAM2, "version": "2.1", "checkpoint": str(tmp_path / "sam2_hiera_tiny.pt")}
     with pytest.raises(

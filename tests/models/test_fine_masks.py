@@ -174,7 +174,7 @@ def test_a_folder_with_the_head_trains_on_with_it(exported: Path, kind: str) -> 
     for asked in (None, kind):
         model = build_model(**model_arguments(exported, sam2={"image_size": 64, "fine_masks": asked}))
         assert all(torch.equal(value, expected[name]) for name, value in head_of(model).items())
-        assert model.drawn_at_random == ()
+        assert model.randomly_initialised == ()
     other = next(name for name in KINDS if name != kind)
     with pytest.raises(UserError, match=f"holds fine masks of kind '{kind}'"):
         build_model(**model_arguments(exported, sam2={"fine_masks": other}))
@@ -201,6 +201,6 @@ def test_a_folder_without_the_head_gets_a_fresh_one(tiny_base: Path, tmp_path: P
     assert "fine_masks" not in json.loads((tmp_path / "hf" / "config.json").read_text())["grounding_config"]
     further = model_arguments(tmp_path / "hf", sam2={"image_size": 128, "fine_masks": kind})
     model = build_model(**further)
-    assert model.drawn_at_random == ("grounding.fine_masks.",)
+    assert model.randomly_initialised == ("grounding.fine_masks.",)
     again = save_checkpoint(model, tmp_path / "further.pth", further)
     assert np.abs(probabilities(again) - probabilities(tmp_path / "hf")).mean() < 0.02

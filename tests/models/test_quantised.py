@@ -114,7 +114,7 @@ def test_the_blocks_linears_are_quantised_and_nothing_else(base: Path) -> None:
             exact = Nf4Linear(*reversed(expected[name].shape), bias=False)
             exact.pack(expected[name])
             assert torch.equal(frozen_weight(model.get_submodule(owner)), frozen_weight(exact)), name
-        elif "lora_A" not in name and not name.startswith(model.drawn_at_random):
+        elif "lora_A" not in name and not name.startswith(model.randomly_initialised):
             assert torch.equal(value, expected[name]), name
     assert count_parameters(model) == count_parameters(plain)
     assert trainable_state(model).keys() == trainable_state(plain).keys()

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from tests.predict.predict_calls import ALL, call, entries, forked, pixels, summary
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
-from vesselseg.inference.predictor import Asked, Predictor
+from vesselseg.inference.predictor import Predictor, Request
 from vesselseg.predict import run as module
 
 
@@ -64,7 +64,7 @@ def test_an_interrupted_run_goes_on(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[int] = []
-    answer = Predictor.answer
+    answer = Predictor.run
 
     def interrupted(self: Predictor, *arguments: Any) -> Any:
         calls.append(1)
@@ -72,7 +72,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return answer(self, *arguments)
 
-    monkeypatch.setattr(Predictor, "answer", interrupted)
+    monkeypatch.setattr(Predictor, "run", interrupted)
     assert call(model, images, tmp_path / "out", "--batch", 2) == 130
     assert summary(tmp_path / "out")["counts"] == {"done": 4, "failed": 0}
     assert call(model, images, tmp_path / "out", "--batch", 2) == 0
@@ -117,7 +117,7 @@ def test_views_are_made_while_the_model_works(
     (tmp_path / "in").mkdir()
     for number in range(6):
         picture(number).save(tmp_path / f"in/{number}.png")
-    answer, still = Predictor.answer, module._Still
+    answer, still = Predictor.run, module._Still
     ready, in_model, now = threading.Semaphore(0), list[int](), [0.0]
 
     class Counted(still):  # type: ignore[misc, valid-type]
@@ -125,7 +125,7 @@ def test_views_are_made_while_the_model_works(
             super().__init__(*arguments)
             ready.release()
 
-    def slow(self: Predictor, asked: list[Asked], *arguments: Any) -> Any:
+    def slow(self: Predictor, asked: list[Request], *arguments: Any) -> Any:
         in_model.append(len(asked))
         if len(in_model) == 1:
             assert all(ready.acquire(timeout=60) for _ in range(6))
@@ -135,7 +135,7 @@ def test_views_are_made_while_the_model_works(
     with monkeypatch.context() as patched:
         patched.setattr(module, "_Still", Counted)
         patched.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-        patched.setattr(Predictor, "answer", slow)
+        patched.setattr(Predictor, "run", slow)
         assert call(model, tmp_path / "in", tmp_path / "out", "--batch", 3, "--save", "probs") == 0
     assert in_model == [3, 3]
     found = entries(tmp_path / "out")

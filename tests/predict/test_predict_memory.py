@@ -15,7 +15,7 @@ from PIL import Image
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.predict.predict_calls import call, entries
 from tests.tiny import picture
-from vesselseg.inference.predictor import Asked, Predictor
+from vesselseg.inference.predictor import Predictor, Request
 from vesselseg.predict import run as module
 from vesselseg.predict.result_files import ResultWriter
 
@@ -39,21 +39,21 @@ def in_numpy() -> None:
 def test_a_batch_too_large_is_taken_apart(
     allocate: Callable[[], None], model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = Predictor.answer
-    ask, asked, prepared = Predictor.ask, list[int](), list[tuple[int, int]]()
+    answer = Predictor.run
+    ask, asked, prepared = Predictor.preprocess, list[int](), list[tuple[int, int]]()
 
-    def noted(self: Predictor, images: list[Image.Image], *arguments: Any) -> Asked:
+    def noted(self: Predictor, images: list[Image.Image], *arguments: Any) -> Request:
         prepared.extend(image.size for image in images)
         return ask(self, images, *arguments)
 
-    def small(self: Predictor, images: list[Asked], *arguments: Any) -> Any:
+    def small(self: Predictor, images: list[Request], *arguments: Any) -> Any:
         asked.append(len(images))
         if len(images) > 1 or images[0].sizes[0][0] > 180:
             allocate()
         return answer(self, images, *arguments)
 
-    monkeypatch.setattr(Predictor, "ask", noted)
-    monkeypatch.setattr(Predictor, "answer", small)
+    monkeypatch.setattr(Predictor, "preprocess", noted)
+    monkeypatch.setattr(Predictor, "run", small)
     assert call(model, images, tmp_path / "out", "--batch", 4) == 1
     failed = {name: entry["error"] for name, entry in entries(tmp_path / "out").items() if "error" in entry}
     assert failed == {LARGEST: TOO_LARGE} and asked == [4, 1, 1, 1, 1, 2, 1, 1, 1]
@@ -62,7 +62,7 @@ def test_a_batch_too_large_is_taken_apart(
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize(("owner", "step"), [(Predictor, "ask"), (ResultWriter, "write")])
+@pytest.mark.parametrize(("owner", "step"), [(Predictor, "preprocess"), (ResultWriter, "write")])
 def test_main_memory_that_runs_out_beside_other_work(
     owner: type, step: str, times: int, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,13 +122,13 @@ def test_a_batch_holds_no_more_than_its_pixels(
     for number in range(7):
         picture(number).save(tmp_path / f"in/{number}.png")
     sizes: list[int] = []
-    answer = Predictor.answer
+    answer = Predictor.run
 
-    def counted(self: Predictor, asked: list[Asked], *arguments: Any) -> Any:
+    def counted(self: Predictor, asked: list[Request], *arguments: Any) -> Any:
         sizes.append(len(asked))
         return answer(self, asked, *arguments)
 
-    monkeypatch.setattr(Predictor, "answer", counted)
+    monkeypatch.setattr(Predictor, "run", counted)
     words = [word for number in range(phrases) for word in ("--phrase", f"vessel {number}")]
     assert call(model, tmp_path / "in", tmp_path / "out", "--batch", 3, *words) == 0
     assert sizes == [3, 3, 1]

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from vesselseg.imaging.decode import ImageError
-from vesselseg.imaging.label_shapes import LabelFile
+from vesselseg.imaging.label_shapes import ImageLabels
 from vesselseg.prepare.source_images import SourceImage, load_source_image
 
 
-def labels(image_path: str = "", data: bytes | None = None, size: tuple[int, int] | None = None) -> LabelFile:
-    return LabelFile((), (), image_path, data, size)
+def labels(image_path: str = "", data: bytes | None = None, size: tuple[int, int] | None = None) -> ImageLabels:
+    return ImageLabels((), (), image_path, data, size)
 
 
 def picture(value: int, size: tuple[int, int] = (8, 6)) -> Image.Image:

@@ -23,7 +23,7 @@ from tests.service.running import RunningService, assert_error, pixels_of, png, 
 from tests.tiny import picture
 from vesselseg.dataset.prompts import question_for
 from vesselseg.errors import UserError
-from vesselseg.inference.predictor import Asked, Prediction
+from vesselseg.inference.predictor import Prediction, Request
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.prompted_config import PromptedSAM2Config
@@ -56,18 +56,20 @@ class Watched(Sa2VAPredictor):
         self.may_go = threading.Event()
         self.may_go.set()
 
-    def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False) -> Asked:
+    def preprocess(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False
+    ) -> Request:
         self.asked += images
-        return super().ask(images, phrases, flips)
+        return super().preprocess(images, phrases, flips)
 
-    def answer(self, asked: Sequence[Asked], threshold: float | None = None) -> list[Prediction]:
+    def run(self, asked: Sequence[Request], threshold: float | None = None) -> list[Prediction]:
         self.batches.append(len(asked))
         assert self.may_go.wait(PATIENCE)
         if len(asked) > self.most:
             self.run_out()
         if any(self.poison in one.sizes for one in asked):
             raise RuntimeError("secret words of a defect")
-        return super().answer(asked, threshold)
+        return super().run(asked, threshold)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -351,10 +353,12 @@ def test_who_comes_after_somebody_that_is_gone_is_answered(predictor: Sa2VAPredi
 
 def test_views_that_cannot_be_made_fail_alone(predictor: Sa2VAPredictor) -> None:
     class Odd(Watched):
-        def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False) -> Asked:
+        def preprocess(
+            self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False
+        ) -> Request:
             if images[0].width == 33:
                 raise MemoryError
-            return super().ask(images, phrases, flips)
+            return super().preprocess(images, phrases, flips)
 
     watched = Odd(predictor)
     queue = ModelQueue("tiny", watched, 3, 20, Metrics())
@@ -366,7 +370,7 @@ def test_views_that_cannot_be_made_fail_alone(predictor: Sa2VAPredictor) -> None
 
 def test_a_defect_of_the_users_making_keeps_its_words(predictor: Sa2VAPredictor) -> None:
     class Refusing(Sa2VAPredictor):
-        def ask(self, *_: Any, **__: Any) -> Asked:
+        def preprocess(self, *_: Any, **__: Any) -> Request:
             raise UserError("this model knows one phrase only")
 
     queue = ModelQueue("x", Refusing(predictor.model, predictor.processor), 2, 0, Metrics())

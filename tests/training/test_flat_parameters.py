@@ -66,7 +66,7 @@ def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def engine_of(model: nn.Module, flat: bool) -> Any:
     named = list(model.named_parameters())
     large = FlatParameters(named) if flat else None
-    optimizer = torch.optim.AdamW(large.wholes if large else [p for _, p in named], lr=LR, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(large.flat_buffers if large else [p for _, p in named], lr=LR, weight_decay=0.1)
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": 0.05,

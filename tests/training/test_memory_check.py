@@ -22,7 +22,7 @@ from tests.training.test_flat_parameters import engine_of
 from vesselseg.config.load import load_config
 from vesselseg.models.build import build_model
 from vesselseg.training import memory_limit
-from vesselseg.training.memory_plan.check import MemoryPlanError, Room, check_memory, lacks, room_of
+from vesselseg.training.memory_plan.check import AvailableMemory, MemoryPlanError, check_memory, lacks, room_of
 from vesselseg.training.memory_plan.plan import GIB
 from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import shapes_of
@@ -69,7 +69,7 @@ def test_what_deepspeed_holds_is_what_is_planned(base: Path) -> None:
     engine.set_gradient_accumulation_boundary(True)
     for gradient in engine.flat_parameters.gradients:
         gradient.normal_()
-    engine.backward(engine.flat_parameters.handing_over())
+    engine.backward(engine.flat_parameters.flush_gradients())
     with torch.no_grad():
         engine.step()
     zero = engine.optimizer
@@ -84,7 +84,7 @@ def test_a_card_that_is_too_small_stops_the_run_with_table_and_changes(
     folder_8b: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = leaf("internvl3_8b_1x24gb", folder_8b)
-    room = Room(11.4 * GIB, "NVIDIA GeForce RTX 3060", 11.76 * GIB)
+    room = AvailableMemory(11.4 * GIB, "NVIDIA GeForce RTX 3060", 11.76 * GIB)
     with pytest.raises(MemoryPlanError) as caught:
         check_memory(config, 1, room, force=False)
     message = str(caught.value)
@@ -98,15 +98,18 @@ def test_a_card_that_is_too_small_stops_the_run_with_table_and_changes(
 
 def test_memory_that_others_hold_is_named(folder_8b: Path) -> None:
     plan = planned("internvl3_8b_1x24gb", folder_8b, 1, gib=12)
-    free, busy = Room(11 * GIB, "card", 24 * GIB), Room(11 * GIB, "card", 24 * GIB, taken=12.3 * GIB)
+    free, busy = (
+        AvailableMemory(11 * GIB, "card", 24 * GIB),
+        AvailableMemory(11 * GIB, "card", 24 * GIB, taken=12.3 * GIB),
+    )
     assert "other programs" not in lacks(plan, free)[0]
     assert "other programs hold 12.30 (nvidia-smi lists them)" in lacks(plan, busy)[0]
 
 
 def test_too_little_main_memory_for_offload_is_told(folder_8b: Path) -> None:
     plan = planned("internvl3_8b_4x24gb_zero3_offload", folder_8b, 4)
-    assert plan.fits and lacks(plan, Room(23 * GIB, host=128 * GIB)) == []
-    (told,) = lacks(plan, Room(23 * GIB, host=16 * GIB))
+    assert plan.fits and lacks(plan, AvailableMemory(23 * GIB, host=128 * GIB)) == []
+    (told,) = lacks(plan, AvailableMemory(23 * GIB, host=16 * GIB))
     assert "more of main memory (most for: weights (offload)), 16.0 are free" in told
 
 
@@ -117,15 +120,15 @@ def test_a_run_on_the_cpu_is_checked_for_main_memory_only(base: Path, data: Path
     assert room.usable is None and room.host is not None and room.host > 0
     check_memory(config, 2, room, force=False)
     with pytest.raises(MemoryPlanError, match="more of main memory"):
-        check_memory(config, 2, Room(None, host=2**20), force=False)
+        check_memory(config, 2, AvailableMemory(None, host=2**20), force=False)
 
 
 # The reported memory is the only thing that is not real.
 SMALL_CARD = """
 import runpy, sys
 from vesselseg.training import launch
-from vesselseg.training.memory_plan.check import Room
-launch.room_of = lambda *_: Room(2**20, "a small card", 2**20)
+from vesselseg.training.memory_plan.check import AvailableMemory
+launch.room_of = lambda *_: AvailableMemory(2**20, "a small card", 2**20)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -38,7 +38,7 @@ def test_the_largest_size_is_found_in_few_trials(largest: int) -> None:
     assert len(tried) == len(set(tried)) == len(found) <= 12 and max(tried) <= 64
 
 
-class Room:
+class AvailableMemory:
     most = 8 * 2.0**30
 
     def describe(self) -> str:
@@ -54,7 +54,7 @@ def test_the_settings_that_are_advised_keep_the_images_per_step(
 ) -> None:
     trials = search(lambda images: trial(images, largest), most=64)
     schedule = Schedule(micro_batch=micro_batch, accumulation=accumulation)
-    told = report(trials, schedule, Room())  # type: ignore[arg-type]
+    told = report(trials, schedule, AvailableMemory())  # type: ignore[arg-type]
     assert told.endswith(f"schedule.micro_batch={expected[0]} schedule.accumulation={expected[1]}")
     assert f"the largest that fits: {largest} (of 8.00 GiB" in told
     assert ("does not fit" in told) is (largest < 64) is ("larger ones were not tried" not in told)

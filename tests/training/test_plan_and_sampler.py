@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing
 
 from vesselseg.config.settings import Schedule
-from vesselseg.training.plan import Behind, TrainPlan
+from vesselseg.training.plan import ResumeOffset, TrainPlan
 from vesselseg.training.sampler import StreamSampler
 
 
@@ -58,7 +58,7 @@ def test_a_resumed_sampler_goes_on_where_the_whole_one_was() -> None:
 def test_with_other_processes_the_stream_goes_on_where_it_was(sizes: tuple[int, int]) -> None:
     """Two processes take 5 iterations of 2 x 1 images; then others take over, in the middle of the second epoch."""
     first = plan(8, 2, epochs=3)
-    later = TrainPlan(8, sizes[0], Schedule(epochs=3, micro_batch=sizes[1]), Behind(5, 10, 1))
+    later = TrainPlan(8, sizes[0], Schedule(epochs=3, micro_batch=sizes[1]), ResumeOffset(5, 10, 1))
     seen = [sample for rank in range(2) for batch in list(StreamSampler(first, rank, 1))[:5] for sample in batch]
     for rank in range(sizes[0]):
         seen += [sample for batch in StreamSampler(later, rank, 1, start=5) for sample in batch]
@@ -72,17 +72,17 @@ def test_the_learning_rate_of_a_run_with_other_processes_goes_on_from_its_place(
     settings = {"epochs": 1, "accumulation": 1, "lr": 1.0, "warmup_ratio": 0.1}
     whole = plan(400, 4, **settings)
     assert whole.optimizer_steps == 100
-    one = TrainPlan(400, 1, Schedule(**settings), Behind(50, 200, 50))  # type: ignore[arg-type]
+    one = TrainPlan(400, 1, Schedule(**settings), ResumeOffset(50, 200, 50))  # type: ignore[arg-type]
     assert (one.iterations, one.optimizer_steps, one.warmup_steps) == (250, 250, 40)
     for step in range(50, 100):
         assert one.learning_rate(50 + (step - 50) * 4) == pytest.approx(whole.learning_rate(step), abs=1e-9)
-    early = TrainPlan(400, 8, Schedule(**settings), Behind(4, 16, 4))  # type: ignore[arg-type]
+    early = TrainPlan(400, 8, Schedule(**settings), ResumeOffset(4, 16, 4))  # type: ignore[arg-type]
     assert [early.learning_rate(step) for step in (4, 5)] == pytest.approx([0.6, 0.8])
     assert early.learning_rate(early.optimizer_steps - 1) < 0.01
 
 
 def test_a_run_that_is_done_stays_done_with_other_processes() -> None:
-    done = TrainPlan(10, 3, Schedule(epochs=2, max_iters=4), Behind(9, 20, 2))
+    done = TrainPlan(10, 3, Schedule(epochs=2, max_iters=4), ResumeOffset(9, 20, 2))
     assert (done.iterations, done.optimizer_steps) == (9, 2) and done.learning_rate(1) >= 0
     assert list(StreamSampler(done, 0, seed=0, start=9)) == [] and "9 in all" in done.describe()
 

@@ -14,7 +14,7 @@ from vesselseg.config.load import load_config
 from vesselseg.errors import UserError
 from vesselseg.models.sam2_grounding import build_sam2
 from vesselseg.training import recipe
-from vesselseg.training.recipe import MICRO_BATCH, Sizes, Wish, choose_batch, choose_runtime, write_leaf
+from vesselseg.training.recipe import MICRO_BATCH, RecipeRequest, Sizes, choose_batch, choose_runtime, write_leaf
 
 # Parameters: encoders with SAM2-L, decoder blocks, the rest (tables, projector)
 MODELS = {
@@ -139,15 +139,15 @@ def test_what_is_written_for_an_internvl_base_and_a_sam2_file(
 ) -> None:
     file = tmp_path / 'sam2 "large".pt'
     torch.save({"model": build_sam2({"variant": "tiny", "version": "2.1", "image_size": 64}).state_dict()}, file)
-    reason = write_leaf(Wish(str(training.base), training.data, 4, 0.5, str(file)), configs / "mine.py")
+    reason = write_leaf(RecipeRequest(str(training.base), training.data, 4, 0.5, str(file)), configs / "mine.py")
     config = load_config(configs / "mine.py")
     assert config["strategy"]["zero_optimization"]["stage"] == 3 and "stay in main memory" in reason
     sam2 = config["model"]["sa2va"]["sam2"]
     assert (sam2["checkpoint"], sam2["variant"], sam2["version"]) == (str(file), "tiny", "2.1")
     assert config["schedule"]["accumulation"] == 1 and config["data_root"] == str(training.data)
     with pytest.raises(UserError, match="exists; name another file or add --force"):
-        write_leaf(Wish(str(training.base), training.data, 4, 24, None), configs / "mine.py")
-    write_leaf(Wish(str(training.base), training.data, 0, 24, None), configs / "mine.py", force=True)
+        write_leaf(RecipeRequest(str(training.base), training.data, 4, 24, None), configs / "mine.py")
+    write_leaf(RecipeRequest(str(training.base), training.data, 0, 24, None), configs / "mine.py", force=True)
     assert load_config(configs / "mine.py")["model"]["sa2va"]["sam2"]["checkpoint"] is None
 
 
@@ -155,7 +155,7 @@ def test_a_card_that_is_too_small_gets_4_bits_and_stored_features(
     training: Training, configs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "SAM2_PARAMETERS", 3_000_000_000)  # 5.6 GiB that leave the card
-    reason = write_leaf(Wish(str(training.base), training.data, 1, 8, None), configs / "mine.py")
+    reason = write_leaf(RecipeRequest(str(training.base), training.data, 1, 8, None), configs / "mine.py")
     assert "in 4 bits do" in reason
     config = load_config(configs / "mine.py")
     assert config["model"]["sa2va"]["quantise"] == "nf4" and config["strategy"]["zero_optimization"]["stage"] == 2
@@ -174,7 +174,7 @@ def test_what_cannot_be_trained_is_refused(training: Training, configs: Path, tm
             **changes,
         }
         with pytest.raises(ValueError) as raised:
-            write_leaf(Wish(**values), out)
+            write_leaf(RecipeRequest(**values), out)
         assert not out.exists()
         return str(raised.value)
 

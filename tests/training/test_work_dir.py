@@ -10,7 +10,7 @@ import pytest
 
 from vesselseg.errors import UserError
 from vesselseg.training.checkpoint import RunIdentity, RunState, Sizes, find_checkpoints, prune, read_run_state
-from vesselseg.training.plan import Behind
+from vesselseg.training.plan import ResumeOffset
 from vesselseg.training.run_log import RunLog
 from vesselseg.training.train_step import Progress
 from vesselseg.training.work_dir import claim, resume_folder
@@ -101,11 +101,11 @@ def test_a_checkpoint_that_this_node_does_not_see_is_told(tmp_path: Path) -> Non
 
 def test_a_run_goes_on_at_the_same_image_with_other_sizes() -> None:
     state = RunState(Progress(iteration=6, optimizer_steps=3), sizes=Sizes(2, 1, 2))
-    assert not state.go_on_with(Sizes(2, 1, 2)) and state.behind == Behind()
-    assert state.go_on_with(Sizes(4, 2, 1)) and state.behind == Behind(6, 12, 3)
+    assert not state.go_on_with(Sizes(2, 1, 2)) and state.behind == ResumeOffset()
+    assert state.go_on_with(Sizes(4, 2, 1)) and state.behind == ResumeOffset(6, 12, 3)
     state.progress.iteration = 8
     assert state.images_seen == 12 + 2 * 8
-    assert state.go_on_with(Sizes(1, 1, 1)) and state.behind == Behind(8, 28, 3)
+    assert state.go_on_with(Sizes(1, 1, 1)) and state.behind == ResumeOffset(8, 28, 3)
 
 
 def test_rows_of_a_log_that_come_again_are_set_aside(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class VesselDataset(Dataset):
         if not self.records:
             raise ManifestError(f"{self.root}: split {split!r} holds no image; prepare the data with another --split")
         self.fingerprint = fingerprint(self.root)
-        self.usual_phrase = _usual_phrase(self.records)
+        self.default_phrase = _most_frequent_phrase(self.records)
         self.views = views
         self._tokens = tokens
         self.tokens_per_tile = tokens_per_tile
@@ -161,7 +161,7 @@ class VesselDataset(Dataset):
     def conversation(self, index: int, epoch: int) -> Conversation:
         """What is asked about an image in an epoch; one without objects is asked for the usual phrase, in vain."""
         record, generator = self.records[index], np.random.default_rng((self.seed, epoch, index, _TEXT))
-        phrases = record.phrases or (self.usual_phrase,)
+        phrases = record.phrases or (self.default_phrase,)
         order = generator.permutation(len(phrases)) if self.vary_questions else np.arange(len(phrases))
         phrases = tuple(phrases[number] for number in order)
         choices = generator.integers(0, 2**31, len(phrases)) if self.vary_questions else np.zeros(len(phrases), int)
@@ -196,7 +196,7 @@ def _question(record: Record, phrase: str, choice: int) -> str:
         raise ManifestError(f"{record.image}: {error}") from None
 
 
-def _usual_phrase(records: list[Record]) -> str:
+def _most_frequent_phrase(records: list[Record]) -> str:
     """The most frequent phrase, which evaluation asks of images without objects too."""
     counted = Counter(phrase for record in records for phrase in record.phrases)
     return counted.most_common(1)[0][0] if counted else DEFAULT_PHRASE

@@ -24,8 +24,8 @@ from vesselseg.distill.teaching import (
     TRAINING,
     Lesson,
     collect,
+    default_phrase,
     lesson_records,
-    usual_phrase,
 )
 from vesselseg.errors import UserError
 from vesselseg.evaluation.evaluator import Track, silent
@@ -72,7 +72,7 @@ def distill(
     """
     if not isinstance(teacher, Sa2VAPredictor):
         raise UserError(f"{model} is a distilled model already; name the model with a language model that it came from")
-    phrases = clean_phrases(options.phrases or (usual_phrase(data),))
+    phrases = clean_phrases(options.phrases or (default_phrase(data),))
     records = {split: lesson_records(data, split, phrases) for split in (TRAINING, CHOOSING)}
     with whole_folder(out, force, RESULTS_FILE) as folder:
         bench = Bench(data, records[CHOOSING], options.batch, track)

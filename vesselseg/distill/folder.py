@@ -115,7 +115,7 @@ class ProgramPredictor(graphs.GraphPredictor):
             warnings.simplefilter("ignore")  # torch warns of its own way to read the file
             self.program = torch.export.load(str(path)).module()
 
-    def run(self, squares: torch.Tensor) -> torch.Tensor:
+    def run_graph(self, squares: torch.Tensor) -> torch.Tensor:
         """All phrases' logits."""
         logits: torch.Tensor = self.program(squares)
         return logits.detach()

@@ -20,7 +20,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from vesselseg.inference.predictor import Prepared
+from vesselseg.inference.predictor import ModelInputs
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.prompted_sam2 import PromptedSAM2
 
@@ -115,13 +115,13 @@ class GraphPredictor(PromptedPredictor):
     model: what the graph was made from, for its phrases and sizes.
     """
 
-    def run(self, squares: Tensor) -> Tensor:
+    def run_graph(self, squares: Tensor) -> Tensor:
         """squares: (images, 3, side, side) float32, normalised. Returns all phrases' logits (images, phrases, h, w)."""
         raise NotImplementedError
 
-    def mask_logits(self, prepared: Prepared) -> Tensor:
+    def mask_logits(self, prepared: ModelInputs) -> Tensor:
         """As the network's."""
-        return self.asked_for(prepared, self.run(self._normalised(prepared.squares).float().cpu()))
+        return self.asked_for(prepared, self.run_graph(self._normalised(prepared.squares).float().cpu()))
 
 
 class OnnxPredictor(GraphPredictor):
@@ -133,6 +133,6 @@ class OnnxPredictor(GraphPredictor):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def run(self, squares: Tensor) -> Tensor:
+    def run_graph(self, squares: Tensor) -> Tensor:
         """All phrases' logits."""
         return torch.from_numpy(self.session.run(None, {INPUT: squares.numpy()})[0])

@@ -72,7 +72,7 @@ def _of_phrases(record: Record, phrases: Sequence[str]) -> Record:
     return replace(record, regions=regions, phrases=named, observers={})
 
 
-def usual_phrase(data: Path) -> str:
+def default_phrase(data: Path) -> str:
     """The phrase that most objects of the training split have. Raises UserError where there is none."""
     phrases = [phrase for record in read_split(data, TRAINING) for phrase in record.phrases]
     if not phrases:

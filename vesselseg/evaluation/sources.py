@@ -99,15 +99,15 @@ class ModelSource:
         self.training_images = frozenset(training_images.split())
         self._predictor = predictor
         counted = Counter(phrase for record in records for phrase in record.phrases)
-        self._usual_phrase = counted.most_common(1)[0][0] if counted else ""
+        self._most_frequent_phrase = counted.most_common(1)[0][0] if counted else ""
 
     def phrases(self, record: Record) -> tuple[str, ...]:
         """The distinct phrases of the image, in order; objects that share a phrase are scored as their union."""
-        return tuple(dict.fromkeys(record.phrases)) or (self._usual_phrase,)
+        return tuple(dict.fromkeys(record.phrases)) or (self._most_frequent_phrase,)
 
     def check(self, sizes: dict[str, tuple[int, int]]) -> None:
         """A model can always predict, as long as there is something to ask for."""
-        if not self._usual_phrase:
+        if not self._most_frequent_phrase:
             raise EvaluationError("annotations.json holds no phrase at all: nothing to ask the model for")
 
     def probabilities(self, records: Sequence[Record], images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:

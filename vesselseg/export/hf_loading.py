@@ -23,24 +23,27 @@ PLANNED = ("auto", "balanced", "balanced_low_0", "sequential")
 _LAYER = re.compile(r"^sa2va\.language_model\.model\.layers\.\d+")
 
 
-def settle_device_map(wish: Any, config: Sa2VAConfig, dtype: torch.dtype, quantisation: Any = None) -> Any:
+def settle_device_map(device_map: Any, config: Sa2VAConfig, dtype: torch.dtype, quantisation: Any = None) -> Any:
     """A `device_map` that this model can follow.
 
-    wish: as from_pretrained takes it. `auto` and its kin share the decoder layers out over all visible GPUs by bytes;
-    without a GPU everything is on the CPU. dtype: of the weights. Raises ValueError where a map takes parts apart that
-    must stay together.
+    device_map: as from_pretrained takes it. `auto` and its kin share the decoder layers out over all visible GPUs by
+    bytes; without a GPU everything is on the CPU. dtype: of the weights. Raises ValueError where a map takes parts
+    apart that must stay together.
     """
-    if wish in PLANNED:
+    if device_map in PLANNED:
         gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
         return shared_out(gpus, config, dtype, quantisation) if len(gpus) > 1 else {"": gpus[0] if gpus else "cpu"}
-    if isinstance(wish, dict):
-        elsewhere = {name: place for name, place in wish.items() if not _LAYER.match(name)}
-        if len({torch.device(place) for place in elsewhere.values() if place != "disk"}) > 1 or "disk" in wish.values():
+    if isinstance(device_map, dict):
+        elsewhere = {name: place for name, place in device_map.items() if not _LAYER.match(name)}
+        if (
+            len({torch.device(place) for place in elsewhere.values() if place != "disk"}) > 1
+            or "disk" in device_map.values()
+        ):
             raise ValueError(
                 f"device_map puts {elsewhere}: only decoder layers (sa2va.language_model.model.layers.N) may lie "
                 'elsewhere than the rest, and nothing on the disk; take device_map="auto"'
             )
-    return wish
+    return device_map
 
 
 def shared_out(devices: list[torch.device], config: Sa2VAConfig, dtype: torch.dtype, quantisation: Any) -> Any:
@@ -53,11 +56,11 @@ def shared_out(devices: list[torch.device], config: Sa2VAConfig, dtype: torch.dt
     return {**{f"sa2va.{name}": split.main for name in beside}, **layers}
 
 
-def settle_quantisation(wish: Any) -> Any:
+def settle_quantisation(quantisation: Any) -> Any:
     """A bitsandbytes configuration that leaves all but the decoder layers as they are, unless it says what to leave."""
-    if hasattr(wish, "llm_int8_skip_modules") and wish.llm_int8_skip_modules is None:
-        wish.llm_int8_skip_modules = [f"sa2va.{name}" for name in AT_FULL_PRECISION]
-    return wish
+    if hasattr(quantisation, "llm_int8_skip_modules") and quantisation.llm_int8_skip_modules is None:
+        quantisation.llm_int8_skip_modules = [f"sa2va.{name}" for name in AT_FULL_PRECISION]
+    return quantisation
 
 
 def _kind(quantisation: Any) -> str | None:

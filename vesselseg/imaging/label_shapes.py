@@ -64,7 +64,7 @@ class BrokenShape:
 
 
 @dataclass(frozen=True)
-class LabelFile:
+class ImageLabels:
     """What is labelled in one image.
 
     image_path: LabelMe's imagePath with forward slashes, "" if absent. image_data: LabelMe's embedded image, or None.
@@ -92,7 +92,7 @@ class LabelSource(Protocol):
     def path(self) -> Path:
         """The label file."""
 
-    def read(self) -> LabelFile:
+    def read(self) -> ImageLabels:
         """The shapes; those that cannot be read are listed. Raises LabelFileError where nothing can be read."""
 
 

@@ -16,7 +16,7 @@ from vesselseg.imaging.label_shapes import (
     AREA_TYPES,
     LINE_TYPES,
     MAX_SIDE,
-    LabelFile,
+    ImageLabels,
     LabelFileError,
     Shape,
     ShapeError,
@@ -42,12 +42,12 @@ class LabelmeLabels:
 
     path: Path
 
-    def read(self) -> LabelFile:
+    def read(self) -> ImageLabels:
         """See ``read_labelme``."""
         return read_labelme(self.path)
 
 
-def read_labelme(path: Path) -> LabelFile:
+def read_labelme(path: Path) -> ImageLabels:
     """Read one LabelMe file; broken shapes are listed, a file that is no LabelMe file raises LabelmeError."""
     try:
         text, notes = decode_text(Path(path).read_bytes())
@@ -63,7 +63,7 @@ def read_labelme(path: Path) -> LabelFile:
     image_path = content.get("imagePath")
     image_path = image_path.replace("\\", "/") if isinstance(image_path, str) else ""
     notes += size_notes + data_notes
-    return LabelFile(shapes, broken, image_path, image_data, size, tuple(notes), phrases=_phrases(content))
+    return ImageLabels(shapes, broken, image_path, image_data, size, tuple(notes), phrases=_phrases(content))
 
 
 def _phrases(content: dict[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.rgb import as_rgb
-from vesselseg.inference.predictor import Batch, Prediction, Predictor, Prepared, check_threshold
+from vesselseg.inference.predictor import Batch, ModelInputs, Prediction, Predictor, check_threshold
 from vesselseg.inference.threads import one_ahead
 from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single
 
@@ -166,9 +166,9 @@ class _Views:
     views for the language model are in keyframes. size: (width, height) of all.
     """
 
-    frames: Prepared
+    frames: ModelInputs
     asked: Sequence[int]
-    keyframes: Prepared | None
+    keyframes: ModelInputs | None
     size: tuple[int, int]
 
 
@@ -176,7 +176,9 @@ def _views(
     predictor: Predictor, frames: Sequence[Image.Image], questions: Sequence[str], asked: Sequence[int]
 ) -> _Views:
     keyframes = predictor.prepare([frames[place] for place in asked], [questions] * len(asked)) if asked else None
-    return _Views(Prepared((predictor.squares(frames),), (0,) * len(frames), [], []), asked, keyframes, frames[0].size)
+    return _Views(
+        ModelInputs((predictor.squares(frames),), (0,) * len(frames), [], []), asked, keyframes, frames[0].size
+    )
 
 
 # Not inference_mode: SAM2 keeps a table from the first call, which training could not use afterwards.

@@ -82,7 +82,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ModelInputs:
     """What one call gives the model, in main memory.
 
     squares: (images, 3, side, side) uint8 in one or more blocks. objects: per image, how many masks are asked for.
@@ -95,9 +95,9 @@ class Prepared:
     conversations: list[list[Tensor]]
 
     @staticmethod
-    def together(parts: Sequence[Prepared]) -> Prepared:
+    def together(parts: Sequence[ModelInputs]) -> ModelInputs:
         """One call of several; nothing is copied."""
-        return Prepared(
+        return ModelInputs(
             tuple(block for part in parts for block in part.squares),
             tuple(count for part in parts for count in part.objects),
             [tiles for part in parts for tiles in part.tiles],
@@ -106,7 +106,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """Images and phrases, ready for the model. sizes: per image (width, height); phrases: per image.
 
     prepared: of the images with phrases; the images themselves are not kept. mirrored: likewise of each kind of their
@@ -115,8 +115,8 @@ class Asked:
 
     sizes: tuple[tuple[int, int], ...]
     phrases: tuple[tuple[str, ...], ...]
-    prepared: Prepared
-    mirrored: tuple[Prepared, ...] = ()
+    prepared: ModelInputs
+    mirrored: tuple[ModelInputs, ...] = ()
 
 
 class Predictor(ABC):
@@ -142,13 +142,13 @@ class Predictor(ABC):
         """How a phrase is put to the model, as JSON holds it: with the weights and the views it decides the masks."""
 
     @abstractmethod
-    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
+    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> ModelInputs:
         """All that is done on the CPU, for RGB images, in any thread. Raises ValueError for questions that cannot be
         asked.
         """
 
     @abstractmethod
-    def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
+    def prompts(self, prepared: ModelInputs, features: ImageFeatures) -> Tensor:
         """What SAM2 is prompted with: (all objects, 256), image after image. features: of the same images."""
 
     @abstractmethod
@@ -158,13 +158,13 @@ class Predictor(ABC):
         Raises ValueError for a question that cannot be asked, and where there is nobody to chat with.
         """
 
-    def phrase_for(self, wish: str) -> str:
+    def phrase_for(self, text: str) -> str:
         """The phrase that a user's words mean to this model, tidy; raises ValueError where it cannot be asked."""
-        return clean_phrase(wish)
+        return clean_phrase(text)
 
-    def question(self, wish: str) -> str:
+    def question(self, text: str) -> str:
         """How the model is asked for what a user's words mean; raises ValueError as `phrase_for` does."""
-        return question_for(self.phrase_for(wish))
+        return question_for(self.phrase_for(text))
 
     def predict(
         self,
@@ -180,47 +180,49 @@ class Predictor(ABC):
         flips: probabilities are the mean over the image and its mirrored copies, in four times the time.
         Raises ValueError for phrases that cannot be asked and where images and lists of phrases do not pair up.
         """
-        return self.answer([self.ask(images, phrases, flips)], threshold)
+        return self.run([self.preprocess(images, phrases, flips)], threshold)
 
-    def ask(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False) -> Asked:
-        """The first half of `predict`, all that needs no model: for any thread, while another is in `answer`."""
+    def preprocess(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False
+    ) -> Request:
+        """The first half of `predict`, all that needs no model: for any thread, while another is in `run`."""
         _check_pairs(images, phrases, "phrases")
         questions = [[self.question(phrase) for phrase in listed] for listed in phrases]
-        return replace(self._ask(images, questions, flips), phrases=tuple(map(tuple, phrases)))
+        return replace(self._preprocess(images, questions, flips), phrases=tuple(map(tuple, phrases)))
 
-    def answer(self, asked: Sequence[Asked], threshold: float | None = None) -> list[Prediction]:
+    def run(self, asked: Sequence[Request], threshold: float | None = None) -> list[Prediction]:
         """The second half of `predict`, for one thread at a time: all images of what was asked, as one batch.
 
         Where they do not fit into memory, the same can be asked again in smaller parts.
         """
         used = self.threshold if threshold is None else check_threshold(threshold)
         phrases = [listed for part in asked for listed in part.phrases]
-        return [Prediction.cut(found, listed, used) for found, listed in zip(self._answer(asked), phrases)]
+        return [Prediction.cut(found, listed, used) for found, listed in zip(self._run(asked), phrases)]
 
     def probabilities(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Per image (questions, height, width) float32. questions: per image, whole questions in the user's words.
 
         Raises ValueError as `predict` does.
         """
-        return self._answer([self._ask(images, questions, flips=False)])
+        return self._run([self._preprocess(images, questions, flips=False)])
 
     def stream(self, batches: Iterable[Batch], flips: bool = False) -> Iterator[list[np.ndarray]]:
         """`probabilities` of one batch (images, questions) after the other.
 
         While the model is at work on a batch, the next is drawn from `batches` and its views are made, in a thread.
-        After an error nothing more comes; who would go on takes `ask` and `answer`.
+        After an error nothing more comes; to go on after one, call `preprocess` and `run`.
         """
-        for asked in one_ahead(lambda batch: self._ask(*batch, flips), batches):
-            yield self._answer([asked])
+        for asked in one_ahead(lambda batch: self._preprocess(*batch, flips), batches):
+            yield self._run([asked])
 
-    def mask_logits(self, prepared: Prepared) -> Tensor:
+    def mask_logits(self, prepared: ModelInputs) -> Tensor:
         """(all objects, side / 4, side / 4) logits, with fine masks / 2, image after image."""
         features = self.encode(prepared)
         prompts = self.prompts(prepared, features)
         image_of_object = [image for image, count in enumerate(prepared.objects) for _ in range(count)]
         return self.grounding.decode(features, prompts, torch.tensor(image_of_object, device=prompts.device))
 
-    def encode(self, prepared: Prepared) -> ImageFeatures:
+    def encode(self, prepared: ModelInputs) -> ImageFeatures:
         """SAM2's features of the images, each once."""
         return self.grounding.encode(self._normalised(prepared.squares))
 
@@ -257,18 +259,18 @@ class Predictor(ABC):
         with torch.inference_mode(False):  # threads, which do not inherit that mode, write into it
             return torch.empty((images, side, side, 3), dtype=torch.uint8, pin_memory=on_gpu).movedim(-1, 1)
 
-    def _ask(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], flips: bool) -> Asked:
+    def _preprocess(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], flips: bool) -> Request:
         _check_pairs(images, questions, "questions")
         numbers = [number for number, listed in enumerate(questions) if listed]
         shown, asked = [as_rgb(images[number]) for number in numbers], [questions[number] for number in numbers]
-        return Asked(
+        return Request(
             tuple(image.size for image in images),
             tuple(map(tuple, questions)),
             self.prepare(shown, asked),
             tuple(self.prepare(copies, asked) for copies in mirrored(shown)) if flips else (),
         )
 
-    def _answer(self, asked: Sequence[Asked]) -> list[np.ndarray]:
+    def _run(self, asked: Sequence[Request]) -> list[np.ndarray]:
         flips = {bool(part.mirrored) for part in asked}
         if len(flips) > 1:
             raise ValueError("some of what is asked wants the mean over flips and some does not; answer them apart")
@@ -278,9 +280,9 @@ class Predictor(ABC):
         of_mirrored = (self._found(asked, copies) for copies in zip(*(part.mirrored for part in asked)))
         return mean_over_flips(plain, of_mirrored)
 
-    def _found(self, asked: Sequence[Asked], views: Sequence[Prepared]) -> list[np.ndarray]:
+    def _found(self, asked: Sequence[Request], views: Sequence[ModelInputs]) -> list[np.ndarray]:
         """Probabilities per image of what was asked, from these views of them."""
-        prepared, found = Prepared.together(views), []
+        prepared, found = ModelInputs.together(views), []
         with self.predicting(), torch.inference_mode():
             logits = iter(self.mask_logits(prepared).split(prepared.objects)) if prepared.objects else iter(())
             for size, listed in ((size, listed) for part in asked for size, listed in zip(part.sizes, part.phrases)):

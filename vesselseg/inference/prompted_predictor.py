@@ -13,7 +13,7 @@ from torch import Tensor
 from vesselseg.dataset.image_views import ImageViews
 from vesselseg.dataset.prompts import QUESTIONS, clean_phrase, question_for
 from vesselseg.errors import UserError, WeightsError
-from vesselseg.inference.predictor import Answer, Predictor, Prepared
+from vesselseg.inference.predictor import Answer, ModelInputs, Predictor
 from vesselseg.models.checkpoints.load import load_weights
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
@@ -46,22 +46,22 @@ class PromptedPredictor(Predictor):
         """Its phrases."""
         return list(self.phrases)
 
-    def phrase_for(self, wish: str) -> str:
+    def phrase_for(self, text: str) -> str:
         """See `Predictor`: one of its phrases; raises UserError, a ValueError, for words that mean none of them."""
-        return self.phrases[self.phrase_number(wish)]
+        return self.phrases[self.phrase_number(text)]
 
-    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
+    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> ModelInputs:
         """See `Predictor`; no tiles, and a conversation is the number of its phrase. Raises UserError, a ValueError,
         for a question about anything but its phrases.
         """
         numbers = [[torch.tensor(self.phrase_number(question)) for question in asked] for asked in questions]
-        return Prepared((self.squares(images),), tuple(map(len, questions)), [], numbers)
+        return ModelInputs((self.squares(images),), tuple(map(len, questions)), [], numbers)
 
-    def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
+    def prompts(self, prepared: ModelInputs, features: ImageFeatures) -> Tensor:
         """See `Predictor`."""
         return self.asked_for(prepared, self.model.prompts(features))
 
-    def asked_for(self, prepared: Prepared, of_phrases: Tensor) -> Tensor:
+    def asked_for(self, prepared: ModelInputs, of_phrases: Tensor) -> Tensor:
         """(images, phrases, ...) of all phrases -> (all objects, ...) of those asked for, image after image."""
         numbers = [[int(number) for number in of_image] for of_image in prepared.conversations]
         return torch.cat([of_image[chosen] for of_image, chosen in zip(of_phrases, numbers)])

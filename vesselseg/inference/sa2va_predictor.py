@@ -20,7 +20,7 @@ from torch import Tensor
 from vesselseg.dataset.prompts import ANSWER
 from vesselseg.imaging.rgb import as_rgb
 from vesselseg.inference.free_decoding import decode_freely, question_ids
-from vesselseg.inference.predictor import Answer, Predictor, Prepared
+from vesselseg.inference.predictor import Answer, ModelInputs, Predictor
 from vesselseg.inference.processor import Processor
 from vesselseg.inference.threads import side_by_side
 from vesselseg.models.sa2va import Sa2VA
@@ -59,7 +59,7 @@ class Sa2VAPredictor(Predictor):
             logits = self.grounding.decode(self.encode(prepared), spoken.prompts, image_of_object)
             return Answer(text, self.at_size(logits, image.size))
 
-    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Prepared:
+    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> ModelInputs:
         """See `Predictor`; tiles for the language model, and a conversation per question."""
         squares = self.buffer(len(images))
 
@@ -69,15 +69,15 @@ class Sa2VAPredictor(Predictor):
 
         tiles = side_by_side(views_of, len(images))
         conversations = [self._conversations(asked, len(of_image)) for asked, of_image in zip(questions, tiles)]
-        return Prepared((squares,), tuple(map(len, questions)), tiles, conversations)
+        return ModelInputs((squares,), tuple(map(len, questions)), tiles, conversations)
 
-    def prompts(self, prepared: Prepared, features: ImageFeatures) -> Tensor:
+    def prompts(self, prepared: ModelInputs, features: ImageFeatures) -> Tensor:
         """See `Predictor`; the language model makes them from the tiles alone."""
         conversations = self.model.pack_branches(prepared.conversations)
         hidden = self.model.read(conversations, self._tile_tokens(prepared))
         return self.model.prompts(hidden, conversations)
 
-    def _tile_tokens(self, prepared: Prepared) -> Tensor:
+    def _tile_tokens(self, prepared: ModelInputs) -> Tensor:
         pixels = self._normalised(prepared.tiles)
         return self.model.tile_tokens(self.model.encode_tiles(pixels))
 

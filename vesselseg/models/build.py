@@ -78,9 +78,9 @@ def build_model(
     folder = read_base_folder(base)
     sam2_file = _settle_sam2(folder, sam2 or {}, random_weights)
     folder.config.max_dynamic_patch = min(max_tiles or folder.config.max_dynamic_patch, folder.config.max_dynamic_patch)
-    switches, adapters = Trainable(**(trainable or {})), Lora(**(lora or {}))
+    trainable_parts, adapters = Trainable(**(trainable or {})), Lora(**(lora or {}))
     partitioned = construction is not None
-    _check_quantise(quantise, switches, partitioned, device)
+    _check_quantise(quantise, trainable_parts, partitioned, device)
     empty = not partitioned and (not random_weights or quantise is not None or bool(layer_devices))
     with _place(device, dtype):
         model = _construct(folder, attention, empty, construction)
@@ -93,11 +93,11 @@ def build_model(
         _draw(model, split, dtype)
     if split.layers:
         split.connect(model.language_model.model)
-    if switches.llm == "lora":
+    if trainable_parts.llm == "lora":
         attach_lora(model, adapters)
     recomputed = _recompute(model, gradient_checkpointing, partitioned, activations_on_host)
-    set_trainable(model, switches, adapters.modules_to_save)
-    if switches.llm == "lora" and wants_fused(fused, torch.device(device), partitioned):
+    set_trainable(model, trainable_parts, adapters.modules_to_save)
+    if trainable_parts.llm == "lora" and wants_fused(fused, torch.device(device), partitioned):
         model.decoder = FusedDecoder(model.language_model.model, recomputed, activations_on_host)
     model.embedding_on_host = embedding_on_host
     return model
@@ -143,17 +143,19 @@ def _recompute(model: Sa2VA, setting: bool | int, partitioned: bool, on_host: bo
     return recomputed
 
 
-def _check_quantise(quantise: str | None, switches: Trainable, partitioned: bool, device: torch.device | str) -> None:
+def _check_quantise(
+    quantise: str | None, trainable_parts: Trainable, partitioned: bool, device: torch.device | str
+) -> None:
     if quantise not in KINDS:
         raise UserError(f"model.sa2va.quantise is {quantise!r}; expected None, 'nf4' or, for predicting, 'int8'")
-    if quantise == "int8" and switches.llm != "frozen":
+    if quantise == "int8" and trainable_parts.llm != "frozen":
         raise UserError(
             "weights in 8 bits are for predicting with an exported folder (tools/convert_to_hf.py makes one of a "
             "checkpoint); with adapters take 'nf4'"
         )
     if quantise and partitioned:
         raise UserError('model.sa2va.quantise="nf4" does not work with partitioned weights (ZeRO-3); take ZeRO-2')
-    if quantise and switches.llm == "full":
+    if quantise and trainable_parts.llm == "full":
         raise UserError(
             'weights in 4 bits cannot train: set model.sa2va.trainable.llm="lora" or model.sa2va.quantise=None'
         )
@@ -219,13 +221,13 @@ def _load(
     if folder.config.text().tie_word_embeddings:
         model.language_model.tie_weights()  # filled name by name, embedding and head are two copies of one table
     if folder.layout != "sa2va":
-        model.drawn_at_random += ("seg_projector.", "new_tokens.")
+        model.randomly_initialised += ("seg_projector.", "new_tokens.")
     if sam2_file:
         load_sam2_file(model.grounding.sam2, Path(sam2_file))
     elif not holds_masks:
-        model.drawn_at_random += ("grounding.",)
+        model.randomly_initialised += ("grounding.",)
     if model.grounding.fine_masks is not None and not own_fine_masks(folder):
-        model.drawn_at_random += (FINE_MASKS,)
+        model.randomly_initialised += (FINE_MASKS,)
 
 
 def own_fine_masks(folder: BaseFolder) -> str | None:

@@ -151,7 +151,7 @@ def checkpoint_state(model: Sa2VA) -> dict[str, Tensor]:
     not_in_base = {
         name: value.detach()
         for name, value in model.state_dict(keep_vars=True).items()
-        if name.startswith(model.drawn_at_random) or name in model.changed_by_load
+        if name.startswith(model.randomly_initialised) or name in model.changed_by_load
     }
     return {**not_in_base, **trainable_state(model)}
 

@@ -61,7 +61,7 @@ class Sa2VA(nn.Module):
         # Another way through the decoder, (embeddings, lengths) -> hidden, both packed; None: transformers' own.
         self.decoder: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
         self.embedding_on_host = False  # whether the embedding table is to go to main memory once all is loaded
-        self.drawn_at_random: tuple[str, ...] = ()  # name prefixes of parts that no weight file was read for
+        self.randomly_initialised: tuple[str, ...] = ()  # name prefixes of parts that no weight file was read for
         self.changed_by_load: tuple[str, ...] = ()  # frozen entries in which a loaded checkpoint differs from the base
 
     def forward(self, batch: Batch) -> Output:

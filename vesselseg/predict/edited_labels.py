@@ -20,7 +20,7 @@ FOLDER = "labelme"
 Record = dict[str, Any]
 
 
-class WrittenLabels:
+class EditedLabels:
     """Threads may share it. out: the folder of results. note: keeps a record for the next run.
 
     kept: paths below out of edited files that would have been written over or deleted.

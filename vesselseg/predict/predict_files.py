@@ -28,19 +28,19 @@ def predict_files(
     that fail are in the outcome and in predictions.json.
     """
     options, work = checked(options), SharedWork()
-    listed = work.agree("inputs", lambda: [unit.to_json() for unit in _listed(Path(source), Path(out))])
+    listed = work.broadcast("inputs", lambda: [unit.to_json() for unit in _listed(Path(source), Path(out))])
     inputs = [InputUnit.from_json(content) for content in listed]
     work.choose_gpu()
     predictor = load()
     options = replace(options, phrases=tuple(dict.fromkeys(map(predictor.phrase_for, options.phrases))))
     fingerprint = predictor_fingerprint(predictor)
-    if not work.leads:
-        work.agree("opened", lambda: True)
+    if not work.is_main_process:
+        work.broadcast("opened", lambda: True)
         with ResultFolder(out).joined(work.rank) as results:
             PredictRun(predictor, fingerprint, results, inputs, options, work).run()
         return None
     with ResultFolder(out).opened(_header(model, predictor, fingerprint, options)) as results:
-        work.agree("opened", lambda: True)
+        work.broadcast("opened", lambda: True)
         outcome = PredictRun(predictor, fingerprint, results, inputs, options, work).run()
         results.take_in_parts()
     return outcome

@@ -21,7 +21,7 @@ from vesselseg.imaging.overlay import draw_overlay
 from vesselseg.imaging.rasterise import encode
 from vesselseg.inference.predictor import Prediction
 from vesselseg.predict.edited_labels import FOLDER as LABELS
-from vesselseg.predict.edited_labels import WrittenLabels
+from vesselseg.predict.edited_labels import EditedLabels
 
 KINDS = ("masks", "probs", "overlay", "labelme", "coco", "dicom-seg")
 PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as tools/eval.py reads it
@@ -50,10 +50,10 @@ class ResultWriter:
     """
 
     def __init__(
-        self, out: Path, phrases: Sequence[str], kinds: Sequence[str], labels: WrittenLabels | None = None
+        self, out: Path, phrases: Sequence[str], kinds: Sequence[str], labels: EditedLabels | None = None
     ) -> None:
         self.out = Path(out)
-        self._labels = labels or WrittenLabels(self.out)
+        self._labels = labels or EditedLabels(self.out)
         self._tags = phrase_tags(phrases)
         self.kinds = kinds
 

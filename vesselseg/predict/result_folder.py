@@ -1,7 +1,7 @@
 """The folder that predictions are written to: what is finished, and how the next call goes on from there.
 
 `predictions.jsonl` holds one line per unit (a file, or a series of them), written after the unit's results, so a run
-may be killed at any moment; and one per LabelMe file, written before it, see `WrittenLabels`. Of several processes the
+may be killed at any moment; and one per LabelMe file, written before it, see `EditedLabels`. Of several processes the
 first writes there and each other one to a part of its own, which is taken in when all are done, or when the next run
 starts. `predictions.json` and `coco.json` are made when a run ends.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from vesselseg.errors import UserError
-from vesselseg.predict.edited_labels import WrittenLabels
+from vesselseg.predict.edited_labels import EditedLabels
 
 STATE_FILE, SUMMARY_FILE, COCO_FILE = "predictions.jsonl", "predictions.json", "coco.json"
 PARTS = "predictions.rank*.jsonl"
@@ -40,7 +40,7 @@ class ResultFolder:
         self._state = self.out / STATE_FILE
         self._left: set[Path] = set()  # folders that results were deleted from
         self._appending = threading.Lock()
-        self.labels = WrittenLabels(self.out, self._append)
+        self.labels = EditedLabels(self.out, self._append)
 
     @contextmanager
     def opened(self, header: Mapping[str, Any]) -> Iterator[ResultFolder]:

@@ -22,7 +22,7 @@ from vesselseg.imaging.decode import IMAGE_SUFFIXES
 from vesselseg.imaging.pictures import Pictures
 from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, map_pixels
-from vesselseg.inference.predictor import Asked, Prediction, Predictor
+from vesselseg.inference.predictor import Prediction, Predictor, Request
 from vesselseg.predict.clips import ClipWriter, Frames
 from vesselseg.predict.dicom_seg import SegmentationObject
 from vesselseg.predict.inputs import InputUnit, ReadUnit, read_unit
@@ -62,7 +62,7 @@ class PredictRun:
         self._crowded: list[InputUnit] = []
         self._alone = False
         self._pool = ThreadPoolExecutor(_THREADS)
-        self._bar = progress_bar(len(inputs), "predicting", "file", hidden=not work.leads)
+        self._bar = progress_bar(len(inputs), "predicting", "file", hidden=not work.is_main_process)
 
     def run(self) -> Outcome:
         """Its share; then, in the first process, wait for the others and return the outcome of all."""
@@ -147,7 +147,7 @@ class PredictRun:
         if found is None or found.pictures is None or found.pictures.frames > 1:
             return found
         image = found.pictures.frame(0)
-        asked = self._predictor.ask([image], [self._options.phrases], self._options.flips)
+        asked = self._predictor.preprocess([image], [self._options.phrases], self._options.flips)
         return _Still(found, image, asked, time.perf_counter() - start)
 
     def _referable(self, found: ReadUnit) -> ReadUnit:
@@ -199,10 +199,10 @@ class PredictRun:
         done = self._work.advance(units)
         self._bar.update(done if self._work.world == 1 else done - self._bar.n)
 
-    def _predictions(self, asked: Sequence[Asked]) -> list[Prediction | None]:
+    def _predictions(self, asked: Sequence[Request]) -> list[Prediction | None]:
         """One per image; None for one that memory runs out over without the others of its batch, too."""
         try:
-            return list(self._predictor.answer(asked, self._options.threshold))
+            return list(self._predictor.run(asked, self._options.threshold))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -301,7 +301,7 @@ class _Still:
 
     found: ReadUnit
     image: Image.Image
-    asked: Asked
+    asked: Request
     seconds: float
 
 

@@ -38,7 +38,7 @@ class SharedWork:
             self._store.set_timeout(_PATIENCE)
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is process 0."""
         return self.rank == 0
 
@@ -47,11 +47,11 @@ class SharedWork:
         if self.world > 1 and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
-    def agree(self, name: str, make: Callable[[], Any]) -> Any:
+    def broadcast(self, name: str, make: Callable[[], Any]) -> Any:
         """What process 0 makes, as JSON holds it, on all of them."""
         if self.world == 1:
             return make()
-        if self.leads:
+        if self.is_main_process:
             self._store.set(name, json.dumps(make()))
         return json.loads(self._store.get(name))
 
@@ -73,7 +73,7 @@ class SharedWork:
         """Values of all processes, on process 0; on the others theirs alone. waiting: called now and then meanwhile."""
         if self.world == 1:
             return [value]
-        if not self.leads:
+        if not self.is_main_process:
             self._store.set(f"value{self.rank}", json.dumps(value))
             return [value]
         names = [f"value{rank}" for rank in range(1, self.world)]

@@ -48,6 +48,6 @@ class PrepareOptions:
     key_table: Path | None = None
 
     @property
-    def usual_text(self) -> str:
+    def default_phrase(self) -> str:
         """The phrase of labels that nothing else names."""
         return DEFAULT_PHRASE if self.text is None else self.text

@@ -29,8 +29,8 @@ from vesselseg.prepare.options import PrepareOptions
 from vesselseg.prepare.prepare_image import FileOptions, FileResult, FileTask, prepare_file
 from vesselseg.prepare.pseudonyms import Pseudonyms
 from vesselseg.prepare.readers.formats import FORMATS, FormatOptions, find_labelled
-from vesselseg.prepare.readers.found import Found
-from vesselseg.prepare.report import Prepared, build_report, write_report, write_splits
+from vesselseg.prepare.readers.found import ScanResult
+from vesselseg.prepare.report import PreparationResult, build_report, write_report, write_splits
 from vesselseg.prepare.report_page import write_page
 from vesselseg.prepare.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
 
@@ -104,7 +104,7 @@ def _build(
     if options.strict and findings:
         raise UserError(_describe_findings(f"{source}: {len(findings)} finding(s), and --strict allows none", findings))
     unlabelled = _unlabelled(files, found, results)
-    prepared = Prepared(source, options, kind, usable, left_out, records, splits, findings, unlabelled)
+    prepared = PreparationResult(source, options, kind, usable, left_out, records, splits, findings, unlabelled)
     return _write(building, prepared if names is None else _hide(prepared, names))
 
 
@@ -123,11 +123,11 @@ def _file_options(
     bare = names is not None
     own = options.text is None and options.labels is None
     return FileOptions(
-        images, options.usual_text, own, options.labels, options.per_shape, options.line_width, within, bare
+        images, options.default_phrase, own, options.labels, options.per_shape, options.line_width, within, bare
     )
 
 
-def _unlabelled(files: SourceFiles, found: Found, results: list[FileResult]) -> list[str]:
+def _unlabelled(files: SourceFiles, found: ScanResult, results: list[FileResult]) -> list[str]:
     """Pictures that no label is for."""
     used = {result.origin for result in results} | {task.picture.path for task in found.tasks if task.picture}
     pictures = [name for name in (*files.images, *files.dicoms) if name not in found.not_pictures]
@@ -140,7 +140,7 @@ def _hidden(findings: list[Finding], names: Pseudonyms | None) -> list[Finding]:
     return sorted(hidden, key=lambda finding: finding.sort_key)
 
 
-def _hide(prepared: Prepared, names: Pseudonyms) -> Prepared:
+def _hide(prepared: PreparationResult, names: Pseudonyms) -> PreparationResult:
     """Without what the user wrote or the source is called; records and findings are without names already."""
     options = prepared.options
     hidden = replace(
@@ -159,7 +159,7 @@ def _hide(prepared: Prepared, names: Pseudonyms) -> Prepared:
     )
 
 
-def _write(building: Path, prepared: Prepared) -> dict[str, Any]:
+def _write(building: Path, prepared: PreparationResult) -> dict[str, Any]:
     write_manifest(building, prepared.records)
     write_splits(building, prepared.splits)
     report = build_report(prepared)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vesselseg.dataset.manifest import Record
 from vesselseg.imaging.decode import ImageError, as_png
-from vesselseg.imaging.label_shapes import LabelFile, LabelFileError, LabelSource, Shape, ShapeError
+from vesselseg.imaging.label_shapes import ImageLabels, LabelFileError, LabelSource, Shape, ShapeError
 from vesselseg.imaging.rasterise import rasterise
 from vesselseg.imaging.regions import Region
 from vesselseg.imaging.shape_regions import Canvas, shape_regions
@@ -55,17 +55,17 @@ class FileOptions:
     within: Path | None = None
     bare: bool = False
 
-    def phrase(self, label: str, file: LabelFile) -> str | None:
+    def phrase(self, label: str, file: ImageLabels) -> str | None:
         """What a label of a file is called in the dataset; None leaves it out."""
         if self.labels is not None:
             return self.labels.get(label)
         return " ".join(label.split()) if self.keeps_phrases(file) else self.text
 
-    def phrases_without_shapes(self, file: LabelFile) -> tuple[str, ...]:
+    def phrases_without_shapes(self, file: ImageLabels) -> tuple[str, ...]:
         """What a picture is said to show nothing of."""
         return file.phrases if self.keeps_phrases(file) else (self.text,)
 
-    def keeps_phrases(self, file: LabelFile) -> bool:
+    def keeps_phrases(self, file: ImageLabels) -> bool:
         """Whether the file's labels are its phrases."""
         return self.own_phrases and bool(file.phrases)
 
@@ -136,13 +136,13 @@ def prepare_file(task: FileTask, options: FileOptions) -> FileResult:
     return result
 
 
-def _count_unknown(labels: LabelFile, options: FileOptions, result: FileResult) -> None:
+def _count_unknown(labels: ImageLabels, options: FileOptions, result: FileResult) -> None:
     if options.labels is not None:
         names = [shape.label for shape in labels.shapes] + [broken.label for broken in labels.broken if broken.label]
         result.unknown.update(name for name in names if name not in options.labels)
 
 
-def _find_other_phrases(labels: LabelFile, options: FileOptions, result: FileResult) -> None:
+def _find_other_phrases(labels: ImageLabels, options: FileOptions, result: FileResult) -> None:
     """A label that was typed by hand, in a file whose labels are phrases."""
     if not options.keeps_phrases(labels):
         return
@@ -152,7 +152,7 @@ def _find_other_phrases(labels: LabelFile, options: FileOptions, result: FileRes
 
 
 def _objects(
-    labels: LabelFile, image: SourceImage, options: FileOptions, result: FileResult
+    labels: ImageLabels, image: SourceImage, options: FileOptions, result: FileResult
 ) -> list[DrawnObject] | None:
     """One empty object for a picture without any shape; None if nothing is usable."""
     canvas = _canvas(labels, image, options)
@@ -178,7 +178,7 @@ def _objects(
     return list(objects.values())
 
 
-def _canvas(labels: LabelFile, image: SourceImage, options: FileOptions) -> Canvas:
+def _canvas(labels: ImageLabels, image: SourceImage, options: FileOptions) -> Canvas:
     size = (1, 1) if labels.relative else labels.size or image.size
     return Canvas(*image.size, size, options.line_width)
 

@@ -16,7 +16,7 @@ from vesselseg.prepare.prepare_image import FileResult
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparationResult:
     """All that preparing found out.
 
     format: of the labels. usable: results with a record, in the order of records, whose groups are filled in.
@@ -53,7 +53,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def build_report(prepared: Prepared) -> dict[str, Any]:
+def build_report(prepared: PreparationResult) -> dict[str, Any]:
     """What report.json holds, but for the fingerprint of the dataset folder."""
     usable = prepared.usable
     sizes = Counter(f"{result.size[0]}x{result.size[1]}" for result in usable)
@@ -78,7 +78,7 @@ def build_report(prepared: Prepared) -> dict[str, Any]:
 def _describe_options(options: PrepareOptions) -> dict[str, Any]:
     """The options that decide what is in the folder."""
     return {
-        "text": options.usual_text,
+        "text": options.default_phrase,
         "labels": None if options.labels is None else dict(options.labels),
         "split": list(options.fractions),
         "group_regex": options.group_regex,
@@ -91,7 +91,7 @@ def _describe_options(options: PrepareOptions) -> dict[str, Any]:
     }
 
 
-def _count(prepared: Prepared) -> dict[str, int]:
+def _count(prepared: PreparationResult) -> dict[str, int]:
     everything = prepared.usable + prepared.left_out
     return {
         "label_files": len(everything),
@@ -107,7 +107,7 @@ def _count(prepared: Prepared) -> dict[str, int]:
     }
 
 
-def _describe_split(prepared: Prepared, name: str) -> dict[str, float]:
+def _describe_split(prepared: PreparationResult, name: str) -> dict[str, float]:
     members = set(prepared.splits[name])
     fractions = [f.fraction for r, f in zip(prepared.records, prepared.usable) if r.image in members]
     groups = {record.group_key for record in prepared.records if record.image in members}
@@ -115,7 +115,7 @@ def _describe_split(prepared: Prepared, name: str) -> dict[str, float]:
     return {"images": len(members), "groups": len(groups), "mean_fraction": round(mean, 6)}
 
 
-def _describe_labels(prepared: Prepared) -> list[dict[str, Any]]:
+def _describe_labels(prepared: PreparationResult) -> list[dict[str, Any]]:
     """One entry per label, the most frequent first; phrase None: left out by the map."""
     used: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -143,7 +143,7 @@ def _describe_labels(prepared: Prepared) -> list[dict[str, Any]]:
 
 def _phrase(label: str, options: PrepareOptions) -> str | None:
     """Of a label that no file uses a shape of."""
-    return options.usual_text if options.labels is None else options.labels.get(label)
+    return options.default_phrase if options.labels is None else options.labels.get(label)
 
 
 def _describe_finding(finding: Finding) -> dict[str, Any]:

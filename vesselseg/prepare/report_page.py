@@ -14,7 +14,7 @@ from vesselseg.dataset.manifest import Record, image_path
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.imaging.overlay import draw_overlay
 from vesselseg.prepare.findings import FINDING_KINDS
-from vesselseg.prepare.report import Prepared
+from vesselseg.prepare.report import PreparationResult
 from vesselseg.reports.html import jpeg_data_uri, render
 
 OVERLAYS = 12
@@ -22,7 +22,7 @@ _SIDE = 480  # pixels of an overlay in the page
 _BINS = 12
 
 
-def write_page(folder: Path, report: dict[str, Any], prepared: Prepared) -> None:
+def write_page(folder: Path, report: dict[str, Any], prepared: PreparationResult) -> None:
     """Write ``folder/report.html``; the folder holds images/ already."""
     chosen = choose_overlays(prepared)
     page = render(
@@ -36,7 +36,7 @@ def write_page(folder: Path, report: dict[str, Any], prepared: Prepared) -> None
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def choose_overlays(prepared: Prepared, count: int = OVERLAYS) -> list[int]:
+def choose_overlays(prepared: PreparationResult, count: int = OVERLAYS) -> list[int]:
     """Positions of pictures worth a look: the emptiest and fullest, some that were changed, the rest at random."""
     fractions = [result.fraction for result in prepared.usable]
     by_fraction = sorted(range(len(fractions)), key=lambda number: (fractions[number], number))
@@ -60,7 +60,7 @@ def histogram(fractions: list[float], bins: int = _BINS) -> dict[str, list[Any]]
     return {"bars": bars.tolist(), "edges": [f"{100 * edge:.3g}" for edge in edges]}
 
 
-def _overlay(folder: Path, number: int, prepared: Prepared) -> dict[str, Any]:
+def _overlay(folder: Path, number: int, prepared: PreparationResult) -> dict[str, Any]:
     record, result = prepared.records[number], prepared.usable[number]
     image, masks = _shrink(folder, record)
     notes = sorted({finding.title for finding in result.findings})

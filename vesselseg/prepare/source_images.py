@@ -22,7 +22,7 @@ from vesselseg.imaging.decode import (
     is_dicom,
     to_eight_bits,
 )
-from vesselseg.imaging.label_shapes import LabelFile
+from vesselseg.imaging.label_shapes import ImageLabels
 
 _KEPT_FORMATS = {"PNG": ".png", "JPEG": ".jpg"}
 
@@ -59,7 +59,7 @@ class SourceImage:
 
 
 def load_source_image(
-    labels: LabelFile, json_path: Path, within: Path | None = None, dicom: Picture | None = None
+    labels: ImageLabels, json_path: Path, within: Path | None = None, dicom: Picture | None = None
 ) -> SourceImage:
     """The image of a LabelMe file: imagePath, else the same stem beside the JSON, else ``dicom``, else imageData.
 
@@ -96,7 +96,7 @@ def _describe(failures: list[tuple[str, ImageError]]) -> str:
     return "; ".join(f"{name}: {error}" for name, error in failures)
 
 
-def load_picture(picture: Picture | None, labels: LabelFile) -> SourceImage:
+def load_picture(picture: Picture | None, labels: ImageLabels) -> SourceImage:
     """Decode one picture, or LabelMe's imageData for None, and bring it into the form that is stored.
 
     Raises ImageError where it cannot be decoded to its end.
@@ -128,7 +128,7 @@ def _load_dicom(picture: Picture) -> SourceImage:
 
 
 def _candidates(
-    labels: LabelFile, json_path: Path, within: Path | None
+    labels: ImageLabels, json_path: Path, within: Path | None
 ) -> tuple[list[tuple[str, Picture | None]], list[tuple[str, str]]]:
     """Where the image may be, in order, without repetition; and a note if two names compete."""
     folder = json_path.parent

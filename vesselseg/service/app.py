@@ -40,7 +40,7 @@ _STATIC = re.compile(r"palette\.css|browse_(stage|panels)\.js|service(_[a-z]+)*\
 _WORDS = {
     400: "The body is no readable multipart or JSON",
     401: "No token, or a wrong one",
-    403: "Asked under a foreign name, or by another site's page",
+    403: "Request under a foreign name, or by another site's page",
     404: "Unknown model or address",
     408: "The upload took too long",
     413: "Too many bytes or pixels",

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vesselseg.errors import UserError
 from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, map_pixels
-from vesselseg.inference.predictor import Asked, Prediction, Predictor
+from vesselseg.inference.predictor import Prediction, Predictor, Request
 from vesselseg.inference.threads import THREADS
 from vesselseg.service.errors import ServiceError, busy
 from vesselseg.service.metrics import Metrics
@@ -41,7 +41,7 @@ class Entry:
     phrases: tuple[str, ...]
     future: Future[Prediction] = field(default_factory=Future)
     entered: float = field(default_factory=time.perf_counter)
-    asked: Future[Asked] | None = None
+    asked: Future[Request] | None = None
 
     @property
     def pixels(self) -> int:
@@ -105,10 +105,10 @@ class ModelQueue:
         for entry in islice(self._waiting, self._batch):
             self._asked(entry)
 
-    def _asked(self, entry: Entry) -> Future[Asked]:
+    def _asked(self, entry: Entry) -> Future[Request]:
         """As the model takes it; begun here at the latest, so that whoever's turn has come is or will be prepared."""
         if entry.asked is None:
-            entry.asked = self._views.submit(self.predictor.ask, [entry.image], [entry.phrases], self._flips)
+            entry.asked = self._views.submit(self.predictor.preprocess, [entry.image], [entry.phrases], self._flips)
         return entry.asked
 
     def _work(self) -> None:
@@ -160,14 +160,14 @@ class ModelQueue:
             else:
                 ready.append(entry)
         if ready:
-            self._answer(ready)
+            self._run(ready)
 
-    def _answer(self, batch: Sequence[Entry]) -> None:
+    def _run(self, batch: Sequence[Entry]) -> None:
         """Answers all; where a batch fails its halves are tried, so that a request fails for its own reasons only."""
         failure = self._predict(batch)
         if failure is not None and len(batch) > 1:
             for part in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-                self._answer(part)
+                self._run(part)
         elif failure is not None:
             self._fail(batch[0], failure)
 
@@ -191,7 +191,7 @@ class ModelQueue:
         """
         began = time.perf_counter()
         try:
-            predictions = self.predictor.answer([self._asked(entry).result() for entry in batch])
+            predictions = self.predictor.run([self._asked(entry).result() for entry in batch])
         except Exception as error:
             return self._told(error, batch)
         finally:

@@ -155,9 +155,9 @@ async def _predicted(queue: ModelQueue, entry: Entry) -> Prediction:
 def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
     """What is asked, as the model calls it; where nothing is, and it knows no usual phrase, its own first one."""
     phrases, refused = [], []
-    for wish in upload.form.phrase:
+    for text in upload.form.phrase:
         try:
-            phrases.append(queue.predictor.phrase_for(wish))
+            phrases.append(queue.predictor.phrase_for(text))
         except ValueError as error:
             refused.append(str(error))
     if refused and queue.predictor.phrases and "phrase" not in upload.form.model_fields_set:

@@ -29,7 +29,7 @@ from vesselseg.models.checkpoints.training_file import checkpoint_tensors, load_
 from vesselseg.models.lora import checkpoint_state
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.training.optimizer_state import read_optimizer_state, write_optimizer_state
-from vesselseg.training.plan import Behind
+from vesselseg.training.plan import ResumeOffset
 from vesselseg.training.train_step import Progress
 
 PACKAGES = ("vesselseg", "torch", "torchvision", "transformers", "peft", "sam2", "deepspeed", "mmengine", "xtuner")
@@ -63,7 +63,7 @@ class RunState:
     best_dice: float | None = None
     threshold: float = 0.5
     sizes: Sizes = field(default_factory=Sizes)
-    behind: Behind = field(default_factory=Behind)
+    behind: ResumeOffset = field(default_factory=ResumeOffset)
 
     @property
     def images_seen(self) -> int:
@@ -75,7 +75,7 @@ class RunState:
         """Take other sizes from here on; returns whether they are others. The run goes on at the same image."""
         changed = sizes != self.sizes
         if changed:
-            self.behind = Behind(self.progress.iteration, self.images_seen, self.progress.optimizer_steps)
+            self.behind = ResumeOffset(self.progress.iteration, self.images_seen, self.progress.optimizer_steps)
             self.sizes = sizes
         return changed
 
@@ -185,7 +185,7 @@ def read_run_state(folder: Path, identity: RunIdentity) -> RunState:
     try:
         content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         run = content["run"]
-        parts = {"progress": Progress, "sizes": Sizes, "behind": Behind}
+        parts = {"progress": Progress, "sizes": Sizes, "behind": ResumeOffset}
         state = RunState(**{**run, **{name: kind(**run[name]) for name, kind in parts.items()}})
     except FileNotFoundError:
         raise UserError(

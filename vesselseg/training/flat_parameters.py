@@ -42,7 +42,7 @@ class FlatParameters:
             _link(self.pieces[-1], self.gradients[-1])  # the parameters' own storage is free from here on
 
     @property
-    def wholes(self) -> list[nn.Parameter]:
+    def flat_buffers(self) -> list[nn.Parameter]:
         """The large tensors, which the optimizer steps on."""
         return [piece.whole for piece in self.pieces]
 
@@ -55,7 +55,7 @@ class FlatParameters:
     def known_to(self, model: nn.Module) -> Iterator[None]:
         """While it lasts, the large tensors are parameters of the model: DeepSpeed asks there for their names."""
         names = [f"large_{number}" for number in range(len(self.pieces))]
-        for name, whole in zip(names, self.wholes):
+        for name, whole in zip(names, self.flat_buffers):
             model.register_parameter(name, whole)
         try:
             yield
@@ -64,20 +64,20 @@ class FlatParameters:
                 delattr(model, name)
         self.link()  # DeepSpeed gives what it steps on a storage of its own
 
-    def handing_over(self) -> Tensor:
+    def flush_gradients(self) -> Tensor:
         """A zero whose backward pass gives the large tensors the gradients that have collected."""
-        return _HandOver.apply(tuple(self.gradients), *self.wholes)
+        return _FlushGradients.apply(tuple(self.gradients), *self.flat_buffers)
 
     def clear(self) -> None:
         """Gradients back to zero."""
         torch._foreach_zero_(self.gradients)
 
 
-class _HandOver(torch.autograd.Function):
+class _FlushGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradients: tuple[Tensor, ...], *wholes: Tensor) -> Tensor:
+    def forward(ctx: Any, gradients: tuple[Tensor, ...], *flat_buffers: Tensor) -> Tensor:
         ctx.gradients = gradients
-        return wholes[0].new_zeros(())
+        return flat_buffers[0].new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[Any, ...]:

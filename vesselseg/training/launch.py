@@ -29,7 +29,7 @@ from vesselseg.training.checkpoint import RunIdentity, RunState, Sizes, process_
 from vesselseg.training.feature_filling import FeatureHook
 from vesselseg.training.loop import LateDataLoader, VesselTrainLoop
 from vesselseg.training.memory import out_of_memory_message
-from vesselseg.training.memory_plan.check import check_memory, least_room, room_of
+from vesselseg.training.memory_plan.check import check_memory, min_over_ranks, room_of
 from vesselseg.training.periodic_hooks import CheckpointFacts, CheckpointHook, ValidationHook
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.profile import ProfileHook
@@ -118,7 +118,7 @@ def run_training(
     rank = strategy.rank
     console.set_up(rank)
     if not skip_plan:
-        room = least_room(room_of(strategy.device, strategy.world_size))
+        room = min_over_ranks(room_of(strategy.device, strategy.world_size))
         with torch.random.fork_rng(devices=[]):  # the plan draws weights, and all processes must draw the same ones
             _on_first_process(rank, lambda: check_memory(config, strategy.world_size, room, force))
     resume_from = _on_first_process(rank, lambda: _claim(work_dir, resume, force))

@@ -245,7 +245,7 @@ def longest_first(dataset: VesselDataset) -> list[int]:
     def cost(record: Record) -> tuple[int, int]:
         with Image.open(image_path(dataset.root, record)) as image:
             tiles = dataset.views.tile_count(*image.size)
-        phrases = record.phrases or (dataset.usual_phrase,)
+        phrases = record.phrases or (dataset.default_phrase,)
         return tiles * dataset.tokens_per_tile + text_tokens(tuple(phrases)), len(phrases)
 
     costs = [cost(record) for record in dataset.records]

@@ -9,7 +9,7 @@ from vesselseg.config.settings import Schedule
 
 
 @dataclass(frozen=True)
-class Behind:
+class ResumeOffset:
     """What a run has behind it since it last changed the number of images per iteration or per optimizer step.
 
     Nothing for a run that never did. Iterations and steps are counted on from here, images are what the run's length
@@ -31,7 +31,7 @@ class TrainPlan:
     images: int
     world_size: int
     schedule: Schedule
-    behind: Behind = field(default_factory=Behind)
+    behind: ResumeOffset = field(default_factory=ResumeOffset)
 
     @property
     def images_per_iteration(self) -> int:

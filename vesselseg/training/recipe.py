@@ -29,7 +29,7 @@ STORE_LIMIT_GB = 60.0
 
 
 @dataclass(frozen=True)
-class Wish:
+class RecipeRequest:
     """What the user names. gpus: processes, 0 for one on the CPU. gpu_gib: memory of each. sam2: file, or None."""
 
     base: str
@@ -98,7 +98,7 @@ def choose_batch(images: int, processes: int, micro_batch: int) -> tuple[int, in
     return micro_batch, max(1, per_step // (processes * micro_batch))
 
 
-def write_leaf(wish: Wish, out: Path, force: bool = False) -> str:
+def write_leaf(request: RecipeRequest, out: Path, force: bool = False) -> str:
     """Write the config and read it back; returns why it is as it is. Raises UserError for what cannot be trained."""
     if not (out.parent / "_base_").is_dir():
         raise UserError(f"{out}: a leaf lies beside the folder _base_ that it starts from; write it to configs/")
@@ -106,35 +106,35 @@ def write_leaf(wish: Wish, out: Path, force: bool = False) -> str:
         raise UserError(f"{out}: a config's name is letters, digits and underscores with .py behind")
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file or add --force to replace it")
-    text, reason = leaf(wish)
+    text, reason = leaf(request)
     out.write_text(text, encoding="utf-8")
     load_config(out)
     return reason
 
 
-def leaf(wish: Wish) -> tuple[str, str]:
+def leaf(request: RecipeRequest) -> tuple[str, str]:
     """The config's text and why it is as it is."""
-    base = _base(wish)
-    train, validation = read_split(wish.data, "train"), read_split(wish.data, "val")
+    base = _base(request)
+    train, validation = read_split(request.data, "train"), read_split(request.data, "val")
     if not train:
-        raise UserError(f"{wish.data}: no training images; make the dataset folder with tools/prepare_data.py")
+        raise UserError(f"{request.data}: no training images; make the dataset folder with tools/prepare_data.py")
     own_sam2 = any(part.startswith("SAM2") for part in base.parameters)
-    choice = choose_runtime(_sizes(base, own_sam2), wish.gpus, wish.gpu_gib)
-    if wish.gpus == 0:
+    choice = choose_runtime(_sizes(base, own_sam2), request.gpus, request.gpu_gib)
+    if request.gpus == 0:
         choice = Choice("zero2", False, "on the CPU nothing is shared out")
-    stored = _stores(choice, wish.gpus, len(train))
-    micro_batch, accumulation = choose_batch(len(train), max(1, wish.gpus), MICRO_BATCH if stored else 1)
+    stored = _stores(choice, request.gpus, len(train))
+    micro_batch, accumulation = choose_batch(len(train), max(1, request.gpus), MICRO_BATCH if stored else 1)
     settings = [
-        f"data_root = {quoted(wish.data)}",
-        f"model.sa2va.base = {quoted(wish.base)}",
-        _sam2_setting(wish, own_sam2),
+        f"data_root = {quoted(request.data)}",
+        f"model.sa2va.base = {quoted(request.base)}",
+        _sam2_setting(request, own_sam2),
         *(['model.sa2va.quantise = "nf4"'] if choice.quantise else []),
         *(["model.sa2va.trainable.high_res_convs = False"] if stored else []),
         f"schedule.update(micro_batch={micro_batch}, accumulation={accumulation})",
         *([] if validation else ["validation.interval = None"]),
     ]
-    where = f"{wish.gpus} GPU(s) of {wish.gpu_gib:g} GiB" if wish.gpus else "the CPU"
-    name = re.sub(r"[^\w .@+-]", "_", Path(wish.base).name)
+    where = f"{request.gpus} GPU(s) of {request.gpu_gib:g} GiB" if request.gpus else "the CPU"
+    name = re.sub(r"[^\w .@+-]", "_", Path(request.base).name)
     title = f'"""{name} on {where}: {len(train)} training images, {choice.runtime}."""'
     output = "stored_features" if stored else "default"
     files = ("datasets.vessel", "models.internvl3", f"runtime.{output}", f"runtime.{choice.runtime}")
@@ -160,28 +160,28 @@ def _sizes(base: Inspection, own_sam2: bool) -> Sizes:
     return Sizes(encoders, blocks, rest)
 
 
-def _base(wish: Wish) -> Inspection:
-    base = inspect(wish.base)
+def _base(request: RecipeRequest) -> Inspection:
+    base = inspect(request.base)
     if base.problem:
         raise UserError(base.problem)
     if not base.kind.startswith(("InternVL", "Sa2VA")):
-        raise UserError(f"{wish.base}: a {base.kind}, not a model folder; name the folder that it belongs to")
+        raise UserError(f"{request.base}: a {base.kind}, not a model folder; name the folder that it belongs to")
     return base
 
 
-def _sam2_setting(wish: Wish, own_sam2: bool) -> str:
-    if own_sam2 or wish.sam2 is None:
+def _sam2_setting(request: RecipeRequest, own_sam2: bool) -> str:
+    if own_sam2 or request.sam2 is None:
         return "model.sa2va.sam2.checkpoint = None"
-    if not Path(wish.sam2).is_file():
+    if not Path(request.sam2).is_file():
         raise UserError(
-            f"{wish.sam2} does not exist, and {wish.base} holds no SAM2: get sam2_hiera_large.pt (on the hub in "
+            f"{request.sam2} does not exist, and {request.base} holds no SAM2: get sam2_hiera_large.pt (on the hub in "
             "facebook/sam2-hiera-large), name another file with --sam2, or --sam2 none for random weights"
         )
-    found = inspect(wish.sam2)
+    found = inspect(request.sam2)
     if found.kind != SAM2_FILE or found.problem:
-        raise UserError(found.problem or f"{wish.sam2}: a {found.kind}, not a SAM2 file")
+        raise UserError(found.problem or f"{request.sam2}: a {found.kind}, not a SAM2 file")
     variant, version = (quoted(found.details[name]) for name in ("variant", "version"))
-    return f"model.sa2va.sam2.update(checkpoint={quoted(wish.sam2)}, variant={variant}, version={version})"
+    return f"model.sa2va.sam2.update(checkpoint={quoted(request.sam2)}, variant={variant}, version={version})"
 
 
 def quoted(value: object) -> str:

@@ -45,7 +45,7 @@ def parameter_report(model: Sa2VA, bytes_per_weight: int) -> str:
     lines.append(f"{'all':<20}{trainable:>15,}{frozen:>15,}")
     weights = checkpoint_elements(model) * bytes_per_weight
     optimizer = trainable * 12  # in float32: a master copy of the weights and Adam's two moments
-    if "grounding." in model.drawn_at_random:
+    if "grounding." in model.randomly_initialised:
         lines.append("SAM2 starts from random weights: the base holds none and model.sa2va.sam2.checkpoint is not set")
     lines.append(
         f"a checkpoint takes about {weights / 1e6:,.1f} MB and {optimizer / 1e6:,.1f} MB more to resume from it"

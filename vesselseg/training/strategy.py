@@ -110,7 +110,7 @@ class VesselStrategy(DeepSpeedStrategy):
         parameters = [parameter for _, parameter in named]
         if self.stage in (1, 2) and worth_laying(sum(one.numel() for one in parameters)):
             self.flat = FlatParameters(named)
-            parameters = self.flat.wholes
+            parameters = self.flat.flat_buffers
         if _offloads_optimizer(self.config.get("zero_optimization")):
             optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=True, **optim_wrapper)
         else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WAITING, IDLE, REST, TALKING = "waiting for data", "idle GPU", "all else", "communication"
-# Ranges of loop, micro_steps, training_model and sa2va, and the line of the summary that each belongs to.
+# Ranges of loop, train_step, training_model and sa2va, and the line of the summary that each belongs to.
 LINES = {
     "load data": WAITING,
     "copy to device": "copy to device",

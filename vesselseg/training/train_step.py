@@ -103,7 +103,7 @@ class MicroSteps:
             return
         loss.backward()
         if boundary:
-            self.engine.backward(self.flat.handing_over(), scale_wrt_gas=False)
+            self.engine.backward(self.flat.flush_gradients(), scale_wrt_gas=False)
 
     def _optimizer_step(self, losses: dict[str, Tensor], batch: Batch) -> StepResult:
         rate = self.plan.learning_rate(self.progress.optimizer_steps)

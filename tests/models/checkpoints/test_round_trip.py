@@ -111,7 +111,7 @@ def test_a_trained_sam2_in_the_folder_is_not_replaced_by_the_configs_file(tiny_b
     again = build_model(str(tmp_path / "out"), sam2=sam2)
     expected = model.grounding.sam2.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.grounding.sam2.state_dict().items())
-    assert again.grounding.image_size == 64 and again.drawn_at_random == ()
+    assert again.grounding.image_size == 64 and again.randomly_initialised == ()
     assert again.config.grounding_config == {**model.config.grounding_config, "image_size": 64}
 
 

@@ -119,7 +119,7 @@ def test_losses_continue_where_they_were(training: Training, continued: Path, ex
     content = torch.load(work_dir / "iter_2.pth", weights_only=True)
     assert content["model_config"]["base"] == str(exported)
     assert not any("base_layer" in name or "embed_tokens" in name for name in content["state_dict"])
-    assert build_from_training_file(work_dir / "iter_2.pth")[0].drawn_at_random == ()
+    assert build_from_training_file(work_dir / "iter_2.pth")[0].randomly_initialised == ()
 
 
 def losses_of_first_batch(checkpoint: Path, config_file: Path) -> dict[str, float]:

@@ -42,7 +42,7 @@ def published_to_ours(state: dict[str, Tensor], model: Sa2VA, source: str) -> di
     Raises WeightsError where tables, adapters or SAM2 do not belong to the model.
     """
     _check_adapters(state, model, source)
-    if "grounding." in model.drawn_at_random:
+    if "grounding." in model.randomly_initialised:
         raise WeightsError(
             f"{source}: holds SAM2's mask decoder only, and neither base folder nor sam2.checkpoint gives the rest; "
             "set model.sa2va.sam2.checkpoint to the file that it was trained with, e.g. weights/sam2_hiera_large.pt"

@@ -16,7 +16,7 @@ import numpy as np
 from vesselseg.imaging.label_shapes import (
     MAX_PIXELS,
     MAX_SIDE,
-    LabelFile,
+    ImageLabels,
     LabelFileError,
     Shape,
     ShapeError,
@@ -27,7 +27,7 @@ from vesselseg.imaging.label_shapes import (
 )
 from vesselseg.imaging.label_text import decode_text, parse_json
 from vesselseg.imaging.source_files import SourceFiles
-from vesselseg.prepare.readers.found import Found, PictureIndex, find_listed
+from vesselseg.prepare.readers.found import PictureIndex, ScanResult, find_listed
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class CocoLabels:
     annotations: tuple[tuple[str, Any], ...]
     notes: tuple[tuple[str, str], ...] = ()
 
-    def read(self) -> LabelFile:
+    def read(self) -> ImageLabels:
         """The parts of an annotation are one object, as with group_id; index is the annotation's, within the image."""
         parts = [(index, part) for index, entry in enumerate(self.annotations) for part in _parts(*entry)]
         shapes, broken = collect_shapes(parts, self._shape, lambda part: part[0])
-        return LabelFile(shapes, broken, "", None, self.size, self.notes)
+        return ImageLabels(shapes, broken, "", None, self.size, self.notes)
 
     def _shape(self, index: int, part: tuple[str, Any]) -> Shape:
         label, content = part
@@ -59,7 +59,7 @@ class CocoLabels:
         return Shape(index, label, "polygon", points, f"annotation {index}")
 
 
-def find_coco(files: SourceFiles, jsons: list[str], index: PictureIndex, first_frame: int | None) -> Found:
+def find_coco(files: SourceFiles, jsons: list[str], index: PictureIndex, first_frame: int | None) -> ScanResult:
     """All images that the JSON files list; an image without annotations is one without vessel."""
     return find_listed(files, jsons, _read, index, first_frame)
 

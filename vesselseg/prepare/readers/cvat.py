@@ -14,7 +14,7 @@ import numpy as np
 from vesselseg.imaging.label_shapes import (
     MAX_PIXELS,
     MAX_SIDE,
-    LabelFile,
+    ImageLabels,
     LabelFileError,
     Shape,
     ShapeError,
@@ -23,7 +23,7 @@ from vesselseg.imaging.label_shapes import (
     parse_coordinate,
 )
 from vesselseg.imaging.source_files import SourceFiles
-from vesselseg.prepare.readers.found import Found, PictureIndex, find_listed
+from vesselseg.prepare.readers.found import PictureIndex, ScanResult, find_listed
 
 _DRAWN = ("polygon", "polyline", "points", "box", "ellipse", "mask", "cuboid", "skeleton")
 _ARCS = 360  # corners of an ellipse
@@ -36,15 +36,15 @@ class CvatLabels:
     path: Path
     element: bytes
 
-    def read(self) -> LabelFile:
+    def read(self) -> ImageLabels:
         """Its shapes, in the order of the file."""
         image = ElementTree.fromstring(self.element)
         drawn = [(index, child) for index, child in enumerate(c for c in image if c.tag in _DRAWN)]
         shapes, broken = collect_shapes(drawn, _shape, lambda child: child.get("label", "").strip())
-        return LabelFile(shapes, broken, "", None, _size(image))
+        return ImageLabels(shapes, broken, "", None, _size(image))
 
 
-def find_cvat(files: SourceFiles, xmls: list[str], index: PictureIndex, first_frame: int | None) -> Found:
+def find_cvat(files: SourceFiles, xmls: list[str], index: PictureIndex, first_frame: int | None) -> ScanResult:
     """All images that the XML files list; an image without shapes is one without vessel."""
     return find_listed(files, xmls, _read, index, first_frame)
 

@@ -12,7 +12,7 @@ from vesselseg.imaging.source_files import SourceFiles, printable
 from vesselseg.prepare.prepare_image import FileTask
 from vesselseg.prepare.readers.coco import find_coco
 from vesselseg.prepare.readers.cvat import find_cvat
-from vesselseg.prepare.readers.found import Found, Match, PictureIndex, count_from, note_clips, picture_of, stem_of
+from vesselseg.prepare.readers.found import Match, PictureIndex, ScanResult, count_from, note_clips, picture_of, stem_of
 from vesselseg.prepare.readers.mask_pairs import find_masks
 from vesselseg.prepare.readers.yolo import find_yolo, looks_like_yolo
 
@@ -36,7 +36,7 @@ class FormatOptions:
     first_frame: int | None = None
 
 
-def find_labelled(files: SourceFiles, options: FormatOptions) -> tuple[str, Found]:
+def find_labelled(files: SourceFiles, options: FormatOptions) -> tuple[str, ScanResult]:
     """The format of the labels and what they label. Raises UserError where formats are mixed."""
     only_dicom = options.forced == "dicom"
     by_format = _label_files(files)
@@ -120,9 +120,9 @@ def _yolo_texts(files: SourceFiles, names: Sequence[str]) -> list[str]:
     return sorted({*names, *more})
 
 
-def _find_labelme(files: SourceFiles, dicoms: PictureIndex, first_frame: int | None, only_dicom: bool) -> Found:
+def _find_labelme(files: SourceFiles, dicoms: PictureIndex, first_frame: int | None, only_dicom: bool) -> ScanResult:
     """Every JSON. Which picture it means is its own affair (``load_source_image``), but for DICOM."""
-    found = Found()
+    found = ScanResult()
     matches: dict[str, Match] = {}
     for name in files.jsons:
         near = dicoms.by_stem(stem_of(name), name) if files.dicoms else []

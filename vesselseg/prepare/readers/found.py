@@ -18,7 +18,7 @@ _FRAME = re.compile(r"^(?P<clip>.+?)[ _.-]*?(?:frame|fr|f)?[ _.-]*(?P<number>\d+
 
 
 @dataclass
-class Found:
+class ScanResult:
     """tasks: labelled images; findings: what is not used, and why; not_pictures: image files that are no pictures."""
 
     tasks: list[FileTask] = field(default_factory=list)
@@ -89,7 +89,7 @@ def stem_of(name: str, dicom: bool = False) -> str:
     return (path.name if keep else path.stem).casefold()
 
 
-def choose(found: Found, label: str, matches: Sequence[Match], wanted: str) -> Match | None:
+def choose(found: ScanResult, label: str, matches: Sequence[Match], wanted: str) -> Match | None:
     """The one picture of a label; none or several are a finding of the label."""
     if len(matches) == 1:
         return matches[0]
@@ -107,9 +107,9 @@ def find_listed(
     read: Callable[[Path], Iterable[tuple[str, LabelSource]]],
     index: PictureIndex,
     first_frame: int | None,
-) -> Found:
+) -> ScanResult:
     """All images of label files that list several; ``read``: file -> (picture's name, its labels) of each."""
-    found = Found()
+    found = ScanResult()
     labelled: list[tuple[str, Match, LabelSource]] = []
     for name in names:
         try:
@@ -126,7 +126,7 @@ def find_listed(
 
 
 def add_tasks(
-    found: Found, files: SourceFiles, labelled: Iterable[tuple[str, Match, LabelSource]], first_frame: int | None
+    found: ScanResult, files: SourceFiles, labelled: Iterable[tuple[str, Match, LabelSource]], first_frame: int | None
 ) -> None:
     """Tasks of (label file, picture, labels); a picture that an earlier entry named is a finding."""
     entries: dict[Match, tuple[str, LabelSource]] = {}
@@ -154,7 +154,7 @@ def picture_of(root: Path, match: Match, first_frame: int) -> Picture:
     return Picture(root / match.name, None if match.number is None else match.number - first_frame)
 
 
-def note_clips(found: Found, root: Path, matches: Iterable[Match], first_frame: int) -> None:
+def note_clips(found: ScanResult, root: Path, matches: Iterable[Match], first_frame: int) -> None:
     """One finding per clip whose labels go by the number of a frame: a wrong start shifts all of them."""
     numbers: dict[str, list[int]] = defaultdict(list)
     for match in matches:

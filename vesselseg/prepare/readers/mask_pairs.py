@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from vesselseg.errors import UserError
 from vesselseg.imaging.source_files import SourceFiles, printable
 from vesselseg.prepare.prepare_image import FileTask
-from vesselseg.prepare.readers.found import Found, Match, PictureIndex, count_from, note_clips, picture_of, stem_of
+from vesselseg.prepare.readers.found import Match, PictureIndex, ScanResult, count_from, note_clips, picture_of, stem_of
 from vesselseg.prepare.readers.masks import MaskLabels
 
 _SEPARATOR = re.compile(r"[ _.\-]+")
@@ -45,13 +45,15 @@ class _Mask:
     stem: str
 
 
-def find_masks(files: SourceFiles, folders: Sequence[str], pictures: Sequence[str], first_frame: int | None) -> Found:
+def find_masks(
+    files: SourceFiles, folders: Sequence[str], pictures: Sequence[str], first_frame: int | None
+) -> ScanResult:
     """Pictures with the masks that belong to them.
 
     folders: below the source, with masks only, the first observer's first; none: told by names. pictures: what may be a
     picture if it is no mask. Raises UserError for folders that hold no image.
     """
-    found = Found()
+    found = ScanResult()
     look_like_masks = _by_names(files, pictures)
     masks = _in_folders(files, folders) if folders else look_like_masks
     found.not_pictures = {mask.name for mask in masks}
@@ -85,7 +87,7 @@ def _indices(files: SourceFiles, pictures: Sequence[str], look_like_masks: Seque
     return [PictureIndex(files, pool, form) for pool in pools for form in forms]
 
 
-def _labels(found: Found, files: SourceFiles, match: Match, masks: list[_Mask]) -> MaskLabels | None:
+def _labels(found: ScanResult, files: SourceFiles, match: Match, masks: list[_Mask]) -> MaskLabels | None:
     """One mask per observer; two of the same observer are a finding, and the picture is left out."""
     notes = []
     if len({mask.observer for mask in masks}) > 1 and any(mask.observer == 0 for mask in masks):

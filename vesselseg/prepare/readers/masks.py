@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vesselseg.imaging.decode import DAMAGED, describe_damage
-from vesselseg.imaging.label_shapes import BrokenShape, LabelFile, LabelFileError, Shape, whole_mask
+from vesselseg.imaging.label_shapes import BrokenShape, ImageLabels, LabelFileError, Shape, whole_mask
 from vesselseg.imaging.warning_filters import without_warnings
 
 _CLASSES = 8  # as many different values are classes, however large they are
@@ -32,7 +32,7 @@ class MaskLabels:
         """The first observer's mask."""
         return self.paths[0]
 
-    def read(self) -> LabelFile:
+    def read(self) -> ImageLabels:
         """One shape per value and observer; the label is the value as written: "1", "255", "#ff0000"."""
         classes, size, notes = read_mask(self.path)
         shapes, broken, observers = _shapes(classes, ""), [], []
@@ -49,7 +49,7 @@ class MaskLabels:
             shapes += _shapes(others, str(number))
             observers.append(str(number))
             notes += [(code, f"observer {number}: {reason}") for code, reason in other_notes]
-        return LabelFile(
+        return ImageLabels(
             tuple(shapes), tuple(broken), "", None, size, (*self.notes, *notes), observers=tuple(observers)
         )
 

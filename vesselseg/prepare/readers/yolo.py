@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from vesselseg.imaging.label_shapes import (
-    LabelFile,
+    ImageLabels,
     LabelFileError,
     Shape,
     ShapeError,
@@ -23,7 +23,7 @@ from vesselseg.imaging.label_shapes import (
 )
 from vesselseg.imaging.label_text import decode_text
 from vesselseg.imaging.source_files import SourceFiles
-from vesselseg.prepare.readers.found import Found, Match, PictureIndex, add_tasks, choose, stem_of
+from vesselseg.prepare.readers.found import Match, PictureIndex, ScanResult, add_tasks, choose, stem_of
 
 _LINE = re.compile(rb"\s*\d+(\.0*)?(\s+[-+0-9.eEnaif]+){4,}\s*(\n|\r|$)")
 
@@ -35,7 +35,7 @@ class YoloLabels:
     path: Path
     names: dict[int, str] = field(default_factory=dict)
 
-    def read(self) -> LabelFile:
+    def read(self) -> ImageLabels:
         """The lines of the file; an empty file is an image without vessel."""
         try:
             content = self.path.read_bytes()
@@ -44,7 +44,7 @@ class YoloLabels:
         text, notes = decode_text(content) if content.strip() else ("", [])
         lines = [(number, line.split()) for number, line in enumerate(text.splitlines()) if line.strip()]
         shapes, broken = collect_shapes(lines, self._shape, self._label)
-        return LabelFile(shapes, broken, "", None, None, tuple(notes), relative=True)
+        return ImageLabels(shapes, broken, "", None, None, tuple(notes), relative=True)
 
     def _label(self, words: list[str]) -> str:
         try:
@@ -76,9 +76,9 @@ def looks_like_yolo(start: bytes) -> bool:
     return _LINE.match(start.removeprefix(b"\xef\xbb\xbf")) is not None
 
 
-def find_yolo(files: SourceFiles, texts: list[str], index: PictureIndex, first_frame: int | None) -> Found:
+def find_yolo(files: SourceFiles, texts: list[str], index: PictureIndex, first_frame: int | None) -> ScanResult:
     """The picture of each text file: the same name beside it, or in images/ where it lies in labels/."""
-    found = Found()
+    found = ScanResult()
     names = _read_names(files, found)
     labelled: list[tuple[str, Match, YoloLabels]] = []
     for name in texts:
@@ -90,7 +90,7 @@ def find_yolo(files: SourceFiles, texts: list[str], index: PictureIndex, first_f
     return found
 
 
-def _read_names(files: SourceFiles, found: Found) -> dict[int, str]:
+def _read_names(files: SourceFiles, found: ScanResult) -> dict[int, str]:
     """Class names from the dataset's YAML, a list or a mapping; without them, classes go by their numbers."""
     for name in sorted(files.others_with(".yaml", ".yml"), key=lambda path: (path.count("/"), path)):
         try:

@@ -27,7 +27,7 @@ class MemoryPlanError(UserError):
 
 
 @dataclass(frozen=True)
-class Room:
+class AvailableMemory:
     """What a process finds. usable: bytes of its GPU that torch may have, None on the CPU. device: the GPU's name.
 
     total: bytes of the GPU; taken: by other programs. host: bytes of main memory that are free, None if unknown.
@@ -40,26 +40,26 @@ class Room:
     host: float | None = None
 
 
-def room_of(device: torch.device, processes: int) -> Room:
+def room_of(device: torch.device, processes: int) -> AvailableMemory:
     """What this process may have; the limit that was set for it counts as the card's size."""
     host = available_bytes()
     if device.type != "cuda":
-        return Room(None, host=host)
+        return AvailableMemory(None, host=host)
     free, total = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device)
     usable = min(free + own - (NCCL_GIB * GIB if processes > 1 else 0), allowed_share(device) * total)
     taken = max(0.0, total - free - own - CONTEXT_GIB * GIB)
-    return Room(usable, torch.cuda.get_device_name(device), total, taken, host)
+    return AvailableMemory(usable, torch.cuda.get_device_name(device), total, taken, host)
 
 
-def least_room(own: Room) -> Room:
+def min_over_ranks(own: AvailableMemory) -> AvailableMemory:
     """That of the process with the smallest; a collective call."""
     rooms: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(rooms, own)
     return min(rooms, key=lambda room: room.usable or 0)
 
 
-def check_memory(config: Mapping[str, Any], processes: int, room: Room, force: bool) -> None:
+def check_memory(config: Mapping[str, Any], processes: int, room: AvailableMemory, force: bool) -> None:
     """Plan a training; raises MemoryPlanError with the plan and what could be changed if it cannot fit.
 
     force: say it and go on.
@@ -78,7 +78,7 @@ def check_memory(config: Mapping[str, Any], processes: int, room: Room, force: b
     logger.warning("%s\ngoing on all the same (--force)", "\n".join(lines))
 
 
-def lacks(plan: MemoryPlan, room: Room) -> list[str]:
+def lacks(plan: MemoryPlan, room: AvailableMemory) -> list[str]:
     """What a plan needs and does not find, one sentence each."""
     found = []
     if not plan.fits and room.usable is not None:

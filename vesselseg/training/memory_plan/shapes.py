@@ -98,7 +98,7 @@ def _shapes(arguments: str) -> Shapes:
         )
     model.to("meta")
     if not random_weights and not (kept["sam2"] or {}).get("checkpoint") and not _own_sam2(folder):
-        model.drawn_at_random = ("grounding.",)
+        model.randomly_initialised = ("grounding.",)
     encoders = {id(parameter) for part in model.encoders().values() for parameter in part.parameters()}
     weights = tuple(
         Weight(name, parameter.numel(), parameter.requires_grad, parameter.dim() > 1, id(parameter) in encoders)
