@@ -97,7 +97,7 @@ def both_ways(count: int) -> Way:
         ahead = list(segment_cine(predictor, frames, PHRASES, "memory", chosen))
         back = list(segment_cine(predictor, frames[::-1], PHRASES, "memory", [last - number for number in chosen]))
         return [
-            replace(one, probabilities=(one.probabilities + two.probabilities) / 2).at(one.threshold)
+            replace(one, probabilities=(one.probabilities + two.probabilities) / 2).with_threshold(one.threshold)
             for one, two in zip(ahead, back[::-1])
         ]
 

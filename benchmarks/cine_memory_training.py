@@ -107,9 +107,9 @@ def encode(predictor: Predictor, runs: Sequence[Cine]) -> Pool:
         pictures = [Image.fromarray(frame).convert("RGB") for frame in run.frames]
         for start in range(0, len(pictures), QUESTION_BATCH):
             some = pictures[start : start + QUESTION_BATCH]
-            prepared = predictor.prepare(some, [[question_for(PHRASE)]] * len(some))
-            features = predictor.encode(prepared)
-            prompts = predictor.prompts(prepared, features)
+            inputs = predictor.build_inputs(some, [[question_for(PHRASE)]] * len(some))
+            features = predictor.encode(inputs)
+            prompts = predictor.prompts(inputs, features)
             levels.append((features.embedding, features.stride_8, features.stride_4, prompts))
     embedding, stride_8, stride_4, prompts = (torch.cat(level) for level in zip(*levels))
     half = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -33,7 +33,7 @@ from benchmarks.shapes import TINY, write_base
 from vesselseg.dataset.image_views import logits_to_image
 from vesselseg.dataset.prompts import question_for
 from vesselseg.inference.cine import segment_cine
-from vesselseg.inference.free_decoding import decode_freely, question_ids
+from vesselseg.inference.greedy_decoding import greedy_decode, question_ids
 from vesselseg.inference.load import FROZEN, default_dtype
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
@@ -203,7 +203,7 @@ def published(predictor: Predictor, images: Images, phrases: Sequence[str]) -> I
             tiles = predictor.views.tiles(image).to(model.device)
             tile_tokens = model.tile_tokens(model.encode_tiles(tiles))
             question = question_ids(processor.tokens, question_for(phrase), tile_tokens.shape[:2].numel())
-            spoken = decode_freely(model, question, tile_tokens, -1, ANSWER_TOKENS, said)
+            spoken = greedy_decode(model, question, tile_tokens, -1, ANSWER_TOKENS, said)
             square = predictor.views.square(image).unsqueeze(0).to(model.device, model.dtype)
             place = torch.zeros(1, dtype=torch.int64, device=model.device)
             logits: Tensor = model.grounding.decode(model.grounding.encode(square), spoken.prompts, place)

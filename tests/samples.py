@@ -1,4 +1,4 @@
-"""Batches for a tiny model, as the data set and collate make them."""
+"""Batches for a tiny model, as the dataset and collate build them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPECIMENS: tuple[tuple[int, int, tuple[str, ...]], ...] = (
 
 
 def processor_of(model: Sa2VA, base: Path) -> Processor:
-    """The processor that belongs to a model of that base folder."""
+    """The processor of a model built from that base folder."""
     return processor_for(model.config, read_base_folder(base).tokenizer)
 
 
@@ -44,7 +44,7 @@ def example(processor: Processor, number: int) -> Example:
 
 
 def batch_of(processor: Processor, *numbers: int) -> Batch:
-    """The specimens with these numbers, or all of them."""
+    """A batch of the specimens with these numbers, or of all."""
     return collate([example(processor, number) for number in numbers or range(len(SPECIMENS))])
 
 

@@ -1,4 +1,4 @@
-"""A tiny model of the real classes, as the tests build and save it."""
+"""A tiny model of the real classes, built and saved as the tests need it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_arguments(base: Path, **changes: Any) -> dict[str, Any]:
 
 
 def shaken_model(base: Path, seed: int = 0, **changes: Any) -> Sa2VA:
-    """A model whose trainable parameters are all moved, LoRA's zero matrices too, so that nothing is a no-op."""
+    """A model whose trainable parameters all have noise added, LoRA's zero matrices too, so that none is a no-op."""
     torch.manual_seed(seed)
     model = build_model(**model_arguments(base, **changes))
     with torch.no_grad():
@@ -48,7 +48,7 @@ def save_checkpoint(model: Sa2VA, path: Path, arguments: dict[str, Any], **extra
 
 
 def picture(seed: int, width: int = 150, height: int = 120) -> Image.Image:
-    """A grey picture with structure."""
+    """A grey image with structure."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 255, (height // 10, width // 10), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert("RGB")

@@ -134,10 +134,10 @@ def test_other_phrases_are_refused(folder: Path) -> None:
         "Please segment catheter in this image.",
         "Please segment Please segment the blood vessel..",
     ):
-        with pytest.raises(UserError, match=f"only 'blood vessel' and was asked {wish!r}"):
+        with pytest.raises(UserError, match=f"only 'blood vessel', not {wish!r}"):
             predictor.predict([IMAGE], [[wish]])
     with pytest.raises(ValueError, match="phrase is empty"):
-        predictor.phrase_for(" ")
+        predictor.resolve_phrase(" ")
     with pytest.raises(UserError, match="no language model"):
         predictor.chat(IMAGE, "What is this?")
     several = predictor.predict([IMAGE, picture(1)], [[PHRASE, " blood  vessel "], []])
@@ -149,7 +149,7 @@ def test_other_phrases_are_refused(folder: Path) -> None:
 def test_one_rule_says_which_phrase_a_wish_means(folder: Path, wish: str) -> None:
     """In predictions, in clips, in questions and in the class that travels with the folder."""
     predictor = load_predictor(folder, device="cpu")
-    assert predictor.phrase_for(wish) == PHRASE
+    assert predictor.resolve_phrase(wish) == PHRASE
     expected = predictor.predict([IMAGE], [[PHRASE]])[0].probabilities
     remote = VesselSegSAM2Model.from_pretrained(folder)
     answers = {
@@ -167,7 +167,7 @@ def test_phrases_that_differ_in_case_alone_are_told_apart(folder: Path) -> None:
     assert isinstance(model, PromptedSAM2)
     model.config.phrases = ["lm", "LM"]
     predictor = PromptedPredictor(model)
-    assert [predictor.phrase_for(wish) for wish in ("lm", "LM", "Please segment the LM.")] == ["lm", "LM", "LM"]
+    assert [predictor.resolve_phrase(wish) for wish in ("lm", "LM", "Please segment the LM.")] == ["lm", "LM", "LM"]
 
 
 def test_the_folder_loads_without_vesselseg(folder: Path, tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def test_the_lesson_is_what_the_language_model_says(teacher: Predictor, data: Dr
     found = collect(teacher, data.folder, records, (PHRASE,), batch=2)
     for number, record in enumerate(records):
         image = Image.fromarray(data.image(record)).convert("RGB")
-        prepared = teacher.prepare([image], [["Please segment blood vessel in this image."]])
+        inputs = teacher.build_inputs([image], [["Please segment blood vessel in this image."]])
         with torch.no_grad():
-            alone = teacher.prompts(prepared, teacher.encode(prepared))
+            alone = teacher.prompts(inputs, teacher.encode(inputs))
         torch.testing.assert_close(found.prompts[number], alone[0], atol=1e-4, rtol=1e-4)
     assert found.kept.tolist() == list(range(len(records))) and len(found.features) == len(found.labels) == len(records)
     assert found.labels[0].shape == (1, 32, 32) and 0 < float(found.labels[0].mean()) < 0.5

@@ -15,7 +15,7 @@ from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import Options, cases, evaluate
 from vesselseg.evaluation.metrics import METRICS
 from vesselseg.evaluation.sources import ModelSource, PredictionSource, open_source
-from vesselseg.inference.flips import mean_over_flips, mirrored
+from vesselseg.inference.flips import flipped_copies, mean_over_flips
 from vesselseg.inference.post_processing import PostProcessing
 
 
@@ -23,7 +23,7 @@ def test_components_go_before_holes_are_filled() -> None:
     ring = np.pad(np.pad(np.zeros((1, 1), bool), 1, constant_values=True), 2)
     assert not PostProcessing(min_component=9, fill_holes=1).apply(ring).any()
     assert PostProcessing(min_component=8, fill_holes=1).apply(ring).sum() == 9
-    assert PostProcessing().sizes() == {}
+    assert PostProcessing().enabled_steps() == {}
 
 
 class _Slanted:
@@ -49,7 +49,9 @@ def test_flips_undo_what_depends_on_the_place(drawn: Drawn) -> None:
     source, record = _slanted(drawn), drawn.records("test")[0]
     with Image.open(drawn.folder / "images" / record.image) as image:
         plain = source.probabilities([record], [image])
-        averaged = mean_over_flips(plain, (source.probabilities([record], copies) for copies in mirrored([image])))
+        averaged = mean_over_flips(
+            plain, (source.probabilities([record], copies) for copies in flipped_copies([image]))
+        )
     grey = drawn.image(record).astype(np.float32) / 512 + 0.25
     assert averaged[0].shape == (1, 72, 96)
     assert averaged[0].dtype == np.float32

@@ -1,4 +1,4 @@
-"""A tiny model as training saves it, and files for tools/predict.py."""
+"""A tiny checkpoint as training saves it, and input images for tools/predict.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def predictor(model: Path) -> Predictor:
 
 @pytest.fixture(scope="session")
 def middle(predictor: Predictor) -> float:
-    """A threshold that random weights give masks at which are neither empty nor full."""
+    """A threshold at which the masks of random weights are neither empty nor full."""
     return round(float(np.median(predictor.predict([picture(0)], [["blood vessel"]])[0].probabilities)), 4)
 
 
@@ -36,5 +36,5 @@ def images(tmp_path: Path) -> Path:
     for number, name in enumerate(NAMES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(number, 90 + 20 * number, 70 + 5 * number).save(folder / name)
-    (folder / "frame 1.json").write_text("{}")  # what lies beside images is passed over
+    (folder / "frame 1.json").write_text("{}")  # other files next to the images are ignored
     return folder

@@ -32,14 +32,14 @@ def predictor(tiny_base: Path) -> Sa2VAPredictor:
 
 
 @pytest.fixture
-def asked(predictor: Sa2VAPredictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images the language model read, call by call."""
+def images_read(predictor: Sa2VAPredictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of images that the language model read, per call."""
     seen: list[int] = []
     exact = predictor.prompts
 
-    def counted(prepared: ModelInputs, features: ImageFeatures) -> torch.Tensor:
-        seen.append(len(prepared.objects))
-        return exact(prepared, features)
+    def counted(inputs: ModelInputs, features: ImageFeatures) -> torch.Tensor:
+        seen.append(len(inputs.objects))
+        return exact(inputs, features)
 
     monkeypatch.setattr(predictor, "prompts", counted)
     return seen
@@ -52,7 +52,7 @@ def assert_same(first: Sequence[Prediction], second: Sequence[Prediction]) -> No
         assert (one.phrases, one.threshold) == (other.phrases, other.threshold)
 
 
-def test_frames_are_images_of_their_own(predictor: Sa2VAPredictor) -> None:
+def test_frames_are_segmented_as_separate_images(predictor: Sa2VAPredictor) -> None:
     frames = [*cine_frames(4), picture(3, 90, 70)]  # sizes may differ here
     found = list(segment_cine(predictor, frames, PHRASES, batch=2))
     assert_same(found, predictor.predict(frames, [list(PHRASES)] * 5))
@@ -70,10 +70,10 @@ def test_keyframes_everywhere_give_what_frames_give(predictor: Sa2VAPredictor) -
 
 @pytest.mark.parametrize(("keyframes", "expected"), [(3, [1, 1, 1]), ([5], [1, 1]), ([0, 1, 2], [3]), ((), [1])])
 def test_only_keyframes_are_read_by_the_language_model(
-    keyframes: Any, expected: list[int], predictor: Sa2VAPredictor, asked: list[int]
+    keyframes: Any, expected: list[int], predictor: Sa2VAPredictor, images_read: list[int]
 ) -> None:
     assert len(list(segment_cine(predictor, cine_frames(8), PHRASES, "memory", keyframes, batch=3))) == 8
-    assert asked == expected
+    assert images_read == expected
 
 
 def test_every_frame_is_encoded_once_however_many_phrases(predictor: Sa2VAPredictor) -> None:
@@ -112,8 +112,8 @@ def test_one_frame(mode: str, predictor: Sa2VAPredictor) -> None:
     assert_same(list(segment_cine(predictor, frames, PHRASES, mode)), predictor.predict(frames, [list(PHRASES)]))
 
 
-class Read:
-    """Frames that say which of them were read."""
+class RecordedFrames:
+    """Frames that record which of them were read."""
 
     def __init__(self, frames: list[Image.Image]) -> None:
         self.frames, self.seen = frames, list[int]()
@@ -128,11 +128,11 @@ class Read:
 
 @pytest.mark.parametrize("mode", ["frames", "memory"])
 def test_frames_are_read_one_batch_ahead_and_once(mode: str, predictor: Sa2VAPredictor) -> None:
-    frames: Any = Read(cine_frames(10))
+    frames: Any = RecordedFrames(cine_frames(10))
     predictions: Iterator[Prediction] = segment_cine(predictor, frames, PHRASES, mode, batch=3)
     assert frames.seen == []
     next(predictions)
-    for _ in range(6000):  # a thread reads the second batch while nothing is asked for
+    for _ in range(6000):  # a thread reads the second batch although no further prediction is requested
         if len(frames.seen) == 6:
             break
         time.sleep(0.01)
@@ -160,7 +160,7 @@ def test_threshold_and_temperature(predictor: Sa2VAPredictor, monkeypatch: pytes
         ({"phrases": "blood vessel"}, "expected a list of at least one phrase"),
         ({"frames": []}, "the cine run has no frames"),
         ({"batch": 0}, "the batch is 0 frames"),
-        ({"keyframes": 0}, "keyframes is 0; expected every how many frames"),
+        ({"keyframes": 0}, "keyframes is 0; expected an interval of 1 frame or more"),
         ({"keyframes": [0, 12, -1]}, "keyframes 12, -1: the cine run has frames 0 to 3"),
     ],
 )
@@ -170,14 +170,14 @@ def test_arguments_that_cannot_be_used(changes: dict[str, Any], expected: str, p
         segment_cine(predictor, **arguments)
 
 
-def test_all_that_is_wrong_is_said_at_once(predictor: Sa2VAPredictor) -> None:
+def test_all_problems_are_reported_at_once(predictor: Sa2VAPredictor) -> None:
     with pytest.raises(UserError) as caught:
         segment_cine(predictor, cine_frames(2), [], "memory", [9], batch=-1)
     assert len(str(caught.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize("mode", ["frames", "memory"])
-def test_a_phrase_that_cannot_be_asked(mode: str, predictor: Sa2VAPredictor) -> None:
+def test_a_phrase_that_is_refused(mode: str, predictor: Sa2VAPredictor) -> None:
     with pytest.raises(ValueError, match="SEG"):
         list(segment_cine(predictor, cine_frames(2), ["vessel [SEG]"], mode))
 
@@ -194,7 +194,7 @@ def test_memory_refuses_frames_of_another_size(predictor: Sa2VAPredictor) -> Non
 def test_a_memory_that_was_never_trained_is_refused(tiny_base: Path) -> None:
     model = shaken_model(tiny_base)
     fresh = Sa2VAPredictor(model, processor_of(model, tiny_base))
-    with pytest.raises(UserError, match="memory that was never trained"):
+    with pytest.raises(UserError, match="memory of this model's SAM2 was never trained"):
         segment_cine(fresh, cine_frames(2), PHRASES, "memory")
     assert len(list(segment_cine(fresh, cine_frames(2), PHRASES))) == 2
 
@@ -204,7 +204,7 @@ def test_a_distilled_model_has_frames_and_no_memory() -> None:
     distilled = PromptedPredictor(build_prompted(config).eval())
     frames = cine_frames(3)
     assert_same(list(segment_cine(distilled, frames, PHRASES)), distilled.predict(frames, [list(PHRASES)] * 3))
-    with pytest.raises(UserError, match="no memory; take mode 'frames'"):
+    with pytest.raises(UserError, match="no memory; use mode 'frames'"):
         segment_cine(distilled, frames, PHRASES, "memory")
 
 
@@ -218,7 +218,7 @@ def test_the_model_is_left_as_it_was(training: bool, tiny_base: Path) -> None:
     assert_same(first, second)  # no dropout
     assert model.training == model.grounding.training == training
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    # What SAM2 keeps between calls can still be trained with.
+    # What SAM2 caches between calls can still be used in training.
     attention = model.grounding.sam2.memory_attention.requires_grad_(True)
     tokens = torch.randn(64, 1, 256)
     output = attention(curr=tokens, curr_pos=tokens, memory=torch.randn(64, 1, 64), memory_pos=torch.zeros(64, 1, 64))

@@ -1,4 +1,4 @@
-"""What counts as memory that ran out: the errors of the libraries, provoked where they can be."""
+"""Out-of-memory errors are recognised: those of the libraries, provoked where possible."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from PIL import Image
 from vesselseg.errors import UserError
 from vesselseg.inference import load
 from vesselseg.inference.model_arguments import Loading
-from vesselseg.inference.out_of_memory import is_out_of_memory, map_pixels
+from vesselseg.inference.out_of_memory import is_out_of_memory, probability_map_pixels
 
-FAR_TOO_MUCH = 2**60
+HUGE = 2**60
 
 
 def test_errors_of_devices_and_libraries() -> None:
@@ -29,13 +29,13 @@ def test_errors_of_devices_and_libraries() -> None:
 
 def test_real_allocations_that_fail() -> None:
     with pytest.raises(RuntimeError) as of_torch:
-        torch.empty(FAR_TOO_MUCH, dtype=torch.uint8)
+        torch.empty(HUGE, dtype=torch.uint8)
     with pytest.raises(MemoryError) as of_numpy:
-        np.empty(FAR_TOO_MUCH, np.uint8)
+        np.empty(HUGE, np.uint8)
     with pytest.raises(cv2.error) as of_opencv:
         cv2.resize(np.zeros((2, 2), np.float64), (30_000_000, 30_000_000))
     with pytest.raises(OSError) as of_system:
-        mmap.mmap(-1, FAR_TOO_MUCH)
+        mmap.mmap(-1, HUGE)
     for caught in (of_torch, of_numpy, of_opencv, of_system):
         assert is_out_of_memory(caught.value), caught.value
 
@@ -56,16 +56,16 @@ def test_other_errors(error: Exception) -> None:
         (Loading("split", quantise="nf4"), 4, "ending"),
     ],
 )
-def test_a_model_that_does_not_fit_is_told(
+def test_a_model_that_does_not_fit_is_reported(
     loading: Loading, gpus: int, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(load, "load_predictor", lambda *_: torch.empty(FAR_TOO_MUCH, dtype=torch.uint8))
+    monkeypatch.setattr(load, "load_predictor", lambda *_: torch.empty(HUGE, dtype=torch.uint8))
     with pytest.raises(UserError) as caught:
         loading.predictor(tmp_path / "large")
     assert f"{tmp_path / 'large'}: memory ran out while it was loaded (" in str(caught.value)
     assert "allocate" in str(caught.value) and f"What helps: {advice} other" in str(caught.value)
 
 
-def test_each_phrase_has_a_map() -> None:
-    assert map_pixels(Image.new("RGB", (30, 20)), phrases=3) == 1800
+def test_each_phrase_has_a_probability_map() -> None:
+    assert probability_map_pixels(Image.new("RGB", (30, 20)), phrases=3) == 1800

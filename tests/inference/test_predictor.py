@@ -26,7 +26,7 @@ def predictor(tiny_base: Path) -> Sa2VAPredictor:
 
 @pytest.fixture
 def encoder_batches(predictor: Sa2VAPredictor) -> Iterator[list[int]]:
-    """How many square views SAM2's image encoder was given, call by call."""
+    """Number of square views that SAM2's image encoder received, per call."""
     seen: list[int] = []
     encoder: nn.Module = predictor.model.grounding.sam2.image_encoder
     handle = encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
@@ -85,18 +85,20 @@ def test_types_and_range(predictor: Sa2VAPredictor) -> None:
     assert prediction.probabilities.min() >= 0 and prediction.probabilities.max() <= 1
 
 
-def test_a_mask_is_what_lies_above_the_threshold(predictor: Sa2VAPredictor) -> None:
+def test_a_mask_holds_the_pixels_above_the_threshold(predictor: Sa2VAPredictor) -> None:
     stored = predictor.predict([IMAGES[0]], [["vessel"]])[0]
     assert stored.threshold == predictor.threshold == 0.4
     np.testing.assert_array_equal(stored.masks, stored.probabilities > 0.4)
-    middle = float(np.sort(stored.probabilities.ravel())[9000])  # it occurs: the mask holds what is above, not at it
-    asked = predictor.predict([IMAGES[0]], [["vessel"]], threshold=middle)[0]
-    assert asked.threshold == middle
-    np.testing.assert_array_equal(asked.masks, stored.probabilities > middle)
-    np.testing.assert_array_equal(asked.probabilities, stored.probabilities)
-    assert 0.3 < asked.masks.mean() < 0.7
-    again = stored.at(middle)
-    np.testing.assert_array_equal(again.masks, asked.masks)
+    middle = float(
+        np.sort(stored.probabilities.ravel())[9000]
+    )  # a value that occurs: the mask holds pixels above it, not at it
+    custom = predictor.predict([IMAGES[0]], [["vessel"]], threshold=middle)[0]
+    assert custom.threshold == middle
+    np.testing.assert_array_equal(custom.masks, stored.probabilities > middle)
+    np.testing.assert_array_equal(custom.probabilities, stored.probabilities)
+    assert 0.3 < custom.masks.mean() < 0.7
+    again = stored.with_threshold(middle)
+    np.testing.assert_array_equal(again.masks, custom.masks)
     assert again.threshold == middle
 
 
@@ -105,7 +107,7 @@ def test_a_threshold_is_a_probability(predictor: Sa2VAPredictor, threshold: floa
     for call in (
         lambda: predictor.predict([IMAGES[0]], [["vessel"]], threshold=threshold),
         lambda: Sa2VAPredictor(predictor.model, predictor.processor, threshold),
-        lambda: predictor.predict([IMAGES[0]], [["vessel"]])[0].at(threshold),
+        lambda: predictor.predict([IMAGES[0]], [["vessel"]])[0].with_threshold(threshold),
     ):
         with pytest.raises(ValueError, match=r"the threshold is .*expected a probability between 0 and 1"):
             call()
@@ -123,7 +125,7 @@ def test_a_threshold_is_a_probability(predictor: Sa2VAPredictor, threshold: floa
         ("<|im_end|>", "a token of the model's own"),
     ],
 )
-def test_phrases_that_cannot_be_asked(predictor: Sa2VAPredictor, phrase: str, reason: str) -> None:
+def test_phrases_that_are_refused(predictor: Sa2VAPredictor, phrase: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         predictor.predict([IMAGES[0]], [["vessel", phrase]])
 
@@ -160,7 +162,7 @@ def test_an_image_without_phrases_costs_nothing(predictor: Sa2VAPredictor, encod
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_models_mode_comes_back(predictor: Sa2VAPredictor, training: bool) -> None:
+def test_the_models_mode_is_restored(predictor: Sa2VAPredictor, training: bool) -> None:
     predictor.model.train(training)
     try:
         predictor.predict([IMAGES[0]], [["vessel"]])
@@ -197,7 +199,7 @@ def test_any_image_size(predictor: Sa2VAPredictor, size: tuple[int, int]) -> Non
 
 
 def test_an_orientation_tag_changes_nothing(predictor: Sa2VAPredictor, tmp_path: Path) -> None:
-    """A mask lies over the pixels that were passed in, as numpy sees them."""
+    """A mask matches the pixels that were passed in, as numpy sees them."""
     exif = Image.Exif()
     exif[0x0112] = 6
     IMAGES[0].save(tmp_path / "a.png", exif=exif)
@@ -206,7 +208,7 @@ def test_an_orientation_tag_changes_nothing(predictor: Sa2VAPredictor, tmp_path:
     np.testing.assert_array_equal(found, predictor.predict([IMAGES[0]], [["vessel"]])[0].probabilities)
 
 
-def test_half_type_gives_nearly_the_same(predictor: Sa2VAPredictor, tiny_base: Path) -> None:
+def test_bf16_gives_nearly_the_same(predictor: Sa2VAPredictor, tiny_base: Path) -> None:
     model = shaken_model(tiny_base)
     half = Sa2VAPredictor(model.bfloat16(), predictor.processor)
     found = half.predict([IMAGES[0]], [["vessel"]])[0].probabilities

@@ -1,4 +1,4 @@
-"""The quick way gives what the slow way gives, in every type of number, and wherever the model lies."""
+"""A teacher-forced answer equals greedy decoding, in every precision and on every device placement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vesselseg.dataset.collate import collate
 from vesselseg.dataset.prompts import ANSWER, question_for
 from vesselseg.errors import UserError
 from vesselseg.export.convert import convert
-from vesselseg.inference.free_decoding import decode_freely, question_ids
+from vesselseg.inference.greedy_decoding import greedy_decode, question_ids
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.model_arguments import Loading, add_model_arguments, loading_of
 from vesselseg.inference.processor import Processor
@@ -35,7 +35,7 @@ QUESTIONS = [question_for(phrase) for phrase in PHRASES]
 
 @pytest.fixture(scope="module")
 def talking(tiny_base: Path) -> Sa2VA:
-    """A model that has learned to say the answer: every weight of its language model trained on the words alone."""
+    """A model that has learned the answer: every weight of its language model trained on the text alone."""
     model = shaken_model(tiny_base, trainable={"llm": "full"})
     processor = processor_of(model, tiny_base)
     rows = [processor.tokens.encode([(question, ANSWER)], processor.tokens_per_tile) for question in QUESTIONS]
@@ -57,7 +57,7 @@ def predictor(talking: Sa2VA, tiny_base: Path) -> Sa2VAPredictor:
 
 
 def slowly(predictor: Sa2VAPredictor) -> list[np.ndarray]:
-    """One image, one question at a time, the answer decoded word by word."""
+    """One image and one question at a time, the answer decoded token by token."""
     found = []
     for image in IMAGES:
         answers = [predictor.chat(image, question) for question in QUESTIONS]
@@ -66,7 +66,7 @@ def slowly(predictor: Sa2VAPredictor) -> list[np.ndarray]:
     return found
 
 
-def test_a_given_answer_gives_what_free_decoding_gives(predictor: Sa2VAPredictor) -> None:
+def test_a_teacher_forced_answer_gives_what_greedy_decoding_gives(predictor: Sa2VAPredictor) -> None:
     quick = predictor.probabilities(IMAGES, [QUESTIONS] * len(IMAGES))
     for mine, theirs in zip(quick, slowly(predictor)):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
@@ -90,7 +90,7 @@ def test_in_bf16_both_ways_are_as_near_to_float32_as_to_each_other(predictor: Sa
 
 @pytest.fixture(scope="module")
 def segmenting(tiny_base: Path) -> Sa2VAPredictor:
-    """A model whose masks mean something: trained on words and masks until it says the answer and follows the grey."""
+    """A model with meaningful masks: trained on text and masks until it answers and follows the grey values."""
     model = shaken_model(tiny_base, trainable={"llm": "full", "sam2_encoder": True})
     processor = processor_of(model, tiny_base)
     batch = collate([by_brightness(processor, image) for image in IMAGES])
@@ -105,7 +105,7 @@ def segmenting(tiny_base: Path) -> Sa2VAPredictor:
 
 
 def by_brightness(processor: Processor, image: Image.Image) -> Example:
-    """Another share of the grey values for each phrase."""
+    """A different range of grey values for each phrase."""
     tiles, grey = processor.views.tiles(image), np.asarray(image.convert("L"))
     rounds = [(question, ANSWER) for question in QUESTIONS]
     ids, labels = processor.tokens.encode(rounds, len(tiles) * processor.tokens_per_tile)
@@ -126,25 +126,25 @@ def apart(first: list[np.ndarray], second: list[np.ndarray]) -> float:
     return float(np.mean([np.abs(mine - theirs).mean() for mine, theirs in zip(first, second)]))
 
 
-def test_words_can_be_put_into_its_mouth_and_end_at_the_longest(predictor: Sa2VAPredictor) -> None:
+def test_forced_tokens_and_the_limit_of_new_tokens(predictor: Sa2VAPredictor) -> None:
     model, tokens = predictor.model, predictor.processor.tokens
     tile = torch.zeros(1, predictor.processor.tokens_per_tile, model.new_tokens.head.shape[1])
-    asked = question_ids(tokens, QUESTIONS[0], predictor.processor.tokens_per_tile)
+    question = question_ids(tokens, QUESTIONS[0], predictor.processor.tokens_per_tile)
     words = [model.new_tokens.seg_id, 5, model.new_tokens.seg_id]
-    spoken = decode_freely(model, asked, tile, -1, 99, words)
-    assert spoken.ids == tuple(words) and spoken.prompts.shape == (2, 256)
-    assert len(decode_freely(model, asked, tile, -1, 3).ids) == 3
-    answer = predictor.chat(IMAGES[0], QUESTIONS[0], longest=1)
-    assert answer.probabilities.shape == (0, IMAGES[0].height, IMAGES[0].width) and answer.text
+    answer = greedy_decode(model, question, tile, -1, 99, words)
+    assert answer.ids == tuple(words) and answer.prompts.shape == (2, 256)
+    assert len(greedy_decode(model, question, tile, -1, 3).ids) == 3
+    chatted = predictor.chat(IMAGES[0], QUESTIONS[0], max_new_tokens=1)
+    assert chatted.probabilities.shape == (0, IMAGES[0].height, IMAGES[0].width) and chatted.text
 
 
-def test_what_cannot_be_asked_is_refused_in_chat_too(predictor: Sa2VAPredictor) -> None:
+def test_special_tokens_are_refused_in_chat_too(predictor: Sa2VAPredictor) -> None:
     with pytest.raises(ValueError, match="a token of the model's own"):
         predictor.chat(IMAGES[0], "Is <img> here?")
 
 
-def test_the_beginning_is_read_once_for_all_phrases(predictor: Sa2VAPredictor) -> None:
-    """Tokens that go through the decoder: the image's once, not once per phrase."""
+def test_the_shared_prefix_is_read_once_for_all_phrases(predictor: Sa2VAPredictor) -> None:
+    """The image's tokens pass through the decoder once, not once per phrase."""
     read: list[int] = []
     layer = predictor.model.language_model.model.layers[0]
     handle = layer.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[:2].numel()))
@@ -171,7 +171,7 @@ def test_a_stream_gives_what_single_calls_give(predictor: Sa2VAPredictor) -> Non
         np.testing.assert_allclose(mine, predictor.probabilities(*batch)[0], atol=1e-6)
 
 
-def test_a_bad_question_in_a_stream_is_raised_after_what_came_before(predictor: Sa2VAPredictor) -> None:
+def test_a_bad_question_in_a_stream_is_raised_after_the_batches_before_it(predictor: Sa2VAPredictor) -> None:
     stream = predictor.stream([(IMAGES[:1], [QUESTIONS[:1]]), (IMAGES[:1], [["<img>"]])])
     assert next(stream)[0].shape[0] == 1
     with pytest.raises(ValueError, match="a token of the model's own"):
@@ -228,7 +228,7 @@ def test_a_checkpoint_in_4_bits_keeps_its_adapters(tiny_base: Path, tmp_path: Pa
         Loading("cpu", quantise="int8").predictor(path)
 
 
-def test_layers_are_shared_out_by_bytes(tiny_base: Path) -> None:
+def test_layers_are_distributed_by_bytes(tiny_base: Path) -> None:
     """The first GPU holds everything else, so it takes fewer layers; the others take equally many."""
     model = build_model(**model_arguments(tiny_base))
     language = model.language_model
@@ -253,7 +253,7 @@ def test_layers_are_shared_out_by_bytes(tiny_base: Path) -> None:
 
 
 def test_a_split_model_computes_the_same(exported: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both shares lie on the CPU here; what carries hidden states between them is in place all the same."""
+    """Both shares are on the CPU here; the hooks that move hidden states between them are installed all the same."""
     devices = (torch.device("cpu"), torch.device("cpu"))
     monkeypatch.setattr("vesselseg.inference.load.choose_devices", lambda device: devices)
     predictor = Loading("split").predictor(exported)
@@ -265,7 +265,7 @@ def test_a_split_model_computes_the_same(exported: Path, expected: np.ndarray, m
 def test_split_without_a_gpu_is_refused(exported: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(UserError, match="--device split spreads a model over GPUs, and there is none here"):
+    with pytest.raises(UserError, match="--device split spreads a model over GPUs, and this machine has none"):
         Loading("split").predictor(exported)
 
 
@@ -277,7 +277,7 @@ def test_a_model_split_over_gpus_computes_the_same(exported: Path, expected: np.
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_everything_lies_on_one_device_without_a_split() -> None:
+def test_everything_is_on_one_device_without_a_split() -> None:
     assert LayerSplit(torch.device("cpu"), ()).place("language_model.model.layers.3.mlp.up_proj.weight").type == "cpu"
 
 

@@ -200,7 +200,7 @@ def test_a_clip_that_breaks_halfway_takes_none_with_it(
     def full(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Predictor, "at_size", full)
+    monkeypatch.setattr(Predictor, "to_probabilities", full)
     assert call(model, source, out, "--save", "labelme,masks") == 1
     assert (out / "labelme/run/00000.json").read_bytes() == mine
     assert sorted(path.name for path in (out / "labelme/run").iterdir()) == ["00000.json", "00000.png"]

@@ -121,7 +121,7 @@ class GraphPredictor(PromptedPredictor):
 
     def mask_logits(self, prepared: ModelInputs) -> Tensor:
         """As the network's."""
-        return self.asked_for(prepared, self.run_graph(self._normalised(prepared.squares).float().cpu()))
+        return self.select_phrases(prepared, self.run_graph(self._normalised(prepared.squares).float().cpu()))
 
 
 class OnnxPredictor(GraphPredictor):

@@ -94,10 +94,12 @@ def collect(
     while numbers := list(islice(remaining, batch)):
         group = [records[number] for number in numbers]
         asked = [tuple(dict.fromkeys(record.phrases)) or tuple(phrases[:1]) for record in group]
-        prepared = teacher.prepare(_pictures(data, group), [[question_for(one) for one in listed] for listed in asked])
-        encoded = teacher.encode(prepared)
+        inputs = teacher.build_inputs(
+            _pictures(data, group), [[question_for(one) for one in listed] for listed in asked]
+        )
+        encoded = teacher.encode(inputs)
         cells.append(pool_features(encoded.embedding).float().cpu())
-        prompts.append(teacher.prompts(prepared, encoded).float().cpu())
+        prompts.append(teacher.prompts(inputs, encoded).float().cpu())
         kept = set(drawn[: FEATURE_BYTES // _bytes_of_one(encoded)])
         for place, number in enumerate(numbers):
             of_image += [number] * len(asked[place])

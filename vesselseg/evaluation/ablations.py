@@ -24,7 +24,7 @@ def switch_variants(flips: bool, steps: PostProcessing, thresholds: Mapping[bool
     variants = {WITHOUT: Variant(False, thresholds[False])}
     if flips:
         variants[FLIPS] = Variant(True, thresholds[True])
-    for name, size in steps.sizes().items():
+    for name, size in steps.enabled_steps().items():
         variants[name] = Variant(False, thresholds[False], PostProcessing(**{name: size}))
     if len(variants) > 2:
         together = " + ".join(name for name in variants if name)

@@ -49,7 +49,7 @@ from vesselseg.evaluation.threshold import (
 )
 from vesselseg.imaging.rgb import as_rgb
 from vesselseg.inference.flips import FLIPS
-from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
+from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Options:
 
     metric: str = "dice"
     flips: bool = False
-    post_processing: PostProcessing = NO_STEPS
+    post_processing: PostProcessing = NO_POST_PROCESSING
     calibrate: bool = False
     subgroups: Path | None = None
 
@@ -109,7 +109,7 @@ def evaluate(
         warnings=tuple(warnings),
         length_unit="mm" if millimetres else "px",
         test_time=FLIPS if options.flips else None,
-        post_processing=options.post_processing.sizes(),
+        post_processing=options.post_processing.enabled_steps(),
         switches=tuple(switch_effects(list(variants), scores.items, seed)),
         subgroups=table.subgroups(scores.items[-1], seed) if table else (),
         seen_in_training=seen,

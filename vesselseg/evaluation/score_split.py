@@ -23,8 +23,8 @@ from vesselseg.evaluation.metrics import METRICS, image_metrics
 from vesselseg.evaluation.scores import Scored
 from vesselseg.evaluation.sources import PredictionSource
 from vesselseg.evaluation.threshold import apply_threshold, threshold_counts
-from vesselseg.inference.flips import mean_over_flips, mirrored
-from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
+from vesselseg.inference.flips import flipped_copies, mean_over_flips
+from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Variant:
 
     flips: bool
     threshold: float
-    post_processing: PostProcessing = NO_STEPS
+    post_processing: PostProcessing = NO_POST_PROCESSING
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def read_items(
         with ExitStack() as opened:
             images = [opened.enter_context(Image.open(image_path(data, record))) for record in group]
             plain = source.probabilities(group, images)
-            of_mirrored = (source.probabilities(group, copies) for copies in mirrored(images))
-            averaged = mean_over_flips(plain, of_mirrored) if True in flips else plain
+            flipped = (source.probabilities(group, copies) for copies in flipped_copies(images))
+            averaged = mean_over_flips(plain, flipped) if True in flips else plain
             sizes = [(image.height, image.width) for image in images]
         for number, (record, (height, width)) in enumerate(zip(group, sizes)):
             phrases = source.phrases(record)

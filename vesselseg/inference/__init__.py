@@ -1,1 +1,1 @@
-"""Images and phrases in, probabilities out; the only inference path."""
+"""Images and phrases in, probabilities out: the only inference path."""

@@ -1,4 +1,4 @@
-"""A cine run -> one Prediction per frame: every frame on its own, or from SAM2's memory of keyframes."""
+"""A cine run -> one Prediction per frame: each frame independently, or propagated from keyframes by SAM2's memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.rgb import as_rgb
-from vesselseg.inference.predictor import Batch, ModelInputs, Prediction, Predictor, check_threshold
-from vesselseg.inference.threads import one_ahead
+from vesselseg.inference.predictor import ModelInputs, Prediction, Predictor, QuestionBatch, check_threshold
+from vesselseg.inference.threads import prefetch
 from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single
 
 MODES = ("frames", "memory")
-EVERY = 8  # so many frames one is a keyframe, where nothing else is asked for
+DEFAULT_KEYFRAME_INTERVAL = 8  # frames
 Keyframes = int | Sequence[int] | None
 
 
@@ -34,37 +34,37 @@ def segment_cine(
     """One Prediction per frame, in order, probabilities at the frame's own size.
 
     Frames are read once, in order, `batch` at a time, by a thread that is one batch ahead of the model.
-    mode: `frames`: each frame is an image of its own; with flips: see `Predictor.predict`. `memory`: the language model
-    prompts the keyframes, whose masks SAM2's memory carries to the frames after them; all have one size then.
-    keyframes, of `memory`: every so many frames, or their numbers from 0. The first frame is always one.
-    Raises UserError for arguments that do not go together, and for a model whose memory was never trained.
+    mode: `frames` segments each frame as a separate image; flips: see `Predictor.predict`. `memory` prompts SAM2 on the
+    keyframes only, and SAM2's memory propagates their masks to the following frames, which must have one size.
+    keyframes, for `memory`: an interval in frames, or frame numbers from 0. The first frame is always a keyframe.
+    Raises UserError for incompatible arguments, and for a model whose memory was never trained.
     """
     problems = mode_problems(mode, flips, keyframes) + _problems(frames, phrases, batch)
-    prompted: frozenset[int] = frozenset()
+    keyframe_numbers: frozenset[int] = frozenset()
     if mode == "memory":
-        prompted, refused = _chosen(usual_keyframes(keyframes), len(frames))
-        problems += refused + _memory_problems(predictor)
+        keyframe_numbers, invalid = _keyframe_numbers(resolve_keyframes(keyframes), len(frames))
+        problems += invalid + _memory_problems(predictor)
     if problems:
         raise UserError("\n".join(problems))
-    used = predictor.threshold if threshold is None else check_threshold(threshold)
+    threshold = predictor.threshold if threshold is None else check_threshold(threshold)
     if mode == "frames":
-        return _each_frame(predictor, frames, phrases, used, batch, flips)
-    return _from_memory(predictor, frames, phrases, prompted, used, batch)
+        return _segment_frames(predictor, frames, phrases, threshold, batch, flips)
+    return _propagate(predictor, frames, phrases, keyframe_numbers, threshold, batch)
 
 
-def usual_keyframes(keyframes: Keyframes) -> int | Sequence[int]:
-    """What was asked for, or the usual ones."""
-    return EVERY if keyframes is None else keyframes
+def resolve_keyframes(keyframes: Keyframes) -> int | Sequence[int]:
+    """The given keyframes, or the default interval for None."""
+    return DEFAULT_KEYFRAME_INTERVAL if keyframes is None else keyframes
 
 
 def mode_problems(mode: str, flips: bool, keyframes: Keyframes) -> list[str]:
-    """What does not go together, whatever the clip and the model."""
+    """Incompatible arguments, found without clip and model."""
     if mode not in MODES:
         return [f"cine: the mode is {mode!r}; expected {' or '.join(MODES)}"]
     if mode == "memory" and flips:
-        return ["cine: memory follows a run as it lies; leave the flips away (--tta), or take mode 'frames'"]
+        return ["cine: memory does not support flips; omit --tta, or use mode 'frames' (--cine frames)"]
     if mode == "frames" and keyframes is not None:
-        return ["keyframes: only mode 'memory' has them; add --cine memory, or leave --keyframes away"]
+        return ["keyframes: only mode 'memory' uses them; add --cine memory, or omit --keyframes"]
     return []
 
 
@@ -79,11 +79,11 @@ def _problems(frames: Sequence[Image.Image], phrases: Sequence[str], batch: int)
     return problems
 
 
-def _chosen(keyframes: int | Sequence[int], frames: int) -> tuple[frozenset[int], list[str]]:
-    """The keyframes, and what is wrong with the wish."""
+def _keyframe_numbers(keyframes: int | Sequence[int], frames: int) -> tuple[frozenset[int], list[str]]:
+    """(frame numbers of the keyframes, problems)."""
     if isinstance(keyframes, int):
         if keyframes < 1:
-            return frozenset(), [f"keyframes is {keyframes}; expected every how many frames, 1 or more"]
+            return frozenset(), [f"keyframes is {keyframes}; expected an interval of 1 frame or more"]
         return frozenset(range(0, frames, keyframes)), []
     outside = [number for number in keyframes if not 0 <= number < frames]
     if outside:
@@ -96,17 +96,14 @@ def _memory_problems(predictor: Predictor) -> list[str]:
     if memory_trained(predictor.grounding):
         return []
     if not has_memory(predictor.grounding):
-        return [
-            "this model keeps only what single images need of SAM2, and no memory; take mode 'frames' (--cine frames)"
-        ]
+        return ["this model has SAM2's image parts only and no memory; use mode 'frames' (--cine frames)"]
     return [
-        "this model's SAM2 has a memory that was never trained (its weights are as drawn at random), so keyframes "
-        "would tell the frames after them nothing; take mode 'frames' (--cine frames), or a model made "
-        "from pretrained SAM2 weights"
+        "the memory of this model's SAM2 was never trained (its weights are randomly initialised), so it cannot "
+        "propagate masks; use mode 'frames' (--cine frames), or a model built from pretrained SAM2 weights"
     ]
 
 
-def _each_frame(
+def _segment_frames(
     predictor: Predictor,
     frames: Sequence[Image.Image],
     phrases: Sequence[str],
@@ -114,84 +111,88 @@ def _each_frame(
     batch: int,
     flips: bool,
 ) -> Iterator[Prediction]:
-    questions = [predictor.question(phrase) for phrase in phrases]
+    questions = [predictor.format_question(phrase) for phrase in phrases]
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[QuestionBatch]:
         for start in range(0, len(frames), batch):
-            together = [frames[number] for number in range(start, min(start + batch, len(frames)))]
-            yield together, [questions] * len(together)
+            images = [frames[number] for number in range(start, min(start + batch, len(frames)))]
+            yield images, [questions] * len(images)
 
-    for found in predictor.stream(batches(), flips):
-        for probabilities in found:
-            yield Prediction.cut(probabilities, phrases, threshold)
+    for of_batch in predictor.stream(batches(), flips):
+        for probabilities in of_batch:  # (phrases, height, width)
+            yield Prediction.from_probabilities(probabilities, phrases, threshold)
 
 
-def _from_memory(
+def _propagate(
     predictor: Predictor,
     frames: Sequence[Image.Image],
     phrases: Sequence[str],
-    prompted: frozenset[int],
+    keyframe_numbers: frozenset[int],
     threshold: float,
     batch: int,
 ) -> Iterator[Prediction]:
-    questions = [predictor.question(phrase) for phrase in phrases]
+    questions = [predictor.format_question(phrase) for phrase in phrases]
     memory = MaskMemory(predictor.grounding, len(frames))
     size: tuple[int, int] | None = None
 
-    def prepare(numbers: range) -> _Views:
+    def preprocess(numbers: range) -> _FrameBatch:
         nonlocal size
-        together = [as_rgb(frames[number]) for number in numbers]
-        size = size or together[0].size
-        _check_sizes(together, size, numbers[0])
-        return _views(predictor, together, questions, [place for place, at in enumerate(numbers) if at in prompted])
+        images = [as_rgb(frames[number]) for number in numbers]
+        size = size or images[0].size
+        _check_sizes(images, size, numbers[0])
+        positions = [position for position, number in enumerate(numbers) if number in keyframe_numbers]
+        return _frame_batch(predictor, images, questions, positions)
 
     starts = range(0, len(frames), batch)
-    for views in one_ahead(prepare, [range(start, min(start + batch, len(frames))) for start in starts]):
-        for probabilities in _remembered(predictor, memory, views):
-            yield Prediction.cut(probabilities, phrases, threshold)
+    for frame_batch in prefetch(preprocess, [range(start, min(start + batch, len(frames))) for start in starts]):
+        for probabilities in _step(predictor, memory, frame_batch):
+            yield Prediction.from_probabilities(probabilities, phrases, threshold)
 
 
 def _check_sizes(frames: Sequence[Image.Image], size: tuple[int, int], first: int) -> None:
-    for place, frame in enumerate(frames):
+    for position, frame in enumerate(frames):
         if frame.size != size:
             raise UserError(
-                f"frame {first + place} has {frame.width} x {frame.height} pixels, frame 0 has {size[0]} x {size[1]}; "
-                "memory follows one scene, so all frames must have one size; take mode 'frames' (--cine frames)"
+                f"frame {first + position} has {frame.width} x {frame.height} pixels, "
+                f"frame 0 has {size[0]} x {size[1]}; "
+                "with memory all frames must have one size; use mode 'frames' (--cine frames)"
             )
 
 
 @dataclass(frozen=True)
-class _Views:
-    """What the model gets of the next frames. frames: their square views; asked: which of them are keyframes, whose
-    views for the language model are in keyframes. size: (width, height) of all.
-    """
+class _FrameBatch:
+    """Model inputs of consecutive frames."""
 
-    frames: ModelInputs
-    asked: Sequence[int]
-    keyframes: ModelInputs | None
-    size: tuple[int, int]
+    frames: ModelInputs  # SAM2's views of all frames, without objects
+    positions: Sequence[int]  # of the keyframes among the frames
+    keyframes: ModelInputs | None  # with the language model's views; None without keyframes
+    size: tuple[int, int]  # (width, height) of every frame
 
 
-def _views(
-    predictor: Predictor, frames: Sequence[Image.Image], questions: Sequence[str], asked: Sequence[int]
-) -> _Views:
-    keyframes = predictor.prepare([frames[place] for place in asked], [questions] * len(asked)) if asked else None
-    return _Views(
-        ModelInputs((predictor.squares(frames),), (0,) * len(frames), [], []), asked, keyframes, frames[0].size
-    )
+def _frame_batch(
+    predictor: Predictor, frames: Sequence[Image.Image], questions: Sequence[str], positions: Sequence[int]
+) -> _FrameBatch:
+    """positions: of the keyframes among the frames."""
+    keyframes = None
+    if positions:
+        keyframes = predictor.build_inputs([frames[index] for index in positions], [questions] * len(positions))
+    views = ModelInputs((predictor.square_views(frames),), (0,) * len(frames), [], [])
+    return _FrameBatch(views, positions, keyframes, frames[0].size)
 
 
-# Not inference_mode: SAM2 keeps a table from the first call, which training could not use afterwards.
+# no_grad in place of inference_mode: SAM2 caches a table in its first call, and autograd refuses inference tensors.
 @torch.no_grad()
-def _remembered(predictor: Predictor, memory: MaskMemory, views: _Views) -> list[np.ndarray]:
-    """Probabilities (phrases, height, width) of the next frames."""
-    prompts = dict[int, Tensor]()
-    with predictor.predicting():
-        features = predictor.encode(views.frames)
-        if views.keyframes is not None:
-            of_asked = features.select(torch.tensor(views.asked, device=features.embedding.device))
-            found = predictor.prompts(views.keyframes, of_asked).split(views.keyframes.objects)
-            prompts = dict(zip(views.asked, found))
-        count = len(views.frames.objects)
-        logits = [memory.step(single(features, place), prompts.get(place)) for place in range(count)]
-    return [predictor.at_size(of_frame, views.size) for of_frame in logits]
+def _step(predictor: Predictor, memory: MaskMemory, batch: _FrameBatch) -> list[np.ndarray]:
+    """Probabilities (phrases, height, width) of the next frames; advances the memory."""
+    prompts = dict[int, Tensor]()  # position of a keyframe -> (phrases, 256)
+    with predictor.eval_mode():
+        features = predictor.encode(batch.frames)
+        if batch.keyframes is not None:
+            selected = features.select(torch.tensor(batch.positions, device=features.embedding.device))
+            prompts = dict(
+                zip(batch.positions, predictor.prompts(batch.keyframes, selected).split(batch.keyframes.objects))
+            )
+        count = len(batch.frames.objects)
+        # Per frame (phrases, h, w).
+        logits = [memory.step(single(features, position), prompts.get(position)) for position in range(count)]
+    return [predictor.to_probabilities(of_frame, batch.size) for of_frame in logits]

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a model sees an image and its mirrored copies, and the answers are averaged."""
+"""Test-time augmentation: the mean prediction over an image and its flipped copies."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from PIL import Image
 
 FLIPS = "flips"
 _Flip = Image.Transpose
-_MIRRORED = ((_Flip.FLIP_LEFT_RIGHT, (-1,)), (_Flip.FLIP_TOP_BOTTOM, (-2,)), (_Flip.ROTATE_180, (-2, -1)))
+# Pillow's operation, and the axes of (phrases, height, width) that undo it.
+_FLIPS = ((_Flip.FLIP_LEFT_RIGHT, (-1,)), (_Flip.FLIP_TOP_BOTTOM, (-2,)), (_Flip.ROTATE_180, (-2, -1)))
 
 
-def mirrored(images: Sequence[Image.Image]) -> Iterator[list[Image.Image]]:
-    """The images' mirror images, left to right; then top to bottom; then both together."""
-    for flip, _ in _MIRRORED:
+def flipped_copies(images: Sequence[Image.Image]) -> Iterator[list[Image.Image]]:
+    """The images flipped left to right, then top to bottom, then both."""
+    for flip, _ in _FLIPS:
         yield [image.transpose(flip) for image in images]
 
 
 def mean_over_flips(
-    plain: Sequence[NDArray[np.float32]], of_mirrored: Iterable[Sequence[NDArray[np.float32]]]
+    plain: Sequence[NDArray[np.float32]], flipped: Iterable[Sequence[NDArray[np.float32]]]
 ) -> list[NDArray[np.float32]]:
-    """Mean probabilities (phrases, height, width) of the images as they are and of all that `mirrored` yields.
+    """Mean probabilities (phrases, height, width) per image over the image and its flipped copies.
 
-    plain: per image; not changed. of_mirrored: the same of the mirror images, in their order, lying as they do.
+    plain: per image; not changed. flipped: per list that `flipped_copies` yields, probabilities as predicted, not yet
+    flipped back.
     """
-    sums = [values.astype(np.float32, copy=True) for values in plain]
-    for (_, axes), found in zip(_MIRRORED, of_mirrored, strict=True):
-        for total, values in zip(sums, found, strict=True):
-            total += np.flip(values, axes)
-    return [np.clip(total / (len(_MIRRORED) + 1), 0, 1) for total in sums]
+    sums = [probabilities.astype(np.float32, copy=True) for probabilities in plain]
+    for (_, axes), of_copies in zip(_FLIPS, flipped, strict=True):
+        for total, probabilities in zip(sums, of_copies, strict=True):
+            total += np.flip(probabilities, axes)
+    return [np.clip(total / (len(_FLIPS) + 1), 0, 1) for total in sums]  # float32 sums may exceed 1 by rounding

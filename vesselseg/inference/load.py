@@ -35,21 +35,21 @@ def load_predictor(
 ) -> Predictor:
     """The predictor of an exported or published Sa2VA folder, local or on the hub, or of a checkpoint `.pth`.
 
-    device: `auto` takes the GPU if there is one, `split` spreads the language model over all visible ones.
-    dtype: bf16 on a GPU that has it, else float32. base: where a checkpoint's base folder lies now, if it has moved.
-    quantise: None, `nf4` or `int8`: the language model's blocks in 4 or 8 bits. Raises WeightsError, UserError.
+    device: `auto` uses the GPU if one exists, `split` spreads the language model over all visible GPUs. dtype: None
+    means bf16 on a GPU that supports it, else float32. base: the current path of a checkpoint's base folder, if it has
+    moved. quantise: None, `nf4` or `int8`: the language model's blocks in 4 or 8 bits. Raises WeightsError, UserError.
     """
     path, devices = Path(path), choose_devices(device)
-    place = devices[0]
-    dtype = dtype or default_dtype(place)
-    how: dict[str, Any] = {"device": place, "dtype": dtype, "quantise": quantise, "layer_devices": devices}
+    main_device = devices[0]
+    dtype = dtype or default_dtype(main_device)
     if is_prompted_folder(path):
-        return load_prompted(path, place, dtype)
+        return load_prompted(path, main_device, dtype)
+    options: dict[str, Any] = {"device": main_device, "dtype": dtype, "quantise": quantise, "layer_devices": devices}
     if (path.is_dir() and (path / "config.json").exists()) or hub_name(path):
-        model = build_model(str(path), trainable=FROZEN, **how)
+        model = build_model(str(path), trainable=FROZEN, **options)
         tokenizer = read_base_folder(path).tokenizer
     elif path.suffix == ".pth":
-        model, content = build_from_training_file(path, base=base, **how)
+        model, content = build_from_training_file(path, base=base, **options)
         tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
     else:
         raise WeightsError(_no_model(path))
@@ -59,36 +59,36 @@ def load_predictor(
 
 
 def _no_model(path: Path) -> str:
-    found = "is" if path.exists() else "does not exist, so it is"
+    verb = "is" if path.exists() else "does not exist, so it is"
     return (
-        f"{path} {found} neither an exported model folder (with config.json) nor a checkpoint (.pth); "
-        "name one of them, e.g. work_dirs/RUN/best.pth, or a model of the hub, e.g. ByteDance/Sa2VA-InternVL3-8B"
+        f"{path} {verb} neither an exported model folder (with config.json) nor a checkpoint (.pth); "
+        "name one of these, e.g. work_dirs/RUN/best.pth, or a model on the hub, e.g. ByteDance/Sa2VA-InternVL3-8B"
     )
 
 
 def choose_devices(device: str) -> tuple[torch.device, ...]:
-    """`split` -> all visible GPUs; otherwise the one of `choose_device`."""
+    """`split` -> all visible GPUs; any other name -> the device of `choose_device`."""
     if device != "split":
         return (choose_device(device),)
     if not torch.cuda.is_available():
-        raise UserError("--device split spreads a model over GPUs, and there is none here; name auto or cpu")
+        raise UserError("--device split spreads a model over GPUs, and this machine has none; use auto or cpu")
     return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` -> cuda if there is one, else cpu; any other name as it is. Raises UserError for one that is not there."""
+    """`auto` -> cuda if available, else cpu; any other name -> that device. Raises UserError if it is unavailable."""
     if device != "auto":
         try:
             torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"the device {device!r} cannot be used ({reason}); name auto, cpu, cuda:0 or split"
+                f"the device {device!r} cannot be used ({reason}); use auto, cpu, cuda:0 or split"
             ) from None
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on a GPU that computes in it, float32 elsewhere."""
+    """bf16 on a GPU that supports it, float32 elsewhere."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

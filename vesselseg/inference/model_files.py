@@ -1,4 +1,4 @@
-"""Which weights a model's files hold, told without loading it."""
+"""Identify the weights in a model's files without loading them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 def weights_digest(path: Path) -> str | None:
     """SHA-256 (first 16 hex digits) over a folder's weight files with their names, or over a checkpoint's bytes.
 
-    The threshold stands in config.json, so storing another one changes nothing here. None where there are no weights.
+    The threshold is stored in config.json, so changing it does not change the digest. None if there are no weights.
     """
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin")) if path.is_dir() else [path]

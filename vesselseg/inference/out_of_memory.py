@@ -1,4 +1,4 @@
-"""Memory that runs out, on a GPU or on a CPU: how it is told, and how much one batch may take of it."""
+"""Out-of-memory errors on a GPU or CPU: how to recognise them, and how large a batch may be."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from PIL import Image
 
 from vesselseg.errors import UserError
 
-BATCH_PIXELS = 32_000_000  # `map_pixels` of a batch, if it holds more than one image
-# How torch, oneDNN, CUDA's libraries, OpenCV and ONNX Runtime word it, each in an exception of its own.
-_SIGNS = (
+BATCH_PIXELS = 32_000_000  # limit of `probability_map_pixels` for a batch of more than one image
+# Messages of torch, oneDNN, the CUDA libraries, OpenCV and ONNX Runtime, which raise exceptions of different types.
+_MESSAGES = (
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",
@@ -26,14 +26,14 @@ _SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed, on a GPU or in main memory."""
+    """Whether an error reports a failed allocation, on a GPU or in main memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return not isinstance(error, UserError) and any(sign in str(error) for sign in _SIGNS)
+    return not isinstance(error, UserError) and any(message in str(error) for message in _MESSAGES)
 
 
-def map_pixels(image: Image.Image, phrases: int) -> int:
-    """Pixels of an image's probability maps, one map per phrase; each pixel takes 4 bytes."""
+def probability_map_pixels(image: Image.Image, phrases: int) -> int:
+    """Total pixels of an image's probability maps, one map per phrase; each pixel takes 4 bytes."""
     return image.width * image.height * phrases

@@ -1,4 +1,4 @@
-"""What is done to a mask after the threshold: small components away, small holes filled."""
+"""Post-processing of masks after the threshold: remove small components, fill small holes."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """Sizes in pixels, 0 switches a step off.
+    """Sizes in pixels; 0 disables a step.
 
-    min_component: components of fewer pixels go; pixels that touch by an edge or a corner belong together.
-    fill_holes: holes of up to so many pixels are filled, after that; a hole is background that neither an edge between
-    pixels nor the image's border connects to the rest.
+    min_component: 8-connected components with fewer pixels are removed. fill_holes: holes of at most this size are
+    filled afterwards; a hole is a 4-connected background component that does not touch the image border.
     """
 
     min_component: int = 0
     fill_holes: int = 0
 
-    def sizes(self) -> dict[str, int]:
-        """The steps that are on, in the order in which they are done."""
+    def enabled_steps(self) -> dict[str, int]:
+        """The enabled steps and their sizes, in the order of application."""
         steps = {"min_component": self.min_component, "fill_holes": self.fill_holes}
         return {name: size for name, size in steps.items() if size}
 
     def apply(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The mask (height, width) bool after all steps that are on; the one given is not changed."""
+        """A mask (height, width) bool after all enabled steps; the input is not changed."""
         if self.min_component:
-            mask = without_small_components(mask, self.min_component)
+            mask = remove_small_components(mask, self.min_component)
         if self.fill_holes:
-            mask = with_holes_filled(mask, self.fill_holes)
+            mask = fill_small_holes(mask, self.fill_holes)
         return mask
 
-    def of(self, prediction: Prediction) -> Prediction:
-        """A prediction with its masks after all steps that are on."""
-        masks = [self.apply(mask) for mask in prediction.masks] if self.sizes() else None
+    def apply_to(self, prediction: Prediction) -> Prediction:
+        """A prediction with post-processed masks; its probabilities are unchanged."""
+        masks = [self.apply(mask) for mask in prediction.masks] if self.enabled_steps() else None
         return prediction if not masks else replace(prediction, masks=np.stack(masks))
 
 
-NO_STEPS = PostProcessing()
+NO_POST_PROCESSING = PostProcessing()
 
 
-def without_small_components(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """The mask (height, width) without its 8-connected components of fewer than so many pixels."""
-    labels = label(mask, connectivity=2)
+def remove_small_components(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """The mask (height, width) without 8-connected components of fewer than `pixels` pixels."""
+    labels = label(mask, connectivity=2)  # (height, width), 0 is background
     large = np.bincount(labels.ravel()) >= pixels
     large[0] = False
     return np.asarray(large[labels])
 
 
-def with_holes_filled(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """The mask (height, width) with those 4-connected holes filled that have at most so many pixels."""
-    labels = label(~mask, connectivity=1)
+def fill_small_holes(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """The mask (height, width) with 4-connected holes of at most `pixels` pixels filled."""
+    labels = label(~mask, connectivity=1)  # (height, width), 0 is vessel
     small = np.bincount(labels.ravel()) <= pixels
+    # Background that reaches the image border is not enclosed by the mask.
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     small[border] = False
     small[0] = False

@@ -1,4 +1,4 @@
-"""What turns images and questions into model input: tokenizer, chat template and the sizes of both views."""
+"""Processor: tokenizer, chat template and image view sizes, which turn images and questions into model input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_LENGTH = 8192  # tokens of one conversation; twelve tiles and a thumbnail ta
 
 @dataclass(frozen=True)
 class Processor:
-    """Used alike by training, prediction and export."""
+    """Shared by training, prediction and export."""
 
     views: ImageViews
     tokens: ConversationTokens
@@ -24,7 +24,7 @@ class Processor:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, with the new tokens."""
+        """The tokenizer, new tokens included."""
         return self.tokens.tokenizer
 
 
@@ -35,13 +35,13 @@ def processor_for(
     max_length: int = MAX_LENGTH,
     max_tiles: int | None = None,
 ) -> Processor:
-    """The processor that belongs to a model. max_tiles: fewer tiles per image than the model's own limit."""
+    """The processor of a model. max_tiles: limit of tiles per image, at most the model's own."""
     tokens = ConversationTokens(tokenizer, chat_template(config.template), max_length)
     return Processor(views_for(config, max_tiles), tokens, config.tokens_per_tile)
 
 
 def views_for(config: Sa2VAConfig, max_tiles: int | None = None) -> ImageViews:
-    """The sizes of both views of a model. max_tiles: fewer tiles per image than the model's own limit."""
+    """The view sizes of a model. max_tiles: limit of tiles per image, at most the model's own."""
     limit = config.max_dynamic_patch if config.dynamic_image_size else 1
     return ImageViews(
         tile_size=config.force_image_size,

@@ -1,4 +1,4 @@
-"""The predictor of a model with fixed phrases: SAM2 alone, prompted by vectors that it holds itself."""
+"""The predictor of a model with fixed phrases: SAM2 alone, with learned prompt vectors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import PromptedSAM2, build_prompted, own_names, place
 from vesselseg.models.sam2_grounding import ImageFeatures
 
-_LONGEST = 600  # characters of a user's words: a question is longer than its phrase
+_MAX_CHARACTERS = 600  # of a user's text: a question is longer than its phrase
 
 
 class PromptedPredictor(Predictor):
-    """Runs a PromptedSAM2 on images. phrases: all that it can be asked for.
+    """Runs a PromptedSAM2 on images. phrases: the phrases that it can segment.
 
-    A user's words mean one of them where they are the phrase or one of the project's questions about it, whatever the
-    blanks and, unless phrases differ in nothing else, the case of their letters.
+    A text matches a phrase if it is the phrase or one of the project's questions about it. White space is ignored, and
+    so is case unless two phrases differ only in case.
     """
 
     model: PromptedSAM2
@@ -38,60 +38,61 @@ class PromptedPredictor(Predictor):
         views = ImageViews(tile_size=1, sam_size=model.grounding.image_size)
         super().__init__(model, views, config.threshold, config.mask_temperature)
         self.phrases = tuple(config.phrases)
-        said = {text: number for number, phrase in enumerate(self.phrases) for text in _ways_to_say(phrase)}
-        self._number_of = {text.casefold(): number for text, number in said.items()} | said  # a phrase's own case wins
+        exact = {text: index for index, phrase in enumerate(self.phrases) for text in _phrasings(phrase)}
+        self._index_of = {text.casefold(): index for text, index in exact.items()} | exact  # exact case takes priority
 
     @property
-    def wording(self) -> list[str]:
+    def prompt_format(self) -> list[str]:
         """Its phrases."""
         return list(self.phrases)
 
-    def phrase_for(self, text: str) -> str:
-        """See `Predictor`: one of its phrases; raises UserError, a ValueError, for words that mean none of them."""
-        return self.phrases[self.phrase_number(text)]
+    def resolve_phrase(self, text: str) -> str:
+        """See `Predictor`; raises UserError, a ValueError, for a text that matches none of the phrases."""
+        return self.phrases[self.phrase_index(text)]
 
-    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> ModelInputs:
-        """See `Predictor`; no tiles, and a conversation is the number of its phrase. Raises UserError, a ValueError,
-        for a question about anything but its phrases.
+    def build_inputs(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> ModelInputs:
+        """See `Predictor`. There are no tiles, and a conversation is a phrase index, () int64.
+
+        Raises UserError, a ValueError, for a question that matches none of the phrases.
         """
-        numbers = [[torch.tensor(self.phrase_number(question)) for question in asked] for asked in questions]
-        return ModelInputs((self.squares(images),), tuple(map(len, questions)), [], numbers)
+        indices = [[torch.tensor(self.phrase_index(question)) for question in of_image] for of_image in questions]
+        return ModelInputs((self.square_views(images),), tuple(map(len, questions)), [], indices)
 
-    def prompts(self, prepared: ModelInputs, features: ImageFeatures) -> Tensor:
-        """See `Predictor`."""
-        return self.asked_for(prepared, self.model.prompts(features))
+    def prompts(self, inputs: ModelInputs, features: ImageFeatures) -> Tensor:
+        """See `Predictor`. (all objects, 256)."""
+        return self.select_phrases(inputs, self.model.prompts(features))
 
-    def asked_for(self, prepared: ModelInputs, of_phrases: Tensor) -> Tensor:
-        """(images, phrases, ...) of all phrases -> (all objects, ...) of those asked for, image after image."""
-        numbers = [[int(number) for number in of_image] for of_image in prepared.conversations]
-        return torch.cat([of_image[chosen] for of_image, chosen in zip(of_phrases, numbers)])
+    def select_phrases(self, inputs: ModelInputs, values: Tensor) -> Tensor:
+        """(images, phrases, ...) for all phrases -> (all objects, ...) for the requested ones, image after image."""
+        indices = [[int(index) for index in of_image] for of_image in inputs.conversations]
+        return torch.cat([of_image[chosen] for of_image, chosen in zip(values, indices)])
 
-    def chat(self, image: Image.Image, question: str, longest: int = 128) -> Answer:
-        """Raises UserError: there is no language model."""
+    def chat(self, image: Image.Image, question: str, max_new_tokens: int = 128) -> Answer:
+        """Raises UserError: the model has no language model."""
         raise UserError(
-            "this model has no language model to chat with; take the one that it was distilled from, "
-            f"or ask it to segment {', '.join(map(repr, self.phrases))}"
+            "this model has no language model to chat with; use the model that it was distilled from, "
+            f"or segment {', '.join(map(repr, self.phrases))} with this one"
         )
 
-    def phrase_number(self, text: str) -> int:
-        """Which of its phrases a user's words mean; raises UserError, a ValueError, where they mean none."""
-        said = clean_phrase(text, _LONGEST)
-        number = self._number_of.get(said, self._number_of.get(said.casefold()))
-        if number is None:
+    def phrase_index(self, text: str) -> int:
+        """Index of the phrase that a user's text matches; raises UserError, a ValueError, if it matches none."""
+        cleaned = clean_phrase(text, _MAX_CHARACTERS)
+        index = self._index_of.get(cleaned, self._index_of.get(cleaned.casefold()))
+        if index is None:
             known = ", ".join(map(repr, self.phrases))
             raise UserError(
-                f"this model segments only {known} and was asked {text[:100]!r}; ask for one of these, or take the "
-                "model with a language model that it was distilled from"
+                f"this model segments only {known}, not {text[:100]!r}; request one of these, or use the model with a "
+                "language model that it was distilled from"
             )
-        return number
+        return index
 
 
-def _ways_to_say(phrase: str) -> list[str]:
+def _phrasings(phrase: str) -> list[str]:
     return [clean_phrase(phrase), *(question_for(phrase, choice) for choice in range(len(QUESTIONS)))]
 
 
 def is_prompted_folder(folder: Path) -> bool:
-    """Whether a folder holds a model with fixed phrases."""
+    """Whether a folder contains a model with fixed phrases."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -100,11 +101,13 @@ def is_prompted_folder(folder: Path) -> bool:
 
 
 def load_prompted(folder: Path, device: torch.device | str, dtype: torch.dtype) -> PromptedPredictor:
-    """The predictor of a folder that tools/distill_prompt.py wrote. Raises WeightsError where it is damaged."""
+    """The predictor of a folder that tools/distill_prompt.py wrote. Raises WeightsError if it is damaged."""
     config = PromptedSAM2Config.from_pretrained(folder)
     try:
         model = build_prompted(config)
     except (KeyError, ValueError) as error:
-        raise WeightsError(f"{folder}/config.json: no sizes of a SAM2 ({error}); distil the model again") from None
+        raise WeightsError(
+            f"{folder}/config.json: not a valid SAM2 configuration ({error}); distil the model again"
+        ) from None
     load_weights(model, own_names(stream_folder(folder)), str(folder))
     return PromptedPredictor(place(model, device, dtype).eval().requires_grad_(False))

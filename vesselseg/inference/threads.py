@@ -1,4 +1,4 @@
-"""Threads beside the model: what is made side by side, and what is made one ahead of its use."""
+"""Threads next to the model: map in parallel, and prefetch one item ahead."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar, cast
 
 _Item = TypeVar("_Item")
-_Made = TypeVar("_Made")
-THREADS = min(8, os.cpu_count() or 1)  # that make the views of images
+_Result = TypeVar("_Result")
+MAX_THREADS = min(8, os.cpu_count() or 1)  # threads that preprocess images
 
 
-def side_by_side(make: Callable[[int], _Made], count: int) -> list[_Made]:
-    """What is made of each number below count. Pillow resizes without holding Python's lock, so threads save time."""
+def map_in_threads(function: Callable[[int], _Result], count: int) -> list[_Result]:
+    """`function` of every index below count, in order. Pillow resizes without the GIL, so threads save time."""
     if count < 2:
-        return [make(number) for number in range(count)]
-    with ThreadPoolExecutor(min(count, THREADS)) as pool:
-        return list(pool.map(make, range(count)))
+        return [function(index) for index in range(count)]
+    with ThreadPoolExecutor(min(count, MAX_THREADS)) as pool:
+        return list(pool.map(function, range(count)))
 
 
-def one_ahead(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[_Made]:
-    """What is made of each item, in order. While the caller is busy with one, a thread draws and makes the next."""
-    made, end = map(make, items), object()
+def prefetch(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """`function` of every item, in order. A thread draws and computes the next one while the caller uses the last."""
+    results, end = map(function, items), object()
     with ThreadPoolExecutor(1) as thread:
-        coming: Future[_Made | object] = thread.submit(next, made, end)
-        while (one := coming.result()) is not end:
-            coming = thread.submit(next, made, end)
-            yield cast(_Made, one)
+        pending: Future[_Result | object] = thread.submit(next, results, end)
+        while (result := pending.result()) is not end:
+            pending = thread.submit(next, results, end)
+            yield cast(_Result, result)

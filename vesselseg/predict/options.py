@@ -8,9 +8,9 @@ from typing import Any
 
 from vesselseg.dataset.prompts import clean_phrase
 from vesselseg.errors import UserError
-from vesselseg.inference.cine import mode_problems, usual_keyframes
+from vesselseg.inference.cine import mode_problems, resolve_keyframes
 from vesselseg.inference.flips import FLIPS
-from vesselseg.inference.post_processing import NO_STEPS, PostProcessing
+from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
 from vesselseg.predict.dicom_seg import check_installed
 from vesselseg.predict.result_files import KINDS
 
@@ -30,7 +30,7 @@ class PredictOptions:
     cine: str = "frames"
     keyframes: int | tuple[int, ...] | None = None
     flips: bool = False
-    post_processing: PostProcessing = NO_STEPS
+    post_processing: PostProcessing = NO_POST_PROCESSING
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.save if kind not in KINDS]
@@ -44,11 +44,11 @@ class PredictOptions:
         threshold = "auto" if self.threshold is None else self.threshold
         decided: dict[str, Any] = {"phrases": list(self.phrases), "threshold": threshold, "save": sorted(self.save)}
         decided |= {"tta": FLIPS} if self.flips else {}
-        decided |= self.post_processing.sizes()
+        decided |= self.post_processing.enabled_steps()
         if clip:
             decided["cine"] = self.cine
         if clip and self.cine == "memory":
-            keyframes = usual_keyframes(self.keyframes)
+            keyframes = resolve_keyframes(self.keyframes)
             decided["keyframes"] = keyframes if isinstance(keyframes, int) else list(keyframes)
         return decided
 

@@ -32,7 +32,7 @@ def predict_files(
     inputs = [InputUnit.from_json(content) for content in listed]
     work.choose_gpu()
     predictor = load()
-    options = replace(options, phrases=tuple(dict.fromkeys(map(predictor.phrase_for, options.phrases))))
+    options = replace(options, phrases=tuple(dict.fromkeys(map(predictor.resolve_phrase, options.phrases))))
     fingerprint = predictor_fingerprint(predictor)
     if not work.is_main_process:
         work.broadcast("opened", lambda: True)
@@ -59,7 +59,9 @@ def _header(model: str, predictor: Predictor, fingerprint: str, options: Predict
 def predictor_fingerprint(predictor: Predictor) -> str:
     """24 hex digits that tell models apart: weights, the views of an image, the template, threshold and temperature."""
     weights = weights_fingerprint(predictor.model.state_dict().items())
-    return digest([weights, asdict(predictor.views), predictor.wording, predictor.threshold, predictor.temperature])
+    return digest(
+        [weights, asdict(predictor.views), predictor.prompt_format, predictor.threshold, predictor.temperature]
+    )
 
 
 def _listed(source: Path, out: Path) -> list[InputUnit]:

@@ -21,7 +21,7 @@ from vesselseg.errors import UserError
 from vesselseg.imaging.decode import IMAGE_SUFFIXES
 from vesselseg.imaging.pictures import Pictures
 from vesselseg.inference.cine import segment_cine
-from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, map_pixels
+from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, probability_map_pixels
 from vesselseg.inference.predictor import Prediction, Predictor, Request
 from vesselseg.predict.clips import ClipWriter, Frames
 from vesselseg.predict.dicom_seg import SegmentationObject
@@ -107,7 +107,7 @@ class PredictRun:
         batch: list[_Still] = []
         pixels = 0
         while waiting and len(batch) < self._options.batch:
-            pixels += map_pixels(waiting[0].image, len(self._options.phrases))
+            pixels += probability_map_pixels(waiting[0].image, len(self._options.phrases))
             if batch and pixels > BATCH_PIXELS:
                 break
             batch.append(waiting.pop(0))
@@ -224,7 +224,7 @@ class PredictRun:
     def _still_entry(self, still: _Still, prediction: Prediction) -> Entry:
         found, name = still.found, self._names[still.found.source.file]
         assert found.pictures is not None
-        prediction = self._options.post_processing.of(prediction)
+        prediction = self._options.post_processing.apply_to(prediction)
         source = found.source.path if found.pictures.labelme_opens else None
         if source is not None and source.suffix.lower() not in IMAGE_SUFFIXES:
             source = None  # an image by its content alone: its name would tell other tools something else
@@ -259,7 +259,7 @@ class PredictRun:
             self._predictor, frames, options.phrases, options.cine, options.keyframes, threshold, batch, options.flips
         )
         name, segmentation = self._names[found.source.file], self._segmentation(found)
-        clip = ClipWriter(name, frames, self._writer, segmentation, self._pool, options.post_processing.of)
+        clip = ClipWriter(name, frames, self._writer, segmentation, self._pool, options.post_processing.apply_to)
         described, outputs = clip.write(predictions)
         used = self._predictor.threshold if threshold is None else threshold
         return {

@@ -18,14 +18,14 @@ from itertools import islice
 from PIL import Image
 
 from vesselseg.errors import UserError
-from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, map_pixels
+from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, probability_map_pixels
 from vesselseg.inference.predictor import Prediction, Predictor, Request
-from vesselseg.inference.threads import THREADS
+from vesselseg.inference.threads import MAX_THREADS
 from vesselseg.service.errors import ServiceError, busy
 from vesselseg.service.metrics import Metrics
 
-LARGEST_REQUEST = 50_000_000  # `map_pixels` of one request
-_WAITING_PIXELS = 400_000_000  # `map_pixels` of all that wait, if it is more than one request
+LARGEST_REQUEST = 50_000_000  # `probability_map_pixels` of one request
+_WAITING_PIXELS = 400_000_000  # `probability_map_pixels` of all that wait, if it is more than one request
 _FAILURES = 3  # requests failing one after the other, until the model counts as broken
 _LOG = logging.getLogger("vesselseg.service")
 
@@ -46,7 +46,7 @@ class Entry:
     @property
     def pixels(self) -> int:
         """Of all its probability maps."""
-        return map_pixels(self.image, len(self.phrases))
+        return probability_map_pixels(self.image, len(self.phrases))
 
 
 class ModelQueue:
@@ -62,7 +62,7 @@ class ModelQueue:
         self._closing = False
         self._failures = 0
         metrics.watch_queue(name, lambda: len(self._waiting))
-        self._views = ThreadPoolExecutor(THREADS, thread_name_prefix=f"views {name}")
+        self._views = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=f"views {name}")
         self._thread = threading.Thread(target=self._work, name=f"model {name}", daemon=True)
         self._thread.start()
 

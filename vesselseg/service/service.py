@@ -122,7 +122,7 @@ class Service:
         running.size = f"{picture.width}x{picture.height}x{len(phrases)}"
         prediction = await _predicted(queue, Entry(picture, phrases))
         if upload.form.threshold is not None:
-            prediction = prediction.at(upload.form.threshold)
+            prediction = prediction.with_threshold(upload.form.threshold)
         if self._keeper is not None:
             await self.in_thread(self._keeper.write, running.request_id, upload, queue.name, picture, prediction)
         encoded, objects = await self.in_thread(_encode, picture, prediction)
@@ -157,7 +157,7 @@ def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
     phrases, refused = [], []
     for text in upload.form.phrase:
         try:
-            phrases.append(queue.predictor.phrase_for(text))
+            phrases.append(queue.predictor.resolve_phrase(text))
         except ValueError as error:
             refused.append(str(error))
     if refused and queue.predictor.phrases and "phrase" not in upload.form.model_fields_set:
