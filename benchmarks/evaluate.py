@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vesselseg.dataset.manifest import Record, write_manifest
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.evaluation.metrics import METRICS
+from vesselseg.machine import available_cores
 from vesselseg.synthetic.angiograms import angiogram_labels, draw_angiogram
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -123,8 +124,7 @@ def measure(data: Path, folder: Path, kind: str, count: int) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What it ran on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cores": cores, "processor": processor(), "python": platform.python_version()}
+    return {"cores": available_cores(), "processor": processor(), "python": platform.python_version()}
 
 
 def processor() -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -39,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.runs import OK, REPOSITORY, log_rows, train
 from benchmarks.variants import chosen, folder_name, shared_schedule, study_parser
 from vesselseg.config.load import load_config
+from vesselseg.machine import available_cores
 from vesselseg.models.sam2_grounding import build_sam2
 from vesselseg.models.tiny_base import write_tiny_base
 from vesselseg.run_tool import run_tool
@@ -146,7 +146,7 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
 def run_all(runs: Sequence[Run], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Curves of every run."""
     deadline = time.monotonic() + args.budget_s
-    threads = max(1, (os.cpu_count() or 1) // args.parallel)
+    threads = max(1, available_cores() // args.parallel)
 
     def one(run: Run) -> dict[str, Any]:
         folder = args.scratch / run.name

@@ -26,8 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.shapes import SAM2_FILE, SIZES, write_base
-
-GIB = 2**30
+from vesselseg.machine import GIB
 
 
 def main() -> None:

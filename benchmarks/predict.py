@@ -39,6 +39,7 @@ from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
+from vesselseg.machine import GIB
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.prompted_config import PromptedSAM2Config
@@ -50,7 +51,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SAM2_ALONE = {"sam2_large": "large", "sam2_tiny": "tiny"}
 PHRASES = ["blood vessel", "catheter", "left anterior descending artery"]
 ANSWER_TOKENS = 8  # that the published code decodes for "Sure, it is [SEG]."
-IMAGES, LONGEST_S, GIB = 96, 12.0, 2**30
+IMAGES, LONGEST_S = 96, 12.0
 Images = Sequence[Image.Image]
 Way = Callable[[Predictor, Images], Iterable[int]]  # yields how many images are done, each time some are
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from benchmarks.table import figures, markdown, with_rates
 from vesselseg.config.load import load_config
 from vesselseg.dataset.manifest import read_split
 from vesselseg.errors import UserError
+from vesselseg.machine import GIB, available_cores
 from vesselseg.run_tool import run_tool
 from vesselseg.training.console import muted, quieten_imports
 
@@ -42,7 +42,6 @@ ROWS = Path(__file__).with_name("train_step_rows.yaml")
 LINE_EVERY = 5  # iterations at least between two lines of the log: a line makes the GPU wait
 SHORTEST_S = 40.0  # a row is not begun with less time than this
 DRAWN = {"--count": 90, "--size": 512, "--seed": 0}  # the synthetic data set
-GIB = 2**30
 Results = dict[str, dict[str, Any]]
 
 
@@ -192,7 +191,7 @@ def add_plans(rows: Sequence[Row], results: Results, scratch: Path, data: Path |
     data = data or scratch / "data"
     shared = {"data_root": data.resolve()} if data.exists() else {}
     settings = [{**shared, **base_settings(row, scratch, weights=False), **row.overrides} for row in rows]
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+    with ThreadPoolExecutor(max(1, available_cores() // 2)) as pool:
         for row, plan in zip(rows, pool.map(plan_of, [results[row.name] for row in rows], settings)):
             results[row.name].update(plan)
 

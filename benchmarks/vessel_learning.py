@@ -39,6 +39,7 @@ from benchmarks.learning_curves import curves, over_seeds, seeds_noise
 from benchmarks.runs import FAILED, OK, REPOSITORY, train
 from benchmarks.variants import chosen, folder_name, shared_schedule, study_parser
 from vesselseg.errors import UserError
+from vesselseg.machine import available_cores
 from vesselseg.models.tiny_base import write_tiny_base
 from vesselseg.run_tool import run_tool
 
@@ -175,7 +176,7 @@ def train_one(run: Run, args: argparse.Namespace, limit_s: float) -> dict[str, A
     """One training: how it went, and its curves."""
     folder = args.scratch / run.name
     overrides = {**shared_settings(args), **VARIANTS[run.variant], "seed": run.seed}
-    each = str(max(1, (os.cpu_count() or 1) // args.parallel))
+    each = str(max(1, available_cores() // args.parallel))
     threads = {"OMP_NUM_THREADS": each, "OPENCV_FOR_THREADS_NUM": "1"}
     outcome = train(CONFIG, 1, folder, overrides, flags=("--skip-plan",), environment=threads, limit_s=limit_s)
     told = {"status": outcome.status, "message": outcome.message, "seconds": outcome.seconds}

@@ -13,9 +13,11 @@ TRAINING_ONLY = ("mmengine", "xtuner", "deepspeed")
 # Modules that every room may import.
 LEAVES = (
     "vesselseg.errors",
+    "vesselseg.machine",
     "vesselseg.output_folder",
     "vesselseg.progress",
     "vesselseg.run_tool",
+    "vesselseg.suggest",
     "vesselseg.reports.html",
 )
 NO_TORCH = ("torch", *TRAINING_ONLY)
@@ -39,7 +41,9 @@ def rooms(*names: str) -> tuple[str, ...]:
 RULES = {
     "vesselseg": Rule(()),
     "vesselseg.errors": Rule((), NO_TORCH),
+    "vesselseg.machine": Rule((), NO_TORCH),
     "vesselseg.progress": Rule((), NO_TORCH),
+    "vesselseg.suggest": Rule((), NO_TORCH),
     "vesselseg.output_folder": Rule(rooms("errors"), NO_TORCH),
     "vesselseg.run_tool": Rule(rooms("errors"), NO_TORCH),
     "vesselseg.reports.html": Rule((), NO_TORCH),

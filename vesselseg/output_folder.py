@@ -1,15 +1,63 @@
-"""An output folder that appears whole or not at all."""
+"""Output folders and files that appear whole or not at all, and never among what they are made from."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vesselseg.errors import UserError
+
+UNFINISHED = ".unfinished"  # suffix of a file that is still being written
+
+
+@contextmanager
+def whole_file(path: Path, unfinished: Path | None = None, durable: bool = False) -> Iterator[Path]:
+    """A file next to path to write to: it replaces path when the block ends well and is removed when it does not.
+
+    Readers see the old file or the new one, never a part. A replaced file's permissions are kept. unfinished: its name,
+    where several processes may write the same path at once. durable: on the disk before it gets its name, so that a
+    power cut leaves no complete-looking part.
+    """
+    temporary = unfinished or path.with_name(path.name + UNFINISHED)
+    try:
+        yield temporary
+        with suppress(FileNotFoundError):
+            temporary.chmod(path.stat().st_mode & 0o777)
+        if durable:
+            flush_to_disk(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file that is whole at any moment."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def check_apart(out: Path, inputs: Iterable[Path], option: str = "--out") -> None:
+    """Raise UserError where writing to out would change an input: out is inside one, or holds one. Links are followed.
+
+    option: the command line's name for out.
+    """
+    place = out.resolve()
+    for source in inputs:
+        resolved = source.resolve()
+        if place.is_relative_to(resolved):
+            raise UserError(f"{option} {out} is inside {source}, which is input; choose another folder")
+        if resolved.is_relative_to(place):
+            raise UserError(f"{option} {out} holds the input {source}; choose another folder")
 
 
 def check_output(out: Path, force: bool, marker: str) -> None:

@@ -114,7 +114,7 @@ precision = "fp8"
     )
     message = problems(leaf, schedule__learning_rate=1e-3, modle__sa2va__base="x")
     for told in (
-        "unknown key 'lr'; did you mean schedule.lr?",
+        "unknown key 'lr'; did you mean 'schedule.lr'?",
         "schedule.warmup: no such setting; did you mean 'warmup_ratio'?",
         "model.sa2va.lora.rank: Lora takes no 'rank'",
         "model.sa2va.sam2.imagesize: this setting takes no 'imagesize'; did you mean 'image_size'?",
@@ -128,7 +128,7 @@ precision = "fp8"
         "validation.interval must be a whole number above 0, found -1",
         "precision must be one of auto, bf16, fp32, found 'fp8'",
         "--cfg-options schedule.learning_rate: no such setting",
-        "--cfg-options modle.sa2va.base: no such setting; did you mean model.sa2va.base?",
+        "--cfg-options modle.sa2va.base: no such setting; did you mean 'model.sa2va.base'?",
     ):
         assert told in message
     assert "leaf.py: 15 problem(s)" in message

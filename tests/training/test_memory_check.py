@@ -20,10 +20,10 @@ from tests.training.nodes import free_port
 from tests.training.planned import leaf, planned, write_shapes
 from tests.training.test_flat_parameters import engine_of
 from vesselseg.config.load import load_config
+from vesselseg.machine import GIB
 from vesselseg.models.build import build_model
 from vesselseg.training import memory_limit
 from vesselseg.training.memory_plan.check import AvailableMemory, MemoryPlanError, check_memory, lacks, room_of
-from vesselseg.training.memory_plan.plan import GIB
 from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import shapes_of
 from vesselseg.training.memory_plan.zero import GRADIENTS, MASTERS, MOMENTS, TRAINABLE, zero_bytes

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tests.tiny import TRUNK
 from tests.training.planned import leaf, planned, write_shapes
 from vesselseg.config.load import check_config, load_config
+from vesselseg.machine import GIB
 from vesselseg.models import fused_decoder, fused_linear
 from vesselseg.models.build import build_model
 from vesselseg.models.fused_decoder import FusedLayer
@@ -29,7 +30,7 @@ from vesselseg.training.memory_plan.cards import card_named
 from vesselseg.training.memory_plan.changes import Proposal, changed, possible_changes, proposals
 from vesselseg.training.memory_plan.images import training_images
 from vesselseg.training.memory_plan.live_bytes import held_by
-from vesselseg.training.memory_plan.plan import GIB, Target, plan_memory
+from vesselseg.training.memory_plan.plan import Target, plan_memory
 from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import shapes_of
 from vesselseg.training.memory_plan.zero import MASTERS, MOMENTS, TRAINABLE, pinned_bytes

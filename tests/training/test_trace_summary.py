@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from vesselseg.config.settings import Schedule
+from vesselseg.machine import GIB
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.profile import ProfileHook
-from vesselseg.training.trace_summary import GIB, summarise
+from vesselseg.training.trace_summary import summarise
 
 STEP = {"name": "ProfilerStep#3", "cat": "user_annotation", "ts": 0.0, "dur": 1000.0}
 

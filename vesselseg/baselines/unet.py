@@ -9,7 +9,6 @@ place of a learning rate that falls, whose end a limit on the time would move.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from vesselseg.dataset.augment import Augment
 from vesselseg.dataset.image_views import normalise
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.threshold import best_threshold, threshold_counts
+from vesselseg.machine import available_cores
 
 _log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def _batches(
     train: Labelled, options: UNetOptions, augment: Augment, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batch after batch through all epochs; on a GPU other processes read and augment ahead."""
-    workers = 0 if device.type == "cpu" else min(_WORKERS, os.cpu_count() or 1)
+    workers = 0 if device.type == "cpu" else min(_WORKERS, available_cores())
     loader: Iterable[tuple[Tensor, Tensor]] = DataLoader(
         _Augmented(train, options.size, augment, options.seed),
         batch_sampler=list(_order(len(train), options)),

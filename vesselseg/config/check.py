@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vesselseg.config.settings import SECTIONS, read_section, section_fields
+from vesselseg.suggest import SIMILARITY, did_you_mean
 
 Names = dict[str, Any]  # argument name -> what its dict becomes, or None
 
@@ -32,7 +33,7 @@ def check_types(values: Any, where: str = "") -> list[str]:
             continue
         for key in node:
             if key != "type" and key not in names:
-                problems.append(f"{path}.{key}: {_name(target)} takes no {key!r}{_did_you_mean(key, names)}")
+                problems.append(f"{path}.{key}: {_name(target)} takes no {key!r}{did_you_mean(key, names)}")
     return problems
 
 
@@ -48,7 +49,7 @@ def check_sections(values: Mapping[str, Any]) -> list[str]:
             continue
         names = section_fields(section)
         unknown = [key for key in given if key not in names]
-        problems += [f"{section}.{key}: no such setting{_did_you_mean(key, names)}" for key in unknown]
+        problems += [f"{section}.{key}: no such setting{did_you_mean(key, names)}" for key in unknown]
         if not unknown:
             problems += [f"{section}.{problem}" for problem in read_section(values, section).problems()]
     return problems
@@ -76,7 +77,7 @@ def nearest(path: str, known: Iterable[str]) -> list[str]:
     known = sorted(set(known) - {path})
     last = path.rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(path, known, n=1, cutoff=SIMILARITY)
     by_last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
     similar = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)]
     return list(dict.fromkeys(same + close + similar))[:2]
@@ -177,8 +178,3 @@ def _name(target: Any) -> str:
     if isinstance(target, frozenset):
         return "this setting"
     return getattr(import_name(target) if isinstance(target, str) else target, "__name__", str(target))
-
-
-def _did_you_mean(key: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import pprint
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vesselseg.config.bases import base_problems
 from vesselseg.config.check import accepted, check_sections, check_types, flatten, nearest
 from vesselseg.config.settings import SECTIONS, section_fields
 from vesselseg.errors import UserError
+from vesselseg.suggest import suggestion
 
 KEYS = {
     "data_root": "dataset folder made by tools/prepare_data.py",
@@ -243,9 +244,4 @@ def _lookup(values: Any, path: str) -> Any:
 def _hint(path: str, values: Mapping[str, Any]) -> str:
     if path in HOMES:
         return f"; its home is {HOMES[path]}"
-    return _did_you_mean(nearest(path, known_paths(values)))
-
-
-def _did_you_mean(names: Iterable[str]) -> str:
-    names = list(names)
-    return f"; did you mean {' or '.join(names)}?" if names else ""
+    return suggestion(nearest(path, known_paths(values)))

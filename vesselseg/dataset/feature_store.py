@@ -28,11 +28,12 @@ from torch import Tensor
 
 from vesselseg.dataset.batch import EncodedViews
 from vesselseg.errors import UserError
+from vesselseg.output_folder import UNFINISHED, whole_file
 
 # Raise it with every change of what is stored: how images become views, what is computed from them, how it is written.
 FEATURES_VERSION = 1
 STORE_FILE = "store.json"
-UNFINISHED, REMOVED = ".unfinished", ".removed"
+REMOVED = ".removed"
 ABANDONED_S = 3600  # an unfinished file is written in seconds; one this old belongs to a process that was killed
 NAMES = tuple(field.name for field in fields(EncodedViews))
 
@@ -54,9 +55,8 @@ class FeatureStore:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):  # another process has just removed the folder
                     if not path.exists():
-                        temporary = self._temporary(STORE_FILE)
-                        temporary.write_text(text, encoding="utf-8")
-                        temporary.replace(path)
+                        with whole_file(path, self._temporary(STORE_FILE)) as temporary:
+                            temporary.write_text(text, encoding="utf-8")
                     found = path.read_text(encoding="utf-8")
             except OSError as error:
                 raise UserError(
@@ -93,14 +93,10 @@ class FeatureStore:
         """
         tensors = {field: getattr(encoded, field).contiguous() for field in NAMES}
         tensors["masks"] = torch.from_numpy(np.packbits(masks.numpy(), axis=-1))
-        temporary = self._temporary(name)
         try:
-            save_file(tensors, temporary, metadata={"image": image, "width": str(masks.shape[-1])})
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # else a file may have its name before its content when the power fails
-            temporary.replace(self.path(name))
+            with whole_file(self.path(name), self._temporary(name), durable=True) as temporary:
+                save_file(tensors, temporary, metadata={"image": image, "width": str(masks.shape[-1])})
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(
                 f"{self.folder}: the features of {image} cannot be written ({error}); make room there or set "
                 "features.folder to another disk. What is written is kept"

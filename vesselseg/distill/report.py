@@ -20,6 +20,7 @@ from vesselseg.evaluation.scores import Scored
 from vesselseg.imaging.read_image import read_image
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
+from vesselseg.machine import GIB
 from vesselseg.reports.html import jpeg_data_uri, render
 from vesselseg.reports.panels import choose_cases, difference, overlay
 
@@ -122,7 +123,7 @@ def _labels(result: Distillation) -> str:
     seen = f"the tuned prompts learnt from those of {train} training images and stopped by {choosing} validation images"
     if result.masks_of == result.images:
         return seen
-    room = f"{FEATURE_BYTES / 2**30:.0f} GiB of features per split"
+    room = f"{FEATURE_BYTES / GIB:.0f} GiB of features per split"
     return f"{seen}, drawn with seed {result.seed}: {room} are kept while training"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.scores import Evaluation
+from vesselseg.output_folder import replace_text
 
 _CONFIG, _CARD, _CODE = "config.json", "README.md", "*.py"
 _ROW = re.compile(r"^\| threshold \|.*$", re.MULTILINE)
@@ -44,12 +44,12 @@ def store_threshold(folder: Path, threshold: float, temperature: float | None = 
     content = _read(folder)
     content["threshold"] = round(threshold, 6)
     content["mask_temperature"] = round(float(content.get("mask_temperature", 1.0)) * (temperature or 1.0), 6)
-    _replace(folder / _CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    replace_text(folder / _CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     card = folder / _CARD
     if card.is_file():
         at = f" at temperature {content['mask_temperature']:.3f}" if content["mask_temperature"] != 1 else ""
         row = f"| threshold | {threshold:.2f}{at}, chosen on the validation split |"
-        _replace(card, _ROW.sub(row, card.read_text(encoding="utf-8")))
+        replace_text(card, _ROW.sub(row, card.read_text(encoding="utf-8")))
     return content["threshold"], content["mask_temperature"]
 
 
@@ -69,14 +69,3 @@ def _read(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise EvaluationError(f"{folder / _CONFIG}: expected an object, found {type(content).__name__}")
     return content
-
-
-def _replace(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part."""
-    building = path.with_name(f".{path.name}.building-{os.getpid()}")
-    try:
-        building.write_text(text, encoding="utf-8")
-        building.chmod(path.stat().st_mode & 0o777)
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard
 from vesselseg.errors import UserError
 from vesselseg.export.model_card import BEGIN, END
 from vesselseg.inference.model_files import weights_digest
+from vesselseg.output_folder import replace_text
 
 RESULTS_FILE = "results.json"
 CARD_FILE = "README.md"
@@ -49,9 +50,7 @@ def add_results(model: Path, results: Path, other_data: bool = False) -> Path:
     metadata.model_name = metadata.model_name or (title.group(1) if title else model.resolve().name)
     metadata.eval_results = list(_index(content))
     text = _with_section(card.text, "\n".join([BEGIN, *_section(content, origin), END]))
-    beside = path.with_name(f".{CARD_FILE}.new")
-    beside.write_text(f"---\n{metadata.to_yaml()}\n---\n{text}", encoding="utf-8")
-    beside.replace(path)
+    replace_text(path, f"---\n{metadata.to_yaml()}\n---\n{text}")
     return path
 
 

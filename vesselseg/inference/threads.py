@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar, cast
 
+from vesselseg.machine import available_cores
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-MAX_THREADS = min(8, os.cpu_count() or 1)  # threads that preprocess images
+MAX_THREADS = min(8, available_cores())  # threads that preprocess images
 
 
 def map_in_threads(function: Callable[[int], _Result], count: int) -> list[_Result]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vesselseg.dataset.feature_store import digest, weights_fingerprint
-from vesselseg.errors import UserError
 from vesselseg.inference.predictor import Predictor
+from vesselseg.output_folder import check_apart
 from vesselseg.predict.inputs import InputUnit, find_inputs
 from vesselseg.predict.options import Outcome, PredictOptions, checked
 from vesselseg.predict.result_files import PROBABILITY_SCALE
@@ -72,9 +72,4 @@ def _listed(source: Path, out: Path) -> list[InputUnit]:
 
 def _check_apart(source: Path, inputs: Sequence[InputUnit], out: Path) -> None:
     """Results among the input would be input of the next call."""
-    place = out.resolve()
-    if source.is_dir() and (place == source.resolve() or source.resolve() in place.parents):
-        raise UserError(f"--out {out} lies inside {source}, which is input; choose another folder")
-    inside = next((item for item in inputs if place in item.path.resolve().parents), None)
-    if inside is not None:
-        raise UserError(f"--out {out} holds the input {inside.path}; choose another folder")
+    check_apart(out, [*([source] if source.is_dir() else []), *(item.path for item in inputs)])

@@ -20,6 +20,7 @@ from vesselseg.imaging.mask_polygons import mask_polygons
 from vesselseg.imaging.overlay import draw_overlay
 from vesselseg.imaging.rasterise import encode
 from vesselseg.inference.predictor import Prediction
+from vesselseg.output_folder import whole_file
 from vesselseg.predict.edited_labels import FOLDER as LABELS
 from vesselseg.predict.edited_labels import EditedLabels
 
@@ -125,9 +126,8 @@ class ResultWriter:
     def _file(self, name: str, content: bytes) -> str:
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with whole_file(path, path.with_name(path.name + ".part")) as temporary:
+            temporary.write_bytes(content)
         return name
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from vesselseg.errors import UserError
+from vesselseg.output_folder import replace_text
 from vesselseg.predict.edited_labels import EditedLabels
 
 STATE_FILE, SUMMARY_FILE, COCO_FILE = "predictions.jsonl", "predictions.json", "coco.json"
@@ -74,7 +75,7 @@ class ResultFolder:
         """Make one state of all parts; only while no other process writes."""
         self._read(self.out / STATE_FILE)
         parts = self._read_parts()
-        self._replace(STATE_FILE, "".join(map(_line, [*self.labels.records(), *self.entries.values()])))
+        replace_text(self.out / STATE_FILE, "".join(map(_line, [*self.labels.records(), *self.entries.values()])))
         for path in parts:
             path.unlink()
 
@@ -144,10 +145,10 @@ class ResultFolder:
             "counts": {"done": len(entries) - failed, "failed": failed},
             "files": [_without_codes(entry) for entry in entries],
         }
-        self._replace(SUMMARY_FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        replace_text(self.out / SUMMARY_FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         coded = [picture for entry in entries for picture in _coded_pictures(entry)]
         if coded:
-            self._replace(COCO_FILE, json.dumps(_coco(coded), ensure_ascii=False) + "\n")
+            replace_text(self.out / COCO_FILE, json.dumps(_coco(coded), ensure_ascii=False) + "\n")
         else:
             (self.out / COCO_FILE).unlink(missing_ok=True)
 
@@ -160,12 +161,6 @@ class ResultFolder:
                 except OSError:  # holds other results, or is gone already
                     break
                 folder = folder.parent
-
-    def _replace(self, name: str, text: str) -> None:
-        """Write a file that is whole at any moment."""
-        temporary = self.out / f"{name}.part"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.out / name)
 
 
 def frame_name(name: str, number: int) -> str:

@@ -8,7 +8,6 @@ hold beside all of that is tried again in the end, with nothing beside it.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from vesselseg.imaging.pictures import Pictures
 from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, probability_map_pixels
 from vesselseg.inference.predictor import Prediction, Predictor, Request
+from vesselseg.machine import available_cores
 from vesselseg.predict.clips import ClipWriter, Frames
 from vesselseg.predict.dicom_seg import SegmentationObject
 from vesselseg.predict.inputs import InputUnit, ReadUnit, read_unit
@@ -32,7 +32,7 @@ from vesselseg.predict.result_folder import Entry, ResultFolder, name_outputs
 from vesselseg.predict.shared_work import SharedWork
 from vesselseg.progress import progress_bar
 
-_THREADS = min(8, max(4, os.cpu_count() or 4))  # read images, make their views and write results, all at once
+_THREADS = min(8, max(4, available_cores()))  # read images, make their views and write results, all at once
 _TOO_LARGE = "does not fit into memory, not even alone"
 
 

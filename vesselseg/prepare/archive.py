@@ -20,8 +20,8 @@ from typing import IO
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.source_files import is_junk
+from vesselseg.machine import GIB
 
-_GIB = 1024**3
 _CHUNK = 1024 * 1024
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 _ENCRYPTED = 0x1  # zip's general purpose flag
@@ -65,7 +65,7 @@ def _check(archive: Path, members: Iterator[_Member], max_gib: float, max_files:
     problems: list[str] = []
     for member in members:
         total, count = total + member.size, count + 1
-        if total > max_gib * _GIB:
+        if total > max_gib * GIB:
             raise ArchiveError(
                 f"{archive}: expands to more than {max_gib:g} GiB; if that is right, raise the limit with --max-gib"
             )

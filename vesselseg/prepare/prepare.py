@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
-import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -22,7 +20,8 @@ from vesselseg.dataset.manifest import SPLITS, Record, fingerprint, write_manife
 from vesselseg.errors import UserError
 from vesselseg.imaging.decode import is_dicom
 from vesselseg.imaging.source_files import SourceFiles, list_source, name_stems, printable
-from vesselseg.output_folder import move_into_place, temporary_folder
+from vesselseg.machine import available_cores
+from vesselseg.output_folder import check_apart, move_into_place, temporary_folder
 from vesselseg.prepare.archive import unpack
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.options import PrepareOptions
@@ -33,6 +32,7 @@ from vesselseg.prepare.readers.found import ScanResult
 from vesselseg.prepare.report import PreparationResult, build_report, write_report, write_splits
 from vesselseg.prepare.report_page import write_page
 from vesselseg.prepare.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
+from vesselseg.suggest import close_name
 
 _NOT_SHOWN = "(not shown)"
 _PARALLEL_FROM = 24  # files; below that a process pool takes longer to start than it saves
@@ -172,7 +172,7 @@ def _write(building: Path, prepared: PreparationResult) -> dict[str, Any]:
 def _run(tasks: list[FileTask], file_options: FileOptions, options: PrepareOptions) -> list[FileResult]:
     """All files, in order, over processes if there are many."""
     work = partial(prepare_file, options=file_options)
-    workers = min(options.workers or _cpus(), len(tasks))
+    workers = min(options.workers or available_cores(), len(tasks))
     bar = partial(tqdm, total=len(tasks), unit="file", desc="preparing", disable=not options.progress)
     if workers == 1 or len(tasks) < _PARALLEL_FROM:
         return list(bar(map(work, tasks)))
@@ -190,10 +190,6 @@ def _run(tasks: list[FileTask], file_options: FileOptions, options: PrepareOptio
 def _ignore_interrupt() -> None:
     """Ctrl-C reaches all processes; the parent alone answers it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _group(
@@ -281,11 +277,7 @@ def _check_secrets(source: Path, out: Path, options: PrepareOptions) -> None:
 def _check_places(source: Path, out: Path, force: bool) -> None:
     if not source.exists():
         raise UserError(f"{source} does not exist; give a folder, .tar.gz, .tgz, .tar or .zip with labelled pictures")
-    real_source, real_out = source.resolve(), out.resolve()
-    if real_out == real_source or real_source in real_out.parents:
-        raise UserError(f"--out {out} lies inside the source {source}, which stays unchanged; choose another folder")
-    if real_out in real_source.parents:
-        raise UserError(f"--out {out} contains the source {source}, which would be replaced; choose another folder")
+    check_apart(out, [source])
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
@@ -307,8 +299,8 @@ def _check_labels(results: list[FileResult], options: PrepareOptions) -> None:
         return
     lines = []
     for label, count in sorted(unknown.items(), key=lambda item: (-item[1], item[0])):
-        close = difflib.get_close_matches(label, list(options.labels or {}), n=1)
-        lines.append(f"{label!r} ({count} shape(s))" + (f"; near to {close[0]!r} of the map" if close else ""))
+        close = close_name(label, options.labels or {})
+        lines.append(f"{label!r} ({count} shape(s))" + (f"; near to {close!r} of the map" if close else ""))
     raise UserError(
         f"--labels does not name {len(unknown)} label(s) of the source:\n  "
         + "\n  ".join(lines[:30])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from vesselseg import __version__
 from vesselseg.imaging.pictures import UnreadablePicture, read_pictures
 from vesselseg.inference.out_of_memory import is_out_of_memory
 from vesselseg.inference.predictor import Prediction, Predictor
+from vesselseg.machine import available_cores
 from vesselseg.service.errors import ClientGone, ServiceError, busy
 from vesselseg.service.guard import Running
 from vesselseg.service.keep import Keeper
@@ -30,7 +30,7 @@ from vesselseg.service.schemas import FoundObject, Health, Limits, ModelDescript
 from vesselseg.service.settings import MOST_PHRASES, ServiceSettings
 from vesselseg.service.uploads import Upload, read_upload, stem_of
 
-_THREADS = min(16, max(2, os.cpu_count() or 2))  # decode images and encode answers
+_THREADS = min(16, max(2, available_cores()))  # decode images and encode answers
 _COMPRESSION = 1  # of PNG: twice the speed of the usual 6, a tenth larger
 _Result = TypeVar("_Result")
 

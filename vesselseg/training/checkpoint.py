@@ -9,7 +9,6 @@ when they are complete. The first process writes; where the work folder is one f
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -28,12 +27,12 @@ from vesselseg.errors import UserError
 from vesselseg.models.checkpoints.training_file import checkpoint_tensors, load_trainable, read_training_file
 from vesselseg.models.lora import checkpoint_state
 from vesselseg.models.sa2va import Sa2VA
+from vesselseg.output_folder import UNFINISHED, flush_to_disk, whole_file
 from vesselseg.training.optimizer_state import read_optimizer_state, write_optimizer_state
 from vesselseg.training.plan import ResumeOffset
 from vesselseg.training.train_step import Progress
 
 PACKAGES = ("vesselseg", "torch", "torchvision", "transformers", "peft", "sam2", "deepspeed", "mmengine", "xtuner")
-UNFINISHED = ".unfinished"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.pt"
 STATE_FILE = "state.json"
@@ -152,12 +151,8 @@ def _gathered(model: Sa2VA, further: Collection[str] = (), modifier_rank: int | 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None:
     """Write one checkpoint file, whole or not at all. facts: plain values only."""
-    temporary = path.with_name(path.name + UNFINISHED)
-    with temporary.open("wb") as file:
-        torch.save({"state_dict": dict(state), **facts, "versions": package_versions()}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole_file(path, durable=True) as temporary:
+        torch.save({"state_dict": dict(state), **facts, "versions": package_versions()}, temporary)
 
 
 def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdentity) -> None:
@@ -174,7 +169,8 @@ def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdenti
         torch.save(random, temporary / RANDOM_FILE)
         content = {"run": asdict(state), "identity": asdict(identity)}
         (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        _flush_to_disk(temporary)
+        for file in temporary.iterdir():  # before the folder gets its name: a power cut leaves no complete-looking one
+            flush_to_disk(file)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     torch.distributed.barrier()
@@ -231,13 +227,6 @@ def prune(work_dir: Path, keep: int) -> None:
         weights_file(folder).unlink(missing_ok=True)
     for leftover in Path(work_dir).glob(f"*{UNFINISHED}"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-
-def _flush_to_disk(folder: Path) -> None:
-    """Before a folder gets its final name, so that a power cut leaves no complete-looking one."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def process_rank() -> int:

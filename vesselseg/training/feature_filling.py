@@ -28,11 +28,11 @@ from vesselseg.dataset.batch import EncodedViews
 from vesselseg.dataset.feature_store import FEATURES_VERSION, FeatureStore, weights_fingerprint
 from vesselseg.dataset.vessel_dataset import VesselDataset, View
 from vesselseg.errors import UserError
+from vesselseg.machine import GIB
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sam2_grounding import IMAGES_AT_ONCE
 from vesselseg.registry import HOOKS
 from vesselseg.training.memory_limit import available_bytes
-from vesselseg.training.run_log import GIB
 
 logger = logging.getLogger(__name__)
 MEMORY_FOLDER = Path("/dev/shm")

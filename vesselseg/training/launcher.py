@@ -30,6 +30,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from vesselseg.errors import UserError
+from vesselseg.machine import available_cores
 from vesselseg.run_tool import run_tool
 from vesselseg.training.heartbeat import FOLDER_VARIABLE, INTERVAL, LAUNCHER_VARIABLE, Heartbeats
 from vesselseg.training.nodes import Loss, Nodes
@@ -238,11 +239,6 @@ def loss_of(error: ChildFailedError) -> Loss:
 def exit_status(failure: ProcessFailure) -> int:
     """A shell's view of how a process ended: 128 + signal for one that was killed."""
     return 128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _how(failure: ProcessFailure) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from vesselseg.machine import GIB
 from vesselseg.training.memory_plan.changes import possible_changes
-from vesselseg.training.run_log import GIB, peak_memory_gib
+from vesselseg.training.run_log import peak_memory_gib
 
 
 def out_of_memory_message(config: Mapping[str, Any], error: BaseException) -> str:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import torch
 
-GIB = 2**30
+from vesselseg.machine import GIB
+
 KEPT_FREE = 0.03  # share of what a process may take
 UNLIMITED = resource.RLIM_INFINITY
 PROC, CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")

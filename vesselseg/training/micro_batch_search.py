@@ -29,11 +29,12 @@ from vesselseg.dataset.prompts import ANSWER, QUESTIONS, question_for
 from vesselseg.dataset.vessel_dataset import VesselDataset, View
 from vesselseg.errors import UserError
 from vesselseg.inference.out_of_memory import is_out_of_memory
+from vesselseg.machine import GIB
 from vesselseg.training import console
 from vesselseg.training.feature_filling import encode_each, move_encoders
 from vesselseg.training.launch import build, make_strategy, readable_errors, start_from_folder
 from vesselseg.training.memory import remedies
-from vesselseg.training.memory_limit import GIB, MemoryLimit, memory_limit
+from vesselseg.training.memory_limit import MemoryLimit, memory_limit
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.strategy import VesselStrategy
 from vesselseg.training.train_step import MicroSteps

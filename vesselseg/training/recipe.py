@@ -10,6 +10,7 @@ from pathlib import Path
 from vesselseg.config.load import load_config
 from vesselseg.dataset.manifest import read_split
 from vesselseg.errors import UserError
+from vesselseg.machine import GIB
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.inspection import SAM2_FILE, Inspection, inspect
 from vesselseg.models.quantised import NF4_BYTES
@@ -50,17 +51,17 @@ class Sizes:
     @property
     def bf16_gib(self) -> float:
         """All of it in bf16."""
-        return (self.encoders + self.blocks + self.rest) * 2 / 2**30
+        return (self.encoders + self.blocks + self.rest) * 2 / GIB
 
     @property
     def nf4_gib(self) -> float:
         """With the blocks in 4 bits and without the encoders, which leave the GPU."""
-        return (self.blocks * NF4_BYTES + self.rest * 2) / 2**30
+        return (self.blocks * NF4_BYTES + self.rest * 2) / GIB
 
     @property
     def encoders_gib(self) -> float:
         """The encoders in bf16."""
-        return self.encoders * 2 / 2**30
+        return self.encoders * 2 / GIB
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from vesselseg.dataset.batch import Batch
+from vesselseg.machine import GIB
+from vesselseg.output_folder import replace_text
 from vesselseg.registry import HOOKS
 from vesselseg.training.train_step import StepResult
 
 logger = logging.getLogger(__name__)
-GIB = 2**30
 STARTED = "VESSELSEG_STARTED"  # seconds since 1970 at which tools/dist.sh was called
 _IMPORTED = time.time()
 
@@ -54,9 +55,7 @@ class RunLog:
             return
         with self.path.with_name(self.CUT_OFF).open("a", encoding="utf-8") as file:
             file.writelines(line.rstrip("\n") + "\n" for line in lines if not _is_row_until(line, iteration))
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        unfinished.replace(self.path)
+        replace_text(self.path, "".join(kept))
         logger.info(
             "%d row(s) of log.jsonl after iteration %d now lie in %s", len(lines) - len(kept), iteration, self.CUT_OFF
         )

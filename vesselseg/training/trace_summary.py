@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vesselseg.machine import GIB
+
 WAITING, IDLE, REST, TALKING = "waiting for data", "idle GPU", "all else", "communication"
 # Ranges of loop, train_step, training_model and sa2va, and the line of the summary that each belongs to.
 LINES = {
@@ -29,7 +31,6 @@ LINES = {
 }
 ORDER = (*dict.fromkeys(line for line in LINES.values() if line != REST), TALKING, IDLE, REST)
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
-GIB = 2**30
 
 Interval = tuple[float, float]
 

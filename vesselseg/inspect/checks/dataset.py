@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from vesselseg.dataset.manifest import SPLITS, Record, fingerprint, read_manifest, read_splits
 from vesselseg.inspect.checks.kinds import OUTLIER
 from vesselseg.inspect.checks.measure import ImageFacts, measure
+from vesselseg.machine import available_cores
 
 Track = Callable[[Iterable[ImageFacts], int], Iterable[ImageFacts]]
 _PARALLEL_FROM = 48  # images; below that a process pool takes longer to start than it saves
@@ -68,7 +68,7 @@ def read_dataset(folder: Path, workers: int = 0, track: Track = lambda facts, _:
     """
     records, splits = read_manifest(folder), read_splits(folder)
     work = partial(measure, folder=Path(folder))
-    count = min(workers or _cpus(), len(records))
+    count = min(workers or available_cores(), len(records))
     if count <= 1 or len(records) < _PARALLEL_FROM:
         facts = list(track(map(work, records), len(records)))
     else:
@@ -132,7 +132,3 @@ def _counted(names: Iterable[str]) -> list[tuple[str, int]]:
 def _ignore_interrupt() -> None:
     """Ctrl-C reaches all processes; the parent alone answers it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

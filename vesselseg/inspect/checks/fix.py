@@ -10,7 +10,6 @@ from pathlib import Path
 
 import vesselseg
 from vesselseg.dataset.manifest import (
-    FOLDS,
     SPLITS,
     Record,
     dataset_home,
@@ -27,7 +26,7 @@ from vesselseg.inspect.checks.measure import mask_digest
 from vesselseg.inspect.checks.names import rename, renamed, same_names
 from vesselseg.inspect.checks.result import Check
 from vesselseg.inspect.checks.similar import clusters
-from vesselseg.output_folder import whole_folder
+from vesselseg.output_folder import check_apart, whole_folder
 from vesselseg.prepare.report import write_report, write_splits
 from vesselseg.prepare.splits import merge_groups, split_groups
 
@@ -47,7 +46,7 @@ def fix_dataset(check: Check, out: Path, again: Callable[[Path], Check], force: 
     again: checks a folder. Raises UserError where ``out`` is the old folder or lies in it, or exists (without force).
     """
     old = check.measured.folder
-    _check_place(dataset_home(old), Path(out))
+    check_apart(Path(out), [dataset_home(old)], "--fix")
     plan = plan_fix(check)
     if not plan.records:
         raise UserError(f"{old}: no image is usable; there is nothing to write")
@@ -210,10 +209,3 @@ def _drawn_anew(measured: Measured, members: Mapping[str, list[int]]) -> dict[st
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _check_place(old: Path, out: Path) -> None:
-    source, target = old.resolve(), out.resolve()
-    if target == source or source in target.parents or target in source.parents:
-        raise UserError(f"--fix {out} is the folder that is checked, or lies in it or around it; {FOLDS} and images of "
-                        "the old one stay as they are, so name a new folder beside it")  # fmt: skip

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from vesselseg.errors import UserError
+from vesselseg.machine import GIB
 from vesselseg.training.memory_limit import allowed_share, available_bytes
 from vesselseg.training.memory_plan.cards import card_like
 from vesselseg.training.memory_plan.changes import proposals
-from vesselseg.training.memory_plan.plan import CONTEXT_GIB, GIB, NCCL_GIB, MemoryPlan, Target, plan_memory
+from vesselseg.training.memory_plan.plan import CONTEXT_GIB, NCCL_GIB, MemoryPlan, Target, plan_memory
 from vesselseg.training.memory_plan.report import peak_line, text_report
 
 logger = logging.getLogger(__name__)

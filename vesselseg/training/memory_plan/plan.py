@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vesselseg.machine import GIB
 from vesselseg.models.sam2_grounding import IMAGES_AT_ONCE
 from vesselseg.training.memory_plan import zero as ds
 from vesselseg.training.memory_plan.activations import Activations, activations_of, encoding_bytes
@@ -18,7 +19,6 @@ from vesselseg.training.memory_plan.time import Time, estimate_time
 from vesselseg.training.memory_plan.zero import Rows, ZeroBytes, zero_bytes
 from vesselseg.training.plan import TrainPlan
 
-GIB = 2**30
 MIB = 2**20
 ACTIVATIONS, LOGITS = "activations", "logits"
 FEATURES, ENCODING, WORKSPACE = "encoder features", "encoders at work", "workspace"

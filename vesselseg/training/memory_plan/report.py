@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vesselseg.machine import GIB
 from vesselseg.training.memory_plan import zero as ds
 from vesselseg.training.memory_plan.changes import Proposal
-from vesselseg.training.memory_plan.plan import ACTIVATIONS, ENCODING, FEATURES, GIB, LOGITS, WORKSPACE, MemoryPlan
+from vesselseg.training.memory_plan.plan import ACTIVATIONS, ENCODING, FEATURES, LOGITS, WORKSPACE, MemoryPlan
 
 ROWS = (
     *(ds.FROZEN, ds.TRAINABLE, ds.GATHERED, ds.GRADIENTS, ds.MASTERS, ds.MOMENTS),
