@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vesselseg.imaging.pictures import read_pictures
+from vesselseg.imaging.frames import open_frames
 from vesselseg.inference.load import load_predictor
 
 predictor = load_predictor(sys.argv[1])  # on the GPU if there is one
-image = read_pictures(sys.argv[2], Path(sys.argv[2])).frame(0)
+image = open_frames(sys.argv[2], Path(sys.argv[2])).frame(0)
 prediction = predictor.predict([image], [["blood vessel"]])[0]
 pixels = np.array(image)
 pixels[prediction.masks[0], 0] = 255  # prediction.probabilities holds what the threshold was applied to

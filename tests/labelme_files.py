@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselseg.prepare.options import PrepareOptions
-from vesselseg.prepare.prepare import prepare
+from vesselseg.prepare.prepare_dataset import prepare_dataset
 
 WriteLabel = Callable[..., Path]
 Shape = dict[str, Any]
@@ -20,7 +20,7 @@ def polygon(points: list[Any], label: str = "vessel", **fields: Any) -> dict[str
 
 
 def run(source: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return prepare(source, out, PrepareOptions(**{"progress": False, "workers": 1, **options}))
+    return prepare_dataset(source, out, PrepareOptions(**{"progress": False, "workers": 1, **options}))
 
 
 def found(report: dict[str, Any]) -> set[tuple[str, int | None, str]]:

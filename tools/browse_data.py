@@ -19,7 +19,7 @@ from vesselseg.inspect.browse.catalogue import Catalogue, group_count
 from vesselseg.run_tool import run_tool
 
 if TYPE_CHECKING:
-    from vesselseg.inspect.browse.views import ModelViews
+    from vesselseg.inspect.browse.model_views import ModelViews
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "internvl3_8b_4x24gb.py"
 
@@ -76,7 +76,7 @@ def open_views(config: Path, data: Path) -> ModelViews:
     with muted():
         try:
             from vesselseg.config.load import expand, load_config
-            from vesselseg.inspect.browse.views import ModelViews
+            from vesselseg.inspect.browse.model_views import ModelViews
             from vesselseg.training.launch import build
         except ModuleNotFoundError as error:
             raise UserError(f"{config}: reading a config needs the training packages ({error})") from None

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vesselseg.inspect.checks.check import CHECK_FILE, CHECK_PAGE, check_dataset, write_check
 from vesselseg.inspect.checks.fix import fix_dataset
-from vesselseg.inspect.checks.measure import ImageFacts
+from vesselseg.inspect.checks.measure_image import ImageStatistics
 from vesselseg.inspect.checks.result import Check
 from vesselseg.output_folder import check_output, whole_folder
 from vesselseg.run_tool import run_tool
@@ -58,7 +58,7 @@ def main() -> int:
     return int(after.serious)
 
 
-def _progress(facts: Iterable[ImageFacts], total: int, quiet: bool) -> Iterable[ImageFacts]:
+def _progress(facts: Iterable[ImageStatistics], total: int, quiet: bool) -> Iterable[ImageStatistics]:
     return tqdm(facts, total=total, unit="image", desc="checking", disable=quiet)
 
 

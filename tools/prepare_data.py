@@ -20,7 +20,7 @@ from vesselseg.dataset.prompts import DEFAULT_PHRASE
 from vesselseg.errors import UserError
 from vesselseg.prepare.findings import FINDING_KINDS
 from vesselseg.prepare.options import PrepareOptions
-from vesselseg.prepare.prepare import prepare
+from vesselseg.prepare.prepare_dataset import prepare_dataset
 from vesselseg.prepare.readers.formats import FORMATS
 from vesselseg.prepare.splits import parse_fractions
 from vesselseg.run_tool import run_tool
@@ -167,7 +167,7 @@ def main() -> int:
         salt=arguments.salt,
         key_table=arguments.key_table,
     )
-    report = prepare(arguments.source, arguments.out, options)
+    report = prepare_dataset(arguments.source, arguments.out, options)
     print("\n".join([summarise(report, arguments.out), *warn_unused_labels(labels, report)]))
     return 0
 

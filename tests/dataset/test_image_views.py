@@ -17,8 +17,8 @@ from vesselseg.dataset.image_views import (
     tile_grid,
 )
 from vesselseg.imaging.labelme import read_labelme
-from vesselseg.imaging.rgb import as_rgb
-from vesselseg.prepare.source_images import load_source_image
+from vesselseg.imaging.rgb import to_rgb
+from vesselseg.prepare.source_images import find_source_image
 
 SIZES = [
     (512, 512),
@@ -112,14 +112,14 @@ GREY = np.array([[0, 100], [200, 255]], np.uint8)
 
 def test_grey_modes_become_grey() -> None:
     for image in (Image.fromarray(GREY), Image.fromarray(GREY).convert("LA"), Image.fromarray(GREY).convert("P")):
-        rgb = as_rgb(image)
+        rgb = to_rgb(image)
         assert rgb.mode == "RGB"
         np.testing.assert_array_equal(np.array(rgb), np.stack([GREY] * 3, -1))
 
 
 def test_black_and_white() -> None:
     image = Image.fromarray(GREY).point(lambda value: 255 if value > 150 else 0).convert("1")
-    np.testing.assert_array_equal(np.array(as_rgb(image))[..., 0], [[0, 0], [255, 255]])
+    np.testing.assert_array_equal(np.array(to_rgb(image))[..., 0], [[0, 0], [255, 255]])
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
@@ -131,13 +131,13 @@ def test_deep_images_are_spread_over_their_own_range(mode: str) -> None:
         "F": lambda: Image.fromarray(values.astype(np.float32) / 5000),
     }[mode]()
     assert image.mode == mode
-    np.testing.assert_array_equal(np.array(as_rgb(image))[..., 1], [[0, 64], [128, 255]])
+    np.testing.assert_array_equal(np.array(to_rgb(image))[..., 1], [[0, 64], [128, 255]])
 
 
 def test_flat_and_broken_deep_images_do_not_fail() -> None:
-    assert np.array(as_rgb(Image.fromarray(np.full((2, 2), 7, np.uint16)))).max() == 0
+    assert np.array(to_rgb(Image.fromarray(np.full((2, 2), 7, np.uint16)))).max() == 0
     broken = Image.fromarray(np.array([[np.nan, 1.0], [np.inf, 0.0]], np.float32))
-    np.testing.assert_array_equal(np.array(as_rgb(broken))[..., 0], [[0, 255], [0, 0]])
+    np.testing.assert_array_equal(np.array(to_rgb(broken))[..., 0], [[0, 255], [0, 0]])
 
 
 def test_what_is_transparent_is_black() -> None:
@@ -145,18 +145,18 @@ def test_what_is_transparent_is_black() -> None:
     pixels[0, 1, 3] = 0
     rgba = Image.fromarray(pixels)
     expected = [[[200, 150, 100], [0, 0, 0]]]
-    np.testing.assert_array_equal(np.array(as_rgb(rgba)), expected)
+    np.testing.assert_array_equal(np.array(to_rgb(rgba)), expected)
     half = rgba.copy()
     half.putalpha(128)
-    np.testing.assert_allclose(np.array(as_rgb(half))[0, 0], [100, 75, 50], atol=1)
+    np.testing.assert_allclose(np.array(to_rgb(half))[0, 0], [100, 75, 50], atol=1)
     palette = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     palette.putpalette([200, 150, 100, 9, 9, 9])
     palette.info["transparency"] = 1
-    np.testing.assert_array_equal(np.array(as_rgb(palette)), expected)
+    np.testing.assert_array_equal(np.array(to_rgb(palette)), expected)
 
 
 def test_print_colours() -> None:
-    assert np.array(as_rgb(Image.new("CMYK", (1, 1), (0, 255, 255, 0))))[0, 0].tolist() == [255, 0, 0]
+    assert np.array(to_rgb(Image.new("CMYK", (1, 1), (0, 255, 255, 0))))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_an_orientation_tag_moves_no_pixel(tmp_path: Path) -> None:
@@ -168,13 +168,13 @@ def test_an_orientation_tag_moves_no_pixel(tmp_path: Path) -> None:
     image.save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as opened:
         assert opened.getexif()[0x0112] == 6
-        assert as_rgb(opened).size == (40, 20)
+        assert to_rgb(opened).size == (40, 20)
     (tmp_path / "a.json").write_text('{"shapes": [], "imagePath": "a.png", "imageHeight": 40, "imageWidth": 20}')
-    stored = load_source_image(read_labelme(tmp_path / "a.json"), tmp_path / "a.json")
+    stored = find_source_image(read_labelme(tmp_path / "a.json"), tmp_path / "a.json")
     with Image.open(io.BytesIO(stored.content)) as opened:
         assert opened.getexif().get(0x0112, 1) == 1
-        assert as_rgb(opened).size == (20, 40)
-        assert np.array(as_rgb(opened))[:20].min() == 255
+        assert to_rgb(opened).size == (20, 40)
+        assert np.array(to_rgb(opened))[:20].min() == 255
 
 
 def test_deep_images_look_alike_before_and_after_preparing(tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ def test_deep_images_look_alike_before_and_after_preparing(tmp_path: Path) -> No
     values = np.random.default_rng(0).integers(500, 9000, (30, 40)).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     (tmp_path / "a.json").write_text('{"shapes": [], "imagePath": "a.png", "imageHeight": 30, "imageWidth": 40}')
-    stored = load_source_image(read_labelme(tmp_path / "a.json"), tmp_path / "a.json")
+    stored = find_source_image(read_labelme(tmp_path / "a.json"), tmp_path / "a.json")
     with Image.open(tmp_path / "a.png") as original, Image.open(io.BytesIO(stored.content)) as prepared:
         assert prepared.mode == "L"
-        np.testing.assert_array_equal(np.array(as_rgb(original)), np.array(as_rgb(prepared)))
+        np.testing.assert_array_equal(np.array(to_rgb(original)), np.array(to_rgb(prepared)))
 
 
 def test_logits_come_back_to_where_the_image_had_them() -> None:

@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ]
     write_manifest(tmp_path, records)
     assert read_manifest(tmp_path) == records
-    assert records[3].as_seen_by("2") == Record(
+    assert records[3].with_observer("2") == Record(
         "d.png", ((RUN_LENGTH, TRIANGLE),), ("vessel",), spacing=(0.2, 0.3), observers=records[3].observers
     )
     entry = json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))[1]

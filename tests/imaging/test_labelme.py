@@ -38,7 +38,7 @@ def test_absent_or_null_shape_type_is_a_polygon(tmp_path: Path, extra: dict[str,
     labels = read_shape(tmp_path, {"label": "vessel", "points": TRIANGLE, "line_color": None, **extra})
     assert [shape.kind for shape in labels.shapes] == ["polygon"]
     assert labels.shapes[0].points.tolist() == TRIANGLE
-    assert labels.broken == ()
+    assert labels.invalid == ()
 
 
 def test_group_id_and_numeric_labels_are_kept(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_broken_shape_names_index_field_and_reason(tmp_path: Path, shape: Any, c
     good = {"label": "vessel", "points": TRIANGLE}
     labels = read_labelme(write(tmp_path, {"shapes": [good, shape, good], "imagePath": "a.png"}))
     assert [kept.index for kept in labels.shapes] == [0, 2]
-    assert [(broken.index, broken.code) for broken in labels.broken] == [(1, code)]
-    assert words in labels.broken[0].reason
+    assert [(broken.index, broken.code) for broken in labels.invalid] == [(1, code)]
+    assert words in labels.invalid[0].reason
 
 
 def test_bitmap_has_inclusive_corners(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_bitmap_has_inclusive_corners(tmp_path: Path) -> None:
     shape = {"label": "v", "points": [[2.4, 5.4], [4.4, 8.4]], "shape_type": "mask", "mask": png_text(mask)}
     assert np.array_equal(read_shape(tmp_path, shape).shapes[0].bitmap, mask > 0)
     shape["points"] = [[2.4, 5.4], [14.4, 8.4]]
-    assert read_shape(tmp_path, shape).broken[0].code == "bad_mask"
+    assert read_shape(tmp_path, shape).invalid[0].code == "bad_mask"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_reads_every_example_version_completely(shared: Path) -> None:
     for entry in entries:
         labels = read_labelme(root / entry["dir"] / entry["json"])
         assert len(labels.shapes) == entry["n_shapes"], entry["json"]
-        assert labels.broken == ()
+        assert labels.invalid == ()
         kinds = {kind for kind in entry["shape_types"] if kind != "ABSENT/NULL"} or {s.kind for s in labels.shapes}
         assert {shape.kind for shape in labels.shapes} == kinds
         assert (labels.image_data is not None) == entry["imageData"]

@@ -13,7 +13,7 @@ from pydicom import dcmread
 
 from tests.imaging.dicom_files import frames, write_dicom
 from vesselseg.imaging import dicom as dicom_module
-from vesselseg.imaging.warning_filters import without_warnings
+from vesselseg.imaging.warning_filters import suppress_warnings
 
 
 def test_pydicom_warns_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -30,7 +30,7 @@ def test_nothing_of_a_header_is_logged(tmp_path: Path, caplog: pytest.LogCapture
         write_dicom(tmp_path / "a.dcm", frames(), SeriesInstanceUID="doe")
     with pytest.warns(UserWarning, match="'doe'"):
         assert dcmread(tmp_path / "a.dcm").SeriesInstanceUID == "doe"
-    place = dicom_module.read_series_place(tmp_path / "a.dcm")
+    place = dicom_module.read_series_position(tmp_path / "a.dcm")
     assert place is not None and place.series == "doe" and not caplog.records
 
 
@@ -40,14 +40,14 @@ def test_warnings_stay_away_until_the_last_thread_is_done(recwarn: pytest.Warnin
     shown, hidden = list(warnings.filters), list[Any]()
 
     def first() -> None:
-        with without_warnings():
+        with suppress_warnings():
             first_is_in.set()
             assert second_is_in.wait(60)
         first_is_out.set()
 
     def second() -> None:
         assert first_is_in.wait(60)
-        with without_warnings():
+        with suppress_warnings():
             second_is_in.set()
             assert first_is_out.wait(60)
             warnings.warn("quoted", stacklevel=1)

@@ -25,9 +25,9 @@ from vesselseg.dataset.manifest import image_path
 from vesselseg.dataset.vessel_dataset import VesselDataset
 from vesselseg.errors import ManifestError
 from vesselseg.inspect.browse.catalogue import Catalogue
-from vesselseg.inspect.browse.pictures import BytesCache
+from vesselseg.inspect.browse.model_views import ModelViews
+from vesselseg.inspect.browse.renderer import SizedCache
 from vesselseg.inspect.browse.server import BrowseServer
-from vesselseg.inspect.browse.views import ModelViews
 from vesselseg.training.training_data import training_dataset
 
 AUGMENT = {"quarter_turns": True, "noise": 0.02}
@@ -162,9 +162,9 @@ def test_the_view_is_the_example_that_training_reads(
     seen = get_json(server, f"/api/images/{number}/seen/{epoch}")
     base = f"/images/{number}/seen/{epoch}"
     assert (seen["role"], seen["view"], seen["tiles"]) == ("training", epoch % 2, len(example.tiles))
-    assert (as_rgb(get(server, f"{base}/square.png")) == to_pixels(example.sam_image)).all()
+    assert (to_rgb(get(server, f"{base}/square.png")) == to_pixels(example.sam_image)).all()
     for place, tile in enumerate(example.tiles):
-        assert (as_rgb(get(server, f"{base}/tile-{place}.png")) == to_pixels(tile)).all()
+        assert (to_rgb(get(server, f"{base}/tile-{place}.png")) == to_pixels(tile)).all()
     for place, mask in enumerate(example.masks):
         assert (pixels(get(server, f"{base}/mask-{place}.png")) == mask.numpy() * 255).all()
     assert [asked["phrase"] for asked in seen["objects"]] == list(example.phrases)
@@ -175,7 +175,7 @@ def test_the_view_is_the_example_that_training_reads(
     assert all(spoken["question"] in text and spoken["answer"] in text for spoken in said["rounds"])
 
 
-def as_rgb(content: bytes) -> np.ndarray:
+def to_rgb(content: bytes) -> np.ndarray:
     found = pixels(content)
     return found if found.ndim == 3 else np.repeat(found[..., None], 3, -1)
 
@@ -185,7 +185,7 @@ def test_other_splits_are_seen_as_evaluation_passes_them_on(server: BrowseServer
     seen = get_json(server, f"/api/images/{number}/seen/5")
     assert seen["role"] == "evaluation" and server.catalogue.entries[number].split == "val"
     stored = Image.open(image_path(training.root, server.catalogue.entries[number].record)).convert("RGB")
-    shown = as_rgb(get(server, f"/images/{number}/seen/5/square.png"))
+    shown = to_rgb(get(server, f"/images/{number}/seen/5/square.png"))
     assert (shown == np.asarray(stored.resize((128, 128), Image.Resampling.BICUBIC))).all()
     unused = get_json(server, f"/api/images/{number_of(server, f'more_{FILLERS - 1}.png')}/seen/0")
     assert unused["state"] == "failed" and "in no split" in unused["problem"]
@@ -327,7 +327,7 @@ def test_nothing_is_written(server: BrowseServer, folder: Path) -> None:
 
 
 def test_the_cache_keeps_to_its_bound() -> None:
-    cache, made = BytesCache(limit=100), []
+    cache, made = SizedCache(limit=100), []
 
     def make(key: int, weight: int = 40) -> Any:
         return cache.get(key, lambda: (made.append(key), (key, weight))[1])

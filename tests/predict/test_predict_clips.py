@@ -33,7 +33,7 @@ from tests.labelme_files import run as prepare_labels
 from tests.predict.predict_calls import call, entries, forked, pixels
 from tests.tiny import picture
 from vesselseg.dataset.manifest import read_manifest
-from vesselseg.imaging.pictures import Pictures, read_pictures
+from vesselseg.imaging.frames import FrameSource, open_frames
 from vesselseg.inference.predictor import Prediction, Predictor
 from vesselseg.predict import clips as predict_clip
 from vesselseg.predict.clips import ClipWriter, Frames
@@ -107,24 +107,24 @@ def test_a_clip_that_breaks_leaves_nothing(model: Path, runs: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def clip(tmp_path: Path) -> Pictures:
-    return read_pictures("run.avi", write_video(tmp_path / "run.avi", 5).read_bytes())
+def clip(tmp_path: Path) -> FrameSource:
+    return open_frames("run.avi", write_video(tmp_path / "run.avi", 5).read_bytes())
 
 
-def drawn_predictions(clip: Pictures, seed: int) -> list[Prediction]:
+def drawn_predictions(clip: FrameSource, seed: int) -> list[Prediction]:
     width, height = clip.size
     found = np.random.default_rng(seed).random((clip.frames, 1, height, width), dtype=np.float32)
     return [Prediction(values, values > 0.5, ("vessel",), 0.5) for values in found]
 
 
-def write_with(out: Path, clip: Pictures, predictions: list[Prediction], threads: int) -> list[str]:
+def write_with(out: Path, clip: FrameSource, predictions: list[Prediction], threads: int) -> list[str]:
     writer = ResultWriter(out, ("vessel",), ("masks", "overlay"))
     with ThreadPoolExecutor(threads) as pool:
         return ClipWriter("clip", Frames(clip, kept=9), writer, None, pool, lambda found: found).write(predictions)[1]
 
 
 def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(
-    clip: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: FrameSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when the second frame is drawn before the first."""
     predictions, second, drawn = drawn_predictions(clip, seed=1), threading.Event(), []
@@ -150,7 +150,7 @@ def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(
     assert (tmp_path / "out/overlays/clip.mp4").read_bytes() == (tmp_path / video.name).read_bytes()
 
 
-def test_a_frame_that_cannot_be_written_takes_the_clip_with_it(clip: Pictures, tmp_path: Path) -> None:
+def test_a_frame_that_cannot_be_written_takes_the_clip_with_it(clip: FrameSource, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "masks/clip/00003.png").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):

@@ -150,7 +150,7 @@ def test_masks_find_their_picture_by_the_names_that_people_use(tmp_path: Path, n
     assert np.array_equal(record_masks(record, HEIGHT, WIDTH)[0], MASK)
     assert list(record.observers) == ["2"][: len(masks) - 1]
     if record.observers:
-        assert np.array_equal(record_masks(record.as_seen_by("2"), HEIGHT, WIDTH)[0], OTHER)
+        assert np.array_equal(record_masks(record.with_observer("2"), HEIGHT, WIDTH)[0], OTHER)
     assert set(report["findings_by_code"]) == ({"other_mask"} if any("mask" in other for other in others) else set())
     assert report["unlabelled"] == []
     assert report["counts"]["observers"] == len(masks) - 1
@@ -221,7 +221,7 @@ def test_observers_with_classes_keep_their_objects_apart(tmp_path: Path) -> None
         run(root, tmp_path / "o", labels=labels, force=True, **ALL, **options)
         (record,) = read_manifest(tmp_path / "o")
         assert record.phrases == ("artery", "vein")
-        seen: Record = record.as_seen_by("2")
+        seen: Record = record.with_observer("2")
         assert record_masks(record, HEIGHT, WIDTH).sum(axis=(1, 2)).tolist() == [MASK.sum(), 0]
         assert record_masks(seen, HEIGHT, WIDTH).sum(axis=(1, 2)).tolist() == [MASK.sum(), 1]
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.labelme_files import Shape, WriteLabel, found, polygon, run, tree
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.errors import UserError
-from vesselseg.prepare import prepare as prepare_module
+from vesselseg.prepare import prepare_dataset as prepare_module
 
 
 def test_strict_makes_findings_an_error_and_writes_nothing(
@@ -59,7 +59,7 @@ def test_failure_keeps_the_old_output(source: Path, tmp_path: Path, monkeypatch:
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepare_module, "write_page", fail)
+    monkeypatch.setattr(prepare_module, "write_report_page", fail)
     with pytest.raises(OSError, match="No space"):
         run(source, out, force=True)
     assert tree(out) == before

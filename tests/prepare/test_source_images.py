@@ -12,7 +12,7 @@ from PIL import Image
 
 from vesselseg.imaging.decode import ImageError
 from vesselseg.imaging.label_shapes import ImageLabels
-from vesselseg.prepare.source_images import SourceImage, load_source_image
+from vesselseg.prepare.source_images import SourceImage, find_source_image
 
 
 def labels(image_path: str = "", data: bytes | None = None, size: tuple[int, int] | None = None) -> ImageLabels:
@@ -44,41 +44,41 @@ def test_order_is_image_path_then_stem_then_image_data(tmp_path: Path) -> None:
     picture(10).save(tmp_path / "pictures" / "named.png")
     picture(20).save(json_path.parent / "x.png")
     wanted = labels("../pictures/named.png", encoded(picture(30)))
-    image = load_source_image(wanted, json_path)
+    image = find_source_image(wanted, json_path)
     assert level(image) == 10
     assert codes(image) == ["other_stem"]
     (tmp_path / "pictures" / "named.png").unlink()
-    assert level(load_source_image(wanted, json_path)) == 20
+    assert level(find_source_image(wanted, json_path)) == 20
     (json_path.parent / "x.png").unlink()
-    image = load_source_image(wanted, json_path)
+    image = find_source_image(wanted, json_path)
     assert level(image) == 30
     assert image.origin is None
 
 
 def test_absolute_windows_path_is_found_by_its_name(tmp_path: Path) -> None:
     picture(10).save(tmp_path / "frame.png")
-    assert level(load_source_image(labels("C:/Users/li/frame.png"), tmp_path / "x.json")) == 10
+    assert level(find_source_image(labels("C:/Users/li/frame.png"), tmp_path / "x.json")) == 10
 
 
 def test_image_path_that_is_the_json_itself_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     picture(20).save(tmp_path / "x.jpg")
-    assert load_source_image(labels("x.json"), tmp_path / "x.json").origin == tmp_path / "x.jpg"
+    assert find_source_image(labels("x.json"), tmp_path / "x.json").origin == tmp_path / "x.jpg"
 
 
 def test_archive_may_not_point_outside(tmp_path: Path) -> None:
     picture(10).save(tmp_path / "secret.png")
     (tmp_path / "in").mkdir()
     with pytest.raises(ImageError) as caught:
-        load_source_image(labels("../secret.png"), tmp_path / "in" / "x.json", within=tmp_path / "in")
+        find_source_image(labels("../secret.png"), tmp_path / "in" / "x.json", within=tmp_path / "in")
     assert caught.value.code == "no_image"
-    assert level(load_source_image(labels("../secret.png"), tmp_path / "in" / "x.json")) == 10
+    assert level(find_source_image(labels("../secret.png"), tmp_path / "in" / "x.json")) == 10
 
 
 @pytest.mark.parametrize("name", ["missing.png", "", "a" * 5000, "nul\0.png"])
 def test_no_image(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match="no image") as caught:
-        load_source_image(labels(name), tmp_path / "x.json")
+        find_source_image(labels(name), tmp_path / "x.json")
     assert caught.value.code == "no_image"
 
 
@@ -88,9 +88,9 @@ def test_cut_off_picture_is_refused_or_replaced(tmp_path: Path, kind: str) -> No
     whole = encoded(noise, kind)
     (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match="damaged or cut off") as caught:
-        load_source_image(labels("x.png"), tmp_path / "x.json")
+        find_source_image(labels("x.png"), tmp_path / "x.json")
     assert caught.value.code == "unreadable_image"
-    image = load_source_image(labels("x.png", encoded(picture(30))), tmp_path / "x.json")
+    image = find_source_image(labels("x.png", encoded(picture(30))), tmp_path / "x.json")
     assert level(image) == 30
     assert codes(image) == ["image_fallback"]
 
@@ -99,7 +99,7 @@ def test_cut_off_picture_is_refused_or_replaced(tmp_path: Path, kind: str) -> No
 def test_files_that_are_no_picture(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ImageError, match=words):
-        load_source_image(labels("x.png"), tmp_path / "x.json")
+        find_source_image(labels("x.png"), tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("PNG", ".png"), ("JPEG", ".jpg")])
@@ -107,7 +107,7 @@ def test_files_that_are_no_picture(tmp_path: Path, content: bytes, words: str) -
 def test_eight_bit_png_and_jpeg_are_copied_byte_for_byte(tmp_path: Path, kind: str, suffix: str, mode: str) -> None:
     content = encoded(picture(90).convert(mode), kind)
     (tmp_path / "x.PNG").write_bytes(content)  # the ending may lie
-    image = load_source_image(labels("x.PNG"), tmp_path / "x.json")
+    image = find_source_image(labels("x.PNG"), tmp_path / "x.json")
     assert (image.content, image.suffix, image.notes) == (content, suffix, ())
 
 
@@ -117,7 +117,7 @@ def test_other_formats_become_png_without_loss(tmp_path: Path, kind: str) -> Non
     (tmp_path / "x.bmp").write_bytes(
         encoded(Image.fromarray(values), kind, **({"lossless": True} if kind == "WEBP" else {}))
     )
-    image = load_source_image(labels("x.bmp"), tmp_path / "x.json")
+    image = find_source_image(labels("x.bmp"), tmp_path / "x.json")
     assert image.suffix == ".png"
     assert np.array_equal(np.array(Image.open(io.BytesIO(image.content))), values)
 
@@ -125,7 +125,7 @@ def test_other_formats_become_png_without_loss(tmp_path: Path, kind: str) -> Non
 def test_sixteen_bits_are_scaled_and_said(tmp_path: Path) -> None:
     values = np.linspace(100, 4095, 48).reshape(6, 8).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
-    image = load_source_image(labels("x.png"), tmp_path / "x.json")
+    image = find_source_image(labels("x.png"), tmp_path / "x.json")
     stored = np.array(Image.open(io.BytesIO(image.content)))
     assert stored.dtype == np.uint8
     assert (stored.min(), stored.max()) == (0, 255)
@@ -146,7 +146,7 @@ def test_exif_orientation_is_applied_unless_the_labels_fit_without(
     tmp_path: Path, size: tuple[int, int] | None, stored: tuple[int, int]
 ) -> None:
     turned_jpeg(tmp_path / "x.jpg")
-    image = load_source_image(labels("x.jpg", size=size), tmp_path / "x.json")
+    image = find_source_image(labels("x.jpg", size=size), tmp_path / "x.json")
     reopened = Image.open(io.BytesIO(image.content))
     assert reopened.size == image.size == stored
     assert reopened.getexif().get(0x0112, 1) == 1
@@ -155,12 +155,12 @@ def test_exif_orientation_is_applied_unless_the_labels_fit_without(
 
 def test_first_of_several_frames(tmp_path: Path) -> None:
     picture(10).save(tmp_path / "x.tif", save_all=True, append_images=[picture(20)])
-    image = load_source_image(labels("x.tif"), tmp_path / "x.json")
+    image = find_source_image(labels("x.tif"), tmp_path / "x.json")
     assert level(image) == 10
     assert codes(image) == ["several_frames"]
 
 
 def test_image_data_alone(tmp_path: Path) -> None:
     content = base64.b64decode(base64.b64encode(encoded(picture(30), "JPEG")))
-    image = load_source_image(labels("gone.jpg", content), tmp_path / "x.json")
+    image = find_source_image(labels("gone.jpg", content), tmp_path / "x.json")
     assert (image.suffix, image.content) == (".jpg", content)

@@ -19,7 +19,7 @@ from tests.service.running import RunningService, assert_error, pixels_of, png
 from tests.tiny import picture
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.dataset.record_masks import record_masks
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.rgb import to_rgb
 
 
 def clip(path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_label_brings_its_picture(
     run(source.parent, tmp_path / "o", salt=tmp_path / "salt")
     (record,) = read_manifest(tmp_path / "o")
     stored = Image.open(tmp_path / "o" / "images" / record.image)
-    np.testing.assert_array_equal(np.asarray(as_rgb(stored)), segmented)
+    np.testing.assert_array_equal(np.asarray(to_rgb(stored)), segmented)
     np.testing.assert_array_equal(record_masks(record, *mask.shape)[0].astype(bool), mask)
 
 

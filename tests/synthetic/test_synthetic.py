@@ -16,7 +16,7 @@ from vesselseg.errors import UserError
 from vesselseg.imaging.labelme import read_labelme
 from vesselseg.imaging.rasterise import rasterise
 from vesselseg.prepare.options import PrepareOptions
-from vesselseg.prepare.prepare import prepare
+from vesselseg.prepare.prepare_dataset import prepare_dataset
 from vesselseg.synthetic.angiograms import draw_angiogram, write_synthetic
 
 COUNT = 12
@@ -50,7 +50,7 @@ def test_a_longer_set_begins_with_the_shorter_one(drawn: Path, tmp_path: Path) -
 
 def test_prepare_takes_them_without_a_finding(drawn: Path, tmp_path: Path) -> None:
     options = PrepareOptions(group_regex=r"(p\d+)_", strict=True, progress=False, workers=1)
-    report = prepare(drawn, tmp_path / "o", options)
+    report = prepare_dataset(drawn, tmp_path / "o", options)
     assert report["counts"]["images"] == COUNT
     assert report["counts"]["groups"] == COUNT // 3
     assert report["sizes"] == {"128x128": COUNT}

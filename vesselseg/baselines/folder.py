@@ -15,7 +15,7 @@ from vesselseg.dataset.manifest import Record, fingerprint, image_path, read_spl
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.rgb import to_rgb
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(height, width, 3) uint8 -> probabilities (height, width) float32 in 0..1."""
@@ -44,7 +44,7 @@ def read_pixels(data: Path, record: Record) -> NDArray[np.uint8]:
     path = image_path(data, record)
     try:
         with Image.open(path) as image:
-            return np.asarray(as_rgb(image))
+            return np.asarray(to_rgb(image))
     except (OSError, SyntaxError, ValueError) as error:
         raise EvaluationError(f"{path}: cannot be read as an image ({error}); prepare the data again") from None
 

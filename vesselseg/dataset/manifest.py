@@ -57,7 +57,7 @@ class Record:
         """The group, or the image's own name where it has none."""
         return self.group or self.image
 
-    def as_seen_by(self, observer: str) -> Record:
+    def with_observer(self, observer: str) -> Record:
         """The record with what a further observer drew in place of its regions; KeyError for unknown names."""
         return replace(self, regions=self.observers[observer])
 

@@ -47,7 +47,7 @@ from vesselseg.evaluation.threshold import (
     dice_iou_curves,
     metric_threshold,
 )
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.rgb import to_rgb
 from vesselseg.inference.flips import FLIPS
 from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
 
@@ -180,7 +180,7 @@ def cases(evaluation: Evaluation, source: PredictionSource, chosen: Sequence[Sco
         items = read_items(evaluation.data, source, [[record]], (flips,))
         item = next(item for item in items if item.phrase == scored.phrase)
         with Image.open(image_path(evaluation.data, record)) as image:
-            pixels = np.asarray(as_rgb(image))
+            pixels = np.asarray(to_rgb(image))
         probabilities = item.probabilities[flips]
         yield Case(scored, pixels, item.truth, variant_mask(probabilities, variant), probabilities)
 

@@ -8,15 +8,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from vesselseg.imaging.warning_filters import without_warnings
+from vesselseg.imaging.warning_filters import suppress_warnings
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _DICOM_MAGIC = (128, b"DICM")  # PS3.10, 7.1: where, and what
-DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+HIGH_DEPTH_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # EXIF tag
-# what Pillow raises on damaged files, format by format
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
+# What Pillow raises on damaged files; each format has its own.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    Image.DecompressionBombError,
+)
 
 
 class ImageError(ValueError):
@@ -44,7 +53,7 @@ def is_dicom(path: Path) -> bool:
 
 def decode_image(content: bytes, label_size: tuple[int, int] | None) -> tuple[Image.Image, list[tuple[str, str]]]:
     """Decode all pixels, so that a cut-off file is found here; turn the picture as LabelMe showed it."""
-    with without_warnings():  # of large pictures
+    with suppress_warnings():  # of large pictures
         image = Image.open(io.BytesIO(content))
         image.load()
     notes = []
@@ -68,20 +77,25 @@ def _upright(image: Image.Image, label_size: tuple[int, int] | None) -> Image.Im
     return image if label_size == image.size != turned.size else turned
 
 
-def to_eight_bits(image: Image.Image) -> Image.Image:
-    """An image in one of DEEP_MODES as mode L, scaled from its own range; values that are not finite count as 0."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = values.min(), values.max()
-    return Image.fromarray(np.round((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+def scale_to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map [low, high] linearly to [0, 255], clip and round. values: any shape; returns uint8, all 0 if low == high."""
+    factor = 255 / (high - low) if high > low else 0.0
+    return np.round(np.clip((values.astype(np.float64) - low) * factor, 0, 255)).astype(np.uint8)
+
+
+def to_8_bit(image: Image.Image) -> Image.Image:
+    """An image in one of HIGH_DEPTH_MODES as mode L, scaled from its own range; NaN and infinity count as 0."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)  # (height, width)
+    return Image.fromarray(scale_to_uint8(values, float(values.min()), float(values.max())))
 
 
 def describe_depth(image: Image.Image) -> str:
-    """What is done to an image in one of DEEP_MODES, and the range of its values."""
+    """What is done to an image in one of HIGH_DEPTH_MODES, and the range of its values."""
     values = np.asarray(image)
     return f"more than 8 bits per pixel; values {values.min():g} to {values.max():g} are scaled to 0 to 255"
 
 
-def as_png(image: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
     """The pixels and nothing else: no EXIF, no text."""
     buffer = io.BytesIO()
     clean = Image.fromarray(np.asarray(image))
@@ -89,8 +103,8 @@ def as_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def describe_damage(error: Exception, content: bytes) -> str:
-    """Why a file's bytes, read or not, make no image; error: one of DAMAGED."""
+def describe_decode_error(error: Exception, content: bytes) -> str:
+    """Why a file's bytes, read or not, make no image; error: one of DECODE_ERRORS."""
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if not content:

@@ -21,8 +21,8 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
 from pydicom.uid import ImplicitVRLittleEndian, SegmentationStorage
 
-from vesselseg.imaging.decode import ImageError
-from vesselseg.imaging.warning_filters import without_warnings
+from vesselseg.imaging.decode import ImageError, scale_to_uint8
+from vesselseg.imaging.warning_filters import suppress_warnings
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs what it warns of, which quotes the header
 
@@ -48,7 +48,7 @@ class DicomFrame:
 def count_frames(path: Path) -> int:
     """Frames of a DICOM file; 1 where it cannot be read (reading a frame then says why)."""
     try:
-        with without_warnings():
+        with suppress_warnings():
             header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
             return max(1, int(header.get("NumberOfFrames") or 1))
     except Exception:  # whatever a damaged header leads pydicom to
@@ -58,14 +58,14 @@ def count_frames(path: Path) -> int:
 def read_patient(path: Path) -> str:
     """What tells the patient of a file from others, see ``DicomFrame``; "" where it cannot be read."""
     try:
-        with without_warnings():
+        with suppress_warnings():
             return _patient(dcmread(path, force=True, stop_before_pixels=True))
     except Exception:  # whatever a damaged header leads pydicom to
         return ""
 
 
 @dataclass(frozen=True)
-class SeriesPlace:
+class SeriesPosition:
     """What tells which pictures make a run: the series, its number, the picture's own number, and its size."""
 
     series: str
@@ -74,18 +74,18 @@ class SeriesPlace:
     size: tuple[int, int]
 
 
-def read_series_place(path: Path) -> SeriesPlace | None:
+def read_series_position(path: Path) -> SeriesPosition | None:
     """The place of a single picture in its series; None for a clip, without a series, and where it cannot be read."""
     tags = ["SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SOPClassUID"]
     try:
-        with without_warnings():
+        with suppress_warnings():
             header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
             single = int(header.get("NumberOfFrames") or 1) == 1 and header.get("SOPClassUID") != SegmentationStorage
             if not single or not header.get("SeriesInstanceUID"):
                 return None
             series, number = (int(header.get(name) or 0) for name in ("SeriesNumber", "InstanceNumber"))
             size = int(header.Columns), int(header.Rows)
-            return SeriesPlace(str(header.SeriesInstanceUID), series, number, size)
+            return SeriesPosition(str(header.SeriesInstanceUID), series, number, size)
     except Exception:  # whatever a damaged header leads pydicom to
         return None
 
@@ -156,7 +156,7 @@ class DicomFile:
 @contextmanager
 def _readable() -> Iterator[None]:
     try:
-        with without_warnings():  # pydicom's quote the header
+        with suppress_warnings():  # pydicom's quote the header
             yield
     except ImageError:
         raise
@@ -173,7 +173,7 @@ def _decode(header: Dataset, frame: int, values: np.ndarray) -> DicomFrame:
         deepest = (
             8 * values.dtype.itemsize if header.PhotometricInterpretation == "PALETTE COLOR" else header.BitsStored
         )
-        pixels = Image.fromarray(_to_eight_bits(values, 0, 2**deepest - 1))
+        pixels = Image.fromarray(scale_to_uint8(values, 0, 2**deepest - 1))
     else:
         grey, notes = _grey(values, view)
         pixels = Image.fromarray(grey)
@@ -243,7 +243,7 @@ def _grey(values: np.ndarray, view: Dataset) -> tuple[np.ndarray, list[tuple[str
         low, high, note = 0, 2**view.BitsStored - 1, f"{view.BitsStored} bits"
     else:
         note = f"no window in the header: values {low:g} to {high:g} are scaled to 0 to 255"
-    shown = _to_eight_bits(values, low, high)
+    shown = scale_to_uint8(values, low, high)
     if view.PhotometricInterpretation == "MONOCHROME1":
         shown, note = 255 - shown, f"{note}; inverted (MONOCHROME1)"
     changed = raw.dtype != np.uint8 or not np.array_equal(raw, shown)
@@ -271,11 +271,6 @@ def _look_up(values: np.ndarray, table: Dataset) -> tuple[np.ndarray, tuple[floa
 
 def _first(value: Any) -> float:
     return float(value if np.isscalar(value) or not hasattr(value, "__len__") else value[0])
-
-
-def _to_eight_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-9))
-    return np.round(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
 def _spacing(header: Dataset, frame: int) -> tuple[tuple[float, float] | None, list[tuple[str, str]]]:

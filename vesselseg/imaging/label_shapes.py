@@ -54,7 +54,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class BrokenShape:
+class InvalidShape:
     """A shape that cannot be read: its index, its label if it has one, a short code, the reason."""
 
     index: int
@@ -75,7 +75,7 @@ class ImageLabels:
     """
 
     shapes: tuple[Shape, ...]
-    broken: tuple[BrokenShape, ...]
+    invalid: tuple[InvalidShape, ...]
     image_path: str
     image_data: bytes | None
     size: tuple[int, int] | None
@@ -96,7 +96,7 @@ class LabelSource(Protocol):
         """The shapes; those that cannot be read are listed. Raises LabelFileError where nothing can be read."""
 
 
-def whole_mask(index: int, label: str, bitmap: np.ndarray, group: str | None = None, observer: str = "") -> Shape:
+def full_image_mask(index: int, label: str, bitmap: np.ndarray, group: str | None = None, observer: str = "") -> Shape:
     """A bitmap (height, width) bool that is as large as the labelled picture, as a shape."""
     corners = np.array([[0, 0], [bitmap.shape[1] - 1, bitmap.shape[0] - 1]], dtype=np.float64)
     return Shape(index, label, "mask", corners, group, bitmap, observer)
@@ -104,14 +104,14 @@ def whole_mask(index: int, label: str, bitmap: np.ndarray, group: str | None = N
 
 def collect_shapes(
     entries: Iterable[tuple[int, Entry]], parse: Callable[[int, Entry], Shape], label_of: Callable[[Entry], str]
-) -> tuple[tuple[Shape, ...], tuple[BrokenShape, ...]]:
+) -> tuple[tuple[Shape, ...], tuple[InvalidShape, ...]]:
     """Parse (index, entry) one by one; those that raise ShapeError are listed with index, label and reason."""
     shapes, broken = [], []
     for index, entry in entries:
         try:
             shapes.append(parse(index, entry))
         except ShapeError as error:
-            broken.append(BrokenShape(index, label_of(entry), error.code, str(error)))
+            broken.append(InvalidShape(index, label_of(entry), error.code, str(error)))
     return tuple(shapes), tuple(broken)
 
 

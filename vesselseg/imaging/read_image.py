@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from vesselseg.errors import ManifestError
-from vesselseg.imaging.decode import DAMAGED
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.decode import DECODE_ERRORS
+from vesselseg.imaging.rgb import to_rgb
 
 
 def read_image(path: Path) -> Image.Image:
@@ -16,8 +16,8 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             opened.load()  # an RGB image is handed on as it is, and its file is closed here
-            return as_rgb(opened)
-    except DAMAGED as error:
+            return to_rgb(opened)
+    except DECODE_ERRORS as error:
         raise unreadable(path, error) from None
 
 

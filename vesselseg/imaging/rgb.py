@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from PIL import Image
 
+from vesselseg.imaging.decode import HIGH_DEPTH_MODES, to_8_bit
 
-def as_rgb(image: Image.Image) -> Image.Image:
+
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any image mode as 8-bit RGB; 16-bit and float images are scaled from their own range, transparency is black.
 
     Pixels stay where they are stored, here and everywhere behind it: polygons count them so, and a mask fits the image
@@ -14,11 +15,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "RGB":
         return image
-    if image.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
-        values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-        low, high = float(values.min()), float(values.max())
-        scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
-        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    if image.mode in HIGH_DEPTH_MODES:
+        return to_8_bit(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")

@@ -25,7 +25,7 @@ class SourceFiles:
         return [name for name in self.others if name.lower().endswith(suffixes)]
 
 
-def list_source(root: Path) -> SourceFiles:
+def list_source_files(root: Path) -> SourceFiles:
     """All files below a folder, however deep; links to folders are not followed."""
     jsons: list[str] = []
     images: list[str] = []
@@ -33,7 +33,7 @@ def list_source(root: Path) -> SourceFiles:
     for folder, _, names in os.walk(root, onerror=_raise):
         for name in names:
             path = PurePosixPath((Path(folder) / name).relative_to(root).as_posix())
-            if is_junk(path):
+            if is_system_file(path):
                 continue
             suffix = path.suffix.lower()
             kind = jsons if suffix == ".json" else images if suffix in IMAGE_SUFFIXES else others
@@ -42,7 +42,7 @@ def list_source(root: Path) -> SourceFiles:
     return SourceFiles(Path(root), tuple(sorted(jsons)), tuple(sorted(images)), tuple(sorted(others)), tuple(dicoms))
 
 
-def name_stems(names: Sequence[str]) -> list[str]:
+def unique_stems(names: Sequence[str]) -> list[str]:
     """Paths of stored images without their endings, one per file of the source; all are different.
 
     The folders that all files share are dropped; names that differ only in case or ending get a number.
@@ -70,7 +70,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def is_junk(path: PurePosixPath) -> bool:
+def is_system_file(path: PurePosixPath) -> bool:
     """Files that macOS and Windows add to folders and archives."""
     return (
         "__MACOSX" in path.parts or path.name.startswith("._") or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")

@@ -13,7 +13,7 @@ _caught = warnings.catch_warnings()
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """No warning is shown as long as any thread is in here; after the last one all is as it was before the first.
 
     Python's `catch_warnings` puts back what it found, which with two threads at once may be what the other one left:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vesselseg.errors import UserError
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.rgb import to_rgb
 from vesselseg.inference.predictor import ModelInputs, Prediction, Predictor, QuestionBatch, check_threshold
 from vesselseg.inference.threads import prefetch
 from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single
@@ -137,7 +137,7 @@ def _propagate(
 
     def preprocess(numbers: range) -> _FrameBatch:
         nonlocal size
-        images = [as_rgb(frames[number]) for number in numbers]
+        images = [to_rgb(frames[number]) for number in numbers]
         size = size or images[0].size
         _check_sizes(images, size, numbers[0])
         positions = [position for position, number in enumerate(numbers) if number in keyframe_numbers]

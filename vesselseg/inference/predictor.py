@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vesselseg.dataset.image_views import ImageViews, logits_to_image, normalise_pixels
 from vesselseg.dataset.prompts import clean_phrase, question_for
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.rgb import to_rgb
 from vesselseg.inference.flips import flipped_copies, mean_over_flips
 from vesselseg.inference.threads import map_in_threads, prefetch
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
@@ -169,7 +169,7 @@ class Predictor(ABC):
         """One Prediction per image. phrases: per image, what to segment.
 
         Any image mode and size is accepted. EXIF orientation is ignored, so masks match the pixels passed in; use
-        `read_pictures` or `PIL.ImageOps.exif_transpose` to turn an image upright first. flips: average over the image
+        `open_frames` or `PIL.ImageOps.exif_transpose` to turn an image upright first. flips: average over the image
         and its flipped copies, in four times the time. Raises ValueError for phrases that the model does not accept and
         unless there is one list of phrases per image.
         """
@@ -263,7 +263,7 @@ class Predictor(ABC):
         _check_pairs(images, questions, "questions")
         # Images without questions cost nothing: they are not shown to the model.
         kept = [index for index, of_image in enumerate(questions) if of_image]
-        rgb, kept_questions = [as_rgb(images[index]) for index in kept], [questions[index] for index in kept]
+        rgb, kept_questions = [to_rgb(images[index]) for index in kept], [questions[index] for index in kept]
         return Request(
             tuple(image.size for image in images),
             tuple(map(tuple, questions)),

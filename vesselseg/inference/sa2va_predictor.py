@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vesselseg.dataset.prompts import ANSWER
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.rgb import to_rgb
 from vesselseg.inference.greedy_decoding import greedy_decode, question_ids
 from vesselseg.inference.predictor import Answer, ModelInputs, Predictor
 from vesselseg.inference.processor import Processor
@@ -46,7 +46,7 @@ class Sa2VAPredictor(Predictor):
     @torch.inference_mode()
     def chat(self, image: Image.Image, question: str, max_new_tokens: int = 128) -> Answer:
         """See `Predictor`; decoded greedily, token by token."""
-        inputs, tokens = self.build_inputs([as_rgb(image)], [[question]]), self.processor.tokens
+        inputs, tokens = self.build_inputs([to_rgb(image)], [[question]]), self.processor.tokens
         with self.eval_mode():
             tile_tokens = self._tile_tokens(inputs)  # (tiles, tokens per tile, hidden)
             ids = question_ids(tokens, question, tile_tokens.shape[:2].numel())

@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
-from vesselseg.imaging.pictures import Pictures
+from vesselseg.imaging.frames import FrameSource
 from vesselseg.inference.predictor import Prediction
 from vesselseg.predict.dicom_seg import SegmentationObject
 from vesselseg.predict.result_files import OverlayVideo, ResultWriter, describe_prediction, overlay
@@ -26,7 +26,7 @@ class Frames(Sequence[Image.Image]):
     the model, another writes what was found.
     """
 
-    def __init__(self, pictures: Pictures, kept: int) -> None:
+    def __init__(self, pictures: FrameSource, kept: int) -> None:
         self._pictures, self._kept = pictures, kept
         self._recent: OrderedDict[int, Image.Image] = OrderedDict()
         self._lock = threading.Lock()

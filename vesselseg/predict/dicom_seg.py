@@ -23,7 +23,7 @@ from pydicom.uid import ComputedRadiographyImageStorage
 
 import vesselseg
 from vesselseg.errors import UserError
-from vesselseg.imaging.warning_filters import without_warnings
+from vesselseg.imaging.warning_filters import suppress_warnings
 
 if TYPE_CHECKING:
     import highdicom
@@ -81,7 +81,7 @@ class SegmentationObject:
 
     def content(self) -> bytes:
         """The file. Raises UserError where highdicom refuses the header."""
-        with without_warnings():  # they quote the header
+        with suppress_warnings():  # they quote the header
             try:
                 made = self._in_the_patient() if _positioned(self._headers, self._shape) else self._of_one_frame()
             except (AttributeError, TypeError, ValueError) as error:  # a header against the standard; it may be quoted

@@ -17,9 +17,9 @@ from typing import Any
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.decode import IMAGE_SUFFIXES, is_dicom
-from vesselseg.imaging.dicom import SeriesPlace, read_series_place
-from vesselseg.imaging.pictures import VIDEO_SUFFIXES, Pictures, SeriesPictures, UnreadablePicture, read_pictures
-from vesselseg.imaging.source_files import list_source, printable
+from vesselseg.imaging.dicom import SeriesPosition, read_series_position
+from vesselseg.imaging.frames import VIDEO_SUFFIXES, FrameSource, SeriesFrames, UnreadableInputError, open_frames
+from vesselseg.imaging.source_files import list_source_files, printable
 
 LIST_SUFFIX = ".txt"
 KINDS = f"an image ({', '.join(IMAGE_SUFFIXES)}), a DICOM file or a video ({', '.join(VIDEO_SUFFIXES)})"
@@ -64,7 +64,7 @@ class ReadUnit:
     source: InputUnit
     size: int = 0
     sha256: str = ""
-    pictures: Pictures | None = None
+    pictures: FrameSource | None = None
     error: str = ""
 
 
@@ -86,7 +86,7 @@ def find_inputs(source: Path) -> list[InputUnit]:
 
 
 def _of_folder(source: Path) -> list[InputUnit]:
-    listed = list_source(source)
+    listed = list_source_files(source)
     names = [*listed.images, *listed.others_with(*VIDEO_SUFFIXES), *listed.dicoms]
     if not names:
         kinds = Counter(Path(name).suffix.lower() or "without ending" for name in (*listed.others, *listed.jsons))
@@ -97,9 +97,9 @@ def _of_folder(source: Path) -> list[InputUnit]:
 
 def _in_series(units: Sequence[InputUnit]) -> list[InputUnit]:
     """Single DICOM pictures of a folder and series become one unit, in the place of the first."""
-    members: dict[tuple[Path, str, tuple[int, int]], list[tuple[SeriesPlace, InputUnit]]] = defaultdict(list)
+    members: dict[tuple[Path, str, tuple[int, int]], list[tuple[SeriesPosition, InputUnit]]] = defaultdict(list)
     for unit in units:
-        place = read_series_place(unit.path) if is_dicom(unit.path) else None
+        place = read_series_position(unit.path) if is_dicom(unit.path) else None
         if place is not None:
             members[unit.path.parent, place.series, place.size].append((place, unit))
     runs = {run[0][1]: run for run in members.values() if len(run) > 1}
@@ -107,7 +107,7 @@ def _in_series(units: Sequence[InputUnit]) -> list[InputUnit]:
     return [_series(runs[unit]) if unit in runs else unit for unit in units if unit in runs or unit not in taken]
 
 
-def _series(run: Iterable[tuple[SeriesPlace, InputUnit]]) -> InputUnit:
+def _series(run: Iterable[tuple[SeriesPosition, InputUnit]]) -> InputUnit:
     ordered = sorted(run, key=lambda member: (member[0].number, member[1].file))
     first, unit = ordered[0]
     name = PurePosixPath(unit.file).with_name(f"series_{first.series_number}").as_posix()
@@ -164,9 +164,9 @@ def read_unit(source: InputUnit, is_finished: Callable[[InputUnit, int, str], bo
         if is_finished(source, size, sha256):
             return None
         pictures = (
-            SeriesPictures(source.parts, source.notes) if source.parts else read_pictures(source.path.name, source.path)
+            SeriesFrames(source.parts, source.notes) if source.parts else open_frames(source.path.name, source.path)
         )
-    except UnreadablePicture as error:
+    except UnreadableInputError as error:
         return ReadUnit(source, size, sha256, error=str(error))
     except (FileNotFoundError, NotADirectoryError):
         return ReadUnit(source, error="no such file")
@@ -180,7 +180,7 @@ def _fingerprint(paths: Sequence[Path]) -> tuple[int, str]:
     size, hashed = 0, hashlib.sha256()
     for path in paths:
         if path.is_dir():
-            raise UnreadablePicture("a directory; expected a file")
+            raise UnreadableInputError("a directory; expected a file")
         with path.open("rb") as opened:
             while chunk := opened.read(_CHUNK):
                 size += len(chunk)

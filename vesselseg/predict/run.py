@@ -18,7 +18,7 @@ from PIL import Image
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.decode import IMAGE_SUFFIXES
-from vesselseg.imaging.pictures import Pictures
+from vesselseg.imaging.frames import FrameSource
 from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.out_of_memory import BATCH_PIXELS, is_out_of_memory, probability_map_pixels
 from vesselseg.inference.predictor import Prediction, Predictor, Request
@@ -239,7 +239,7 @@ class PredictRun:
             **describe_prediction(prediction, "coco" in self._options.save),
         }
 
-    def _predict_clip(self, found: ReadUnit, pictures: Pictures) -> None:
+    def _predict_clip(self, found: ReadUnit, pictures: FrameSource) -> None:
         self._note_written(0)
         for batch in dict.fromkeys((self._options.batch, 1)):
             start = time.perf_counter()
@@ -252,7 +252,7 @@ class PredictRun:
             return self._note({**entry, "seconds": round(time.perf_counter() - start, 4)})
         self._put_off(found)
 
-    def _clip_entry(self, found: ReadUnit, pictures: Pictures, batch: int) -> Entry:
+    def _clip_entry(self, found: ReadUnit, pictures: FrameSource, batch: int) -> Entry:
         options = self._options
         frames, threshold = Frames(pictures, kept=2 * batch + 1), options.threshold
         predictions = segment_cine(
@@ -276,7 +276,7 @@ class PredictRun:
     def _fail(self, found: ReadUnit, reason: str) -> None:
         self._note({**self._about(found), "error": reason})
 
-    def _done(self, found: ReadUnit, pictures: Pictures, threshold: float, outputs: Sequence[str]) -> Entry:
+    def _done(self, found: ReadUnit, pictures: FrameSource, threshold: float, outputs: Sequence[str]) -> Entry:
         width, height = pictures.size
         return {
             **self._about(found),

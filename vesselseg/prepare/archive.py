@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from vesselseg.errors import UserError
-from vesselseg.imaging.source_files import is_junk
+from vesselseg.imaging.source_files import is_system_file
 from vesselseg.machine import GIB
 
 _CHUNK = 1024 * 1024
@@ -51,7 +51,7 @@ def unpack(archive: Path, folder: Path, max_gib: float = 50.0, max_files: int = 
         with _members(Path(archive)) as members:
             _check(archive, members(), max_gib, max_files)
             for member in members():
-                if not is_junk(PurePosixPath(member.name)):
+                if not is_system_file(PurePosixPath(member.name)):
                     _write(archive, member, folder)
     except _DAMAGED as error:
         raise ArchiveError(

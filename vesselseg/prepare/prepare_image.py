@@ -13,33 +13,33 @@ from pathlib import Path
 from PIL import Image
 
 from vesselseg.dataset.manifest import Record
-from vesselseg.imaging.decode import ImageError, as_png
+from vesselseg.imaging.decode import ImageError, encode_png
 from vesselseg.imaging.label_shapes import ImageLabels, LabelFileError, LabelSource, Shape, ShapeError
 from vesselseg.imaging.rasterise import rasterise
 from vesselseg.imaging.regions import Region
 from vesselseg.imaging.shape_regions import Canvas, shape_regions
 from vesselseg.prepare.findings import Finding
-from vesselseg.prepare.source_images import Picture, SourceImage, load_picture, load_source_image
+from vesselseg.prepare.source_images import ImageFile, SourceImage, find_source_image, load_image_file
 
 
 @dataclass(frozen=True)
-class FileTask:
+class ImageTask:
     """One image to prepare.
 
     file: path below the source that findings and regular expressions go by; labels: where its labels stand.
-    picture: the image. search: it is only what is taken when none is found by LabelMe's rules (``load_source_image``).
+    picture: the image. search: it is only what is taken when none is found by LabelMe's rules (``find_source_image``).
     stem: path of the stored image without its ending.
     """
 
     file: str
     labels: LabelSource
-    picture: Picture | None = None
+    picture: ImageFile | None = None
     search: bool = False
     stem: str = ""
 
 
 @dataclass(frozen=True)
-class FileOptions:
+class ImageOptions:
     """What one file needs to know.
 
     images: folder to store into; within: folder that images must lie in, or None. bare: store pixels and nothing else.
@@ -71,7 +71,7 @@ class FileOptions:
 
 
 @dataclass
-class FileResult:
+class ImageResult:
     """What became of one file.
 
     record: None if the file is left out. size: (width, height) stored. fraction: share of vessel pixels, 0..1.
@@ -100,16 +100,16 @@ class FileResult:
 
 
 @dataclass
-class DrawnObject:
+class LabelledObject:
     """phrase: what it is called; regions: per observer ("" for the first), what was drawn of it."""
 
     phrase: str
     regions: dict[str, list[Region]] = field(default_factory=dict)
 
 
-def prepare_file(task: FileTask, options: FileOptions) -> FileResult:
+def prepare_image(task: ImageTask, options: ImageOptions) -> ImageResult:
     """Read, check, convert and store one image with its labels; every trouble with its content becomes a finding."""
-    result = FileResult(task.file)
+    result = ImageResult(task.file)
     try:
         labels = task.labels.read()
     except LabelFileError as error:
@@ -119,9 +119,9 @@ def prepare_file(task: FileTask, options: FileOptions) -> FileResult:
     _find_other_phrases(labels, options, result)
     try:
         if task.search:
-            image = load_source_image(labels, task.labels.path, options.within, task.picture)
+            image = find_source_image(labels, task.labels.path, options.within, task.picture)
         else:
-            image = load_picture(task.picture, labels)
+            image = load_image_file(task.picture, labels)
     except ImageError as error:
         result.find(error.code, str(error))
         return result
@@ -130,19 +130,19 @@ def prepare_file(task: FileTask, options: FileOptions) -> FileResult:
         result.find(code, reason)
     objects = _objects(labels, image, options, result)
     if objects is None:
-        result.find("no_usable_shape", f"all {len(labels.shapes) + len(labels.broken)} shapes are left out")
+        result.find("no_usable_shape", f"all {len(labels.shapes) + len(labels.invalid)} shapes are left out")
         return result
     _store(task, options, image, objects, labels.observers, result)
     return result
 
 
-def _count_unknown(labels: ImageLabels, options: FileOptions, result: FileResult) -> None:
+def _count_unknown(labels: ImageLabels, options: ImageOptions, result: ImageResult) -> None:
     if options.labels is not None:
-        names = [shape.label for shape in labels.shapes] + [broken.label for broken in labels.broken if broken.label]
+        names = [shape.label for shape in labels.shapes] + [broken.label for broken in labels.invalid if broken.label]
         result.unknown.update(name for name in names if name not in options.labels)
 
 
-def _find_other_phrases(labels: ImageLabels, options: FileOptions, result: FileResult) -> None:
+def _find_other_phrases(labels: ImageLabels, options: ImageOptions, result: ImageResult) -> None:
     """A label that was typed by hand, in a file whose labels are phrases."""
     if not options.keeps_phrases(labels):
         return
@@ -152,15 +152,15 @@ def _find_other_phrases(labels: ImageLabels, options: FileOptions, result: FileR
 
 
 def _objects(
-    labels: ImageLabels, image: SourceImage, options: FileOptions, result: FileResult
-) -> list[DrawnObject] | None:
+    labels: ImageLabels, image: SourceImage, options: ImageOptions, result: ImageResult
+) -> list[LabelledObject] | None:
     """One empty object for a picture without any shape; None if nothing is usable."""
     canvas = _canvas(labels, image, options)
-    for broken in labels.broken:
+    for broken in labels.invalid:
         if not broken.label or options.phrase(broken.label, labels) is not None:
             result.find(broken.code, broken.reason, broken.index)
             result.dropped[broken.label or "(no label)"] += 1
-    objects: dict[tuple[str, str], DrawnObject] = {}
+    objects: dict[tuple[str, str], LabelledObject] = {}
     for shape in labels.shapes:
         phrase = options.phrase(shape.label, labels)
         if phrase is None:
@@ -169,21 +169,21 @@ def _objects(
         result.phrases[shape.label] = phrase
         regions = _regions(shape, canvas, result)
         if regions:
-            drawn = objects.setdefault((phrase, _object_key(shape, options)), DrawnObject(phrase))
+            drawn = objects.setdefault((phrase, _object_key(shape, options)), LabelledObject(phrase))
             drawn.regions.setdefault(shape.observer, []).extend(regions)
     if canvas.rescaled and objects and not labels.relative:
         result.find("rescaled", _describe_scale(canvas))
     if not objects:
-        return None if result.dropped else [DrawnObject(phrase) for phrase in options.phrases_without_shapes(labels)]
+        return None if result.dropped else [LabelledObject(phrase) for phrase in options.phrases_without_shapes(labels)]
     return list(objects.values())
 
 
-def _canvas(labels: ImageLabels, image: SourceImage, options: FileOptions) -> Canvas:
+def _canvas(labels: ImageLabels, image: SourceImage, options: ImageOptions) -> Canvas:
     size = (1, 1) if labels.relative else labels.size or image.size
     return Canvas(*image.size, size, options.line_width)
 
 
-def _regions(shape: Shape, canvas: Canvas, result: FileResult) -> list[Region]:
+def _regions(shape: Shape, canvas: Canvas, result: ImageResult) -> list[Region]:
     try:
         regions, cut = shape_regions(shape, canvas)
     except ShapeError as error:
@@ -197,7 +197,7 @@ def _regions(shape: Shape, canvas: Canvas, result: FileResult) -> list[Region]:
     return regions
 
 
-def _object_key(shape: Shape, options: FileOptions) -> str:
+def _object_key(shape: Shape, options: ImageOptions) -> str:
     """Shapes of one phrase with the same key are one object."""
     if not options.per_shape:
         return ""
@@ -213,12 +213,12 @@ def _describe_scale(canvas: Canvas) -> str:
 
 
 def _store(
-    task: FileTask,
-    options: FileOptions,
+    task: ImageTask,
+    options: ImageOptions,
     image: SourceImage,
-    objects: list[DrawnObject],
+    objects: list[LabelledObject],
     observers: tuple[str, ...],
-    result: FileResult,
+    result: ImageResult,
 ) -> None:
     width, height = image.size
     content, suffix = (_bare(image), ".png") if options.bare else (image.content, image.suffix)
@@ -238,4 +238,4 @@ def _store(
 def _bare(image: SourceImage) -> bytes:
     """A PNG of the stored pixels: what else a file may hold (EXIF, comments, bytes after its end) is gone."""
     with Image.open(io.BytesIO(image.content)) as opened:
-        return as_png(opened if opened.mode in ("L", "RGB") else opened.convert("RGB"))
+        return encode_png(opened if opened.mode in ("L", "RGB") else opened.convert("RGB"))

@@ -12,7 +12,7 @@ import vesselseg
 from vesselseg.dataset.manifest import SPLITS, Record
 from vesselseg.prepare.findings import Finding, count_by_code
 from vesselseg.prepare.options import PrepareOptions
-from vesselseg.prepare.prepare_image import FileResult
+from vesselseg.prepare.prepare_image import ImageResult
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class PreparationResult:
     source: Path
     options: PrepareOptions
     format: str
-    usable: list[FileResult]
-    left_out: list[FileResult]
+    usable: list[ImageResult]
+    left_out: list[ImageResult]
     records: list[Record]
     splits: dict[str, list[str]]
     findings: list[Finding]

@@ -22,7 +22,7 @@ _SIDE = 480  # pixels of an overlay in the page
 _BINS = 12
 
 
-def write_page(folder: Path, report: dict[str, Any], prepared: PreparationResult) -> None:
+def write_report_page(folder: Path, report: dict[str, Any], prepared: PreparationResult) -> None:
     """Write ``folder/report.html``; the folder holds images/ already."""
     chosen = choose_overlays(prepared)
     page = render(

@@ -11,16 +11,16 @@ from pathlib import Path
 from PIL import Image
 
 from vesselseg.imaging.decode import (
-    DAMAGED,
-    DEEP_MODES,
+    DECODE_ERRORS,
+    HIGH_DEPTH_MODES,
     IMAGE_SUFFIXES,
     ImageError,
-    as_png,
     decode_image,
-    describe_damage,
+    describe_decode_error,
     describe_depth,
+    encode_png,
     is_dicom,
-    to_eight_bits,
+    to_8_bit,
 )
 from vesselseg.imaging.label_shapes import ImageLabels
 
@@ -28,7 +28,7 @@ _KEPT_FORMATS = {"PNG": ".png", "JPEG": ".jpg"}
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """A picture of the source; frame: of a DICOM clip, counted from 0, or None."""
 
     path: Path
@@ -58,8 +58,8 @@ class SourceImage:
         return self.pixels.size
 
 
-def load_source_image(
-    labels: ImageLabels, json_path: Path, within: Path | None = None, dicom: Picture | None = None
+def find_source_image(
+    labels: ImageLabels, json_path: Path, within: Path | None = None, dicom: ImageFile | None = None
 ) -> SourceImage:
     """The image of a LabelMe file: imagePath, else the same stem beside the JSON, else ``dicom``, else imageData.
 
@@ -76,7 +76,7 @@ def load_source_image(
     failures: list[tuple[str, ImageError]] = []
     for name, picture in candidates:
         try:
-            image = load_picture(picture, labels)
+            image = load_image_file(picture, labels)
         except ImageError as error:
             failures.append((name, error))
             continue
@@ -96,7 +96,7 @@ def _describe(failures: list[tuple[str, ImageError]]) -> str:
     return "; ".join(f"{name}: {error}" for name, error in failures)
 
 
-def load_picture(picture: Picture | None, labels: ImageLabels) -> SourceImage:
+def load_image_file(picture: ImageFile | None, labels: ImageLabels) -> SourceImage:
     """Decode one picture, or LabelMe's imageData for None, and bring it into the form that is stored.
 
     Raises ImageError where it cannot be decoded to its end.
@@ -108,8 +108,8 @@ def load_picture(picture: Picture | None, labels: ImageLabels) -> SourceImage:
         content = picture.path.read_bytes() if picture is not None else labels.image_data or b""
         image, notes = decode_image(content, labels.size)
         content, suffix, notes = _stored_form(image, content, notes)
-    except DAMAGED as error:
-        raise ImageError("unreadable_image", describe_damage(error, content)) from None
+    except DECODE_ERRORS as error:
+        raise ImageError("unreadable_image", describe_decode_error(error, content)) from None
     return SourceImage(content, suffix, image, None if picture is None else picture.path, tuple(notes))
 
 
@@ -119,17 +119,17 @@ def _patient(path: Path) -> str:
     return read_patient(path)
 
 
-def _load_dicom(picture: Picture) -> SourceImage:
+def _load_dicom(picture: ImageFile) -> SourceImage:
     from vesselseg.imaging.dicom import read_frame  # pydicom takes a while to import, and few sources need it
 
     frame = read_frame(picture.path, picture.frame)
     pixels = frame.pixels
-    return SourceImage(as_png(pixels), ".png", pixels, picture.path, frame.notes, frame.spacing, frame.patient)
+    return SourceImage(encode_png(pixels), ".png", pixels, picture.path, frame.notes, frame.spacing, frame.patient)
 
 
 def _candidates(
     labels: ImageLabels, json_path: Path, within: Path | None
-) -> tuple[list[tuple[str, Picture | None]], list[tuple[str, str]]]:
+) -> tuple[list[tuple[str, ImageFile | None]], list[tuple[str, str]]]:
     """Where the image may be, in order, without repetition; and a note if two names compete."""
     folder = json_path.parent
     name = labels.image_path.rsplit("/", 1)[-1]
@@ -144,7 +144,7 @@ def _candidates(
     other = next((path for path in found if path in beside), None)
     if first in named and other is not None and first is not None and first.stem != other.stem:
         notes.append(("other_stem", f"imagePath names {first.name}, which is used, though {other.name} is beside it"))
-    candidates: list[tuple[str, Picture | None]] = [(path.name, Picture(path)) for path in found]
+    candidates: list[tuple[str, ImageFile | None]] = [(path.name, ImageFile(path)) for path in found]
     if labels.image_data is not None:
         candidates.append(("imageData", None))
     return candidates, notes
@@ -166,9 +166,9 @@ def _is_image_file(path: Path, json_path: Path, within: Path | None) -> bool:
 def _stored_form(
     image: Image.Image, content: bytes, notes: list[tuple[str, str]]
 ) -> tuple[bytes, str, list[tuple[str, str]]]:
-    if image.mode in DEEP_MODES:
-        return as_png(to_eight_bits(image)), ".png", [*notes, ("sixteen_bit", describe_depth(image))]
+    if image.mode in HIGH_DEPTH_MODES:
+        return encode_png(to_8_bit(image)), ".png", [*notes, ("sixteen_bit", describe_depth(image))]
     if image.format in _KEPT_FORMATS:
         return content, _KEPT_FORMATS[image.format], notes
     plain = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return as_png(plain), ".png", notes
+    return encode_png(plain), ".png", notes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vesselseg.imaging.decode import DAMAGED
+from vesselseg.imaging.decode import DECODE_ERRORS
 from vesselseg.inference.predictor import Prediction
 from vesselseg.predict.result_files import prediction_labels
 from vesselseg.service.errors import ServiceError
@@ -66,7 +66,7 @@ def _decoded(encoded: str, size: tuple[int, int]) -> Image.Image:
         image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=("PNG",))
         if image.size == size:  # another one is not decoded
             image.load()
-    except DAMAGED:
+    except DECODE_ERRORS:
         raise ValueError("no PNG in base64, or a damaged one") from None
     if image.size != size:
         raise ValueError(f"{image.width}x{image.height} pixels, expected {size[0]}x{size[1]}")

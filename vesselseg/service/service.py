@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.requests import Request
 
 from vesselseg import __version__
-from vesselseg.imaging.pictures import UnreadablePicture, read_pictures
+from vesselseg.imaging.frames import UnreadableInputError, open_frames
 from vesselseg.inference.out_of_memory import is_out_of_memory
 from vesselseg.inference.predictor import Prediction, Predictor
 from vesselseg.machine import available_cores
@@ -192,7 +192,7 @@ class _Read:
 def _decode(upload: Upload, phrases: int) -> _Read:
     """phrases: how many are asked of the picture. Raises ServiceError."""
     try:
-        pictures = read_pictures(upload.name, upload.content, partial(_check_size, phrases))
+        pictures = open_frames(upload.name, upload.content, partial(_check_size, phrases))
         _check_size(phrases, pictures.size)  # headers are not always true
         if upload.form.frame >= pictures.frames:
             raise ServiceError(
@@ -200,7 +200,7 @@ def _decode(upload: Upload, phrases: int) -> _Read:
             )
         picture = pictures.frame(upload.form.frame)
         return _Read(picture, pictures.frames, pictures.notes, pictures.labelme_opens)
-    except UnreadablePicture as error:
+    except UnreadableInputError as error:
         raise ServiceError(422, "unreadable_image", str(error)) from None
 
 

@@ -12,7 +12,7 @@ from tests.inspect.checks.conftest import SIDE, Folder, brighter
 from vesselseg.dataset.manifest import write_manifest
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.imaging.rasterise import encode
-from vesselseg.inspect.checks.kinds import KINDS
+from vesselseg.inspect.checks.finding_kinds import KINDS
 from vesselseg.prepare.report import write_splits
 
 ALWAYS = "near_duplicate_in_group"  # two frames of each patient

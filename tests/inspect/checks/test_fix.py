@@ -13,7 +13,7 @@ from tests.evaluation.drawn_data import call_tool
 from tests.inspect.checks.conftest import Folder, brighter
 from tests.inspect.checks.test_find import ALWAYS, PLANTS
 from vesselseg.dataset.manifest import fingerprint
-from vesselseg.inspect.checks.kinds import KINDS
+from vesselseg.inspect.checks.finding_kinds import KINDS
 from vesselseg.prepare.folds import make_folds
 from vesselseg.prepare.report import write_splits
 

@@ -11,26 +11,26 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 
 from tests.inspect.checks.conftest import Folder, brighter
 from vesselseg.dataset.manifest import Record
-from vesselseg.inspect.checks.dataset import is_far, read_dataset, robust_scores
-from vesselseg.inspect.checks.measure import agreement_of, measure, texture
-from vesselseg.inspect.checks.names import rename, renamed, same_names
-from vesselseg.inspect.checks.similar import TURNED, clusters, equal_pictures, near_pairs
+from vesselseg.inspect.checks.measure_image import agreement_of, measure, texture
+from vesselseg.inspect.checks.measured_dataset import is_outlier, read_dataset, robust_z_scores
+from vesselseg.inspect.checks.near_duplicates import TRANSFORMS, clusters, identical_images, similar_pairs
+from vesselseg.inspect.checks.phrase_variants import find_variants, rename, renamed
 
 
 def turn(pixels: np.ndarray, how: str) -> np.ndarray:
     return {
-        TURNED[0]: pixels,
-        TURNED[1]: pixels[:, ::-1],
-        TURNED[2]: pixels[::-1],
-        TURNED[3]: pixels[::-1, ::-1],
+        TRANSFORMS[0]: pixels,
+        TRANSFORMS[1]: pixels[:, ::-1],
+        TRANSFORMS[2]: pixels[::-1],
+        TRANSFORMS[3]: pixels[::-1, ::-1],
     }[how]
 
 
-@pytest.mark.parametrize("how", TURNED)
+@pytest.mark.parametrize("how", TRANSFORMS)
 def test_turned_copies_are_told_apart(folder: Folder, how: str) -> None:
     folder.add("z.png", turn(brighter(folder.image("p00_f0.png")), how), "train", like="p00_f0.png")
     facts = [measure(folder.records[name], folder.path) for name in ("p00_f0.png", "p03_f0.png", "z.png")]
-    pairs = near_pairs(np.stack([one.hashes for one in facts]), np.stack([one.texture for one in facts]))
+    pairs = similar_pairs(np.stack([one.hashes for one in facts]), np.stack([one.texture for one in facts]))
     assert [(pair.first, pair.second, pair.turned) for pair in pairs] == [(0, 2, how)]
     assert pairs[0].correlation > 0.9
 
@@ -48,7 +48,7 @@ def test_padding_and_brightness_make_no_difference_but_another_picture_does(fold
 def test_a_picture_without_structure_is_like_nothing() -> None:
     blank = texture(Image.new("L", (64, 64), 90))
     assert not blank.any()
-    assert near_pairs(np.ones((2, 4, 64), bool), np.stack([blank, blank])) == []
+    assert similar_pairs(np.ones((2, 4, 64), bool), np.stack([blank, blank])) == []
 
 
 def test_pairs_over_many_rows_are_those_of_every_pair_by_itself() -> None:
@@ -57,7 +57,7 @@ def test_pairs_over_many_rows_are_those_of_every_pair_by_itself() -> None:
     textures = base[draw.integers(0, 40, 700)] + 0.4 * draw.normal(size=(700, 32, 32))
     textures = (textures / np.linalg.norm(textures, axis=(1, 2), keepdims=True)).astype(np.float32)
     hashes = draw.random((700, 4, 64)) < 0.12
-    found = {(pair.first, pair.second) for pair in near_pairs(hashes, textures)}
+    found = {(pair.first, pair.second) for pair in similar_pairs(hashes, textures)}
     expected = set()
     for number in range(4):
         other = (textures, textures[:, :, ::-1], textures[:, ::-1], textures[:, ::-1, ::-1])[number]
@@ -70,17 +70,17 @@ def test_pairs_over_many_rows_are_those_of_every_pair_by_itself() -> None:
 def test_clusters_and_equal_pictures() -> None:
     assert sorted(map(sorted, clusters(7, [(0, 3), (3, 5), (1, 2)]))) == [[0, 3, 5], [1, 2]]
     assert clusters(3, []) == []
-    assert equal_pictures(["a", "", "b", "a", ""]) == [[0, 3]]
+    assert identical_images(["a", "", "b", "a", ""]) == [[0, 3]]
 
 
 def test_robust_scores() -> None:
     values = [10.0, 11.0, 9.0, 10.5, 9.5, 10.2, 9.8, 40.0]
-    scores = robust_scores(values, 0.1)
+    scores = robust_z_scores(values, 0.1)
     # by hand: the median is 10.1; distances .1 .9 1.1 .4 .6 .1 .3 29.9, their median .5
     assert scores[-1] == pytest.approx(0.6745 * 29.9 / 0.5)
-    assert [is_far(score) for score in scores] == [False] * 7 + [True]
-    assert not robust_scores(values[:7], 0.1).any()
-    assert not any(map(is_far, robust_scores([5.0] * 20 + [5.3], 0.1)))
+    assert [is_outlier(score) for score in scores] == [False] * 7 + [True]
+    assert not robust_z_scores(values[:7], 0.1).any()
+    assert not any(map(is_outlier, robust_z_scores([5.0] * 20 + [5.3], 0.1)))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_robust_scores() -> None:
 def test_names_that_are_meant_to_be_the_same(
     counts: dict[str, int], code: str, phrases: tuple[str, ...], sure: bool
 ) -> None:
-    found = same_names(counts)
+    found = find_variants(counts)
     assert [(one.code, one.phrases, one.sure) for one in found] == [(code, phrases, sure)]
 
 
@@ -116,11 +116,11 @@ def test_names_that_are_meant_to_be_the_same(
     ],
 )
 def test_names_that_are_not(one: str, other: str) -> None:
-    assert same_names({one: 100, other: 1}) == []
+    assert find_variants({one: 100, other: 1}) == []
 
 
 def test_a_misspelt_variant_ends_at_the_commonest_name() -> None:
-    same = same_names({"vessel": 50, "Vessel": 8, "vesel": 2, "Vesel": 1})
+    same = find_variants({"vessel": 50, "Vessel": 8, "vesel": 2, "Vesel": 1})
     assert renamed(same) == {"Vessel": "vessel", "vesel": "vessel", "Vesel": "vessel"}
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from vesselseg.dataset.manifest import SPLITS, Record, dataset_home, fingerprint, image_path, read_manifest, read_splits
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.errors import ManifestError
-from vesselseg.imaging.decode import DAMAGED
+from vesselseg.imaging.decode import DECODE_ERRORS
 from vesselseg.imaging.read_image import read_image, unreadable
 from vesselseg.inspect.browse.findings import Findings, Note, read_findings
 
@@ -132,7 +132,7 @@ class Catalogue:
         if observer > len(names):
             raise ManifestError(f"{record.image} has no observer {observer}: further ones are {len(names)}")
         width, height = _size(self.file(number))
-        return record_masks(record.as_seen_by(names[observer - 1]) if observer else record, height, width)
+        return record_masks(record.with_observer(names[observer - 1]) if observer else record, height, width)
 
     def _entry(self, number: int, record: Record, places: dict[str, tuple[str, int]]) -> Entry:
         split, place = places.get(record.image, (NO_SPLIT, -1))
@@ -159,7 +159,7 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as opened:
             return opened.size
-    except DAMAGED as error:
+    except DECODE_ERRORS as error:
         raise unreadable(path, error) from None
 
 

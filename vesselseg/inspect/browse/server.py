@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from vesselseg.errors import ManifestError, UserError
 from vesselseg.inspect.browse.catalogue import Catalogue
-from vesselseg.inspect.browse.pictures import Pictures
-from vesselseg.inspect.browse.views import ModelViews
+from vesselseg.inspect.browse.model_views import ModelViews
+from vesselseg.inspect.browse.renderer import ImageRenderer
 from vesselseg.reports.html import page_file, render
 
 _PAGE = Path(__file__).resolve().parent / "page"
@@ -41,7 +41,7 @@ HEADERS = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What is sent back."""
 
     content: bytes
@@ -59,7 +59,7 @@ class BrowseServer(ThreadingHTTPServer):
 
     def __init__(self, catalogue: Catalogue, port: int = 0) -> None:
         self.catalogue = catalogue
-        self.pictures = Pictures(catalogue)
+        self.renderer = ImageRenderer(catalogue)
         self.views: ModelViews | str | None = None
         super().__init__((ADDRESS, port), _Handler)
 
@@ -74,7 +74,7 @@ class BrowseServer(ThreadingHTTPServer):
         thread.start()
         return thread
 
-    def answer(self, path: str) -> Answer | None:
+    def answer(self, path: str) -> Response | None:
         """What lies at a path, or None. No part of a path is ever a file's name: images go by their number."""
         for pattern, reply in _ROUTES:
             found = pattern.fullmatch(path)
@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: Response) -> None:
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.kind)
         self.send_header("Content-Length", str(len(answer.content)))
@@ -117,21 +117,21 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are nobody's news."""
 
 
-def _text(words: str, status: HTTPStatus) -> Answer:
-    return Answer(words.encode(), "text/plain; charset=utf-8", status)
+def _text(words: str, status: HTTPStatus) -> Response:
+    return Response(words.encode(), "text/plain; charset=utf-8", status)
 
 
-def _json(value: Any) -> Answer:
-    return Answer(json.dumps(value, ensure_ascii=False).encode(), "application/json")
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value, ensure_ascii=False).encode(), "application/json")
 
 
-def _page(server: BrowseServer) -> Answer:
+def _page(server: BrowseServer) -> Response:
     page = render("browse.html.j2", _PAGE, name=server.catalogue.name)
-    return Answer(page.encode(), "text/html; charset=utf-8")
+    return Response(page.encode(), "text/html; charset=utf-8")
 
 
-def _page_file(server: BrowseServer, name: str) -> Answer | None:
-    return Answer(page_file(name, _PAGE), PAGE_FILES[name]) if name in PAGE_FILES else None
+def _page_file(server: BrowseServer, name: str) -> Response | None:
+    return Response(page_file(name, _PAGE), PAGE_FILES[name]) if name in PAGE_FILES else None
 
 
 def _known(server: BrowseServer, number: str) -> int:
@@ -140,27 +140,27 @@ def _known(server: BrowseServer, number: str) -> int:
     return int(number)
 
 
-def _details(server: BrowseServer, number: str) -> Answer:
+def _details(server: BrowseServer, number: str) -> Response:
     return _json(server.catalogue.details(_known(server, number)))
 
 
-def _image(server: BrowseServer, number: str) -> Answer:
-    return Answer(server.pictures.image(_known(server, number)), "image/png")
+def _image(server: BrowseServer, number: str) -> Response:
+    return Response(server.renderer.image(_known(server, number)), "image/png")
 
 
-def _mask(server: BrowseServer, number: str, observer: str, place: str) -> Answer:
-    return Answer(server.pictures.mask(_known(server, number), int(place), int(observer)), "image/png")
+def _mask(server: BrowseServer, number: str, observer: str, place: str) -> Response:
+    return Response(server.renderer.mask(_known(server, number), int(place), int(observer)), "image/png")
 
 
-def _thumbnail(server: BrowseServer, number: str, tinted: str | None) -> Answer:
+def _thumbnail(server: BrowseServer, number: str, tinted: str | None) -> Response:
     """A picture in every case: one that cannot be read is drawn as such."""
     try:
-        return Answer(server.pictures.thumbnail(_known(server, number), tinted is not None), "image/jpeg")
+        return Response(server.renderer.thumbnail(_known(server, number), tinted is not None), "image/jpeg")
     except (ManifestError, ValueError):
-        return Answer(_BROKEN.encode(), "image/svg+xml")
+        return Response(_BROKEN.encode(), "image/svg+xml")
 
 
-def _settings(server: BrowseServer) -> Answer:
+def _settings(server: BrowseServer) -> Response:
     """What the model gets in general; "state" says whether that is known yet."""
     views = server.views
     return _json({"state": "ready", **views.as_json()} if isinstance(views, ModelViews) else _unready(views))
@@ -170,28 +170,28 @@ def _unready(views: str | None) -> dict[str, str]:
     return {"state": "loading"} if views is None else {"state": "failed", "problem": views}
 
 
-def _seen(server: BrowseServer, number: str, epoch: str) -> Answer:
+def _seen(server: BrowseServer, number: str, epoch: str) -> Response:
     views = server.views  # read once: it may be set at any moment
     if not isinstance(views, ModelViews):
         return _json(_unready(views))
     try:
-        seen = server.pictures.seen(views, _known(server, number), int(epoch))
+        seen = server.renderer.seen(views, _known(server, number), int(epoch))
     except (ManifestError, UserError, ValueError) as error:
         return _json({"state": "failed", "problem": str(error)})
     return _json({"state": "ready", **seen["facts"]})
 
 
-def _seen_file(server: BrowseServer, number: str, epoch: str, kind: str, place: str | None) -> Answer | None:
+def _seen_file(server: BrowseServer, number: str, epoch: str, kind: str, place: str | None) -> Response | None:
     views = server.views
     if not isinstance(views, ModelViews):
         return None
-    seen = server.pictures.seen(views, _known(server, number), int(epoch))
+    seen = server.renderer.seen(views, _known(server, number), int(epoch))
     content = seen.get(kind if place is None else f"{kind} {int(place)}")
-    return None if content is None else Answer(content, "image/png")
+    return None if content is None else Response(content, "image/png")
 
 
 _NUMBER = r"([0-9]{1,7})"
-_ROUTES: list[tuple[re.Pattern[str], Callable[..., Answer | None]]] = [
+_ROUTES: list[tuple[re.Pattern[str], Callable[..., Response | None]]] = [
     (re.compile(pattern), reply)
     for pattern, reply in (
         ("/", _page),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import vesselseg
-from vesselseg.inspect.checks import find_leaks, find_oddities
-from vesselseg.inspect.checks.dataset import Measured, Track, read_dataset, summary_of_splits
+from vesselseg.inspect.checks import find_anomalies, find_leaks
+from vesselseg.inspect.checks.measured_dataset import MeasuredDataset, Track, read_dataset, summary_of_splits
 from vesselseg.inspect.checks.page import check_page
 from vesselseg.inspect.checks.result import Check
 
@@ -24,15 +24,15 @@ def check_dataset(folder: Path, workers: int = 0, track: Track = lambda facts, _
     splits.json cannot be read.
     """
     measured = read_dataset(folder, workers, track)
-    repeated = find_leaks.find_repeated(measured)
+    repeated = find_leaks.find_duplicates(measured)
     findings = [
         *find_leaks.files_and_splits(measured),
         *find_leaks.groups(measured),
         *find_leaks.repeated_pictures(measured, repeated),
-        *find_oddities.labels(measured),
-        *find_oddities.masks(measured),
-        *find_oddities.observers(measured),
-        *find_oddities.pictures(measured),
+        *find_anomalies.labels(measured),
+        *find_anomalies.masks(measured),
+        *find_anomalies.observers(measured),
+        *find_anomalies.pictures(measured),
     ]
     return Check(measured, repeated, sorted(findings, key=lambda finding: finding.sort_key))
 
@@ -59,7 +59,7 @@ def as_dict(check: Check, changes: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def _of_image(measured: Measured, place: int) -> dict[str, Any]:
+def _of_image(measured: MeasuredDataset, place: int) -> dict[str, Any]:
     record, facts = measured.records[place], measured.facts[place]
     known: dict[str, Any] = {"splits": list(measured.splits_of[record.image]), "group": record.group}
     if facts.problem is not None:

@@ -11,35 +11,35 @@ from pathlib import Path
 import numpy as np
 
 from vesselseg.dataset.manifest import dataset_home
-from vesselseg.inspect.checks.dataset import Measured
-from vesselseg.inspect.checks.kinds import CheckFinding
-from vesselseg.inspect.checks.similar import Pair, clusters, equal_pictures, near_pairs
+from vesselseg.inspect.checks.finding_kinds import CheckFinding
+from vesselseg.inspect.checks.measured_dataset import MeasuredDataset
+from vesselseg.inspect.checks.near_duplicates import Pair, clusters, identical_images, similar_pairs
 
 
 @dataclass(frozen=True)
-class Repeated:
+class Duplicates:
     """equal: places of pictures that are the same. near: pairs of different pictures that look alike."""
 
     equal: list[list[int]]
     near: list[Pair]
 
 
-def find_repeated(measured: Measured) -> Repeated:
+def find_duplicates(measured: MeasuredDataset) -> Duplicates:
     """Compare every picture with every other; of equal ones the first stands for all."""
     usable = measured.usable
-    equal = equal_pictures([facts.pixels for facts in measured.facts])
+    equal = identical_images([facts.pixels for facts in measured.facts])
     later = {place for places in equal for place in places[1:]}
     compared = [place for place in usable if place not in later]
     if not compared:
-        return Repeated(equal, [])
+        return Duplicates(equal, [])
     hashes = np.stack([measured.facts[place].hashes for place in compared])
     textures = np.stack([measured.facts[place].texture for place in compared])
-    pairs = near_pairs(hashes, textures)
+    pairs = similar_pairs(hashes, textures)
     placed = [Pair(compared[p.first], compared[p.second], p.correlation, p.distance, p.turned) for p in pairs]
-    return Repeated(equal, placed)
+    return Duplicates(equal, placed)
 
 
-def files_and_splits(measured: Measured) -> Iterator[CheckFinding]:
+def files_and_splits(measured: MeasuredDataset) -> Iterator[CheckFinding]:
     """Images that cannot be used, and names without image or record."""
     for facts in measured.facts:
         if facts.problem is not None:
@@ -56,7 +56,7 @@ def files_and_splits(measured: Measured) -> Iterator[CheckFinding]:
         yield CheckFinding("unused_file", (), f"images/{name}")
 
 
-def groups(measured: Measured) -> Iterator[CheckFinding]:
+def groups(measured: MeasuredDataset) -> Iterator[CheckFinding]:
     """Groups on several sides."""
     members = defaultdict(list)
     for place, record in enumerate(measured.records):
@@ -71,7 +71,7 @@ def groups(measured: Measured) -> Iterator[CheckFinding]:
             yield CheckFinding("group_in_two_splits", images, f"group {group}: {split}", len(places))
 
 
-def repeated_pictures(measured: Measured, repeated: Repeated) -> Iterator[CheckFinding]:
+def repeated_pictures(measured: MeasuredDataset, repeated: Duplicates) -> Iterator[CheckFinding]:
     """Equal pictures, then those that look alike, one finding per cluster."""
     for places in repeated.equal:
         images, told = _one_of_each_side_first(measured, places), " = ".join(measured.told(p) for p in places[:6])
@@ -88,7 +88,7 @@ def repeated_pictures(measured: Measured, repeated: Repeated) -> Iterator[CheckF
         yield _near(measured, cluster, sorted(pairs, key=lambda pair: -pair.correlation))
 
 
-def _near(measured: Measured, cluster: Sequence[int], pairs: Sequence[Pair]) -> CheckFinding:
+def _near(measured: MeasuredDataset, cluster: Sequence[int], pairs: Sequence[Pair]) -> CheckFinding:
     """A cluster of pictures that look alike, told by its closest pair on two sides, or of two groups, or at all."""
     records = measured.records
     code, shown = "near_duplicate_in_group", list(pairs)
@@ -109,14 +109,14 @@ def _near(measured: Measured, cluster: Sequence[int], pairs: Sequence[Pair]) -> 
     return CheckFinding(code, measured.images(order), reason, best.correlation)
 
 
-def _one_of_each_side_first(measured: Measured, places: Sequence[int]) -> tuple[str, ...]:
+def _one_of_each_side_first(measured: MeasuredDataset, places: Sequence[int]) -> tuple[str, ...]:
     """Names of the images, two of different splits in front if there are any: they are what is shown."""
     images = measured.images(places)
     apart = (pair for pair in combinations(images, 2) if measured.splits_of[pair[0]] != measured.splits_of[pair[1]])
     return tuple(dict.fromkeys((*next(apart, ()), *images)))
 
 
-def _unused(measured: Measured, known: set[str]) -> list[str]:
+def _unused(measured: MeasuredDataset, known: set[str]) -> list[str]:
     folder = dataset_home(measured.folder) / "images"
     files: Iterator[Path] = (path for path in folder.rglob("*") if path.is_file())
     return sorted(name for path in files if (name := path.relative_to(folder).as_posix()) not in known)

@@ -21,11 +21,11 @@ from vesselseg.dataset.manifest import (
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.errors import UserError
 from vesselseg.inspect.checks.check import write_check
-from vesselseg.inspect.checks.dataset import Measured
-from vesselseg.inspect.checks.measure import mask_digest
-from vesselseg.inspect.checks.names import rename, renamed, same_names
+from vesselseg.inspect.checks.measure_image import mask_digest
+from vesselseg.inspect.checks.measured_dataset import MeasuredDataset
+from vesselseg.inspect.checks.near_duplicates import clusters
+from vesselseg.inspect.checks.phrase_variants import find_variants, rename, renamed
 from vesselseg.inspect.checks.result import Check
-from vesselseg.inspect.checks.similar import clusters
 from vesselseg.output_folder import check_apart, whole_folder
 from vesselseg.prepare.report import write_report, write_splits
 from vesselseg.prepare.splits import merge_groups, split_groups
@@ -96,13 +96,13 @@ def plan_fix(check: Check) -> Plan:
 
 def _rename_labels(plan: Plan) -> None:
     counts = Counter(phrase for record in plan.records.values() for phrase in set(record.phrases))
-    names = renamed(same_names(counts))
+    names = renamed(find_variants(counts))
     for place, record in plan.records.items():
         plan.records[place] = rename(record, names)
     plan.changes += [f"label {old!r} became {new!r} in {counts[old]} image(s)" for old, new in names.items()]
 
 
-def _drop_empty_objects(plan: Plan, measured: Measured) -> None:
+def _drop_empty_objects(plan: Plan, measured: MeasuredDataset) -> None:
     """Objects without a pixel go where the image has others: alone, they say that there is no vessel."""
     for place, record in plan.records.items():
         pixels = measured.facts[place].object_pixels
@@ -164,7 +164,7 @@ def _drop_equal(plan: Plan, check: Check) -> None:
             )
 
 
-def _split(plan: Plan, measured: Measured) -> None:
+def _split(plan: Plan, measured: MeasuredDataset) -> None:
     """Every group on one side, the one where most of it is; a split that this empties is drawn anew with all others."""
     members = defaultdict(list)
     for place, record in plan.records.items():
@@ -186,20 +186,20 @@ def _split(plan: Plan, measured: Measured) -> None:
     plan.changes += [f"took {image} out of the splits: it has no record" for image in unknown]
 
 
-def _main_side(measured: Measured, places: Sequence[int]) -> str:
+def _main_side(measured: MeasuredDataset, places: Sequence[int]) -> str:
     """Where most of the images are; train before val before test where equally many are."""
     counted = Counter(split for image in measured.images(places) for split in measured.splits_of[image])
     return max(SPLITS, key=lambda split: counted[split])
 
 
-def _moves(measured: Measured, members: Mapping[str, list[int]], side: Mapping[str, str]) -> Iterator[str]:
+def _moves(measured: MeasuredDataset, members: Mapping[str, list[int]], side: Mapping[str, str]) -> Iterator[str]:
     for group, places in members.items():
         moved = [image for image in measured.images(places) if measured.splits_of[image] != (side[group],)]
         if moved:
             yield f"moved {_listed(moved)} to {side[group]}, where the rest of group {group} is"
 
 
-def _drawn_anew(measured: Measured, members: Mapping[str, list[int]]) -> dict[str, str]:
+def _drawn_anew(measured: MeasuredDataset, members: Mapping[str, list[int]]) -> dict[str, str]:
     """Group -> split, in the shares that the splits had."""
     each = [group for group, places in members.items() for _ in places]
     listed = [len(measured.splits[split]) for split in SPLITS]

@@ -13,8 +13,8 @@ from vesselseg.dataset.manifest import image_path
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.imaging.overlay import draw_overlay
 from vesselseg.imaging.read_image import read_image
-from vesselseg.inspect.checks.dataset import Measured, summary_of_splits
-from vesselseg.inspect.checks.kinds import CheckFinding
+from vesselseg.inspect.checks.finding_kinds import CheckFinding
+from vesselseg.inspect.checks.measured_dataset import MeasuredDataset, summary_of_splits
 from vesselseg.inspect.checks.result import Check
 from vesselseg.reports.html import jpeg_data_uri, render
 
@@ -51,7 +51,7 @@ def check_page(check: Check, changes: Sequence[str]) -> str:
     )
 
 
-def _shown(measured: Measured, findings: Sequence[CheckFinding], places: dict[str, int]) -> list[dict[str, Any]]:
+def _shown(measured: MeasuredDataset, findings: Sequence[CheckFinding], places: dict[str, int]) -> list[dict[str, Any]]:
     """Those findings of one kind that have pictures; the others stand in the table alone."""
     with_pictures = [one for one in findings if one.images and one.code not in _SHOW_NOTHING][:_SHOWN]
     shown = []
@@ -62,7 +62,7 @@ def _shown(measured: Measured, findings: Sequence[CheckFinding], places: dict[st
     return shown
 
 
-def _picture(measured: Measured, place: int, code: str) -> dict[str, Any]:
+def _picture(measured: MeasuredDataset, place: int, code: str) -> dict[str, Any]:
     record = measured.records[place]
     return {
         "uri": jpeg_data_uri(_thumbnail(measured, place, code)),
@@ -73,7 +73,7 @@ def _picture(measured: Measured, place: int, code: str) -> dict[str, Any]:
     }
 
 
-def _thumbnail(measured: Measured, place: int, code: str) -> np.ndarray:
+def _thumbnail(measured: MeasuredDataset, place: int, code: str) -> np.ndarray:
     """The picture with its masks, small; specks are ringed, a further observer's drawing is blue."""
     record = measured.records[place]
     image = np.asarray(read_image(image_path(measured.folder, record)))
@@ -81,7 +81,7 @@ def _thumbnail(measured: Measured, place: int, code: str) -> np.ndarray:
     union = masks.max(axis=0, initial=0)
     drawn = [union]
     if code == "low_agreement" and record.observers:
-        other = record_masks(record.as_seen_by(next(iter(record.observers))), *image.shape[:2])
+        other = record_masks(record.with_observer(next(iter(record.observers))), *image.shape[:2])
         drawn.append(other.max(axis=0, initial=0))
     scale = _SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -102,7 +102,7 @@ def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return (cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.25).astype(np.uint8)
 
 
-def _agreement(measured: Measured) -> list[dict[str, Any]]:
+def _agreement(measured: MeasuredDataset) -> list[dict[str, Any]]:
     """Rows of the table, the lowest Dice first."""
     rows = [
         {"image": facts.image, "phrase": one.phrase, "observer": one.observer, "dice": one.dice, "kappa": one.kappa}

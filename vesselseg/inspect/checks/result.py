@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vesselseg.inspect.checks.dataset import Measured
-from vesselseg.inspect.checks.find_leaks import Repeated
-from vesselseg.inspect.checks.kinds import SERIOUS, SEVERITIES, CheckFinding
+from vesselseg.inspect.checks.find_leaks import Duplicates
+from vesselseg.inspect.checks.finding_kinds import SERIOUS, SEVERITIES, CheckFinding
+from vesselseg.inspect.checks.measured_dataset import MeasuredDataset
 
 
 @dataclass(frozen=True)
 class Check:
     """What was measured and found; findings are sorted, the worst first."""
 
-    measured: Measured
-    repeated: Repeated
+    measured: MeasuredDataset
+    repeated: Duplicates
     findings: Sequence[CheckFinding]
 
     @property

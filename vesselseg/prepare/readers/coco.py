@@ -22,12 +22,12 @@ from vesselseg.imaging.label_shapes import (
     ShapeError,
     check_point_count,
     collect_shapes,
+    full_image_mask,
     parse_coordinate,
-    whole_mask,
 )
 from vesselseg.imaging.label_text import decode_text, parse_json
 from vesselseg.imaging.source_files import SourceFiles
-from vesselseg.prepare.readers.found import PictureIndex, ScanResult, find_listed
+from vesselseg.prepare.readers.scan import ImageIndex, ScanResult, scan_listed_images
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CocoLabels:
         if isinstance(content, ShapeError):
             raise content
         if isinstance(content, dict):
-            return whole_mask(index, label, _bitmap(content, self.size))
+            return full_image_mask(index, label, _bitmap(content, self.size))
         values = [parse_coordinate(value, f"segmentation, value {n}") for n, value in enumerate(content)]
         if len(values) % 2:
             raise ShapeError("bad_field", f"segmentation: {len(values)} numbers are no x, y pairs")
@@ -59,9 +59,9 @@ class CocoLabels:
         return Shape(index, label, "polygon", points, f"annotation {index}")
 
 
-def find_coco(files: SourceFiles, jsons: list[str], index: PictureIndex, first_frame: int | None) -> ScanResult:
+def scan_coco(files: SourceFiles, jsons: list[str], index: ImageIndex, first_frame: int | None) -> ScanResult:
     """All images that the JSON files list; an image without annotations is one without vessel."""
-    return find_listed(files, jsons, _read, index, first_frame)
+    return scan_listed_images(files, jsons, _read, index, first_frame)
 
 
 def _read(path: Path) -> list[tuple[str, CocoLabels]]:

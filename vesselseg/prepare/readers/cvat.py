@@ -23,7 +23,7 @@ from vesselseg.imaging.label_shapes import (
     parse_coordinate,
 )
 from vesselseg.imaging.source_files import SourceFiles
-from vesselseg.prepare.readers.found import PictureIndex, ScanResult, find_listed
+from vesselseg.prepare.readers.scan import ImageIndex, ScanResult, scan_listed_images
 
 _DRAWN = ("polygon", "polyline", "points", "box", "ellipse", "mask", "cuboid", "skeleton")
 _ARCS = 360  # corners of an ellipse
@@ -44,9 +44,9 @@ class CvatLabels:
         return ImageLabels(shapes, broken, "", None, _size(image))
 
 
-def find_cvat(files: SourceFiles, xmls: list[str], index: PictureIndex, first_frame: int | None) -> ScanResult:
+def scan_cvat(files: SourceFiles, xmls: list[str], index: ImageIndex, first_frame: int | None) -> ScanResult:
     """All images that the XML files list; an image without shapes is one without vessel."""
-    return find_listed(files, xmls, _read, index, first_frame)
+    return scan_listed_images(files, xmls, _read, index, first_frame)
 
 
 def _read(path: Path) -> list[tuple[str, CvatLabels]]:

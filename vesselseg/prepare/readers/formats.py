@@ -9,12 +9,20 @@ from pathlib import Path
 from vesselseg.errors import UserError
 from vesselseg.imaging.labelme import LabelmeLabels
 from vesselseg.imaging.source_files import SourceFiles, printable
-from vesselseg.prepare.prepare_image import FileTask
-from vesselseg.prepare.readers.coco import find_coco
-from vesselseg.prepare.readers.cvat import find_cvat
-from vesselseg.prepare.readers.found import Match, PictureIndex, ScanResult, count_from, note_clips, picture_of, stem_of
-from vesselseg.prepare.readers.mask_pairs import find_masks
-from vesselseg.prepare.readers.yolo import find_yolo, looks_like_yolo
+from vesselseg.prepare.prepare_image import ImageTask
+from vesselseg.prepare.readers.coco import scan_coco
+from vesselseg.prepare.readers.cvat import scan_cvat
+from vesselseg.prepare.readers.mask_pairs import scan_masks
+from vesselseg.prepare.readers.scan import (
+    ImageIndex,
+    ImageMatch,
+    ScanResult,
+    file_stem,
+    first_frame_number,
+    matched_image,
+    report_clips,
+)
+from vesselseg.prepare.readers.yolo import looks_like_yolo, scan_yolo
 
 FORMATS = {
     "labelme": "LabelMe JSON",
@@ -28,7 +36,7 @@ _START = 4096  # bytes that tell most files
 
 
 @dataclass(frozen=True)
-class FormatOptions:
+class ScanOptions:
     """forced: one of FORMATS or "". masks: folders with masks. first_frame: a clip's first frame, None to find out."""
 
     forced: str = ""
@@ -36,7 +44,7 @@ class FormatOptions:
     first_frame: int | None = None
 
 
-def find_labelled(files: SourceFiles, options: FormatOptions) -> tuple[str, ScanResult]:
+def scan_labels(files: SourceFiles, options: ScanOptions) -> tuple[str, ScanResult]:
     """The format of the labels and what they label. Raises UserError where formats are mixed."""
     only_dicom = options.forced == "dicom"
     by_format = _label_files(files)
@@ -44,18 +52,18 @@ def find_labelled(files: SourceFiles, options: FormatOptions) -> tuple[str, Scan
     names = by_format.get(kind, [])
     pictures = files.dicoms if only_dicom else (*files.images, *files.dicoms)
     if kind == "masks":
-        return kind, find_masks(files, options.masks, pictures, options.first_frame)
-    index = PictureIndex(files, pictures)
+        return kind, scan_masks(files, options.masks, pictures, options.first_frame)
+    index = ImageIndex(files, pictures)
     if kind == "coco":
-        return kind, find_coco(files, names or list(files.jsons), index, options.first_frame)
+        return kind, scan_coco(files, names or list(files.jsons), index, options.first_frame)
     if kind == "cvat":
-        return kind, find_cvat(files, names or files.others_with(".xml"), index, options.first_frame)
+        return kind, scan_cvat(files, names or files.others_with(".xml"), index, options.first_frame)
     if kind == "yolo":
-        return kind, find_yolo(files, _yolo_texts(files, names), index, options.first_frame)
-    return "labelme", _find_labelme(files, PictureIndex(files, files.dicoms), options.first_frame, only_dicom)
+        return kind, scan_yolo(files, _yolo_texts(files, names), index, options.first_frame)
+    return "labelme", _scan_labelme(files, ImageIndex(files, files.dicoms), options.first_frame, only_dicom)
 
 
-def _detect(files: SourceFiles, by_format: dict[str, list[str]], options: FormatOptions) -> str:
+def _detect(files: SourceFiles, by_format: dict[str, list[str]], options: ScanOptions) -> str:
     """One format; LabelMe where there are JSON files of no known kind, which it then says of each."""
     if options.masks:
         return "masks"
@@ -65,19 +73,19 @@ def _detect(files: SourceFiles, by_format: dict[str, list[str]], options: Format
     if by_format:
         return next(iter(by_format))
     pictures = (*files.images, *files.dicoms)
-    return "masks" if find_masks(files, (), pictures, None).tasks or not files.jsons else "labelme"
+    return "masks" if scan_masks(files, (), pictures, None).tasks or not files.jsons else "labelme"
 
 
 def _label_files(files: SourceFiles) -> dict[str, list[str]]:
     """Format -> its label files, by their content."""
     found: dict[str, list[str]] = {kind: [] for kind in FORMATS}
     tests = {".json": _json_kind, ".xml": _xml_kind, ".txt": _text_kind}
-    pictures = {stem_of(name) for name in (*files.images, *files.dicoms)}
+    pictures = {file_stem(name) for name in (*files.images, *files.dicoms)}
     for name in (*files.jsons, *files.others_with(".xml", ".txt")):
         kind = tests[Path(name).suffix.lower()](files.root / name)
         if kind:
             found[kind].append(name)
-    if not any(stem_of(name) in pictures for name in found["yolo"]):  # numbers, but of no picture
+    if not any(file_stem(name) in pictures for name in found["yolo"]):  # numbers, but of no picture
         found["yolo"] = []
     return {kind: names for kind, names in found.items() if names}
 
@@ -114,28 +122,28 @@ def _start(path: Path) -> bytes:
 def _yolo_texts(files: SourceFiles, names: Sequence[str]) -> list[str]:
     """The files that hold outlines, and those beside them that are empty (pictures without vessel) or a picture's."""
     folders = {str(Path(name).parent) for name in names}
-    pictures = {stem_of(name) for name in (*files.images, *files.dicoms)}
+    pictures = {file_stem(name) for name in (*files.images, *files.dicoms)}
     beside = [name for name in files.others_with(".txt") if not folders or str(Path(name).parent) in folders]
-    more = [name for name in beside if stem_of(name) in pictures or (folders and not _start(files.root / name))]
+    more = [name for name in beside if file_stem(name) in pictures or (folders and not _start(files.root / name))]
     return sorted({*names, *more})
 
 
-def _find_labelme(files: SourceFiles, dicoms: PictureIndex, first_frame: int | None, only_dicom: bool) -> ScanResult:
-    """Every JSON. Which picture it means is its own affair (``load_source_image``), but for DICOM."""
+def _scan_labelme(files: SourceFiles, dicoms: ImageIndex, first_frame: int | None, only_dicom: bool) -> ScanResult:
+    """Every JSON. Which picture it means is its own affair (``find_source_image``), but for DICOM."""
     found = ScanResult()
-    matches: dict[str, Match] = {}
+    matches: dict[str, ImageMatch] = {}
     for name in files.jsons:
-        near = dicoms.by_stem(stem_of(name), name) if files.dicoms else []
+        near = dicoms.by_stem(file_stem(name), name) if files.dicoms else []
         if len(near) == 1:
             matches[name] = near[0]
         elif only_dicom:
-            found.leave_out(name, "no_image", f"no DICOM file called {Path(name).stem}.*")
-    first = count_from(matches.values(), first_frame)
-    note_clips(found, files.root, matches.values(), first)
+            found.skip(name, "no_image", f"no DICOM file called {Path(name).stem}.*")
+    first = first_frame_number(matches.values(), first_frame)
+    report_clips(found, files.root, matches.values(), first)
     for name in files.jsons:
-        task = FileTask(printable(name), LabelmeLabels(files.root / name), search=not only_dicom)
+        task = ImageTask(printable(name), LabelmeLabels(files.root / name), search=not only_dicom)
         if name in matches:
-            found.tasks.append(replace(task, picture=picture_of(files.root, matches[name], first)))
+            found.tasks.append(replace(task, picture=matched_image(files.root, matches[name], first)))
         elif not only_dicom:
             found.tasks.append(task)
     return found

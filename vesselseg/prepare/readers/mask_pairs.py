@@ -16,9 +16,17 @@ from pathlib import PurePosixPath
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.source_files import SourceFiles, printable
-from vesselseg.prepare.prepare_image import FileTask
-from vesselseg.prepare.readers.found import Match, PictureIndex, ScanResult, count_from, note_clips, picture_of, stem_of
+from vesselseg.prepare.prepare_image import ImageTask
 from vesselseg.prepare.readers.masks import MaskLabels
+from vesselseg.prepare.readers.scan import (
+    ImageIndex,
+    ImageMatch,
+    ScanResult,
+    file_stem,
+    first_frame_number,
+    matched_image,
+    report_clips,
+)
 
 _SEPARATOR = re.compile(r"[ _.\-]+")
 # parts of names, in lower case -> whose mask it is. 0: "mask" may also be the field of view, if another is there
@@ -45,7 +53,7 @@ class _Mask:
     stem: str
 
 
-def find_masks(
+def scan_masks(
     files: SourceFiles, folders: Sequence[str], pictures: Sequence[str], first_frame: int | None
 ) -> ScanResult:
     """Pictures with the masks that belong to them.
@@ -60,34 +68,34 @@ def find_masks(
     if not folders:
         found.not_pictures |= {name for name in files.images if _words(PurePosixPath(name)) & set(_NEVER)}
     indices = _indices(files, [name for name in pictures if name not in found.not_pictures], look_like_masks)
-    of_picture: dict[Match, list[_Mask]] = defaultdict(list)
+    of_picture: dict[ImageMatch, list[_Mask]] = defaultdict(list)
     for mask in masks:
         matches = _matches(mask, indices)
         if len(matches) == 1:
             of_picture[matches[0]].append(mask)
         elif matches:
             names = ", ".join(printable(match.name) for match in matches[:3])
-            found.leave_out(mask.name, "ambiguous_image", f"a mask of several pictures: {names}")
+            found.skip(mask.name, "ambiguous_image", f"a mask of several pictures: {names}")
         else:
-            found.leave_out(mask.name, "no_image", f"a mask without its picture; expected one called {mask.stem}.*")
-    first = count_from(of_picture, first_frame)
-    note_clips(found, files.root, of_picture, first)
+            found.skip(mask.name, "no_image", f"a mask without its picture; expected one called {mask.stem}.*")
+    first = first_frame_number(of_picture, first_frame)
+    report_clips(found, files.root, of_picture, first)
     for match, candidates in sorted(of_picture.items(), key=lambda item: (item[0].name, item[0].number or 0)):
         labels = _labels(found, files, match, candidates)
         if labels is not None:
-            found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
+            found.tasks.append(ImageTask(match.label, labels, matched_image(files.root, match, first)))
     return found
 
 
-def _indices(files: SourceFiles, pictures: Sequence[str], look_like_masks: Sequence[_Mask]) -> list[PictureIndex]:
+def _indices(files: SourceFiles, pictures: Sequence[str], look_like_masks: Sequence[_Mask]) -> list[ImageIndex]:
     """Pictures by their whole stem, then without words of their kind; those whose names say mask come last."""
     doubtful = {mask.name for mask in look_like_masks}
     pools = [[name for name in pictures if name not in doubtful], pictures]
     forms = (lambda stem: "_".join(_split(stem)), _plain)
-    return [PictureIndex(files, pool, form) for pool in pools for form in forms]
+    return [ImageIndex(files, pool, form) for pool in pools for form in forms]
 
 
-def _labels(found: ScanResult, files: SourceFiles, match: Match, masks: list[_Mask]) -> MaskLabels | None:
+def _labels(found: ScanResult, files: SourceFiles, match: ImageMatch, masks: list[_Mask]) -> MaskLabels | None:
     """One mask per observer; two of the same observer are a finding, and the picture is left out."""
     notes = []
     if len({mask.observer for mask in masks}) > 1 and any(mask.observer == 0 for mask in masks):
@@ -98,9 +106,7 @@ def _labels(found: ScanResult, files: SourceFiles, match: Match, masks: list[_Ma
     observers = [mask.observer for mask in masks]
     if len(set(observers)) < len(observers):
         names = ", ".join(printable(mask.name) for mask in masks[:4])
-        found.leave_out(
-            match.label, "ambiguous_mask", f"several masks, and no telling which one: {names}; give --masks"
-        )
+        found.skip(match.label, "ambiguous_mask", f"several masks, and no telling which one: {names}; give --masks")
         return None
     return MaskLabels(tuple(files.root / mask.name for mask in masks), tuple(notes))
 
@@ -111,7 +117,7 @@ def _in_folders(files: SourceFiles, folders: Sequence[str]) -> list[_Mask]:
         below = [name for name in files.images if f"/{folder.strip('/')}/".casefold() in f"/{name}".casefold()]
         if not below:
             empty.append(folder)
-        masks += [_Mask(name, number, _plain(stem_of(name))) for name in below]
+        masks += [_Mask(name, number, _plain(file_stem(name))) for name in below]
     if empty:
         folders_there = sorted({str(PurePosixPath(name).parent) for name in files.images})
         raise UserError(
@@ -128,7 +134,7 @@ def _by_names(files: SourceFiles, pictures: Sequence[str]) -> list[_Mask]:
         words = _words(PurePosixPath(name), shared)
         observers = [_OBSERVERS[word] for word in words if word in _OBSERVERS]
         if observers and not words & set(_NEVER):
-            masks.append(_Mask(name, max(observers), _plain(stem_of(name))))
+            masks.append(_Mask(name, max(observers), _plain(file_stem(name))))
     return masks
 
 
@@ -163,9 +169,9 @@ def _plain(stem: str) -> str:
     return "_".join(words)
 
 
-def _matches(mask: _Mask, indices: Sequence[PictureIndex]) -> list[Match]:
+def _matches(mask: _Mask, indices: Sequence[ImageIndex]) -> list[ImageMatch]:
     """The picture with the mask's whole name, else without the last words that say mask, else without such words."""
-    words = _split(stem_of(mask.name))
+    words = _split(file_stem(mask.name))
     stems = ["_".join(words)]
     while len(words) > 1 and words[-1] in _OBSERVERS:
         words = words[:-1]

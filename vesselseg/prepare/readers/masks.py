@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vesselseg.imaging.decode import DAMAGED, describe_damage
-from vesselseg.imaging.label_shapes import BrokenShape, ImageLabels, LabelFileError, Shape, whole_mask
-from vesselseg.imaging.warning_filters import without_warnings
+from vesselseg.imaging.decode import DECODE_ERRORS, describe_decode_error
+from vesselseg.imaging.label_shapes import ImageLabels, InvalidShape, LabelFileError, Shape, full_image_mask
+from vesselseg.imaging.warning_filters import suppress_warnings
 
 _CLASSES = 8  # as many different values are classes, however large they are
 _CLASS_VALUES = 64  # values below are classes, however many there are
@@ -44,7 +44,7 @@ class MaskLabels:
                         f"{other_size[0]}x{other_size[1]}, the first observer's is {size[0]}x{size[1]}"
                     )
             except LabelFileError as error:
-                broken.append(BrokenShape(0, "", "bad_mask", f"observer {number}: {error}"))
+                broken.append(InvalidShape(0, "", "bad_mask", f"observer {number}: {error}"))
                 continue
             shapes += _shapes(others, str(number))
             observers.append(str(number))
@@ -55,7 +55,9 @@ class MaskLabels:
 
 
 def _shapes(classes: dict[str, np.ndarray], observer: str) -> list[Shape]:
-    return [whole_mask(index, label, bitmap, label, observer) for index, (label, bitmap) in enumerate(classes.items())]
+    return [
+        full_image_mask(index, label, bitmap, label, observer) for index, (label, bitmap) in enumerate(classes.items())
+    ]
 
 
 def read_mask(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], Notes]:
@@ -67,11 +69,11 @@ def read_mask(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], Notes
     content = b""
     try:
         content = path.read_bytes()
-        with without_warnings():  # of large pictures
+        with suppress_warnings():  # of large pictures
             image = Image.open(path)
             image.load()
-    except DAMAGED as error:
-        raise LabelFileError(f"mask {describe_damage(error, content)}") from None
+    except DECODE_ERRORS as error:
+        raise LabelFileError(f"mask {describe_decode_error(error, content)}") from None
     notes: Notes = []
     if getattr(image, "n_frames", 1) > 1:
         notes.append(("several_frames", f"the mask has {image.n_frames} frames; the first one is used"))  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from vesselseg.imaging.label_shapes import (
 )
 from vesselseg.imaging.label_text import decode_text
 from vesselseg.imaging.source_files import SourceFiles
-from vesselseg.prepare.readers.found import Match, PictureIndex, ScanResult, add_tasks, choose, stem_of
+from vesselseg.prepare.readers.scan import ImageIndex, ImageMatch, ScanResult, add_tasks, file_stem, select_match
 
 _LINE = re.compile(rb"\s*\d+(\.0*)?(\s+[-+0-9.eEnaif]+){4,}\s*(\n|\r|$)")
 
@@ -76,14 +76,14 @@ def looks_like_yolo(start: bytes) -> bool:
     return _LINE.match(start.removeprefix(b"\xef\xbb\xbf")) is not None
 
 
-def find_yolo(files: SourceFiles, texts: list[str], index: PictureIndex, first_frame: int | None) -> ScanResult:
+def scan_yolo(files: SourceFiles, texts: list[str], index: ImageIndex, first_frame: int | None) -> ScanResult:
     """The picture of each text file: the same name beside it, or in images/ where it lies in labels/."""
     found = ScanResult()
     names = _read_names(files, found)
-    labelled: list[tuple[str, Match, YoloLabels]] = []
+    labelled: list[tuple[str, ImageMatch, YoloLabels]] = []
     for name in texts:
         near = "/".join("images" if part == "labels" else part for part in PurePosixPath(name).parts)
-        match = choose(found, name, index.by_stem(stem_of(name), near), f"{PurePosixPath(name).stem}.*")
+        match = select_match(found, name, index.by_stem(file_stem(name), near), f"{PurePosixPath(name).stem}.*")
         if match is not None:
             labelled.append((name, match, YoloLabels(files.root / name, names)))
     add_tasks(found, files, labelled, first_frame)
@@ -96,7 +96,7 @@ def _read_names(files: SourceFiles, found: ScanResult) -> dict[int, str]:
         try:
             content = yaml.safe_load((files.root / name).read_bytes())
         except (yaml.YAMLError, OSError, UnicodeDecodeError):
-            found.leave_out(name, "bad_labels", "not readable as YAML; class numbers stay without names")
+            found.skip(name, "bad_labels", "not readable as YAML; class numbers stay without names")
             continue
         names = content.get("names") if isinstance(content, dict) else None
         if isinstance(names, list):

@@ -14,7 +14,7 @@ from pydicom import dcmread
 
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.tiny import picture
-from vesselseg.imaging.pictures import UnreadablePicture, VideoPictures, read_pictures
+from vesselseg.imaging.frames import UnreadableInputError, VideoFrames, open_frames
 
 
 def write_video(
@@ -49,7 +49,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 def test_every_mode_becomes_rgb(mode: str, form: str) -> None:
     grey = picture(1, 40, 30).convert("L")
     image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200) if mode == "I;16" else grey.convert(mode)
-    found = read_pictures("a", encoded(image, form))
+    found = open_frames("a", encoded(image, form))
     assert (found.kind, found.frames, found.size, found.frame_times) == ("image", 1, (40, 30), None)
     shown = found.frame(0)
     assert shown.mode == "RGB" and shown.size == (40, 30)
@@ -64,20 +64,20 @@ def test_every_mode_becomes_rgb(mode: str, form: str) -> None:
 def test_content_tells_what_a_file_is(name: str, form: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(encoded(picture(1, 40, 30), form))
     for given in (tmp_path / name, (tmp_path / name).read_bytes()):
-        assert read_pictures(name, given).kind == "image"
+        assert open_frames(name, given).kind == "image"
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.dcm", "a.png", "a"])
 def test_clips_are_told_by_their_content_too(name: str, tmp_path: Path) -> None:
     write_dicom(tmp_path / "clip", frames(2))
-    assert read_pictures(name, (tmp_path / "clip").read_bytes()).kind == "dicom"
-    assert read_pictures(name, write_video(tmp_path / "clip.avi", 3).read_bytes()).kind == "video"
+    assert open_frames(name, (tmp_path / "clip").read_bytes()).kind == "dicom"
+    assert open_frames(name, write_video(tmp_path / "clip.avi", 3).read_bytes()).kind == "video"
 
 
 def test_an_image_is_turned_upright() -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
-    found = read_pictures("a.jpg", encoded(picture(1, 40, 30), "JPEG", exif=turned))
+    found = open_frames("a.jpg", encoded(picture(1, 40, 30), "JPEG", exif=turned))
     assert found.size == found.frame(0).size == (30, 40) and "orientation" in found.notes[0]
 
 
@@ -109,8 +109,8 @@ def huge_png(side: int = 20_000) -> bytes:
 def test_what_is_no_picture(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     for given in (content, tmp_path / name):
-        with pytest.raises(UnreadablePicture) as caught:
-            read_pictures(name, given)
+        with pytest.raises(UnreadableInputError) as caught:
+            open_frames(name, given)
         assert str(caught.value).startswith(reason)
 
 
@@ -128,25 +128,25 @@ def test_a_size_is_refused_before_a_pixel_is_decoded(name: str, size: tuple[int,
         header.Columns, header.Rows = size
         header.save_as(tmp_path / name)
     for given in ((tmp_path / name).read_bytes(), tmp_path / name):
-        with pytest.raises(UnreadablePicture, match="damaged"):
-            read_pictures(name, given)
+        with pytest.raises(UnreadableInputError, match="damaged"):
+            open_frames(name, given)
         with pytest.raises(LookupError) as caught:
-            read_pictures(name, given, refuse)
+            open_frames(name, given, refuse)
         assert caught.value.args == (size,)
 
 
 def test_a_video_is_refused_before_its_frames_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.avi", 3)
-    monkeypatch.setattr(VideoPictures, "_times", lambda _: pytest.fail("counted"))
+    monkeypatch.setattr(VideoFrames, "_times", lambda _: pytest.fail("counted"))
     with pytest.raises(LookupError, match="96, 64"):
-        read_pictures(path.name, path, refuse)
+        open_frames(path.name, path, refuse)
 
 
 def test_dicom_clips(tmp_path: Path) -> None:
     values = frames(4)
     write_dicom(tmp_path / "a.dcm", values, FrameTime="40")
     for given in (tmp_path / "a.dcm", (tmp_path / "a.dcm").read_bytes()):
-        found = read_pictures("upload", given)
+        found = open_frames("upload", given)
         assert (found.kind, found.frames, found.notes) == ("dicom", 4, ())
         assert found.frame_times == pytest.approx((0, 0.04, 0.08, 0.12))
         for number in (3, 0, 2):
@@ -159,24 +159,24 @@ def test_dicom_files_that_are_none(tmp_path: Path) -> None:
     header = write_dicom(tmp_path / "a.dcm", frames(3))
     content = (tmp_path / "a.dcm").read_bytes()
     for kept in (len(content) - frames(1).size - 10, len(content) - 2 * frames(1).size - 10, 400, 200):
-        with pytest.raises(UnreadablePicture, match=r"damaged, cut off|without PixelData|no DICOM file"):
-            read_pictures("a.dcm", content[:kept]).frame(2)
+        with pytest.raises(UnreadableInputError, match=r"damaged, cut off|without PixelData|no DICOM file"):
+            open_frames("a.dcm", content[:kept]).frame(2)
     del header.PixelData
     header.save_as(tmp_path / "report.dcm")
-    with pytest.raises(UnreadablePicture, match="a DICOM file without PixelData: expected a picture"):
-        read_pictures("report.dcm", tmp_path / "report.dcm")
+    with pytest.raises(UnreadableInputError, match="a DICOM file without PixelData: expected a picture"):
+        open_frames("report.dcm", tmp_path / "report.dcm")
     huge = dcmread(tmp_path / "a.dcm")
     huge.Rows = huge.Columns = 20_000
     huge.save_as(tmp_path / "huge.dcm")
-    with pytest.raises(UnreadablePicture, match="too large"):
-        read_pictures("huge.dcm", tmp_path / "huge.dcm")
+    with pytest.raises(UnreadableInputError, match="too large"):
+        open_frames("huge.dcm", tmp_path / "huge.dcm")
 
 
 @pytest.mark.parametrize(("code", "name"), [("MJPG", "a.avi"), ("mp4v", "a.mp4"), ("VP80", "a.webm")])
 def test_videos(code: str, name: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / name, 40, code)
     for given in (path, path.read_bytes()):
-        found = read_pictures(name, given)
+        found = open_frames(name, given)
         assert (found.kind, found.frames, found.size) == ("video", 40, (96, 64))
         assert found.frame_times == pytest.approx([number / 12.5 for number in range(40)], abs=0.002)
         order = [*range(40), 39, 38, 2, 1, 35, 0]
@@ -184,14 +184,14 @@ def test_videos(code: str, name: str, tmp_path: Path) -> None:
 
 
 def test_a_video_of_one_frame_and_a_cut_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert read_pictures("a.avi", write_video(tmp_path / "one.avi", 1)).frames == 1
+    assert open_frames("a.avi", write_video(tmp_path / "one.avi", 1)).frames == 1
     content = write_video(tmp_path / "a.avi", 40).read_bytes()
-    cut = read_pictures("a.avi", content[: len(content) // 2])
+    cut = open_frames("a.avi", content[: len(content) // 2])
     assert 5 < cut.frames < 35 and "of 40 frames can be decoded" in cut.notes[0]
     assert bar_of(cut.frame(cut.frames - 1)) == pytest.approx(2 * cut.frames - 2, abs=1)
-    with pytest.raises(UnreadablePicture, match=r"without a frame|cut-off video"):
-        read_pictures("a.avi", content[:5000])
+    with pytest.raises(UnreadableInputError, match=r"without a frame|cut-off video"):
+        open_frames("a.avi", content[:5000])
     mp4 = write_video(tmp_path / "a.mp4", 40, "mp4v").read_bytes()
-    with pytest.raises(UnreadablePicture, match="cut-off video"):
-        read_pictures("a.mp4", mp4[: len(mp4) // 2])
+    with pytest.raises(UnreadableInputError, match="cut-off video"):
+        open_frames("a.mp4", mp4[: len(mp4) // 2])
     assert "WARN" not in capfd.readouterr().err  # what OpenCV says of it

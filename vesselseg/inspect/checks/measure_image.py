@@ -15,8 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vesselseg.dataset.manifest import Record, image_path
 from vesselseg.dataset.record_masks import record_masks
-from vesselseg.imaging.decode import DAMAGED, DEEP_MODES
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.decode import DECODE_ERRORS, HIGH_DEPTH_MODES
+from vesselseg.imaging.rgb import to_rgb
 
 HASH_BITS = 64
 TEXTURE = 32  # pixels of a side
@@ -36,7 +36,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class ImageFacts:
+class ImageStatistics:
     """What is known of one image; where problem is set, nothing else is.
 
     problem: (code of KINDS, reason) or None. pixels: digest of the picture, masks: of phrases and masks.
@@ -73,30 +73,30 @@ class ImageFacts:
         return f"{self.size[0]}x{self.size[1]}, {self.depth} bits, {'colour' if self.coloured else 'grey'}"
 
 
-def measure(record: Record, folder: Path) -> ImageFacts:
+def measure(record: Record, folder: Path) -> ImageStatistics:
     """Read the image and draw the masks of one record."""
     path = image_path(folder, record)
     try:
         with Image.open(path) as opened:
             opened.load()
             depth = _depth(opened.mode)
-            picture = as_rgb(opened)
+            picture = to_rgb(opened)
     except FileNotFoundError:
-        return ImageFacts(record.image, ("missing_image", f"{record.image} is not in images/"))
+        return ImageStatistics(record.image, ("missing_image", f"{record.image} is not in images/"))
     except UnidentifiedImageError:
-        return ImageFacts(record.image, ("unreadable_image", f"{record.image} is no image"))
-    except DAMAGED as error:
-        return ImageFacts(record.image, ("unreadable_image", f"{record.image}: {error}"))
+        return ImageStatistics(record.image, ("unreadable_image", f"{record.image} is no image"))
+    except DECODE_ERRORS as error:
+        return ImageStatistics(record.image, ("unreadable_image", f"{record.image}: {error}"))
     try:
         masks = record_masks(record, picture.height, picture.width)
         agreement = _agreements(record, masks)
     except ValueError as error:
-        return ImageFacts(record.image, ("bad_region", str(error)))
+        return ImageStatistics(record.image, ("bad_region", str(error)))
     values = np.asarray(picture)
     core = _without_padding(picture.convert("L"))
     union = masks.max(axis=0, initial=0)
     grey = np.asarray(core)
-    return ImageFacts(
+    return ImageStatistics(
         image=record.image,
         pixels=hashlib.sha256(f"{picture.size}".encode() + values.tobytes()).hexdigest(),
         masks=mask_digest(record, masks),
@@ -152,14 +152,14 @@ def agreement_of(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[f
 def _agreements(record: Record, masks: NDArray[np.uint8]) -> tuple[Agreement, ...]:
     found = []
     for name in record.observers:
-        drawn = record_masks(record.as_seen_by(name), *masks.shape[1:])
+        drawn = record_masks(record.with_observer(name), *masks.shape[1:])
         pairs = zip(record.phrases, masks, drawn)
         found += [Agreement(name, phrase, *agreement_of(one, other)) for phrase, one, other in pairs]
     return tuple(found)
 
 
 def _depth(mode: str) -> int:
-    return {"1": 1, "F": 32}.get(mode, 16 if mode in DEEP_MODES else 8)
+    return {"1": 1, "F": 32}.get(mode, 16 if mode in HIGH_DEPTH_MODES else 8)
 
 
 def _without_padding(picture: Image.Image) -> Image.Image:

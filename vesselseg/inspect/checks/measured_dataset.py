@@ -14,23 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vesselseg.dataset.manifest import SPLITS, Record, fingerprint, read_manifest, read_splits
-from vesselseg.inspect.checks.kinds import OUTLIER
-from vesselseg.inspect.checks.measure import ImageFacts, measure
+from vesselseg.inspect.checks.finding_kinds import OUTLIER
+from vesselseg.inspect.checks.measure_image import ImageStatistics, measure
 from vesselseg.machine import available_cores
 
-Track = Callable[[Iterable[ImageFacts], int], Iterable[ImageFacts]]
+Track = Callable[[Iterable[ImageStatistics], int], Iterable[ImageStatistics]]
 _PARALLEL_FROM = 48  # images; below that a process pool takes longer to start than it saves
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredDataset:
     """records and facts in the order of annotations.json; splits: image names, as splits.json has them."""
 
     folder: Path
     fingerprint: str
     records: Sequence[Record]
     splits: dict[str, list[str]]
-    facts: Sequence[ImageFacts]
+    facts: Sequence[ImageStatistics]
 
     @cached_property
     def splits_of(self) -> dict[str, tuple[str, ...]]:
@@ -61,7 +61,7 @@ class Measured:
         return f"{record.image} ({', '.join(known)})"
 
 
-def read_dataset(folder: Path, workers: int = 0, track: Track = lambda facts, _: facts) -> Measured:
+def read_dataset(folder: Path, workers: int = 0, track: Track = lambda facts, _: facts) -> MeasuredDataset:
     """Measure every image of a dataset folder or fold. workers: processes, 0 for all cores.
 
     Raises ManifestError where annotations.json or splits.json cannot be read; images that cannot are among the facts.
@@ -77,10 +77,10 @@ def read_dataset(folder: Path, workers: int = 0, track: Track = lambda facts, _:
                 facts = list(track(pool.map(work, records, chunksize=8), len(records)))
             finally:
                 pool.shutdown(cancel_futures=True)
-    return Measured(Path(folder), fingerprint(folder), records, splits, facts)
+    return MeasuredDataset(Path(folder), fingerprint(folder), records, splits, facts)
 
 
-def robust_scores(values: Sequence[float], least_spread: float) -> NDArray[np.float64]:
+def robust_z_scores(values: Sequence[float], least_spread: float) -> NDArray[np.float64]:
     """Modified z-scores, 0.6745 x (value - median) / MAD (Iglewicz and Hoaglin 1993); beyond OUTLIER is far out.
 
     least_spread: the MAD is taken as at least this, so that small differences among nearly equal values are none.
@@ -94,12 +94,12 @@ def robust_scores(values: Sequence[float], least_spread: float) -> NDArray[np.fl
     return scores
 
 
-def is_far(score: float) -> bool:
+def is_outlier(score: float) -> bool:
     """Whether a robust score is beyond what is usual."""
     return abs(score) > OUTLIER
 
 
-def summary_of_splits(measured: Measured) -> list[dict[str, Any]]:
+def summary_of_splits(measured: MeasuredDataset) -> list[dict[str, Any]]:
     """One line per split: images, groups, and means of what drifts."""
     place_of = {record.image: place for place, record in enumerate(measured.records)}
     lines = []

@@ -19,18 +19,18 @@ from tqdm import tqdm
 from vesselseg.dataset.manifest import SPLITS, Record, fingerprint, write_manifest
 from vesselseg.errors import UserError
 from vesselseg.imaging.decode import is_dicom
-from vesselseg.imaging.source_files import SourceFiles, list_source, name_stems, printable
+from vesselseg.imaging.source_files import SourceFiles, list_source_files, printable, unique_stems
 from vesselseg.machine import available_cores
 from vesselseg.output_folder import check_apart, move_into_place, temporary_folder
 from vesselseg.prepare.archive import unpack
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.options import PrepareOptions
-from vesselseg.prepare.prepare_image import FileOptions, FileResult, FileTask, prepare_file
-from vesselseg.prepare.pseudonyms import Pseudonyms
-from vesselseg.prepare.readers.formats import FORMATS, FormatOptions, find_labelled
-from vesselseg.prepare.readers.found import ScanResult
+from vesselseg.prepare.prepare_image import ImageOptions, ImageResult, ImageTask, prepare_image
+from vesselseg.prepare.pseudonymise import Pseudonymiser
+from vesselseg.prepare.readers.formats import FORMATS, ScanOptions, scan_labels
+from vesselseg.prepare.readers.scan import ScanResult
 from vesselseg.prepare.report import PreparationResult, build_report, write_report, write_splits
-from vesselseg.prepare.report_page import write_page
+from vesselseg.prepare.report_page import write_report_page
 from vesselseg.prepare.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
 from vesselseg.suggest import close_name
 
@@ -40,7 +40,7 @@ _PARALLEL_FROM = 24  # files; below that a process pool takes longer to start th
 _log = logging.getLogger(__name__)
 
 
-def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
+def prepare_dataset(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
     """Make the dataset folder ``out`` from a folder or archive; returns the content of its report.json.
 
     Raises UserError, before ``out`` is touched, when nothing is usable, labels are unknown, the archive is refused,
@@ -57,7 +57,7 @@ def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
         else:
             root = within = stack.enter_context(temporary_folder(out, "unpacking"))
             unpack(source, root, options.max_gib, options.max_files)
-        files = list_source(root)
+        files = list_source_files(root)
         names = _pseudonyms(files, out, options)
         report = _build(files, within, source, building, options, names)
         if names is not None:
@@ -71,10 +71,10 @@ def prepare(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
     return report
 
 
-def _pseudonyms(files: SourceFiles, out: Path, options: PrepareOptions) -> Pseudonyms | None:
+def _pseudonyms(files: SourceFiles, out: Path, options: PrepareOptions) -> Pseudonymiser | None:
     if not options.pseudonymise and not files.dicoms:
         return None
-    return Pseudonyms(options.salt or out.with_name(f"{out.name}.salt"))
+    return Pseudonymiser(options.salt or out.with_name(f"{out.name}.salt"))
 
 
 def _build(
@@ -83,17 +83,17 @@ def _build(
     source: Path,
     building: Path,
     options: PrepareOptions,
-    names: Pseudonyms | None,
+    names: Pseudonymiser | None,
 ) -> dict[str, Any]:
     """Fill the folder ``building``; returns the report."""
-    kind, found = find_labelled(files, FormatOptions(options.format, options.masks, options.first_frame))
+    kind, found = scan_labels(files, ScanOptions(options.format, options.masks, options.first_frame))
     if not found.tasks and not found.findings:
         raise UserError(_describe_empty(source, files))
     results = _run(_name_tasks(found.tasks, names), _file_options(building, options, within, names), options)
     _check_labels(results, options)
     usable = [result for result in results if result.record is not None]
     left_out = [result for result in results if result.record is None]
-    left_out += [FileResult(f.file, findings=[f]) for f in found.findings if f.effect == "file left out"]
+    left_out += [ImageResult(f.file, findings=[f]) for f in found.findings if f.effect == "file left out"]
     if not usable:
         what = f"{source}: nothing usable in {len(left_out)} {'JSON file(s)' if kind == 'labelme' else 'label(s)'}"
         raise UserError(_describe_findings(what, _hidden(_all(left_out), names)))
@@ -108,39 +108,39 @@ def _build(
     return _write(building, prepared if names is None else _hide(prepared, names))
 
 
-def _name_tasks(tasks: list[FileTask], names: Pseudonyms | None) -> list[FileTask]:
+def _name_tasks(tasks: list[ImageTask], names: Pseudonymiser | None) -> list[ImageTask]:
     """Tasks with the names of their images in the dataset folder."""
     if names is not None:
         return [replace(task, stem=names.file(task.file)) for task in tasks]
-    return [replace(task, stem=stem) for task, stem in zip(tasks, name_stems([task.file for task in tasks]))]
+    return [replace(task, stem=stem) for task, stem in zip(tasks, unique_stems([task.file for task in tasks]))]
 
 
 def _file_options(
-    building: Path, options: PrepareOptions, within: Path | None, names: Pseudonyms | None
-) -> FileOptions:
+    building: Path, options: PrepareOptions, within: Path | None, names: Pseudonymiser | None
+) -> ImageOptions:
     images = building / "images"
     images.mkdir()
     bare = names is not None
     own = options.text is None and options.labels is None
-    return FileOptions(
+    return ImageOptions(
         images, options.default_phrase, own, options.labels, options.per_shape, options.line_width, within, bare
     )
 
 
-def _unlabelled(files: SourceFiles, found: ScanResult, results: list[FileResult]) -> list[str]:
+def _unlabelled(files: SourceFiles, found: ScanResult, results: list[ImageResult]) -> list[str]:
     """Pictures that no label is for."""
     used = {result.origin for result in results} | {task.picture.path for task in found.tasks if task.picture}
     pictures = [name for name in (*files.images, *files.dicoms) if name not in found.not_pictures]
     return [printable(name) for name in pictures if files.root / name not in used]
 
 
-def _hidden(findings: list[Finding], names: Pseudonyms | None) -> list[Finding]:
+def _hidden(findings: list[Finding], names: Pseudonymiser | None) -> list[Finding]:
     """Sorted, and without names where these are hashed."""
     hidden = findings if names is None else [names.hide(finding) for finding in findings]
     return sorted(hidden, key=lambda finding: finding.sort_key)
 
 
-def _hide(prepared: PreparationResult, names: Pseudonyms) -> PreparationResult:
+def _hide(prepared: PreparationResult, names: Pseudonymiser) -> PreparationResult:
     """Without what the user wrote or the source is called; records and findings are without names already."""
     options = prepared.options
     hidden = replace(
@@ -165,13 +165,13 @@ def _write(building: Path, prepared: PreparationResult) -> dict[str, Any]:
     report = build_report(prepared)
     report["fingerprint"] = fingerprint(building)
     write_report(building, report)
-    write_page(building, report, prepared)
+    write_report_page(building, report, prepared)
     return report
 
 
-def _run(tasks: list[FileTask], file_options: FileOptions, options: PrepareOptions) -> list[FileResult]:
+def _run(tasks: list[ImageTask], file_options: ImageOptions, options: PrepareOptions) -> list[ImageResult]:
     """All files, in order, over processes if there are many."""
-    work = partial(prepare_file, options=file_options)
+    work = partial(prepare_image, options=file_options)
     workers = min(options.workers or available_cores(), len(tasks))
     bar = partial(tqdm, total=len(tasks), unit="file", desc="preparing", disable=not options.progress)
     if workers == 1 or len(tasks) < _PARALLEL_FROM:
@@ -193,7 +193,7 @@ def _ignore_interrupt() -> None:
 
 
 def _group(
-    usable: list[FileResult], options: PrepareOptions, names: Pseudonyms | None
+    usable: list[ImageResult], options: PrepareOptions, names: Pseudonymiser | None
 ) -> tuple[list[Record], list[Finding]]:
     """Records with their group, by --group-regex or else DICOM's patient; a file without one is listed."""
     pattern = compile_pattern("--group-regex", options.group_regex) if options.group_regex else None
@@ -211,7 +211,7 @@ def _group(
 
 
 def _split(
-    records: list[Record], usable: list[FileResult], options: PrepareOptions
+    records: list[Record], usable: list[ImageResult], options: PrepareOptions
 ) -> tuple[dict[str, list[str]], list[Finding]]:
     """Image names per split. Files with the same picture count as one group, whatever their names say."""
     same = defaultdict(list)
@@ -236,7 +236,7 @@ def _split(
     return splits, findings
 
 
-def _all(results: Iterable[FileResult]) -> list[Finding]:
+def _all(results: Iterable[ImageResult]) -> list[Finding]:
     return [finding for result in results for finding in result.findings]
 
 
@@ -290,7 +290,7 @@ def _check_places(source: Path, out: Path, force: bool) -> None:
         raise UserError(f"--out {out} is no dataset folder (it has no annotations.json); --force does not replace it")
 
 
-def _check_labels(results: list[FileResult], options: PrepareOptions) -> None:
+def _check_labels(results: list[ImageResult], options: PrepareOptions) -> None:
     """A label that the map does not name is an error: leaving it out silently loses vessels, guessing invents them."""
     unknown: Counter[str] = Counter()
     for result in results:

@@ -21,7 +21,7 @@ from tests.labelme_files import WriteLabel, polygon, run, tree
 from tests.prepare.label_formats import WRITERS, picture, truth, write_masks
 from vesselseg.dataset.manifest import read_manifest, read_splits
 from vesselseg.errors import UserError
-from vesselseg.prepare.pseudonyms import Pseudonyms
+from vesselseg.prepare.pseudonymise import Pseudonymiser
 
 MASK = truth("p1_a")
 # What must not be found again, in the headers and names of the source. A short one needs a letter beyond F: written are
@@ -211,7 +211,7 @@ def test_without_need_no_salt_is_made(tmp_path: Path) -> None:
 
 def test_a_pseudonym_is_keyed_and_stable(tmp_path: Path) -> None:
     (tmp_path / "salt").write_text("0123456789abcdef")
-    names = Pseudonyms(tmp_path / "salt")
+    names = Pseudonymiser(tmp_path / "salt")
     # printf 'group\nID4711' | openssl dgst -sha256 -hmac 0123456789abcdef
     assert names.group("ID4711") == "87481ebfe622abf6"
     assert names.file("ID4711") != names.group("ID4711")

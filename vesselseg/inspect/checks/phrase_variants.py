@@ -18,7 +18,7 @@ _LEAST_LETTERS = 4  # of a word in which one letter may differ: "LAD" and "RAD" 
 
 
 @dataclass(frozen=True)
-class SameName:
+class PhraseVariants:
     """phrases: most frequent first. sure: whether `--fix` may take the first for all."""
 
     code: str
@@ -26,7 +26,7 @@ class SameName:
     sure: bool
 
 
-def same_names(counts: Mapping[str, int]) -> list[SameName]:
+def find_variants(counts: Mapping[str, int]) -> list[PhraseVariants]:
     """Groups of phrases that differ in case, spaces, hyphens or plural, then pairs that differ by one letter.
 
     counts: how many images have each phrase.
@@ -34,7 +34,7 @@ def same_names(counts: Mapping[str, int]) -> list[SameName]:
     spellings = defaultdict(list)
     for phrase in sorted(counts, key=lambda name: (-counts[name], name)):
         spellings[normal_form(phrase)].append(phrase)
-    variants = [SameName("label_variant", tuple(same), True) for same in spellings.values() if len(same) > 1]
+    variants = [PhraseVariants("label_variant", tuple(same), True) for same in spellings.values() if len(same) > 1]
     totals = {form: sum(counts[phrase] for phrase in same) for form, same in spellings.items()}
     return variants + list(_misspelt(spellings, totals))
 
@@ -44,7 +44,7 @@ def normal_form(phrase: str) -> str:
     return " ".join(_singular(word) for word in re.sub(r"[\s_-]+", " ", phrase.casefold()).split())
 
 
-def renamed(same: list[SameName]) -> dict[str, str]:
+def renamed(same: list[PhraseVariants]) -> dict[str, str]:
     """Phrase -> the phrase that takes its place."""
     names: dict[str, str] = {}
     for one in same:
@@ -71,12 +71,12 @@ def rename(record: Record, names: Mapping[str, str]) -> Record:
     return replace(record, phrases=kept, regions=united(record.regions), observers=observers)
 
 
-def _misspelt(spellings: Mapping[str, list[str]], totals: Mapping[str, int]) -> Iterator[SameName]:
+def _misspelt(spellings: Mapping[str, list[str]], totals: Mapping[str, int]) -> Iterator[PhraseVariants]:
     for pair in combinations(spellings, 2):
         often, rare = sorted(pair, key=lambda form: (-totals[form], form))
         if _one_letter_apart(often, rare):
             sure = totals[often] >= CLEARLY_RARER * totals[rare]
-            yield SameName("label_typo", (spellings[often][0], *spellings[rare]), sure)
+            yield PhraseVariants("label_typo", (spellings[often][0], *spellings[rare]), sure)
 
 
 def _one_letter_apart(one: str, other: str) -> bool:

@@ -22,7 +22,7 @@ _SHORTEST = 16  # characters of a salt
 _DIGITS = 16  # of a pseudonym, 64 bits
 
 
-class Pseudonyms:
+class Pseudonymiser:
     """Hashes with one salt, and what each stands for (in memory only, unless ``write_key`` is called).
 
     salt_file: read if it is there; else a salt is drawn, which ``keep`` writes there. Raises UserError for one that is

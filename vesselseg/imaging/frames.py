@@ -23,18 +23,18 @@ from PIL import Image
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.decode import (
-    DAMAGED,
-    DEEP_MODES,
+    DECODE_ERRORS,
     DICOM_SUFFIXES,
+    HIGH_DEPTH_MODES,
     ImageError,
     decode_image,
-    describe_damage,
+    describe_decode_error,
     describe_depth,
 )
 from vesselseg.imaging.dicom import DicomFile
-from vesselseg.imaging.rgb import as_rgb
+from vesselseg.imaging.rgb import to_rgb
 from vesselseg.imaging.source_files import printable
-from vesselseg.imaging.warning_filters import without_warnings
+from vesselseg.imaging.warning_filters import suppress_warnings
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".m4v", ".mpg", ".mpeg", ".webm")
 LEAST_SIDE = 8  # pixels; anything smaller is a placeholder, not a picture
@@ -64,14 +64,14 @@ Kind = Literal["image", "dicom", "video"]
 SizeCheck = Callable[[tuple[int, int]], None]  # is told (width, height) and raises what its caller knows
 
 
-class UnreadablePicture(UserError):  # noqa: N818 - it says what the file is
+class UnreadableInputError(UserError):
     """A file that is no picture that can be segmented; the message is the reason, without the file's name."""
 
 
 _LABELME_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA")  # LabelMe 6 refuses others: CMYK, 16 bits
 
 
-class Pictures(Protocol):
+class FrameSource(Protocol):
     """One picture, or a clip. frames: at least 1. frame_times: seconds from the start, None where nothing tells.
 
     notes: what was changed or guessed. size: (width, height). labelme_opens: whether LabelMe shows the file as it is.
@@ -85,7 +85,7 @@ class Pictures(Protocol):
     frame_times: tuple[float, ...] | None
 
     def frame(self, number: int) -> Image.Image:
-        """A frame, counted from 0, as 8-bit RGB. Raises UnreadablePicture, IndexError where there is no such frame."""
+        """A frame, counted from 0, as 8-bit RGB. Raises UnreadableInputError, IndexError for a number out of range."""
         ...
 
 
@@ -93,25 +93,25 @@ def _any_size(size: tuple[int, int]) -> None:
     """Where nothing but what holds for all pictures is asked, see `_check_size`."""
 
 
-def read_pictures(name: str, content: bytes | Path, check_size: SizeCheck = _any_size) -> Pictures:
+def open_frames(name: str, content: bytes | Path, check_size: SizeCheck = _any_size) -> FrameSource:
     """Open an image, a DICOM file or a video. content: its bytes, or where it lies: a clip's frames then stay on disk.
 
     name: the file's, whose ending tells DICOM files without a preamble and damaged videos. check_size: refuses a size
-    by raising; it is asked before a pixel is decoded. Raises UnreadablePicture.
+    by raising; it is asked before a pixel is decoded. Raises UnreadableInputError.
     """
     start = _start_of(content)
     if not start:
-        raise UnreadablePicture("the file is empty (0 bytes)")
+        raise UnreadableInputError("the file is empty (0 bytes)")
     suffix = Path(name).suffix.lower()
     if start[128:132] == b"DICM":
-        return DicomPictures(content, check_size)
+        return DicomFrames(content, check_size)
     if _starts_as(start, _CONTAINERS):
-        return VideoPictures(content, suffix, check_size)
+        return VideoFrames(content, suffix, check_size)
     if not _starts_as(start, _IMAGES) and suffix in DICOM_SUFFIXES:
-        return DicomPictures(content, check_size)
+        return DicomFrames(content, check_size)
     if not _starts_as(start, _IMAGES) and suffix in VIDEO_SUFFIXES:
-        raise UnreadablePicture("damaged, or no video that can be read (MP4, MOV, AVI, MKV, WebM, WMV, MPEG)")
-    return ImagePicture(content, check_size)
+        raise UnreadableInputError("damaged, or no video that can be read (MP4, MOV, AVI, MKV, WebM, WMV, MPEG)")
+    return ImageFrames(content, check_size)
 
 
 def _starts_as(start: bytes, kinds: Iterable[tuple[int, bytes]]) -> bool:
@@ -125,7 +125,7 @@ def _start_of(content: bytes | Path) -> bytes:
         return opened.read(132)
 
 
-class ImagePicture:
+class ImageFrames:
     """What Pillow reads; decoded to its end at once, which is how a cut-off file is found."""
 
     kind: Kind = "image"
@@ -134,7 +134,7 @@ class ImagePicture:
 
     def __init__(self, content: bytes | Path, check_size: SizeCheck = _any_size) -> None:
         if isinstance(content, Path) and content.stat().st_size > _LARGEST_IMAGE:
-            raise UnreadablePicture(f"{content.stat().st_size >> 20} MiB; expected an image of at most 2 GiB")
+            raise UnreadableInputError(f"{content.stat().st_size >> 20} MiB; expected an image of at most 2 GiB")
         data = content if isinstance(content, bytes) else content.read_bytes()
         with _reasons(data):
             size = _image_size(data)
@@ -143,14 +143,14 @@ class ImagePicture:
             image, changes = decode_image(data, None)
         _check_size(image.size)
         notes = [reason for _, reason in changes]
-        if image.mode in DEEP_MODES:
+        if image.mode in HIGH_DEPTH_MODES:
             notes.append(describe_depth(image))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             notes.append("transparent pixels are taken as black")
         self.notes = tuple(notes)
         self.size = image.size
         self.labelme_opens = image.mode in _LABELME_MODES
-        self._image = as_rgb(image)
+        self._image = to_rgb(image)
 
     def frame(self, number: int) -> Image.Image:
         """The picture."""
@@ -158,7 +158,7 @@ class ImagePicture:
         return self._image
 
 
-class DicomPictures:
+class DicomFrames:
     """A DICOM picture or clip. The first frame is decoded at once: it tells whether the others can be."""
 
     kind: Kind = "dicom"
@@ -172,10 +172,10 @@ class DicomPictures:
             first = self.file.frame(0)
             self.frame_times = self.file.times() if self.file.frames > 1 else None
         except ImageError as error:
-            raise UnreadablePicture(str(error)) from None
+            raise UnreadableInputError(str(error)) from None
         self.frames, self.size = self.file.frames, first.pixels.size
         self.notes = tuple(message for code, message in first.notes if code == "windowed")
-        self._first = as_rgb(first.pixels)
+        self._first = to_rgb(first.pixels)
 
     def frame(self, number: int) -> Image.Image:
         """Decodes this frame only."""
@@ -183,12 +183,12 @@ class DicomPictures:
         if number == 0:
             return self._first
         try:
-            return as_rgb(self.file.frame(number).pixels)
+            return to_rgb(self.file.frame(number).pixels)
         except ImageError as error:
-            raise UnreadablePicture(f"frame {number + 1} of {self.frames}: {error}") from None
+            raise UnreadableInputError(f"frame {number + 1} of {self.frames}: {error}") from None
 
 
-class SeriesPictures:
+class SeriesFrames:
     """Single DICOM pictures that make a run, in the order given; each is read when it is asked for.
 
     notes: what is known of the run as a whole.
@@ -200,19 +200,19 @@ class SeriesPictures:
 
     def __init__(self, paths: Sequence[Path], notes: tuple[str, ...] = ()) -> None:
         self._paths, self.frames = tuple(paths), len(paths)
-        first = DicomPictures(paths[0])
+        first = DicomFrames(paths[0])
         self.size, self.notes = first.size, (*notes, *first.notes)
 
     def frame(self, number: int) -> Image.Image:
-        """Raises UnreadablePicture naming the file."""
+        """Raises UnreadableInputError naming the file."""
         _check_number(number, self.frames)
         try:
-            return DicomPictures(self._paths[number]).frame(0)
-        except UnreadablePicture as error:
-            raise UnreadablePicture(f"{printable(self._paths[number].name)}: {error}") from None
+            return DicomFrames(self._paths[number]).frame(0)
+        except UnreadableInputError as error:
+            raise UnreadableInputError(f"{printable(self._paths[number].name)}: {error}") from None
 
 
-class VideoPictures:
+class VideoFrames:
     """A video through FFmpeg. Frames are counted by going through it once: what its header says may be wrong."""
 
     kind: Kind = "video"
@@ -235,7 +235,7 @@ class VideoPictures:
         times = self._times()
         self.frames = len(times)
         if not times:
-            raise UnreadablePicture("a video without a frame that can be decoded")
+            raise UnreadableInputError("a video without a frame that can be decoded")
         _check_size(self.frame(0).size)
         self.size = self.frame(0).size
         self.frame_times = _plausible_times(times, rate)
@@ -257,7 +257,7 @@ class VideoPictures:
         while self._next <= number:
             done, pixels = self._capture.read() if number - self._next < _RECENT else (self._capture.grab(), None)
             if not done:
-                raise UnreadablePicture(f"frame {self._next + 1} of {self.frames}: damaged")
+                raise UnreadableInputError(f"frame {self._next + 1} of {self.frames}: damaged")
             if pixels is not None:
                 self._kept[self._next] = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
                 self._kept.move_to_end(self._next)
@@ -278,25 +278,25 @@ class VideoPictures:
         # FFmpeg only: other readers of OpenCV take names with digits for a series of images.
         capture = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
         if not capture.isOpened():
-            raise UnreadablePicture("a damaged or cut-off video, or one in a form that OpenCV does not read")
+            raise UnreadableInputError("a damaged or cut-off video, or one in a form that OpenCV does not read")
         _check_size(_video_size(capture))
         return capture
 
 
 @contextmanager
 def _reasons(content: bytes) -> Iterator[None]:
-    """What Pillow raises on an image that it cannot read, as UnreadablePicture."""
+    """What Pillow raises on an image that it cannot read, as UnreadableInputError."""
     try:
         yield
     except Image.DecompressionBombError:  # told by the header, before anything is decoded
-        raise UnreadablePicture(_too_large()) from None
-    except DAMAGED as error:
-        raise UnreadablePicture(describe_damage(error, content)) from None
+        raise UnreadableInputError(_too_large()) from None
+    except DECODE_ERRORS as error:
+        raise UnreadableInputError(describe_decode_error(error, content)) from None
 
 
 def _image_size(content: bytes) -> tuple[int, int]:
     """(width, height) by the header."""
-    with without_warnings(), Image.open(io.BytesIO(content)) as image:  # of large pictures
+    with suppress_warnings(), Image.open(io.BytesIO(content)) as image:  # of large pictures
         return image.size
 
 
@@ -314,9 +314,9 @@ def _plausible_times(times: list[float], rate: float) -> tuple[float, ...] | Non
 def _check_size(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > 2 * int(Image.MAX_IMAGE_PIXELS or 0):
-        raise UnreadablePicture(_too_large())
+        raise UnreadableInputError(_too_large())
     if min(size) < LEAST_SIDE:
-        raise UnreadablePicture(f"{width}x{height} pixels; expected at least {LEAST_SIDE} a side")
+        raise UnreadableInputError(f"{width}x{height} pixels; expected at least {LEAST_SIDE} a side")
 
 
 def _too_large() -> str:

@@ -21,7 +21,7 @@ UNUSED = "unused"
 
 
 @dataclass(frozen=True)
-class SeenImage:
+class ModelView:
     """An image as the model gets it.
 
     facts: numbers and words for the page. square: (side, side, 3) uint8. tiles: each (tile, tile, 3) uint8, thumbnail
@@ -63,7 +63,7 @@ class ModelViews:
             "tokenizer": self.training.has_tokenizer,
         }
 
-    def see(self, entry: Entry, epoch: int) -> SeenImage:
+    def see(self, entry: Entry, epoch: int) -> ModelView:
         """The view of an epoch, counted from 0. Raises ManifestError for an unreadable image, UserError for too long a
         conversation.
         """
@@ -86,7 +86,7 @@ class ModelViews:
         }
         tiles = [to_pixels(tile) for tile in view.tiles]
         masks = view.masks[list(conversation.order)].numpy()
-        return SeenImage(facts, to_pixels(view.sam_image), tiles, masks)
+        return ModelView(facts, to_pixels(view.sam_image), tiles, masks)
 
 
 def _evaluated(training: VesselDataset) -> Iterator[tuple[str, VesselDataset]]:

@@ -13,13 +13,13 @@ import numpy as np
 from vesselseg.errors import ManifestError
 from vesselseg.imaging.overlay import draw_overlay
 from vesselseg.inspect.browse.catalogue import Catalogue
-from vesselseg.inspect.browse.views import ModelViews
+from vesselseg.inspect.browse.model_views import ModelViews
 
 THUMB = 112  # pixels of a thumbnail's longer side: two for each of the page's
 CACHE_BYTES = 256 * 2**20
 
 
-class BytesCache:
+class SizedCache:
     """Values made once, the longest unused dropped when all together weigh more than `limit` bytes."""
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
@@ -44,12 +44,12 @@ class BytesCache:
         return value
 
 
-class Pictures:
+class ImageRenderer:
     """What the page asks for, by an image's number; all raise ManifestError and ValueError for what cannot be shown."""
 
-    def __init__(self, catalogue: Catalogue, cache: BytesCache | None = None) -> None:
+    def __init__(self, catalogue: Catalogue, cache: SizedCache | None = None) -> None:
         self.catalogue = catalogue
-        self.cache = cache or BytesCache()
+        self.cache = cache or SizedCache()
 
     def image(self, number: int) -> bytes:
         """The stored image as PNG."""

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from vesselseg.imaging.label_shapes import LabelFileError, LabelSource
 from vesselseg.imaging.source_files import SourceFiles, printable
 from vesselseg.prepare.findings import Finding
-from vesselseg.prepare.prepare_image import FileTask
-from vesselseg.prepare.source_images import Picture
+from vesselseg.prepare.prepare_image import ImageTask
+from vesselseg.prepare.source_images import ImageFile
 
 _FRAME = re.compile(r"^(?P<clip>.+?)[ _.-]*?(?:frame|fr|f)?[ _.-]*(?P<number>\d+)$", re.IGNORECASE)
 
@@ -21,17 +21,17 @@ _FRAME = re.compile(r"^(?P<clip>.+?)[ _.-]*?(?:frame|fr|f)?[ _.-]*(?P<number>\d+
 class ScanResult:
     """tasks: labelled images; findings: what is not used, and why; not_pictures: image files that are no pictures."""
 
-    tasks: list[FileTask] = field(default_factory=list)
+    tasks: list[ImageTask] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     not_pictures: set[str] = field(default_factory=set)
 
-    def leave_out(self, name: str, code: str, reason: str) -> None:
+    def skip(self, name: str, code: str, reason: str) -> None:
         """A file that cannot be used."""
         self.findings.append(Finding(printable(name), None, code, reason))
 
 
 @dataclass(frozen=True)
-class Match:
+class ImageMatch:
     """A picture below the source; number: the frame that the label's name ends in, as it is written, or None."""
 
     name: str
@@ -43,7 +43,7 @@ class Match:
         return printable(self.name) + ("" if self.number is None else f", frame {self.number}")
 
 
-class PictureIndex:
+class ImageIndex:
     """The pictures of a source by their names. A label never names a file directly: what it says is looked up here.
 
     form: what of a stem counts when stems are compared; it gets the stem in lower case.
@@ -57,9 +57,9 @@ class PictureIndex:
         for name in names:
             path = PurePosixPath(name)
             self._by_name[path.name.casefold()].append(name)
-            self._by_stem[form(stem_of(name, name in self._dicoms))].append(name)
+            self._by_stem[form(file_stem(name, name in self._dicoms))].append(name)
 
-    def by_name(self, wanted: str, near: str, hint: str = "") -> list[Match]:
+    def by_name(self, wanted: str, near: str, hint: str = "") -> list[ImageMatch]:
         """Pictures that a label file means by a path like "train/a.jpg": that name, else that stem, else that frame.
 
         near: path of the label file. Among several those in the nearest folder; hint: text that may name a folder.
@@ -67,58 +67,58 @@ class PictureIndex:
         path = PurePosixPath(wanted.replace("\\", "/"))
         same = self._by_name.get(path.name.casefold(), [])
         if not same:
-            return self.by_stem(stem_of(str(path)), str(PurePosixPath(near).parent / path), hint)
-        return [Match(name) for name in _nearest(same, (*_folders(near), *_folders(str(path))), hint)]
+            return self.by_stem(file_stem(str(path)), str(PurePosixPath(near).parent / path), hint)
+        return [ImageMatch(name) for name in _nearest(same, (*_folders(near), *_folders(str(path))), hint)]
 
-    def by_stem(self, stem: str, near: str, hint: str = "") -> list[Match]:
+    def by_stem(self, stem: str, near: str, hint: str = "") -> list[ImageMatch]:
         """Pictures with this stem, in lower case and ``form``; else DICOM clips whose stem and a frame it names."""
         folders = _folders(near)
         if stem in self._by_stem:
-            return [Match(name) for name in _nearest(self._by_stem[stem], folders, hint)]
+            return [ImageMatch(name) for name in _nearest(self._by_stem[stem], folders, hint)]
         split = _FRAME.match(stem)
         if split is None:
             return []
         clips = [name for name in self._by_stem.get(split["clip"], []) if name in self._dicoms]
-        return [Match(name, int(split["number"])) for name in _nearest(clips, folders, hint)]
+        return [ImageMatch(name, int(split["number"])) for name in _nearest(clips, folders, hint)]
 
 
-def stem_of(name: str, dicom: bool = False) -> str:
+def file_stem(name: str, dicom: bool = False) -> str:
     """The name without folders and ending, in lower case; DICOM files named by a UID have no ending."""
     path = PurePosixPath(name)
     keep = dicom and path.suffix[1:].isdigit()
     return (path.name if keep else path.stem).casefold()
 
 
-def choose(found: ScanResult, label: str, matches: Sequence[Match], wanted: str) -> Match | None:
+def select_match(found: ScanResult, label: str, matches: Sequence[ImageMatch], wanted: str) -> ImageMatch | None:
     """The one picture of a label; none or several are a finding of the label."""
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        found.leave_out(label, "no_image", f"no image: {wanted} is not in the source")
+        found.skip(label, "no_image", f"no image: {wanted} is not in the source")
     else:
         names = ", ".join(printable(match.name) for match in matches[:3])
-        found.leave_out(label, "ambiguous_image", f"several pictures could be meant: {names}")
+        found.skip(label, "ambiguous_image", f"several pictures could be meant: {names}")
     return None
 
 
-def find_listed(
+def scan_listed_images(
     files: SourceFiles,
     names: Iterable[str],
     read: Callable[[Path], Iterable[tuple[str, LabelSource]]],
-    index: PictureIndex,
+    index: ImageIndex,
     first_frame: int | None,
 ) -> ScanResult:
     """All images of label files that list several; ``read``: file -> (picture's name, its labels) of each."""
     found = ScanResult()
-    labelled: list[tuple[str, Match, LabelSource]] = []
+    labelled: list[tuple[str, ImageMatch, LabelSource]] = []
     for name in names:
         try:
             listed = read(files.root / name)
         except LabelFileError as error:
-            found.leave_out(name, error.code, str(error))
+            found.skip(name, error.code, str(error))
             continue
         for wanted, labels in listed:
-            match = choose(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
+            match = select_match(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
             if match is not None:
                 labelled.append((name, match, labels))
     add_tasks(found, files, labelled, first_frame)
@@ -126,35 +126,38 @@ def find_listed(
 
 
 def add_tasks(
-    found: ScanResult, files: SourceFiles, labelled: Iterable[tuple[str, Match, LabelSource]], first_frame: int | None
+    found: ScanResult,
+    files: SourceFiles,
+    labelled: Iterable[tuple[str, ImageMatch, LabelSource]],
+    first_frame: int | None,
 ) -> None:
     """Tasks of (label file, picture, labels); a picture that an earlier entry named is a finding."""
-    entries: dict[Match, tuple[str, LabelSource]] = {}
+    entries: dict[ImageMatch, tuple[str, LabelSource]] = {}
     for name, match, labels in labelled:
         if match in entries:
             earlier = printable(entries[match][0])
-            found.leave_out(match.label, "listed_twice", f"again in {printable(name)}; what {earlier} says is used")
+            found.skip(match.label, "listed_twice", f"again in {printable(name)}; what {earlier} says is used")
         else:
             entries[match] = name, labels
-    first = count_from(entries, first_frame)
-    note_clips(found, files.root, entries, first)
+    first = first_frame_number(entries, first_frame)
+    report_clips(found, files.root, entries, first)
     for match, (_, labels) in entries.items():
-        found.tasks.append(FileTask(match.label, labels, picture_of(files.root, match, first)))
+        found.tasks.append(ImageTask(match.label, labels, matched_image(files.root, match, first)))
 
 
-def count_from(matches: Iterable[Match], first_frame: int | None) -> int:
+def first_frame_number(matches: Iterable[ImageMatch], first_frame: int | None) -> int:
     """The number of a clip's first frame: as given, else 0 if any label is of frame 0, else 1 as DICOM counts."""
     if first_frame is not None:
         return first_frame
     return 0 if any(match.number == 0 for match in matches) else 1
 
 
-def picture_of(root: Path, match: Match, first_frame: int) -> Picture:
+def matched_image(root: Path, match: ImageMatch, first_frame: int) -> ImageFile:
     """The picture; its frame counts from 0."""
-    return Picture(root / match.name, None if match.number is None else match.number - first_frame)
+    return ImageFile(root / match.name, None if match.number is None else match.number - first_frame)
 
 
-def note_clips(found: ScanResult, root: Path, matches: Iterable[Match], first_frame: int) -> None:
+def report_clips(found: ScanResult, root: Path, matches: Iterable[ImageMatch], first_frame: int) -> None:
     """One finding per clip whose labels go by the number of a frame: a wrong start shifts all of them."""
     numbers: dict[str, list[int]] = defaultdict(list)
     for match in matches:

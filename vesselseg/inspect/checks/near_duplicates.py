@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from vesselseg.inspect.checks.kinds import NEAR_CORRELATION, NEAR_DISTANCE
+from vesselseg.inspect.checks.finding_kinds import NEAR_CORRELATION, NEAR_DISTANCE
 
-TURNED = ("", "mirrored left to right", "mirrored top to bottom", "turned by 180 degrees")
+TRANSFORMS = ("", "mirrored left to right", "mirrored top to bottom", "turned by 180 degrees")
 _ROWS = 512  # images compared with all others at once
 _PAIRS = 8192  # pairs whose textures are correlated at once
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images by their place. distance: bits of the hash that differ. turned: one of TURNED."""
+    """Two images by their place. distance: bits of the hash that differ. turned: one of TRANSFORMS."""
 
     first: int
     second: int
@@ -29,7 +29,7 @@ class Pair:
     turned: str
 
 
-def equal_pictures(digests: Sequence[str]) -> list[list[int]]:
+def identical_images(digests: Sequence[str]) -> list[list[int]]:
     """Places with the same digest, two or more of them; an empty digest equals none."""
     same = defaultdict(list)
     for place, digest in enumerate(digests):
@@ -38,10 +38,10 @@ def equal_pictures(digests: Sequence[str]) -> list[list[int]]:
     return [places for places in same.values() if len(places) > 1]
 
 
-def near_pairs(hashes: NDArray[np.bool_], textures: NDArray[np.float32]) -> list[Pair]:
+def similar_pairs(hashes: NDArray[np.bool_], textures: NDArray[np.float32]) -> list[Pair]:
     """Pairs of pictures that look alike, each once with its best correlation.
 
-    hashes: (images, 4, bits), textures: (images, side, side), as `ImageFacts` has them.
+    hashes: (images, 4, bits), textures: (images, side, side), as `ImageStatistics` has them.
     """
     best: dict[tuple[int, int], Pair] = {}
     mirrored = textures, textures[:, :, ::-1], textures[:, ::-1], textures[:, ::-1, ::-1]
@@ -52,7 +52,7 @@ def near_pairs(hashes: NDArray[np.bool_], textures: NDArray[np.float32]) -> list
             correlation = np.einsum("ij,ij->i", plain[first], other[second])
             for place in np.flatnonzero(correlation >= NEAR_CORRELATION):
                 key = int(first[place]), int(second[place])
-                pair = Pair(*key, min(1.0, float(correlation[place])), int(distance[place]), TURNED[number])
+                pair = Pair(*key, min(1.0, float(correlation[place])), int(distance[place]), TRANSFORMS[number])
                 if key not in best or pair.correlation > best[key].correlation:
                     best[key] = pair
     return sorted(best.values(), key=lambda pair: (-pair.correlation, pair.first, pair.second))
