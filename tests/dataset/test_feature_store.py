@@ -88,12 +88,14 @@ def test_a_file_cut_short_is_noticed(store: FeatureStore, left: int) -> None:
     store.write("one", encoded_views(0), torch.ones((1, 4, 4), dtype=torch.uint8), "one.png")
     os.truncate(store.path("one"), left if left >= 0 else store.path("one").stat().st_size - 1)
     assert not store.holds("one")
-    with pytest.raises(UserError, match=rf"{store.path('one')}: stored features are damaged or gone .*--resume auto"):
+    with pytest.raises(
+        UserError, match=rf"{store.path('one')}: stored features are damaged or missing .*--resume auto"
+    ):
         store.read("one")
 
 
 def test_a_missing_file_is_named(store: FeatureStore) -> None:
-    with pytest.raises(UserError, match=r"one\.safetensors: stored features are damaged or gone"):
+    with pytest.raises(UserError, match=r"one\.safetensors: stored features are damaged or missing"):
         store.read("one")
 
 
@@ -110,13 +112,13 @@ def test_another_key_is_another_folder(tmp_path: Path, store: FeatureStore) -> N
 def test_a_key_changed_by_hand_is_refused(store: FeatureStore) -> None:
     path = store.folder / "store.json"
     path.write_text(path.read_text().replace("abc", "abd"))
-    with pytest.raises(UserError, match=rf"{path} was changed by hand.*remove {store.folder}"):
+    with pytest.raises(UserError, match=rf"{path} was edited.*remove {store.folder}"):
         store.create()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"features cannot be kept there .*; set features\.folder"):
+    with pytest.raises(UserError, match=r"features cannot be stored there .*; set features\.folder"):
         FeatureStore(tmp_path / "file", KEY).create()
 
 

@@ -248,7 +248,7 @@ def test_a_file_cut_short_is_computed_again_and_an_error_while_training(
     path = store.path(dataset.view_name(3, 1))
     kept = {name: value.clone() for name, value in vars(expected.encoded).items()}
     os.truncate(path, path.stat().st_size - 1000)
-    with pytest.raises(UserError, match=rf"{path}: stored features are damaged or gone"):
+    with pytest.raises(UserError, match=rf"{path}: stored features are damaged or missing"):
         dataset[(1, 3)]
     encoded.now()
     filled(model, dataset, tmp_path)

@@ -1,4 +1,4 @@
-"""Example and Batch: every tensor with shape, dtype and range. THE contract between data and models."""
+"""Example and Batch, the contract between data and models: every tensor with its shape, dtype and range."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ IGNORE_LABEL = -100  # torch's cross_entropy default: positions without a langua
 
 @dataclass
 class EncodedViews:
-    """What the frozen encoders make of images' views, in the type of the weights.
+    """Outputs of the frozen encoders for the views of some images, in the dtype of the weights.
 
-    patches: (tiles, tokens per tile, channels), pixel-shuffled patches of the vision tower: before the projector where
-        that trains, behind it where it is frozen.
-    embedding: (images, 256, side / 16, side / 16), SAM2's, with the no-memory embedding added.
-    stride_8: (images, 256 or 64, side / 8, side / 8). stride_4: (images, 256 or 32, side / 4, side / 4). The smaller
-        numbers where the decoder's convolutions for these levels are frozen.
+    patches: (tiles, tokens per tile, channels), pixel-shuffled patches of the vision tower: before the projector if it
+        is trained, after it if it is frozen.
+    embedding: (images, 256, side / 16, side / 16), SAM2's image embedding with the no-memory embedding added.
+    stride_8: (images, 256 or 64, side / 8, side / 8), SAM2's features at stride 8; 64 channels if the decoder's
+        convolution for this level is frozen and already applied.
+    stride_4: (images, 256 or 32, side / 4, side / 4), the same at stride 4; 32 channels if its convolution is frozen.
     """
 
     patches: Tensor
@@ -29,22 +30,22 @@ class EncodedViews:
     stride_4: Tensor
 
     def each(self, change: Callable[[Tensor], Tensor]) -> EncodedViews:
-        """Every tensor changed."""
+        """A copy with `change` applied to every tensor."""
         return EncodedViews(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
 @dataclass
 class Example:
-    """One image with its conversation; what the dataset returns.
+    """One image with its conversation; an item of VesselDataset.
 
     image_id: path below ``images/``.
     tiles: (tiles, 3, tile, tile) float32, ImageNet-normalised views for the vision tower, thumbnail last.
     sam_image: (3, side, side) float32, ImageNet-normalised square view for SAM2.
-    encoded: what stands in for both views where it has been computed before, of one image; they are empty then.
-    input_ids: (tokens,) int64, the conversation with one [SEG] per object, in the order of masks.
-    labels: (tokens,) int64, input_ids on answer positions, IGNORE_LABEL elsewhere; not shifted.
+    encoded: features of this image, in place of both views if they were computed before; the views are empty then.
+    input_ids: (tokens,) int64, the conversation with one [SEG] per object, in the order of `masks`.
+    labels: (tokens,) int64, input_ids at answer positions, IGNORE_LABEL elsewhere; not shifted.
     masks: (objects, height, width) uint8, 0 or 1, at the image's own size.
-    phrases: one per object.
+    phrases: one per object, in the order of `masks`.
     """
 
     image_id: str
@@ -58,24 +59,24 @@ class Example:
 
     @property
     def tile_count(self) -> int:
-        """InternVL tiles of the image."""
+        """Number of InternVL tiles of the image, thumbnail included."""
         return len(self.tiles if self.encoded is None else self.encoded.patches)
 
 
 @dataclass
 class Batch:
-    """Examples put together; the only thing that models take.
+    """Collated Examples; the only input of the models.
 
-    image_ids: (images,) names.
-    tiles: (all tiles, 3, tile, tile) float32, image after image.
-    tiles_per_image: (images,) how many of them belong to each image.
+    image_ids: (images,) paths below ``images/``.
+    tiles: (sum of tiles_per_image, 3, tile, tile) float32, the tiles of one image after those of another.
+    tiles_per_image: (images,) number of tiles of each image.
     sam_images: (images, 3, side, side) float32.
-    input_ids: per image (tokens,) int64, without padding. They stay in main memory, as the labels do: the model finds
-        there what stands where, and moves what it needs.
+    input_ids: per image (tokens,) int64, without padding. Kept in CPU memory, as are the labels: the model looks up
+        token positions there and moves only what it needs.
     labels: per image (tokens,) int64, IGNORE_LABEL where there is no loss.
-    masks: per image (objects, height, width) uint8; empty tuple when predicting.
-    objects_per_image: (images,) how many [SEG] each conversation holds.
-    encoded: what stands in for tiles and sam_images where it has been computed before; they are empty then.
+    masks: per image (objects, height, width) uint8, 0 or 1; an empty tuple when predicting.
+    objects_per_image: (images,) number of [SEG] tokens in each conversation.
+    encoded: features in place of tiles and sam_images if they were computed before; those are empty then.
     """
 
     image_ids: tuple[str, ...]
@@ -89,11 +90,11 @@ class Batch:
     encoded: EncodedViews | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with views and masks on the device; conversations stay in main memory."""
+        """The batch with views and masks on the device; conversations stay in CPU memory."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, as torch's DataLoader asks for it, so that copies to a GPU overlap."""
+        """The batch in page-locked memory, so that copies to a GPU overlap; called by torch's DataLoader."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:

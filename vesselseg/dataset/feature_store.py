@@ -1,8 +1,8 @@
-"""What frozen encoders make of images, kept in files: one per view of an image, readable without a copy.
+"""Features of the frozen encoders on disk: one memory-mapped file per view of an image.
 
-Nothing in a store can belong to something else. The folder is named by a digest of all that features depend on beside
-the image (weights, sizes, augmentation, versions; `store.json` spells it out), and a file by a digest of the image's
-own bytes and regions. Files appear under their names when they are complete.
+Stale features cannot be read. The folder is named after a digest of everything except the image that features depend
+on (weights, sizes, augmentation, versions; listed in `store.json`), and a file after a digest of the image's bytes and
+regions. A file gets its final name only when it is complete.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from vesselseg.dataset.batch import EncodedViews
 from vesselseg.errors import UserError
 from vesselseg.output_folder import UNFINISHED, whole_file
 
-# Raise it with every change of what is stored: how images become views, what is computed from them, how it is written.
+# Increment it with every change of the stored content: image to view, view to features, or file layout.
 FEATURES_VERSION = 1
 STORE_FILE = "store.json"
 REMOVED = ".removed"
-ABANDONED_S = 3600  # an unfinished file is written in seconds; one this old belongs to a process that was killed
+ABANDONED_S = 3600  # writing a file takes seconds; an unfinished one this old was left by a killed process
 NAMES = tuple(field.name for field in fields(EncodedViews))
 
 
 class FeatureStore:
-    """The folder of one key. root: folder of all stores. key: plain values that JSON keeps."""
+    """The features of one key. root: folder of all stores. key: JSON-serialisable values."""
 
     def __init__(self, root: str | Path, key: Mapping[str, Any]) -> None:
         self.key = dict(key)
         self.folder = Path(root) / digest(self.key)
 
     def create(self) -> None:
-        """Make the folder and write down its key; raises UserError where it cannot be, or holds another key."""
+        """Create the folder and write its key; raises UserError if that fails or the folder holds another key."""
         text = json.dumps(self.key, indent=1, sort_keys=True)
         path = self.folder / STORE_FILE
         found = None
@@ -60,18 +60,18 @@ class FeatureStore:
                     found = path.read_text(encoding="utf-8")
             except OSError as error:
                 raise UserError(
-                    f"{self.folder}: features cannot be kept there ({error}); set features.folder"
+                    f"{self.folder}: features cannot be stored there ({error}); set features.folder"
                 ) from None
         if found != text:
-            raise UserError(f"{path} was changed by hand, nothing tells what the features are; remove {self.folder}")
+            raise UserError(f"{path} was edited, so the origin of the features is unknown; remove {self.folder}")
 
     def remove_abandoned(self) -> None:
-        """Delete what killed processes have left unfinished."""
+        """Delete unfinished files that killed processes left."""
         for path in self.folder.glob(f"*{UNFINISHED}"):
             try:
                 if time.time() - path.stat().st_mtime > ABANDONED_S:
                     path.unlink()
-            except FileNotFoundError:  # another process was quicker
+            except FileNotFoundError:  # another process deleted it first
                 continue
 
     def path(self, name: str) -> Path:
@@ -79,7 +79,7 @@ class FeatureStore:
         return self.folder / f"{name}.safetensors"
 
     def holds(self, name: str) -> bool:
-        """Whether the view's file is there and as long as its own header says."""
+        """Whether the view's file exists with all tensors and the length that its header states."""
         try:
             with safe_open(self.path(name), "pt") as file:
                 return set(file.keys()) == {*NAMES, "masks"}
@@ -87,9 +87,10 @@ class FeatureStore:
             return False
 
     def write(self, name: str, encoded: EncodedViews, masks: Tensor, image: str) -> int:
-        """Keep one view; returns its bytes. encoded: of one image, on the CPU. masks: (objects, height, width) uint8.
+        """Store one view; returns the file's size in bytes.
 
-        Raises UserError where it cannot be written, and leaves nothing behind.
+        encoded: of one image, on the CPU. masks: (objects, height, width) uint8, 0 or 1, stored as bits. image: its
+        name, for the file's metadata. Raises UserError if it cannot be written, and leaves no partial file.
         """
         tensors = {field: getattr(encoded, field).contiguous() for field in NAMES}
         tensors["masks"] = torch.from_numpy(np.packbits(masks.numpy(), axis=-1))
@@ -98,15 +99,15 @@ class FeatureStore:
                 save_file(tensors, temporary, metadata={"image": image, "width": str(masks.shape[-1])})
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"{self.folder}: the features of {image} cannot be written ({error}); make room there or set "
-                "features.folder to another disk. What is written is kept"
+                f"{self.folder}: the features of {image} cannot be written ({error}); free some space or set "
+                "features.folder to another disk. Features written so far are kept"
             ) from None
         return self.path(name).stat().st_size
 
     def read(self, name: str) -> tuple[EncodedViews, Tensor]:
-        """One view and its masks (objects, height, width) uint8; the features are pages of the file, read when used.
+        """One view and its masks (objects, height, width) uint8, 0 or 1; features are memory-mapped, read on use.
 
-        Raises UserError where the file is damaged or gone.
+        Raises UserError if the file is damaged or missing.
         """
         try:
             with safe_open(self.path(name), "pt") as file:
@@ -114,15 +115,15 @@ class FeatureStore:
                 packed, width = file.get_tensor("masks").numpy(), int(file.metadata()["width"])
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(
-                f"{self.path(name)}: stored features are damaged or gone ({error}); go on with --resume auto, which "
-                "computes them again"
+                f"{self.path(name)}: stored features are damaged or missing ({error}); continue with --resume auto, "
+                "which computes them again"
             ) from None
         return encoded, torch.from_numpy(np.unpackbits(packed, axis=-1, count=width))
 
     def use(self) -> BinaryIO:
-        """Make the folder; the sign that this process uses it, which `remove_unless_used` minds, until `leave`.
+        """Create the folder and lock it against `remove_unless_used`; returns the lock, to be passed to `leave`.
 
-        Another process may remove the folder at any moment before: it is made anew then.
+        If another process removes the folder before the lock is held, it is created again.
         """
         while True:
             self.create()
@@ -136,14 +137,14 @@ class FeatureStore:
             file.close()
 
     def leave(self, sign: BinaryIO) -> None:
-        """Take the sign back, also from loading processes, which inherited it."""
+        """Release the lock, including the copies that data loading processes inherited."""
         fcntl.flock(sign, fcntl.LOCK_UN)
         sign.close()
 
     def remove_unless_used(self) -> bool:
-        """Delete the folder, unless a process uses it; returns whether it is gone.
+        """Delete the folder unless a process uses it; returns whether it is deleted.
 
-        It loses its name at once, so that whoever makes it anew meanwhile does not share it with what is being deleted.
+        It is renamed first, so that a process which creates the folder again meanwhile gets a new one.
         """
         removed = self.folder.with_name(_own_name(self.folder.name, REMOVED))
         try:
@@ -155,16 +156,18 @@ class FeatureStore:
             return False
         except FileNotFoundError:
             pass
-        for left in self.folder.parent.glob(f"{self.folder.name}.*{REMOVED}"):  # also of who was killed while deleting
+        for left in self.folder.parent.glob(
+            f"{self.folder.name}.*{REMOVED}"
+        ):  # also left by a process killed while deleting
             shutil.rmtree(left, ignore_errors=True)
         return True
 
     def bytes(self) -> int:
-        """What all files of the folder weigh."""
+        """Total size of all feature files."""
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
 
     def _is_current(self, file: BinaryIO) -> bool:
-        """Whether an open store.json is the one that is there now."""
+        """Whether an open store.json is still the one on disk."""
         try:
             return os.fstat(file.fileno()).st_ino == (self.folder / STORE_FILE).stat().st_ino
         except FileNotFoundError:
@@ -175,35 +178,35 @@ class FeatureStore:
 
 
 def digest(values: Any) -> str:
-    """Plain values -> 24 hex digits."""
+    """JSON-serialisable values -> the first 24 hex digits of their SHA-256."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _own_name(name: str, ending: str) -> str:
-    """A name that no other process takes, on any machine that shares the folder."""
+    """A name unique to this process among all machines that share the folder."""
     return f"{name}.{socket.gethostname()}.{os.getpid()}{ending}"
 
 
 def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A digest of named tensors, the same on every device.
+    """A digest of named tensors that does not depend on the device.
 
-    Their bits are read as integers and summed, plain, by position and squared, which wraps around exactly everywhere;
-    nothing but the sums leaves the device.
+    The bits are summed as integers: plain, weighted by position, and squared. Integer sums wrap around identically on
+    every device, and only the sums are copied to the CPU.
     """
     described, sums = [], []
     for name, tensor in tensors:
         described.append([name, list(tensor.shape), str(tensor.dtype)])
         sums.append(_sums(tensor.detach()))
-    placed = [part.to(sums[0].device) for part in sums]  # a model may be spread over several GPUs
+    placed = [part.to(sums[0].device) for part in sums]  # a model may span several GPUs
     return digest([described, torch.stack(placed).tolist() if placed else []])
 
 
 def _sums(tensor: Tensor) -> Tensor:
-    """(3,) int64 on the tensor's device."""
+    """Sum, position-weighted sum and sum of squares of the bits: (3,) int64 on the tensor's device."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     total = torch.zeros(3, dtype=torch.int64, device=tensor.device)
     for number, piece in enumerate(tensor.contiguous().view(-1).view(kind).split(1 << 22)):
-        bits = piece.long()
+        bits = piece.long()  # (at most 2^22,)
         place = torch.arange(1, len(bits) + 1, device=bits.device) + (number << 22)
         total += torch.stack([bits.sum(), (bits * place).sum(), (bits * bits).sum()])
     return total

@@ -27,14 +27,14 @@ from vesselseg.dataset.tokens import ConversationTokens
 from vesselseg.errors import ManifestError, UserError
 from vesselseg.imaging.read_image import read_image, unreadable
 
-_TEXT = 1  # sets the draws of an epoch's questions apart from those of its augmentation
+_TEXT = 1  # separates the random stream of questions from that of augmentation
 
 
 @dataclass
 class View:
-    """An image as one augmentation leaves it: tiles and sam_image as in Example, masks in the record's order.
+    """One augmented version of an image: tiles and sam_image as in Example, masks in the record's order.
 
-    encoded: in place of both pictures, which are empty then.
+    encoded: features in place of both images, which are empty then.
     """
 
     tiles: Tensor
@@ -45,9 +45,9 @@ class View:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is asked about an image: one round per object.
+    """The conversation about an image: one round per object.
 
-    order: which object of the record each round asks for. phrases: their phrases. rounds: (question, answer).
+    order: per round, the index of its object in the record. phrases: per round. rounds: (question, answer) pairs.
     """
 
     order: tuple[int, ...]
@@ -58,13 +58,16 @@ class Conversation:
 class VesselDataset(Dataset):
     """One Example per record of a split.
 
-    Every random draw comes from a generator seeded by (seed, epoch, index), so a resumed run draws the same. A broken
-    sample is an error that names it, never replaced by another one: `tools/prepare_data.py` is where input is repaired.
+    Every random number comes from a generator seeded with (seed, epoch, index), so that a resumed run repeats the same
+    ones. A broken sample raises an error that names it and is never replaced: `tools/prepare_data.py` repairs input.
 
-    data_root: dataset folder. split: train, val or test. tokenizer: with the new tokens. views: sizes of both views.
-    tokens_per_tile: placeholders per tile. tokens: how conversations become ids; None without a
-    tokenizer, for views and conversations but no Examples. augment: None for none.
-    variants: augmented views per image, of which epoch e sees number e % variants; None: every epoch draws another.
+    data_root: dataset folder or fold. split: train, val or test. views: sizes of both views.
+    tokens: encodes conversations; None without a tokenizer, then there are views and conversations but no Examples.
+    tokens_per_tile: image placeholders per tile. augment: an Augment, its arguments, or None for no augmentation.
+    vary_questions: draw order and wording of the questions; otherwise record order and the first question.
+    seed: of all random numbers. limit: use only the first records of the split; None for all of them.
+    variants: augmented views per image; epoch e uses number e % variants. None: a new view in every epoch.
+    Raises ManifestError if the split holds no image or the dataset folder is invalid.
     """
 
     def __init__(
@@ -98,12 +101,12 @@ class VesselDataset(Dataset):
         self._stored: tuple[FeatureStore, Mapping[tuple[int, int], str]] | None = None
 
     def use_features(self, store: FeatureStore, names: Mapping[tuple[int, int], str]) -> None:
-        """From now on, take views from a store. names: by (index, number of the view), as `view_name` makes them."""
+        """Read views from a store from now on. names: (index, number of the view) -> file, as from `view_name`."""
         self._stored = store, names
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that conversations are encoded with."""
+        """The tokenizer that encodes conversations."""
         return self.tokens.tokenizer
 
     @property
@@ -113,16 +116,16 @@ class VesselDataset(Dataset):
 
     @property
     def tokens(self) -> ConversationTokens:
-        """How conversations become ids; raises UserError where the data set was opened without a tokenizer."""
+        """The encoder of conversations; raises UserError if the dataset was opened without a tokenizer."""
         if self._tokens is None:
-            raise UserError(f"{self.root}: this data set was opened without a tokenizer; it makes no Examples")
+            raise UserError(f"{self.root}: this dataset was opened without a tokenizer and has no Examples")
         return self._tokens
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Example:
-        """item: index, or (epoch, index) as the sampler hands it out."""
+        """item: index, or (epoch, index) as the sampler yields it."""
         epoch, index = item if isinstance(item, tuple) else (0, item)
         index = range(len(self.records))[index]
         number = epoch if self.variants is None else epoch % self.variants
@@ -133,16 +136,16 @@ class VesselDataset(Dataset):
         """View `number` of an image, computed from its file."""
         record = self.records[index]
         image = self.image(record)
-        masks = np.zeros((1, image.height, image.width), np.uint8)  # of an image without objects
+        masks = np.zeros((1, image.height, image.width), np.uint8)  # one empty mask for an image without objects
         if record.phrases:
-            masks = record_masks(record, image.height, image.width)
+            masks = record_masks(record, image.height, image.width)  # (objects, height, width)
         if self.augment is not None:
             pixels, masks = self.augment(np.asarray(image), masks, np.random.default_rng((self.seed, number, index)))
             image = Image.fromarray(pixels)
         return View(self.views.tiles(image), self.views.square(image), torch.from_numpy(masks))
 
     def view_name(self, index: int, number: int) -> str:
-        """A digest of what the view depends on beside the settings of this data set; reads the image's file."""
+        """A digest of everything except the dataset's settings that the view depends on; reads the image's file."""
         record = self.records[index]
         try:
             content = hashlib.sha256(image_path(self.root, record).read_bytes()).hexdigest()
@@ -159,7 +162,7 @@ class VesselDataset(Dataset):
         return View(torch.empty(0), torch.empty(0), masks, encoded)
 
     def conversation(self, index: int, epoch: int) -> Conversation:
-        """What is asked about an image in an epoch; one without objects is asked for the usual phrase, in vain."""
+        """The conversation about an image in an epoch; without objects, it asks for the most frequent phrase."""
         record, generator = self.records[index], np.random.default_rng((self.seed, epoch, index, _TEXT))
         phrases = record.phrases or (self.default_phrase,)
         order = generator.permutation(len(phrases)) if self.vary_questions else np.arange(len(phrases))
@@ -169,7 +172,7 @@ class VesselDataset(Dataset):
         return Conversation(tuple(int(number) for number in order), phrases, rounds)
 
     def _ask(self, index: int, view: View, conversation: Conversation) -> Example:
-        """A view with the questions about it."""
+        """Combine a view with the tokens of its conversation."""
         record = self.records[index]
         tiles = len(view.tiles if view.encoded is None else view.encoded.patches)
         input_ids, labels = self.tokens.encode(conversation.rounds, tiles * self.tokens_per_tile, where=record.image)
@@ -179,13 +182,13 @@ class VesselDataset(Dataset):
             sam_image=view.sam_image,
             input_ids=input_ids,
             labels=labels,
-            masks=view.masks[list(conversation.order)],
+            masks=view.masks[list(conversation.order)],  # (objects, height, width), one per [SEG]
             phrases=conversation.phrases,
             encoded=view.encoded,
         )
 
     def image(self, record: Record) -> Image.Image:
-        """The record's image as 8-bit RGB; raises ManifestError naming the file if it cannot be read."""
+        """The record's image as 8-bit RGB; raises ManifestError that names the file if it cannot be read."""
         return read_image(image_path(self.root, record))
 
 
@@ -197,6 +200,6 @@ def _question(record: Record, phrase: str, choice: int) -> str:
 
 
 def _most_frequent_phrase(records: list[Record]) -> str:
-    """The most frequent phrase, which evaluation asks of images without objects too."""
+    """The most frequent phrase, which evaluation also uses for images without objects."""
     counted = Counter(phrase for record in records for phrase in record.phrases)
     return counted.most_common(1)[0][0] if counted else DEFAULT_PHRASE
