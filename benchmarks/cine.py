@@ -2,9 +2,9 @@
 
 usage: python benchmarks/cine.py MODEL --out cine.json [--folders ../shared/data/lymphatic_labelme]
 
-Per way to segment a run: Dice over frames that hold vessels, flicker (mean 1 - Dice of neighbouring masks) beside the
-truth's own and the images' change, seconds per frame. `both ways` is the mean of the probabilities of a pass forwards
-and one backwards. In a folder of frames, `masks/.../NAME_mask.png` is the truth of `annotated/.../NAME.png`.
+For each way to segment a run: Dice over the frames that hold vessels; flicker (mean 1 - Dice of neighbouring masks),
+with that of the truth and the change of the images; seconds per frame. `both ways` averages the probabilities of a
+forward and a backward pass. In a folder of frames, `masks/.../NAME_mask.png` is the truth of `annotated/.../NAME.png`.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ from vesselseg.reports.panels import difference
 from vesselseg.synthetic.cine import draw_cine
 
 PHRASES = ["blood vessel"]
-SHOWN = 8  # frames of a strip
+SHOWN = 8  # frames in a strip
 Way = Callable[[Predictor, list[Image.Image]], list[Prediction]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """frames: RGB. truth: per frame (height, width) bool, or None where nobody labelled it."""
+    """A cine run with its labels."""
 
     name: str
-    frames: list[Image.Image]
-    truth: list[np.ndarray | None]
+    frames: list[Image.Image]  # RGB
+    truth: list[np.ndarray | None]  # (height, width) bool; None: not labelled
 
 
-def main() -> None:
-    """Measure, print, write."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, write. argv: of the command line, the default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="exported folder or checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--folders", type=Path, help="folder with annotated/ and masks/ to measure too")
+    parser.add_argument("--folders", type=Path, help="folder with annotated/ and masks/, measured in addition")
     parser.add_argument("--runs", type=int, default=4, help="drawn runs (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=32, help="of each drawn run (default: %(default)s)")
     parser.add_argument("--size", type=int, default=512, help="their pixels per side (default: %(default)s)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--untrained", action="store_true", help="measure a memory as drawn at random, too")
-    parser.add_argument("--strip", type=Path, help="picture to write: the first run, a row per way")
-    arguments = parser.parse_args()
+    parser.add_argument("--untrained", action="store_true", help="also measure a memory with random weights")
+    parser.add_argument("--strip", type=Path, help="image to write: the first run, one row per way")
+    arguments = parser.parse_args(argv)
     predictor = load_predictor(arguments.model, arguments.device)
     trained = memory_trained(predictor.grounding)
     if not trained and arguments.untrained:
         pass_as_trained(predictor)
     ways = WAYS if trained or arguments.untrained else {"frames": WAYS["frames"]}
     runs = [*drawn(arguments.runs, arguments.frames, arguments.size), *folders(arguments.folders)]
-    list(segment_cine(predictor, runs[0].frames[:2], PHRASES))  # a first call loads kernels
+    list(segment_cine(predictor, runs[0].frames[:2], PHRASES))  # the first call loads kernels
     results: list[dict[str, Any]] = []
     strips: dict[str, list[np.ndarray]] = {}
     for run in runs:
@@ -84,12 +84,12 @@ def main() -> None:
 
 
 def every(count: int) -> Way:
-    """From memory, a keyframe every so many frames."""
+    """Mode `memory` with a keyframe every `count` frames."""
     return lambda predictor, frames: list(segment_cine(predictor, frames, PHRASES, "memory", count))
 
 
 def both_ways(count: int) -> Way:
-    """As `every`, forwards and backwards over the same keyframes; the last frame is one too."""
+    """`every`, forwards and backwards over the same keyframes, the last frame included."""
 
     def way(predictor: Predictor, frames: list[Image.Image]) -> list[Prediction]:
         last = len(frames) - 1
@@ -114,21 +114,21 @@ WAYS: dict[str, Way] = {
 
 
 def pass_as_trained(predictor: Predictor) -> None:
-    """`segment_cine` refuses a memory whose layer scales are all alike; one of 256 becomes 2e-6 instead of 1e-6."""
+    """Make `segment_cine` accept a random memory, which it detects by its equal layer scales: one of 256 is doubled."""
     with torch.no_grad():
         predictor.grounding.sam2.memory_encoder.fuser.layers[0].gamma[0] *= 2
 
 
 def drawn(count: int, frames: int, size: int) -> Iterator[Run]:
-    """Runs that no training has seen."""
+    """Synthetic runs; no training uses their seeds."""
     for seed in range(count):
         cine = draw_cine(frames, size, seed)
-        pictures = [Image.fromarray(frame).convert("RGB") for frame in cine.frames]
-        yield Run(f"drawn {seed}", pictures, list(cine.masks))
+        frames_rgb = [Image.fromarray(frame).convert("RGB") for frame in cine.frames]
+        yield Run(f"drawn {seed}", frames_rgb, list(cine.masks))
 
 
 def folders(root: Path | None) -> Iterator[Run]:
-    """Every folder below annotated/ that holds pictures, which come in the order of their names."""
+    """Every folder below annotated/ with images, in the order of their names."""
     if root is None:
         return
     labelled = root / "annotated"
@@ -147,7 +147,10 @@ def timed(way: Way, predictor: Predictor, frames: list[Image.Image]) -> tuple[li
 
 
 def figures(run: Run, predictions: Sequence[Prediction], seconds: float) -> dict[str, Any]:
-    """Dice of the frames whose truth holds something; flicker over all frames; the truth's where all have one."""
+    """Dice of the frames with vessels in their truth; flicker over all frames, that of the truth where all have one.
+
+    found_in_empty: mean share of pixels in the masks of frames without vessels. seconds: per frame.
+    """
     masks = [found.masks[0] for found in predictions]
     scores = [1 - mask_change([mask, true]) for mask, true in zip(masks, run.truth) if true is not None and true.any()]
     empty = [float(mask.mean()) for mask, true in zip(masks, run.truth) if true is not None and not true.any()]
@@ -165,7 +168,7 @@ def figures(run: Run, predictions: Sequence[Prediction], seconds: float) -> dict
 
 
 def summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the drawn runs and over the folders."""
+    """Means over the drawn runs (`drawn_...`) and over the folders (`real_...`)."""
     kinds = {"drawn": [row for row in rows if row["run"].startswith("drawn ")]}
     kinds["real"] = [row for row in rows if row not in kinds["drawn"]]
     means: dict[str, Any] = {"way": name}
@@ -183,7 +186,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def strip(run: Run, predictions: Sequence[Prediction]) -> np.ndarray:
-    """Some frames side by side, with what agrees with the truth, is missing and is too much in colours."""
+    """Up to SHOWN frames in a row, half size: hits, misses and false positives in colour."""
     chosen = np.linspace(0, len(predictions) - 1, min(SHOWN, len(predictions))).round().astype(int)
     pictures = []
     for number in chosen:

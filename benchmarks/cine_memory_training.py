@@ -1,11 +1,11 @@
-"""Train the memory of a small SAM2 on drawn cine runs, so that both modes of `segment_cine` can be compared.
+"""Train the memory of a small SAM2 on drawn cine runs, to compare both modes of `segment_cine`.
 
 usage: python benchmarks/cine_memory_training.py work_dirs/arcade/hf --out work_dirs/cine_model
 
-No pretrained SAM2 weights are at hand, and a model that was trained on single images has a memory as drawn at random.
-First the mask decoder learns drawn frames one by one, prompted by the model's own vectors, so that what follows is not
-a matter of never having seen such pictures; then it is frozen, and memory attention, memory encoder and pointers learn
-to carry a keyframe's mask through clips. Frames are encoded once. Writes a model folder and training.json.
+A model trained on single images without pretrained SAM2 weights has a random memory. First the mask decoder learns
+single drawn frames, prompted by the model's own vectors, to adapt it to such images; then it is frozen, and memory
+attention, memory encoder and pointers learn to carry a keyframe's mask through clips. Frames are encoded once. Writes a
+model folder and training.json.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from vesselseg.dataset.prompts import question_for
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
 from vesselseg.losses.masks import area_average, bce_per_object, dice_per_object
+from vesselseg.machine import available_cores
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
@@ -44,23 +45,23 @@ QUESTION_BATCH = 16
 
 @dataclass
 class Pool:
-    """All frames of all runs, encoded: features and prompts (runs * frames, ...), truth (runs, frames, h, w)."""
+    """All frames of all runs, encoded."""
 
-    embedding: Tensor
-    stride_8: Tensor
-    stride_4: Tensor
-    prompts: Tensor
-    truth: Tensor
+    embedding: Tensor  # (runs * frames, channels, h, w), stride 16
+    stride_8: Tensor  # (runs * frames, channels, h, w)
+    stride_4: Tensor  # (runs * frames, channels, h, w)
+    prompts: Tensor  # (runs * frames, 256)
+    truth: Tensor  # (runs, frames, h, w) at stride 4, 0 to 1
 
     def frames(self, runs: Tensor, numbers: Tensor) -> tuple[ImageFeatures, Tensor, Tensor]:
-        """Features, prompts, truth of one frame of each of these runs."""
+        """Features, prompts and truth of one frame of each run; runs, numbers: (batch,) indices."""
         places = runs * self.truth.shape[1] + numbers
         levels = (level[places].float() for level in (self.embedding, self.stride_8, self.stride_4))
         return ImageFeatures(*levels), self.prompts[places].float(), self.truth[runs, numbers]
 
 
-def main() -> None:
-    """Draw, encode, train the decoder, train the memory, write."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw, encode, train the decoder, train the memory, write. argv: of the command line, the default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="exported folder of a small model")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--clip", type=int, default=8, help="frames per clip (default: %(default)s)")
     parser.add_argument("--decoder-s", type=float, default=60, help="seconds for the decoder (default: %(default)s)")
     parser.add_argument("--memory-s", type=float, default=180, help="seconds for the memory (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     random.seed(0)
     torch.set_float32_matmul_precision("high")
@@ -93,20 +94,21 @@ def main() -> None:
 
 
 def draw(runs: int, frames: int, side: int) -> list[Cine]:
-    """Runs for training: seeds from 1000 on, which the comparison does not use."""
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
+    """Runs for training. Their seeds start at 1000: benchmarks/cine.py evaluates on the lower ones."""
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(runs, available_cores()), mp_context=spawned) as workers:
         return list(workers.map(draw_cine, [frames] * runs, [side] * runs, range(1000, 1000 + runs)))
 
 
 @torch.no_grad()
 def encode(predictor: Predictor, runs: Sequence[Cine]) -> Pool:
-    """Everything before the mask decoder, once for each frame."""
+    """Everything before the mask decoder, once per frame."""
     device = predictor.grounding.sam2.no_mem_embed.device
     levels: list[tuple[Tensor, ...]] = []
     for run in runs:
-        pictures = [Image.fromarray(frame).convert("RGB") for frame in run.frames]
-        for start in range(0, len(pictures), QUESTION_BATCH):
-            some = pictures[start : start + QUESTION_BATCH]
+        frames = [Image.fromarray(frame).convert("RGB") for frame in run.frames]
+        for start in range(0, len(frames), QUESTION_BATCH):
+            some = frames[start : start + QUESTION_BATCH]
             inputs = predictor.build_inputs(some, [[question_for(PHRASE)]] * len(some))
             features = predictor.encode(inputs)
             prompts = predictor.prompts(inputs, features)
@@ -121,14 +123,17 @@ def encode(predictor: Predictor, runs: Sequence[Cine]) -> Pool:
 
 
 def frames_loss(grounding: SAM2Grounding, pool: Pool, batch: int) -> Tensor:
-    """Of frames on their own."""
+    """Mean loss of `batch` random frames, each segmented from its own prompt."""
     runs, frames = pool.truth.shape[:2]
     features, prompts, truth = pool.frames(_random(runs, batch, pool), _random(frames, batch, pool))
     return _loss(grounding.decode(features, prompts, torch.arange(batch, device=truth.device)), truth)
 
 
 def clips_loss(grounding: SAM2Grounding, pool: Pool, batch: int, clip: int) -> Tensor:
-    """Of the frames after the keyframe of clips; in every second step there is another keyframe in the middle."""
+    """Mean loss of the frames that follow a keyframe in `batch` random clips of `clip` frames.
+
+    The first frame is a keyframe, in half of the steps the middle one too.
+    """
     runs, frames = pool.truth.shape[:2]
     chosen, starts = _random(runs, batch, pool), _random(frames - clip + 1, batch, pool)
     keyframes = {0, clip // 2} if random.random() < 0.5 else {0}
@@ -151,7 +156,9 @@ def _loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def train(parameters: Sequence[nn.Parameter], seconds: float, loss_of: Callable[[], Tensor]) -> list[list[float]]:
-    """For so many seconds; the learning rate falls with the time. Returns [step, seconds, mean loss] now and then."""
+    """AdamW for `seconds`, with a learning rate that falls linearly with time. Returns [step, seconds, mean loss] of
+    every 20 steps.
+    """
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.01)
@@ -176,7 +183,7 @@ def train(parameters: Sequence[nn.Parameter], seconds: float, loss_of: Callable[
 
 
 def write(predictor: Predictor, base: str, out: Path, learned: dict[str, list[list[float]]]) -> None:
-    """A folder that load_predictor takes; both stages learn probabilities that are cut at 0.5."""
+    """Write a folder for load_predictor. Its threshold is 0.5, at which both stages are trained."""
     out.mkdir(parents=True, exist_ok=True)
     predictor.model.config.threshold = 0.5
     folder = read_base_folder(base)

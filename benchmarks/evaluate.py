@@ -1,10 +1,10 @@
-"""Time and peak memory of tools/eval.py over predictions that are given: every metric, report and panels included.
+"""Time and peak memory of tools/eval.py over given predictions: every metric, report and panels included.
 
 usage: python benchmarks/evaluate.py --folder /tmp/evaluate --out docs/results/evaluation/speed.json
 
-Drawn angiograms of 512x512 with their labels, and for each a prediction as a model makes it: soft edges, gaps, false
-branches, a pixel aside. Scored once as masks and once as probabilities (16-bit PNG), at each number of images, each
-time in a process of its own, as a user calls it. The folder is written anew and deleted afterwards.
+Drawn angiograms of 512x512 with labels, and for each a simulated prediction: soft edges, gaps, false branches, shifted
+by a pixel. They are scored as masks and as probabilities (16-bit PNG), for each number of images, each time by a new
+process of tools/eval.py. The folder is created and deleted afterwards.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,14 @@ SIDE, FRAMES = 512, 3
 KINDS = ("masks", "probabilities")
 
 
-def main() -> None:
-    """Draw, score in processes of their own, delete."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw, score in new processes, delete. argv: of the command line, the default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[50, 300], help="how many, in rising order")
-    parser.add_argument("--cores", type=int, default=2, help="CPU cores that may be used (default: 2)")
-    parser.add_argument("--folder", type=Path, required=True, help="where to write; must not exist")
+    parser.add_argument("--images", type=int, nargs="+", default=[50, 300], help="numbers of images, in rising order")
+    parser.add_argument("--cores", type=int, default=2, help="CPU cores to use (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, required=True, help="folder to create; must not exist")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     arguments.folder.mkdir(parents=True)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def draw(folder: Path, count: int) -> Path:
-    """A dataset folder of count images, FRAMES of each patient, and the folders ``masks`` and ``probabilities``."""
+    """Write a dataset folder of count images, FRAMES per patient, and the folders ``masks`` and ``probabilities``."""
     data = folder / "data"
     for path in (data / "images", *(folder / kind for kind in KINDS)):
         path.mkdir(parents=True)
@@ -86,7 +87,7 @@ def draw(folder: Path, count: int) -> Path:
 
 
 def predict(truth: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.float32]:
-    """Probabilities (SIDE, SIDE) of an imagined model."""
+    """Probabilities (SIDE, SIDE) float32 in 0..1 of a simulated model; truth: (SIDE, SIDE) 0 and 1."""
     values = np.roll(truth, generator.integers(-1, 2, size=2), axis=(0, 1)).astype(np.float32)
     for x, y in generator.integers(0, SIDE, size=(12, 2)).tolist():
         cv2.circle(values, (x, y), int(generator.integers(4, 14)), 0.0, -1)
@@ -97,14 +98,14 @@ def predict(truth: NDArray[np.uint8], generator: np.random.Generator) -> NDArray
 
 
 def choose(data: Path, count: int) -> None:
-    """The first count images are the split that is scored."""
+    """Write splits.json: the first count images are the test split."""
     names = sorted(path.name for path in (data / "images").iterdir())
     splits = {"train": names[count:], "val": [], "test": names[:count]}
     (data / "splits.json").write_text(json.dumps(splits), encoding="utf-8")
 
 
 def measure(data: Path, folder: Path, kind: str, count: int) -> dict[str, Any]:
-    """Seconds and peak memory of one run of the tool."""
+    """Seconds (wall, CPU), peak memory and report size of one run of tools/eval.py, MiB."""
     out = folder / f"{kind}_{count}"
     command = [sys.executable, REPOSITORY / "tools/eval.py", folder / kind, "--data", data, "--out", out]
     started = time.perf_counter()
@@ -123,12 +124,12 @@ def measure(data: Path, folder: Path, kind: str, count: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Cores, processor and Python version."""
     return {"cores": available_cores(), "processor": processor(), "python": platform.python_version()}
 
 
 def processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, or the architecture where the system does not report it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,12 +1,12 @@
-"""Losses and validation Dice of ways to train, three seeds each, on real pictures at small shapes.
+"""Losses and validation Dice of ways to train, three seeds each, on real images at small shapes.
 
 usage: python benchmarks/learning_curves.py --data data/angiograms --out DIR [--iterations 600] [--parallel 6]
 
-Every run is a training through tools/dist.sh of configs/scratch_1gpu.py with frozen encoders and adapters, and differs
-from the first way in what VARIANTS names and in nothing else. No pretrained weights exist here: vision tower, language
-model and SAM2 are small and drawn once at random, the same for all runs, and stay frozen where the recipes freeze them.
-That is no way to a good model; it shows whether two ways of computing the same training learn the same. A seed decides
-about adapters, order of images, augmentation and dropout.
+Every run trains configs/scratch_1gpu.py with frozen encoders and adapters through tools/dist.sh, and differs from the
+reference only by the settings in VARIANTS. No pretrained weights are needed: vision tower, language model and SAM2 are
+small, drawn at random once, shared by all runs, and frozen where the recipes freeze them. The models are poor; the
+question is whether two ways of computing the same training learn the same. The seed determines adapters, order of
+images, augmentation and dropout.
 
 DIR gets learning_curves.json and learning_curves.png.
 """
@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import matplotlib
@@ -35,10 +33,9 @@ from matplotlib.ticker import FormatStrFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.runs import OK, REPOSITORY, log_rows, train
-from benchmarks.variants import chosen, folder_name, shared_schedule, study_parser
+from benchmarks.runs import OK, REPOSITORY
+from benchmarks.variants import Run, over_seeds, seeds_noise, select_runs, shared_schedule, study_parser, train_run
 from vesselseg.config.load import load_config
-from vesselseg.machine import available_cores
 from vesselseg.models.sam2_grounding import build_sam2
 from vesselseg.models.tiny_base import write_tiny_base
 from vesselseg.run_tool import run_tool
@@ -48,7 +45,7 @@ CONFIG = REPOSITORY / "configs" / "scratch_1gpu.py"
 ZERO3_OFFLOAD = REPOSITORY / "configs" / "internvl3_8b_4x24gb_zero3_offload.py"
 VIEWS = 8  # augmented views per image in a store: epoch e sees number e % VIEWS
 REFERENCE = "ZeRO-2, bf16"
-# Name -> what differs from the reference. DeepSpeed's settings come from the recipe, half a size from the whole one.
+# Name -> overrides. `overrides` fills in DeepSpeed's settings from the recipe, and half of the image size.
 VARIANTS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
     "ZeRO-3, all on the CPU": {"strategy.zero_optimization": ZERO3_OFFLOAD},
@@ -63,43 +60,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 LINES = 60  # points of a loss curve
 VALIDATIONS = 6
-LAST_PART = 0.2  # of the iterations, over which a final loss is the mean
-# Two-sided 95 % of Student's t for the difference of two means of n runs each.
-STUDENT = {2: 4.303, 3: 2.776, 4: 2.447, 5: 2.306, 6: 2.228}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training. settings: what all runs share."""
-
-    variant: str
-    seed: int
-    image_size: int
-    settings: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of its work folder."""
-        return folder_name(self.variant, self.seed)
-
-    def overrides(self) -> dict[str, Any]:
-        """Shared settings, what the variant differs in, and the seed."""
-        changed = dict(VARIANTS[self.variant])
-        if "strategy.zero_optimization" in changed:
-            with muted():  # checking a config imports DeepSpeed, which talks
-                changed["strategy.zero_optimization"] = load_config(ZERO3_OFFLOAD)["strategy"]["zero_optimization"]
-        if "model.sa2va.sam2.image_size" in changed:
-            changed["model.sa2va.sam2.image_size"] = self.image_size // 2
-        return {**self.settings, **changed, "seed": self.seed}
 
 
 def main() -> int:
-    """All runs, several at a time; then the summary, also of what has failed."""
+    """Train all runs and write JSON and picture, failed runs included. Exit status 1 where a run failed."""
     args = parse_arguments()
-    trainings = chosen(args.variants, list(VARIANTS), args.seeds)
+    runs = select_runs(args.variants, list(VARIANTS), args.seeds)
     settings = shared_settings(args)
-    runs = [Run(variant, seed, args.image_size, settings) for variant, seed in trainings]
-    results = run_all(runs, args)
+    results = run_all(runs, settings, args)
     described = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
     summary = {"settings": described, **summarise(results)}
     args.out.mkdir(parents=True, exist_ok=True)
@@ -111,15 +79,15 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     """Command line -> settings."""
-    usual = {"iterations": 600, "image_size": 1024, "parallel": 6, "workers": 2, "budget_s": 540.0}
-    parser = study_parser(__doc__, "learning_curves", **usual)
+    defaults = {"iterations": 600, "image_size": 1024, "parallel": 6, "workers": 2, "budget_s": 540.0}
+    parser = study_parser(__doc__, "learning_curves", **defaults)
     parser.add_argument("--hidden-size", type=int, default=256, help="of the language model (default: %(default)s)")
     parser.add_argument("--gpus", type=int, default=1, help="processes of each run (default: %(default)s)")
     return parser.parse_args()
 
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What all runs share; writes the frozen weights."""
+    """Config overrides of all runs; writes the frozen weights."""
     shutil.rmtree(args.scratch, ignore_errors=True)
     base, sam2_file = args.scratch / "base", args.scratch / "sam2.pt"
     write_tiny_base(base, hidden_size=args.hidden_size, layers=4)
@@ -143,49 +111,33 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_all(runs: Sequence[Run], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Curves of every run."""
-    deadline = time.monotonic() + args.budget_s
-    threads = max(1, available_cores() // args.parallel)
+def overrides(run: Run, settings: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Config overrides of one run: shared settings, those of its variant, its seed."""
+    changed = dict(VARIANTS[run.variant])
+    if "strategy.zero_optimization" in changed:
+        with muted():  # checking a config imports DeepSpeed, which prints
+            changed["strategy.zero_optimization"] = load_config(ZERO3_OFFLOAD)["strategy"]["zero_optimization"]
+    if "model.sa2va.sam2.image_size" in changed:
+        changed["model.sa2va.sam2.image_size"] = image_size // 2
+    return {**settings, **changed, "seed": run.seed}
 
-    def one(run: Run) -> dict[str, Any]:
-        folder = args.scratch / run.name
-        outcome = train(
-            CONFIG,
-            args.gpus,
-            folder,
-            run.overrides(),
-            flags=("--skip-plan",),
-            environment={"OMP_NUM_THREADS": str(threads)},
-            limit_s=max(0.0, deadline - time.monotonic()),
-        )
-        print(f"{outcome.status} after {outcome.seconds:.0f} s: {run.variant}, seed {run.seed}", flush=True)
-        told = {"variant": run.variant, "seed": run.seed, "status": outcome.status, "message": outcome.message}
-        return told | curves(folder, args.iterations)
+
+def run_all(runs: Sequence[Run], settings: Mapping[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train `args.parallel` runs at a time; one record per run, in their order."""
+    deadline = time.monotonic() + args.budget_s
+
+    def train_one(run: Run) -> dict[str, Any]:
+        limit_s = max(0.0, deadline - time.monotonic())
+        record = train_run(run, CONFIG, overrides(run, settings, args.image_size), args, limit_s, args.gpus)
+        print(f"{record['status']} after {record['seconds']:.0f} s: {run.variant}, seed {run.seed}", flush=True)
+        return record
 
     with ThreadPoolExecutor(args.parallel) as pool:
-        return list(pool.map(one, runs))
-
-
-def curves(folder: Path, iterations: int) -> dict[str, Any]:
-    """Loss and Dice by iteration. Final ones only of a run that came to its end."""
-    rows = log_rows(folder)
-    loss = {row["iter"]: row["loss"] for row in rows if row["kind"] == "train" and row["loss"] is not None}
-    dice = {row["iter"]: row["dice"] for row in rows if row["kind"] == "val"}
-    whole = max(loss, default=0) == iterations and max(dice, default=0) == iterations
-    last = [value for iteration, value in loss.items() if iteration > iterations * (1 - LAST_PART)]
-    return {
-        "loss": loss,
-        "dice": dice,
-        "final_loss": mean(last) if whole else None,
-        "final_dice": dice[iterations] if whole else None,
-        "images_per_s": next((row["images_per_s"] for row in reversed(rows) if row["kind"] == "train"), None),
-        "memory_gib": max((row["memory_gib"] for row in rows if row["kind"] == "train"), default=None),
-    }
+        return list(pool.map(train_one, runs))
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Runs, each variant's mean and range over its seeds, and each variant against the first one."""
+    """The records, mean and range of each variant over its seeds, and each variant compared with the first."""
     names = list(dict.fromkeys(result["variant"] for result in results))
     variants = {}
     for name in names:
@@ -197,48 +149,27 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"runs": list(results), "variants": variants, "comparisons": pairs}
 
 
-def over_seeds(found: Sequence[Mapping[int, float]]) -> dict[str, list[float]]:
-    """Mean, lowest and highest of several curves, where all of them have a point."""
-    shared = sorted(set.intersection(*(set(curve) for curve in found)))
-    columns = [[curve[iteration] for curve in found] for iteration in shared]
-    return {
-        "iter": [float(iteration) for iteration in shared],
-        "mean": [mean(column) for column in columns],
-        "low": [min(column) for column in columns],
-        "high": [max(column) for column in columns],
-    }
-
-
 def compare(first: str, second: str, variants: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether two ways end alike: whether their means differ by less than seeds alone explain (95 %)."""
+    """Whether the final means of two variants agree: whether they differ by no more than `seeds_noise`."""
     outcome: dict[str, Any] = {"variants": [first, second]}
-    told = []
+    clauses = []
     for kind in ("final_loss", "final_dice"):
         one, other = variants[first][kind], variants[second][kind]
         seeds = min(len(one), len(other))
         if not seeds:
-            told.append(f"no {kind.replace('_', ' ')}")
+            clauses.append(f"no {kind.replace('_', ' ')}")
             continue
         difference, noise = mean(other) - mean(one), seeds_noise(one, other)
         agree = None if noise is None else abs(difference) <= noise
         outcome[kind] = {"difference": difference, "noise": noise, "agree": agree}
-        verdict = {None: "one seed tells no noise", True: "within", False: "beyond"}[agree]
+        verdict = {None: "one seed, no noise estimate", True: "within", False: "beyond"}[agree]
         limit = "" if noise is None else f" the seeds' noise of {noise:.4f}"
-        told.append(f"{kind.replace('_', ' ')} {mean(one):.4f} and {mean(other):.4f}: {verdict}{limit}")
-    return outcome | {"sentence": f"{first} / {second}: {'; '.join(told)}"}
-
-
-def seeds_noise(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """How far apart the means of two ways lie by their seeds alone, 95 %; None where one has a single seed."""
-    seeds = min(len(one), len(other))
-    if seeds < 2:
-        return None
-    student = STUDENT.get(seeds, STUDENT[max(STUDENT)])
-    return student * math.sqrt(stdev(one) ** 2 / len(one) + stdev(other) ** 2 / len(other))
+        clauses.append(f"{kind.replace('_', ' ')} {mean(one):.4f} and {mean(other):.4f}: {verdict}{limit}")
+    return outcome | {"sentence": f"{first} / {second}: {'; '.join(clauses)}"}
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
-    """Mean and range of every variant: loss on the left, Dice of the validation images on the right."""
+    """Mean and range of every variant: training loss on the left, validation Dice on the right."""
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
     for panel, kind in zip(panels, ("loss", "dice")):
         for name, variant in summary["variants"].items():
@@ -248,7 +179,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set(xlabel="iteration", ylabel="training loss", yscale="log")
-    for axis_part in ("set_major_formatter", "set_minor_formatter"):  # plain figures in place of powers of ten
+    for axis_part in ("set_major_formatter", "set_minor_formatter"):  # plain numbers instead of powers of ten
         getattr(panels[0].yaxis, axis_part)(FormatStrFormatter("%g"))
     panels[1].set(xlabel="iteration", ylabel="validation Dice, best threshold")
     panels[0].legend(frameon=False, fontsize=8)

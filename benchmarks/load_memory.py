@@ -1,10 +1,10 @@
-"""Peak host memory of loading a base folder in bf16 on the CPU, and of writing it again, at published sizes.
+"""Peak host memory of loading a base folder in bf16 on the CPU and of writing it, at published sizes.
 
 usage: python benchmarks/load_memory.py --sizes 2B 8B --folder /tmp/load_memory --out docs/results/load_memory.json
 
-The folder is generated (random blocks in the published layout, shards of 5 GB, a vocabulary of full size, SAM2-L) and
-deleted afterwards. RssAnon is memory of the process's own; pages of memory-mapped files, which the system takes back
-when it needs them, are in RSS only.
+The folder is generated (random blocks in the published layout, shards of 5 GB, the full vocabulary, SAM2-L) and deleted
+afterwards. RssAnon is the process's private memory; RSS also counts pages of memory-mapped files, which the system can
+reclaim.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ from vesselseg.machine import GIB
 
 
 def main() -> None:
-    """Generate, measure in a process of its own, delete; for each size."""
+    """For each size: generate, measure in new processes, delete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["2B", "8B"])
-    parser.add_argument("--folder", type=Path, required=True, help="where to generate; must not exist")
+    parser.add_argument("--folder", type=Path, required=True, help="folder to create; must not exist")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--ranks", type=int, default=1, help="2 or more: partitioned as ZeRO-3 does, loading only")
+    parser.add_argument("--ranks", type=int, default=1, help="2 or more: partitioned as in ZeRO-3, loading only")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def run(base: Path, folder: Path, ranks: int) -> list[str]:
-    """What each of the measuring processes printed."""
+    """Output of each measuring process."""
     command = [sys.executable, __file__, "--folder", str(folder), "--ranks", str(ranks), "--measure", str(base)]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871", "WORLD_SIZE": str(ranks)}
     processes = [
@@ -73,12 +74,12 @@ def run(base: Path, folder: Path, ranks: int) -> list[str]:
     ]
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        raise SystemExit("a measuring process failed; its message stands above")
+        raise SystemExit("a measuring process failed; see its message above")
     return outputs
 
 
 class Watch:
-    """Peaks of this process's memory, read every 5 ms."""
+    """Context manager: peaks of this process's memory, sampled every 5 ms."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
@@ -104,29 +105,29 @@ class Watch:
             time.sleep(0.005)
 
     def report(self) -> dict[str, float]:
-        """GiB above what the process held before, and seconds."""
+        """Peak GiB above the memory at the start, and seconds."""
         grown = {f"peak_{name}_gib": round((self.peaks[name] - self.before[name]) / GIB, 3) for name in self.peaks}
         return {**grown, "seconds": round(self.seconds, 1)}
 
 
 def memory() -> dict[str, int]:
-    """Bytes: VmRSS and its part RssAnon."""
+    """Bytes of VmRSS and of its part RssAnon."""
     lines = Path("/proc/self/status").read_text().splitlines()
     values = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "RssAnon")))
     return {name: int(value.split()[0]) * 1024 for name, value in values.items()}
 
 
-def measure(base: Path) -> dict[str, Any]:
-    """Load in bf16 with adapters, then write the folder again."""
+def measure(base: Path, sam2: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Load in bf16 with adapters, then write the folder; GiB and seconds. sam2: its config (default: SAM2-L)."""
     from vesselseg.models.build import build_model
     from vesselseg.models.checkpoints.base_folder import read_base_folder
     from vesselseg.models.checkpoints.shards import weight_files
     from vesselseg.models.checkpoints.write_published import write_published_folder
     from vesselseg.models.lora import merge_lora
 
-    read_base_folder(base)  # tokenizers and configs are read before, so that the figures are the weights'
+    read_base_folder(base)  # imports and tokenizers are loaded before the measurement
     with Watch() as loading:
-        model = build_model(str(base), sam2={"checkpoint": str(base / SAM2_FILE)}, dtype=torch.bfloat16)
+        model = build_model(str(base), sam2={**(sam2 or {}), "checkpoint": str(base / SAM2_FILE)}, dtype=torch.bfloat16)
     tensors = [*model.parameters(), *model.buffers()]
     held = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
     shards = [file.stat().st_size for file in weight_files(base)]
@@ -148,7 +149,7 @@ def measure(base: Path) -> dict[str, Any]:
 
 
 def measure_partitioned(base: Path) -> dict[str, Any]:
-    """This rank's share of loading with weights partitioned from the start, as a run with ZeRO-3 does it."""
+    """Load one rank's share of weights that are partitioned during construction, as ZeRO-3 does."""
     import deepspeed
 
     from vesselseg.models.build import build_model

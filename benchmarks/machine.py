@@ -1,9 +1,10 @@
-"""What this machine is and how fast it multiplies matrices, as one line of JSON.
+"""This machine's GPUs and versions and the speed of its matrix products, as one line of JSON.
 
 usage: python benchmarks/machine.py
 
-The ceiling is a bf16 product of 8192 x 8192 x 8192 on GPU 0, the median of twenty; without a GPU a float32 product of
-1024 x 1024 x 1024. A process of its own, so that no CUDA context is left beside the trainings.
+The ceiling is a bf16 product of 8192 x 8192 x 8192 on GPU 0, without a GPU a float32 product of 1024 x 1024 x 1024;
+median of 15 after 5 that are not counted. Run it as a separate process, so that no CUDA context remains next to the
+trainings.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def measure() -> dict[str, Any]:
 
 
 def ceiling(device: torch.device) -> float:
-    """TFLOP/s of a large matrix product."""
+    """TFLOP/s of a large matrix product; 2 n^3 FLOP for n x n matrices."""
     on_gpu = device.type == "cuda"
     side, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What tools/plan_memory.py says about a row, for comparison with what was measured."""
+"""The memory plan of a row of train_step.py, to compare it with the measured peaks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOPS_OF_ANY_CARD = "H200"  # FLOPs per image are the same on all of them
 
 
 def plan_of(result: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Planned peaks and FLOPs per image of a row; None where there is no plan, and the reason."""
+    """Planned peaks (GiB) and TFLOP per image of a measured row; None without a plan, then plan_message says why."""
     card = card_like(result["gpu"])
     command = [sys.executable, str(REPOSITORY / "tools" / "plan_memory.py"), result["config"], "--json"]
     command += ["--gpus", str(max(1, result["gpus"])), "--card", card.name if card else FLOPS_OF_ANY_CARD]

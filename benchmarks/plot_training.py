@@ -1,4 +1,4 @@
-"""Loss and validation Dice of a run as one picture.
+"""Loss and validation Dice of a run as one image.
 
 usage: python benchmarks/plot_training.py work_dirs/RUN/log.jsonl OUT.png
 """
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 
 def main(log: Path, out: Path) -> None:
-    """Read the rows, draw two panels."""
+    """Losses on the left, validation Dice and IoU on the right. log: log.jsonl; out: PNG file."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     train = [row for row in rows if row["kind"] == "train" and row.get("loss") is not None]
     validation = [row for row in rows if row["kind"] == "val"]

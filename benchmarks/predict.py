@@ -1,10 +1,10 @@
-"""Speed and memory of predicting at full shapes, each row in a process of its own, beside the published way.
+"""Speed and memory of predicting at full shapes, each row in its own process, next to the published way.
 
 usage: python benchmarks/predict.py --out DIR [--rows NAME ...] [--data FOLDER] [--budget-s 540]
 
-Rows come from benchmarks/predict_rows.yaml. DIR gets predict.json and predict.md, written anew after every row. Weights
-are random, shapes the published ones; images are 512x512. The time is that of `Predictor.predict`, from pictures in
-main memory to probabilities in main memory at the picture's size; preparing views on the CPU is part of it.
+Rows come from benchmarks/predict_rows.yaml. DIR gets predict.json and predict.md, rewritten after every row. Weights
+are random, shapes are the published ones, images are 512x512. The time is that of `Predictor.predict`, from images in
+main memory to probabilities in main memory at the image's size, including the preparation of views on the CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,44 +45,46 @@ from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import build_prompted, place
+from vesselseg.models.sam2_memory import memory_trained
 from vesselseg.synthetic.angiograms import draw_angiogram
 
 ROWS = Path(__file__).with_name("predict_rows.yaml")
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAM2_ALONE = {"sam2_large": "large", "sam2_tiny": "tiny"}
 PHRASES = ["blood vessel", "catheter", "left anterior descending artery"]
-ANSWER_TOKENS = 8  # that the published code decodes for "Sure, it is [SEG]."
+ANSWER_TOKENS = 8  # tokens of "Sure, it is [SEG].", which the published code decodes one by one
 IMAGES, LONGEST_S = 96, 12.0
+KEYFRAME_INTERVAL = CINE_BATCH = 8  # frames
 Images = Sequence[Image.Image]
-Way = Callable[[Predictor, Images], Iterable[int]]  # yields how many images are done, each time some are
+Way = Callable[[Predictor, Images], Iterable[int]]  # yields the number of images of each finished batch
 
 
 @dataclass(frozen=True)
 class Row:
-    """See predict_rows.yaml. images: how many are predicted at most in each way."""
+    """One model of predict_rows.yaml and the ways to predict with it."""
 
     name: str
-    size: str
-    ways: tuple[str, ...]
-    quantise: str | None = None
+    size: str  # 2B, 8B, 14B, 26B, tiny; sam2_large and sam2_tiny: SAM2 with a fixed phrase, without a language model
+    ways: tuple[str, ...]  # keys of WAYS
+    quantise: str | None = None  # nf4 or int8; None: bf16, on the CPU float32
     gpus: int = 1
-    cap_gib: float | None = None
-    image_size: int = 1024
+    cap_gib: float | None = None  # of the allocator, per GPU; None: all of it
+    image_size: int = 1024  # side of SAM2's view in pixels
     device: str = "auto"
-    images: int = IMAGES
+    images: int = IMAGES  # predicted at most in each way
 
 
 def main() -> None:
-    """Rows one after the other, each in a process of its own."""
+    """Rows one after the other, each in its own process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", nargs="+", help="names; default all that this machine has GPUs for")
-    parser.add_argument("--file", type=Path, default=ROWS, help="rows (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="dataset folder with real images; default: drawn ones")
-    parser.add_argument("--budget-s", type=float, default=540.0, help="no row is begun later than this")
+    parser.add_argument("--rows", nargs="+", help="names (default: all that this machine has GPUs for)")
+    parser.add_argument("--file", type=Path, default=ROWS, help="YAML file of rows (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="dataset folder with real images (default: drawn angiograms)")
+    parser.add_argument("--budget-s", type=float, default=540.0, help="no row starts later (default: %(default)s)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    rows = [Row(**{**row, "ways": tuple(row["ways"])}) for row in yaml.safe_load(args.file.read_text())]
+    rows = read_rows(args.file)
     if args.one:
         print(json.dumps(measure(next(row for row in rows if row.name == args.one), args.data)))
         return
@@ -92,14 +95,19 @@ def main() -> None:
             if time.monotonic() - started > args.budget_s:
                 print(f"no time left for {row.name}", flush=True)
                 continue
-            results += in_a_process(row, args)
+            results += measure_in_subprocess(row, args)
             (args.out / "predict.json").write_text(json.dumps(results, indent=1))
             (args.out / "predict.md").write_text(table(results))
     print(table(results))
 
 
-def in_a_process(row: Row, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row that fails is a row: its last line of output is the reason."""
+def read_rows(file: Path) -> list[Row]:
+    """The rows of a YAML file, a list of mappings."""
+    return [Row(**{**row, "ways": tuple(row["ways"])}) for row in yaml.safe_load(file.read_text(encoding="utf-8"))]
+
+
+def measure_in_subprocess(row: Row, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """`measure` in a new process; a row that fails gives one result with the last line of its output as `error`."""
     command = [sys.executable, __file__, "--out", str(args.out), "--file", str(args.file), "--one", row.name]
     command += ["--data", str(args.data)] if args.data else []
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
@@ -110,7 +118,7 @@ def in_a_process(row: Row, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure(row: Row, data: Path | None) -> list[dict[str, Any]]:
-    """All ways of one row, with the same weights."""
+    """One result for each way of a row, all with the same weights."""
     torch.manual_seed(0)
     if torch.cuda.is_available():
         for gpu in range(row.gpus):
@@ -118,12 +126,12 @@ def measure(row: Row, data: Path | None) -> list[dict[str, Any]]:
                 whole = torch.cuda.get_device_properties(gpu).total_memory
                 torch.cuda.set_per_process_memory_fraction(row.cap_gib * GIB / whole, gpu)
     predictor = build(row)
-    pictures = load_images(data, row.images)
-    return [measure_way(row, way, predictor, pictures) for way in row.ways]
+    images = load_images(data, row.images)
+    return [measure_way(row, way, predictor, images) for way in row.ways]
 
 
 def build(row: Row) -> Predictor:
-    """The row's model with random weights, without a detour over main memory."""
+    """The row's model with random weights, built on its device."""
     gpus = [torch.device("cuda", number) for number in range(row.gpus if torch.cuda.is_available() else 0)]
     device = gpus[0] if gpus and row.device == "auto" else torch.device("cpu")
     dtype = default_dtype(device)
@@ -149,13 +157,13 @@ def build(row: Row) -> Predictor:
 
 
 def load_images(data: Path | None, count: int) -> list[Image.Image]:
-    """So many pictures of 512x512, repeated where there are fewer."""
+    """`count` RGB images of 512x512; a folder with fewer, and the eight drawn ones, are repeated."""
     if data is None:
-        drawn = [Image.fromarray(draw_angiogram(512, 0, patient, 0)[0]) for patient in range(8)]
+        found = [Image.fromarray(draw_angiogram(512, 0, patient, 0)[0]) for patient in range(min(8, count))]
     else:
-        drawn = [Image.open(path) for path in sorted((data / "images").rglob("*.png"))[:count]]
-    pictures = [picture.convert("RGB").resize((512, 512)) for picture in drawn]
-    return [pictures[number % len(pictures)] for number in range(count)]
+        found = [Image.open(path) for path in sorted((data / "images").rglob("*.png"))[:count]]
+    images = [image.convert("RGB").resize((512, 512)) for image in found]
+    return [images[number % len(images)] for number in range(count)]
 
 
 def in_batches(predictor: Predictor, images: Images, size: int, phrases: Sequence[str]) -> Iterable[int]:
@@ -167,16 +175,16 @@ def in_batches(predictor: Predictor, images: Images, size: int, phrases: Sequenc
 
 
 def streamed(predictor: Predictor, images: Images, size: int) -> Iterable[int]:
-    """`stream`, which prepares a batch while the model is at work on the one before."""
-    asked = [[question_for(PHRASES[0])]]
+    """`stream`, which prepares a batch while the model computes the one before."""
+    questions = [[question_for(PHRASES[0])]]
     starts = range(0, len(images), size)
-    batches = [(images[first : first + size], asked * len(images[first : first + size])) for first in starts]
+    batches = [(images[first : first + size], questions * len(images[first : first + size])) for first in starts]
     for found in predictor.stream(batches):
         yield len(found)
 
 
 def phrases_apart(predictor: Predictor, images: Images) -> Iterable[int]:
-    """Three phrases as three images each: what `predict` did before it shared anything."""
+    """Three phrases as three images: nothing of an image is shared between its phrases."""
     for first in range(0, len(images), 8):
         some = [image for image in images[first : first + 8] for _ in PHRASES]
         predictor.predict(some, [[phrase] for _ in range(len(some) // len(PHRASES)) for phrase in PHRASES])
@@ -184,30 +192,33 @@ def phrases_apart(predictor: Predictor, images: Images) -> Iterable[int]:
 
 
 def cine(predictor: Predictor, images: Images, mode: str) -> Iterable[int]:
-    """The images as frames of one run. The memory's weights are random too: what it costs, not what it finds."""
-    pass_as_trained(predictor)
-    for number, _ in enumerate(segment_cine(predictor, images, PHRASES[:1], mode, 8, batch=8), 1):
-        if number % 8 == 0:
-            yield 8
+    """The images as frames of one run. The memory's weights are random: its cost is measured, not its masks."""
+    if not memory_trained(predictor.grounding):
+        pass_as_trained(predictor)
+    keyframes = KEYFRAME_INTERVAL if mode == "memory" else None
+    found = segment_cine(predictor, images, PHRASES[:1], mode, keyframes, batch=CINE_BATCH)
+    while done := len(list(islice(found, CINE_BATCH))):
+        yield done
 
 
 @torch.inference_mode()
 def published(predictor: Predictor, images: Images, phrases: Sequence[str]) -> Iterable[int]:
-    """As Sa2VA's published `predict_forward` goes: a question at a time, one image, eager attention, words decoded one
-    by one, the image encoded again for every [SEG]. The words are given, since random weights would say others.
+    """The steps of Sa2VA's published `predict_forward`: one image and one question at a time, eager attention, tokens
+    decoded one by one, the image encoded again for every [SEG]. Random weights would answer something else, so the
+    answer's tokens are given.
     """
     assert isinstance(predictor, Sa2VAPredictor)
     model, processor = predictor.model, predictor.processor
-    said = [*[5] * (ANSWER_TOKENS - 2), model.new_tokens.seg_id, 5]
+    answer = [*[5] * (ANSWER_TOKENS - 2), model.new_tokens.seg_id, 5]  # 5: any ordinary token
     for image in images:
         for phrase in phrases:
             tiles = predictor.views.tiles(image).to(model.device)
             tile_tokens = model.tile_tokens(model.encode_tiles(tiles))
             question = question_ids(processor.tokens, question_for(phrase), tile_tokens.shape[:2].numel())
-            spoken = greedy_decode(model, question, tile_tokens, -1, ANSWER_TOKENS, said)
+            decoded = greedy_decode(model, question, tile_tokens, -1, ANSWER_TOKENS, answer)
             square = predictor.views.square(image).unsqueeze(0).to(model.device, model.dtype)
-            place = torch.zeros(1, dtype=torch.int64, device=model.device)
-            logits: Tensor = model.grounding.decode(model.grounding.encode(square), spoken.prompts, place)
+            image_index = torch.zeros(1, dtype=torch.int64, device=model.device)  # (objects,)
+            logits: Tensor = model.grounding.decode(model.grounding.encode(square), decoded.prompts, image_index)
             full = logits_to_image(logits, predictor.views.sam_size, image.height, image.width)
             (full.sigmoid() > predictor.threshold).cpu().numpy()
         yield 1
@@ -229,7 +240,9 @@ WAYS: dict[str, Way] = {
 
 
 def measure_way(row: Row, way: str, predictor: Predictor, images: Images) -> dict[str, Any]:
-    """Seconds per image: the median over batches, after the first two; images per second over all of these together."""
+    """Seconds per image (median over batches) and images per second (over all of them), both without the first two
+    batches; GiB per GPU.
+    """
     gpus = range(row.gpus) if torch.cuda.is_available() and row.device != "cpu" else range(0)
     for gpu in gpus:
         torch.cuda.reset_peak_memory_stats(gpu)
@@ -238,8 +251,7 @@ def measure_way(row: Row, way: str, predictor: Predictor, images: Images) -> dic
             part.set_attn_implementation("eager" if way.startswith("published") else "sdpa")
     times, counts, started = [], [], time.perf_counter()
     before = started
-    steps = iter(WAYS[way](predictor, images))
-    for count in steps:
+    for count in WAYS[way](predictor, images):
         now = time.perf_counter()
         times.append(now - before)
         counts.append(count)

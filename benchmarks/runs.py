@@ -1,4 +1,4 @@
-"""Trainings through tools/dist.sh, with a time limit, and what their logs say."""
+"""Trainings through tools/dist.sh with a time limit, and the rows and curves of their logs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OK, OUT_OF_MEMORY, FAILED, TIME_LIMIT = "ok", "out of memory", "failed", "time limit"
-GRACE_S = 10.0  # between asking processes to end and ending them
+GRACE_S = 10.0  # between SIGTERM and SIGKILL
 MESSAGE_LINES = 12
-STANDING = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
+FINAL_PART = 0.2  # of the iterations, over which a final loss is the mean
+STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """status: one of the four above. message: what the run said when it failed. seconds: from call to end."""
+    """How a training ended."""
 
-    status: str
-    message: str
-    seconds: float
+    status: str  # OK, OUT_OF_MEMORY, FAILED or TIME_LIMIT
+    message: str  # its error message, or the end of its output; empty for OK
+    seconds: float  # from the call to the end
 
 
 def train(
@@ -40,9 +42,10 @@ def train(
     environment: Mapping[str, str] | None = None,
     limit_s: float = 600.0,
 ) -> Outcome:
-    """One training to its end, or to its time limit.
+    """Run one training until it ends or reaches its time limit.
 
-    overrides: {"schedule.lr": 1e-4}. environment: variables added to this process's own.
+    overrides: values of --cfg-options, e.g. {"schedule.lr": 1e-4}. flags: further arguments of tools/train.py.
+    environment: added to this process's variables.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     options = ["--cfg-options", *(f"{key}={value}" for key, value in overrides.items())] if overrides else []
@@ -63,22 +66,39 @@ def train(
 
 
 def log_rows(work_dir: Path) -> list[dict[str, Any]]:
-    """Whole lines of log.jsonl; none if there is no log yet."""
+    """The complete lines of log.jsonl; empty while there is no log."""
     path = work_dir / "log.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
+def curves(work_dir: Path, iterations: int) -> dict[str, Any]:
+    """Loss and Dice by iteration; `final_loss` and `final_dice` are None unless the run reached `iterations`."""
+    rows = log_rows(work_dir)
+    loss = {row["iter"]: row["loss"] for row in rows if row["kind"] == "train" and row["loss"] is not None}
+    dice = {row["iter"]: row["dice"] for row in rows if row["kind"] == "val"}
+    complete = max(loss, default=0) == iterations and max(dice, default=0) == iterations
+    last = [value for iteration, value in loss.items() if iteration > iterations * (1 - FINAL_PART)]
+    return {
+        "loss": loss,
+        "dice": dice,
+        "final_loss": mean(last) if complete else None,
+        "final_dice": dice[iterations] if complete else None,
+        "images_per_s": next((row["images_per_s"] for row in reversed(rows) if row["kind"] == "train"), None),
+        "memory_gib": max((row["memory_gib"] for row in rows if row["kind"] == "train"), default=None),
+    }
+
+
 def failure(console: str) -> str:
-    """What a run said last: its message to the user, or the end of its output."""
+    """The error message of a run for the user, or the end of its output."""
     lines = [line for line in console.splitlines() if line.strip()]
-    told = next((number for number, line in enumerate(lines) if line.startswith("error: ")), None)
-    chosen = lines[-MESSAGE_LINES:] if told is None else lines[told : told + MESSAGE_LINES]
+    start = next((number for number, line in enumerate(lines) if line.startswith("error: ")), None)
+    chosen = lines[-MESSAGE_LINES:] if start is None else lines[start : start + MESSAGE_LINES]
     return "\n".join(chosen)
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    """End a process and all that it started, at last by force; returns when they are gone."""
+    """End a process and its descendants, by SIGKILL if they ignore SIGTERM; returns when they are gone."""
     family = _stopped_family(process) if process.poll() is None else []
     for action in ("terminate", "kill"):
         for member in family:
@@ -90,14 +110,16 @@ def stop(process: subprocess.Popen[Any]) -> None:
 
 
 def _stopped_family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
-    """It and its descendants; each stands still before its children are looked for, so that none is started later."""
+    """The process and its descendants, all stopped. Each is stopped before its children are listed, so that none is
+    started afterwards.
+    """
     found, waiting, until = [], [psutil.Process(process.pid)], time.monotonic() + GRACE_S
     while waiting:
         with suppress(psutil.NoSuchProcess):
             member = waiting.pop()
             member.suspend()
             found.append(member)
-            while member.status() not in STANDING and time.monotonic() < until:
+            while member.status() not in STOPPED and time.monotonic() < until:
                 time.sleep(0.001)
             waiting += member.children()
     return found

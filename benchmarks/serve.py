@@ -1,13 +1,12 @@
-"""Load on tools/serve.py: many clients at once, errors, latency, memory, and whether everybody got their own picture.
+"""Load on tools/serve.py: errors, latency and memory under many clients, and whether each gets its own result.
 
 usage: python benchmarks/serve.py MODEL --clients 64 --seconds 60 --images data/NAME/images --out serve.json
 
-The service runs as a process of its own, as a user starts it; what follows -- is passed on to it. Each client comes
-from an address of its own (127.0.1.N) and sends its next request as soon as it has read the answer to the last. Before
-that, each client sends one request to the idle service, all at the same moment, three times. The time until the last
-of them is answered, by the number of batches that the service made of them, is the queue-free time per batch, with
-reading, decoding and encoding; the p95 latency under load is compared with it. The mean time of a batch in the model
-alone, under load, is stated beside it.
+The service runs in a separate process; arguments after -- are passed to it. Each client has its own address (127.0.1.N)
+and sends its next request as soon as it has read the last response. Before that, all clients send one request at the
+same time to the idle service, three times. The time until the last response divided by the number of batches is the
+queue-free time per batch, including reading, decoding and encoding. The p95 latency under load is compared with it. The
+mean time of a batch in the model under load is reported too.
 """
 
 from __future__ import annotations
@@ -41,39 +40,39 @@ from benchmarks.evaluate import machine
 from vesselseg.synthetic.angiograms import draw_angiogram
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-START_S = 900.0  # a model of 8B is read from a disk
+START_S = 900.0  # enough to read an 8B model from a slow disk
 ROUNDS, PICTURES = 3, 16
 BATCHES = "vesselseg_batch_images_count"
-MOST_TIMES, MOST_GROWTH = 3.0, 1.05  # p95 by the queue-free time; memory at the end by memory in the middle
-DIFFERENT_PIXELS = 0.01  # share of a probability map that may differ by more than DIFFERENT_LEVELS of 255
+MOST_TIMES, MOST_GROWTH = 3.0, 1.05  # p95 / queue-free time per batch; memory at the end / in the middle
+DIFFERENT_PIXELS = 0.01  # share of pixels whose probability may differ by more than DIFFERENT_LEVELS of 255
 DIFFERENT_LEVELS = 8
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An upload, and what the service answers to it alone."""
+    """An upload, and the response of the idle service to it."""
 
     name: str
     content: bytes
-    picture_png: str
-    probability: np.ndarray
+    picture_png: str  # base64, the image as the service decoded it
+    probability: np.ndarray  # (height, width) int, 0 to 255
 
 
 @dataclass
 class Load:
-    """What clients saw. others: answers with another picture than the one that was sent."""
+    """Measurements of all clients under load."""
 
-    seconds: list[float] = field(default_factory=list)
-    failures: Counter[str] = field(default_factory=Counter)
-    others: int = 0
-    differing: float = 0.0
-    rss: list[tuple[float, float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # latency of each response
+    failures: Counter[str] = field(default_factory=Counter)  # status or exception -> count
+    others: int = 0  # responses with another image than the one sent
+    differing: float = 0.0  # largest share of pixels that differ from `Picture.probability`
+    rss: list[tuple[float, float]] = field(default_factory=list)  # (seconds, bytes)
 
 
 def main() -> None:
-    """Start, warm up, measure alone, load, stop."""
+    """Start the service, measure it idle and under load, stop it."""
     arguments, passed_on = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service does not outlive its test
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the service would outlive this process
     uploads = read_uploads(arguments.images, min(arguments.clients, PICTURES))
     with started(arguments.model, passed_on) as url:
         result = asyncio.run(measure(url, uploads, arguments.clients, arguments.seconds))
@@ -90,8 +89,8 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
         place = own.index("--")
         own, passed_on = own[:place], own[place + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="as tools/serve.py takes it")
-    parser.add_argument("--clients", type=int, default=64, help="at once (default: 64)")
+    parser.add_argument("model", help="model folder or checkpoint, as for tools/serve.py")
+    parser.add_argument("--clients", type=int, default=64, help="at the same time (default: 64)")
     parser.add_argument("--seconds", type=float, default=60, help="of load (default: 60)")
     parser.add_argument("--images", type=Path, help="folder of images (default: drawn angiograms of 512x512)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -99,7 +98,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def read_uploads(folder: Path | None, most: int) -> list[tuple[str, bytes]]:
-    """(name, content) of so many images, or fewer."""
+    """(name, content) of at most `most` images; drawn ones without a folder."""
     if folder is not None:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
         return [(path.name, path.read_bytes()) for path in files[:most]]
@@ -113,7 +112,7 @@ def read_uploads(folder: Path | None, most: int) -> list[tuple[str, bytes]]:
 
 @contextmanager
 def started(model: str, options: Sequence[str]) -> Iterator[str]:
-    """The service's address; it must end well when it is told to."""
+    """Start the service and yield its address; raises SystemExit unless it stops cleanly on SIGTERM."""
     command = [sys.executable, str(REPOSITORY / "tools" / "serve.py"), model, "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stderr=log, cwd=Path.cwd(), text=True)
@@ -142,12 +141,12 @@ def _read(log: Any) -> str:
 
 
 async def measure(url: str, uploads: Sequence[tuple[str, bytes]], clients: int, seconds: float) -> dict[str, Any]:
-    """Everything that is written to --out."""
+    """The figures of `summary`."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as own:
         pictures = [await alone(own, name, content) for name, content in uploads]
         connected = [client_of(url, number) for number in range(clients)]
         try:
-            await together(connected, pictures)  # what is made at first use is made now
+            await together(connected, pictures)  # warm-up
             idle = await counts(own)
             free = sum([await together(connected, pictures) for _ in range(ROUNDS)])
             before = await counts(own)
@@ -163,14 +162,14 @@ async def measure(url: str, uploads: Sequence[tuple[str, bytes]], clients: int, 
 
 
 def client_of(url: str, number: int) -> httpx.AsyncClient:
-    """A client with an address of its own: the service counts requests by address."""
+    """A client with its own address: the service counts requests by address."""
     address = f"127.0.{1 + number // 250}.{1 + number % 250}"
     transport = httpx.AsyncHTTPTransport(local_address=address)
     return httpx.AsyncClient(base_url=url, transport=transport, timeout=600)
 
 
 async def alone(client: httpx.AsyncClient, name: str, content: bytes) -> Picture:
-    """What one picture gets while nobody else asks."""
+    """The response to one image while no other client sends any."""
     for pause in count(1):
         answer = await client.post("/predict", files={"image": (name, content)})
         if answer.status_code != 429:
@@ -187,7 +186,7 @@ def probability_of(found: dict[str, Any]) -> np.ndarray:
 
 
 async def together(clients: Sequence[httpx.AsyncClient], pictures: Sequence[Picture]) -> float:
-    """Seconds until each of the clients has the answer to one request, sent at the same moment."""
+    """Seconds until every client has the response to one request, all sent at the same time."""
     began = time.perf_counter()
     requests = [
         client.post("/predict", files={"image": (picture.name, picture.content)})
@@ -205,7 +204,7 @@ async def under_load(
     seconds: float,
     load: Load,
 ) -> None:
-    """All clients until the time is over; memory once a second."""
+    """Run all clients for `seconds`; sample the memory every second."""
     began = time.perf_counter()
     end = began + seconds
 
@@ -223,7 +222,7 @@ async def under_load(
 async def one_client(
     client: httpx.AsyncClient, pictures: Sequence[Picture], place: int, end: float, load: Load
 ) -> None:
-    """One request after the other; every answer must hold the picture that was sent."""
+    """One request after the other until `end`; every response must contain the image that was sent."""
     for number in count(place):
         if time.perf_counter() >= end:
             return
@@ -240,13 +239,13 @@ async def one_client(
             await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
         elif picture.picture_png.encode() not in answer.content:
             load.others += 1
-        elif number % 8 == 0:  # decoding them all would take the cores that are measured
+        elif number % 8 == 0:  # decoding every response would load the measured cores
             different = np.abs(probability_of(answer.json()) - picture.probability) > DIFFERENT_LEVELS
             load.differing = max(load.differing, float(different.mean()))
 
 
 async def counts(client: httpx.AsyncClient) -> dict[str, float]:
-    """/metrics, summed over labels."""
+    """Values of /metrics, summed over labels."""
     found: Counter[str] = Counter()
     for line in (await client.get("/metrics")).text.splitlines():
         if not line.startswith("#"):
@@ -256,7 +255,7 @@ async def counts(client: httpx.AsyncClient) -> dict[str, float]:
 
 
 def summary(load: Load, free: float, changed: dict[str, float], clients: int, seconds: float) -> dict[str, Any]:
-    """Figures, and whether the targets are met."""
+    """Figures, and whether the targets are met. free: queue-free seconds per batch; changed: /metrics under load."""
     p50, p95, p99 = (float(np.percentile(load.seconds, part)) for part in (50, 95, 99))
     batches = changed[BATCHES]
     in_model = changed["vesselseg_model_seconds_sum"] / batches
@@ -292,7 +291,7 @@ def summary(load: Load, free: float, changed: dict[str, float], clients: int, se
 
 
 def at_time(rss: Sequence[tuple[float, float]], seconds: float) -> float:
-    """The sample nearest in time."""
+    """The sample closest to a time."""
     return min(rss, key=lambda sample: abs(sample[0] - seconds))[1]
 
 

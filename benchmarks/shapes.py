@@ -1,9 +1,9 @@
-"""Base folders of published sizes: config.json and a tokenizer, and on request weights drawn at random.
+"""Base folders of published sizes: config.json, tokenizer and, optionally, random weights.
 
 usage: python benchmarks/shapes.py OUT 8B [--weights]
 
-Without weights a folder serves `model.sa2va.random_weights=True` and the memory plan. Weights are bf16 shards of 5 GB
-in the published layout, with SAM2-L's file beside them: everything that a start reads from disk.
+Without weights, a folder is enough for `model.sa2va.random_weights=True` and for the memory plan. Weights are bf16
+shards of 5 GB in the published layout plus SAM2-L's file: everything that a training reads from disk at its start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZES = {"2B": "InternVL3-2B", "8B": "InternVL3-8B", "14B": "InternVL3-14B", "26
 TINY = "tiny"  # the small model of configs/tiny_cpu.py, always with its weights
 SAM2_FILE = "sam2_hiera_large.pt"
 SHARD_BYTES = 5_000_000_000
-BLOCK = 1 << 24  # random numbers, written over and over
+BLOCK = 1 << 24  # random numbers, written repeatedly
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def write_base(folder: Path, size: str, weights: bool = False) -> Path:
-    """Write the folder and return it."""
+    """Write the folder and return it. size: a key of SIZES, or TINY."""
     if size == TINY:
         write_tiny_base(folder)
         return folder
@@ -63,7 +63,7 @@ def write_base(folder: Path, size: str, weights: bool = False) -> Path:
 
 
 def padded_tokenizer(rows: int) -> Qwen2TokenizerFast:
-    """The tiny model's tokenizer with words that no text holds, so that it has as many tokens as the tables rows."""
+    """The tiny model's tokenizer, padded with words that occur in no text to `rows` tokens."""
     content = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
     special = [token["content"] for token in content["added_tokens"]]
     words = content["model"]["vocab"]
@@ -81,7 +81,7 @@ def padded_tokenizer(rows: int) -> Qwen2TokenizerFast:
 
 
 def write_weights(folder: Path, shapes: Shapes) -> None:
-    """bf16 shards and their index; all shards at once, as fast as the disk takes them."""
+    """Write bf16 shards and their index, all shards in parallel."""
     shards: list[Shapes] = [{}]
     filled = 0
     for name, shape in shapes.items():
@@ -100,7 +100,7 @@ def write_weights(folder: Path, shapes: Shapes) -> None:
 
 
 def write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], noise: bytes) -> None:
-    """One safetensors file, written by hand: its tensors are never in memory."""
+    """Write one safetensors file without its tensors in memory."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -115,7 +115,7 @@ def write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], noise: bytes)
 
 
 def forget(folder: Path) -> None:
-    """Write a folder's files out and drop them from main memory: the next reader finds them on the disk only."""
+    """Flush a folder's files and drop them from the page cache, so that the next reader reads the disk."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

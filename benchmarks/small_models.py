@@ -1,9 +1,8 @@
-"""SAM2-only models of real sizes with random weights, as tools/distill_prompt.py writes them, and their time on a CPU.
+"""CPU time of SAM2 models with a fixed phrase, as tools/distill_prompt.py writes them: real sizes, random weights.
 
-    python benchmarks/small_models.py DIR --variant tiny --size 512 --threads 2
+usage: python benchmarks/small_models.py DIR --variant tiny --size 512 --threads 2
 
-Prints seconds per image: torch, ONNX in float32 and in 8 bits, one image at a time, preparing it and drawing the mask
-included.
+Prints seconds per image for torch, ONNX in float32 and ONNX in 8 bits: one image at a time, from image to mask.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ PHRASE = "blood vessel"
 
 
 def write_small_model(folder: Path, variant: str, size: int) -> Path:
-    """A folder that `load_predictor` takes, with its graphs. size: of SAM2's view in pixels."""
+    """Write a model folder with its ONNX graphs and return it. size: side of SAM2's view in pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     sizes = {"variant": variant, "version": "2.1", "image_size": size}
@@ -40,7 +40,7 @@ def write_small_model(folder: Path, variant: str, size: int) -> Path:
 
 
 def seconds_per_image(predictor: PromptedPredictor, rounds: int) -> float:
-    """Median over rounds, after one that is not counted; a picture of 512 x 512."""
+    """Median over rounds, after one that is not counted, for an image of 512 x 512."""
     pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
     taken = []
     for _ in range(rounds + 1):
@@ -50,15 +50,15 @@ def seconds_per_image(predictor: PromptedPredictor, rounds: int) -> float:
     return float(np.median(taken[1:]))
 
 
-def main() -> None:
-    """Write, measure, print."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write, measure, print. argv: of the command line, the default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the model is written")
+    parser.add_argument("folder", type=Path, help="folder to write the model to")
     parser.add_argument("--variant", choices=TRUNKS, default="tiny")
     parser.add_argument("--size", type=int, default=512, help="side of SAM2's view in pixels (default: 512)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed images (default: 5)")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     folder = write_small_model(arguments.folder, arguments.variant, arguments.size)
     plain = load_prompted(folder, "cpu", torch.float32)

@@ -1,4 +1,4 @@
-"""Figures of one training out of its log, and rows of figures as a Markdown table."""
+"""Figures of one training from its log, and rows of figures as a Markdown table."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Result = Mapping[str, Any]
 
 
 def figures(work_dir: Path, micro_batch: int, gpus: int) -> dict[str, Any]:
-    """What a log says; None for what it does not hold. Seconds per image are one GPU's."""
+    """Memory (GiB), speed and sizes (bytes) from a log; None where it lacks them. Seconds per image are per GPU."""
     rows = log_rows(work_dir)
     lines = [row for row in rows if row["kind"] == "train"]
     events = {row["event"]: row for row in rows if row["kind"] == "event"}
     peaks = [row for row in [*events.values(), *lines] if row.get("memory_gib") is not None]
-    begun = events.get("started", {})
+    started = events.get("started", {})
     steady = steady_lines(lines)
     seconds = median(line["iter_s"] for line in steady) / micro_batch if steady else None
     return {
-        "init_peak_gib": begun.get("memory_gib"),
+        "init_peak_gib": started.get("memory_gib"),
         "peak_allocated_gib": max((row["memory_gib"] for row in peaks), default=None),
         "peak_reserved_gib": max((row["memory_reserved_gib"] or 0.0 for row in peaks), default=0.0) or None,
         "s_per_image": seconds,
         "s_per_image_all_iterations": _mean_of_all(lines, micro_batch),
         "images_per_s": gpus / seconds if seconds else None,
-        "data_wait_share": _share_of_waiting(steady),
+        "data_wait_share": _data_wait_share(steady),
         "iterations": lines[-1]["iter"] if lines else 0,
         "loss": lines[-1]["loss"] if lines else None,
-        "start_s": begun.get("seconds"),
+        "start_s": started.get("seconds"),
         "first_step_s": events.get("first_step", {}).get("seconds"),
         "checkpoint_bytes": sum(path.stat().st_size for path in work_dir.glob("iter_*.pth")) or None,
         "resume_bytes": sum(path.stat().st_size for path in work_dir.glob("iter_*.resume/**/*") if path.is_file())
@@ -41,7 +41,7 @@ def figures(work_dir: Path, micro_batch: int, gpus: int) -> dict[str, Any]:
 
 
 def steady_lines(lines: Sequence[Result]) -> list[Result]:
-    """Lines of the log after the warm-up: those that begin in the last two thirds of the iterations."""
+    """Lines of the log after the warm-up: those whose first iteration is in the last two thirds."""
     begins = [0, *(line["iter"] for line in lines)]
     return [line for line, begin in zip(lines, begins) if begin >= begins[-1] / 3]
 
@@ -52,12 +52,12 @@ def _mean_of_all(lines: Sequence[Result], micro_batch: int) -> float | None:
     return seconds / begins[-1] / micro_batch if lines else None
 
 
-def _share_of_waiting(lines: Sequence[Result]) -> float | None:
+def _data_wait_share(lines: Sequence[Result]) -> float | None:
     return sum(line["data_s"] for line in lines) / sum(line["iter_s"] for line in lines) if lines else None
 
 
 def with_rates(result: dict[str, Any]) -> dict[str, Any]:
-    """Add what follows from FLOPs per image, the ceiling and the plan."""
+    """Add TFLOP/s per GPU, percent of the ceiling, and how far the plan is off."""
     seconds, tflop, ceiling = (result.get(name) for name in ("s_per_image", "tflop_per_image", "ceiling_tflops"))
     rate = tflop / seconds if seconds and tflop else None
     peaks = {"planned_off_percent": ("planned_peak_gib", "peak_allocated_gib")}

@@ -2,9 +2,9 @@
 
 usage: python benchmarks/train_step.py --out DIR [--groups one_gpu] [--rows NAME ...] [--data FOLDER] [--budget-s 540]
 
-Rows come from benchmarks/train_step_rows.yaml. DIR gets rows.json and rows.md, written anew after every row; a row that
-stands in rows.json already is left out, so that a second call goes on where the first one ran out of time. What the
-columns mean stands in benchmarks/README.md.
+Rows come from benchmarks/train_step_rows.yaml. DIR gets rows.json and rows.md, rewritten after every row; rows that
+rows.json already holds are skipped, so a second call continues where the first one ran out of time. The columns are
+explained in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -39,45 +39,40 @@ from vesselseg.run_tool import run_tool
 from vesselseg.training.console import muted, quieten_imports
 
 ROWS = Path(__file__).with_name("train_step_rows.yaml")
-LINE_EVERY = 5  # iterations at least between two lines of the log: a line makes the GPU wait
-SHORTEST_S = 40.0  # a row is not begun with less time than this
-DRAWN = {"--count": 90, "--size": 512, "--seed": 0}  # the synthetic data set
+LINE_EVERY = 5  # least iterations between two lines of the log: writing a line synchronises the GPU
+SHORTEST_S = 40.0  # no row starts with less time left
+DRAWN = {"--count": 90, "--size": 512, "--seed": 0}  # options of the synthetic dataset
 Results = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training of the table.
-
-    shapes: 2B, 8B, 14B, 26B, or tiny. cap_gib: what torch may take of each GPU; None for all of it. steps: iterations,
-    rounded up to whole accumulation groups. limit_s: seconds that the row may take. checkpoint: write one at the end.
-    weights: read a base with full-size weights from the disk instead of drawing them. overrides: as --cfg-options.
-    """
+    """One training of the table."""
 
     name: str
-    config: str
-    shapes: str
-    gpus: int = 1
-    cap_gib: float | None = 23.0
-    steps: int = 30
-    limit_s: float = 120.0
-    checkpoint: bool = False
-    weights: bool = False
-    overrides: dict[str, Any] = field(default_factory=dict)
+    config: str  # path from the repository's root
+    shapes: str  # 2B, 8B, 14B, 26B or tiny
+    gpus: int = 1  # processes, one per GPU
+    cap_gib: float | None = 23.0  # of torch's allocator, per GPU; None: the whole GPU
+    steps: int = 30  # iterations, rounded up to whole accumulation groups
+    limit_s: float = 120.0  # seconds after which the training is stopped
+    checkpoint: bool = False  # write one at the end and report its size
+    weights: bool = False  # read full-size weights from the disk instead of drawing them
+    overrides: dict[str, Any] = field(default_factory=dict)  # as --cfg-options
 
 
 @dataclass(frozen=True)
-class Place:
-    """scratch: for bases, features and runs. data: dataset folder; images: of its training split. machine: figures."""
+class Setup:
+    """Folders and machine that all rows share."""
 
-    scratch: Path
-    data: Path
-    images: int
-    machine: dict[str, Any]
+    scratch: Path  # bases, features and runs
+    data: Path  # dataset folder
+    images: int  # of its training split
+    machine: dict[str, Any]  # figures of machine.py
 
 
 def main() -> int:
-    """Rows that are missing, one after the other, then their plans."""
+    """Measure the missing rows one after the other, then add their plans."""
     args = parse_arguments()
     deadline = time.monotonic() + args.budget_s
     rows = choose(read_rows(args.file), args.groups, args.rows)
@@ -85,13 +80,13 @@ def main() -> int:
     results = read_results(args.out)
     missing = [row for row in rows if args.again or results.get(row.name, {}).get("status", TIME_LIMIT) == TIME_LIMIT]
     if missing and not args.plans_only:
-        place = prepare(args.scratch, args.data)
+        setup = prepare(args.scratch, args.data)
         for row in missing:
             left = deadline - time.monotonic()
             if left < SHORTEST_S:
-                print(f"no time left: {row.name} and what follows are for the next call", flush=True)
+                print(f"no time left: {row.name} and later rows are left for the next call", flush=True)
                 break
-            results[row.name] = measure(row, place, min(row.limit_s, left))
+            results[row.name] = measure(row, setup, min(row.limit_s, left))
             write_results(args.out, results)
     if not args.no_plans:
         add_plans([row for row in rows if row.name in results], results, args.scratch, args.data)
@@ -105,20 +100,20 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for rows.json and rows.md")
     parser.add_argument("--file", type=Path, default=ROWS, help="rows in groups (default: %(default)s)")
-    parser.add_argument("--groups", nargs="+", default=[], help="groups of the file; default all")
-    parser.add_argument("--rows", nargs="+", default=[], help="names of rows; default all of the groups")
-    parser.add_argument("--data", type=Path, help="a prepared dataset folder; default: drawn angiograms of 512x512")
+    parser.add_argument("--groups", nargs="+", default=[], help="groups of the file (default: all)")
+    parser.add_argument("--rows", nargs="+", default=[], help="names of rows (default: all of the groups)")
+    parser.add_argument("--data", type=Path, help="dataset folder (default: drawn angiograms of 512x512)")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "vesselseg_train_step",
                         help="base folders, data and runs (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--budget-s", type=float, default=540.0, help="no row begins later (default: %(default)s)")
-    parser.add_argument("--again", action="store_true", help="also rows that stand in rows.json")
-    parser.add_argument("--no-plans", action="store_true", help="leave the planned peaks to a later call")
+    parser.add_argument("--budget-s", type=float, default=540.0, help="no row starts later (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="repeat rows that rows.json already holds")
+    parser.add_argument("--no-plans", action="store_true", help="skip the planned peaks")
     parser.add_argument("--plans-only", action="store_true", help="only add planned peaks; needs no GPU")
     return parser.parse_args()
 
 
 def read_rows(file: Path) -> dict[str, list[Row]]:
-    """Groups of rows; raises UserError for unknown settings and for a name that stands there twice."""
+    """Groups of rows by name; raises UserError for unknown settings and for duplicate names."""
     known = {entry.name for entry in fields(Row)}
     groups: dict[str, list[Row]] = {}
     names: set[str] = set()
@@ -133,18 +128,18 @@ def read_rows(file: Path) -> dict[str, list[Row]]:
     return groups
 
 
-def choose(groups: dict[str, list[Row]], wanted: Sequence[str], names: Sequence[str]) -> list[Row]:
-    """Rows by group and name; raises UserError for what is not there."""
-    unknown = set(wanted) - groups.keys()
-    rows = [row for group, entries in groups.items() if group in (wanted or groups) for row in entries]
+def choose(groups: dict[str, list[Row]], selected: Sequence[str], names: Sequence[str]) -> list[Row]:
+    """Rows of the selected groups (empty: all) with these names (empty: all); raises UserError for unknown ones."""
+    unknown = set(selected) - groups.keys()
+    rows = [row for group, entries in groups.items() if group in (selected or groups) for row in entries]
     unknown |= set(names) - {row.name for row in rows}
     if unknown:
         raise UserError(f"{', '.join(sorted(unknown))}: no such group or row; groups are {', '.join(groups)}")
     return [row for row in rows if row.name in (names or {row.name})]
 
 
-def prepare(scratch: Path, data: Path | None) -> Place:
-    """Measure the machine; draw the data set where none is given."""
+def prepare(scratch: Path, data: Path | None) -> Setup:
+    """Measure the machine; draw a dataset where none is given."""
     if data is None:
         data = scratch / "data"
         if not data.exists():
@@ -156,17 +151,17 @@ def prepare(scratch: Path, data: Path | None) -> Place:
     shown = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("machine.py"))], check=True, capture_output=True, text=True
     )
-    return Place(scratch, data.resolve(), len(read_split(data, "train")), json.loads(shown.stdout))
+    return Setup(scratch, data.resolve(), len(read_split(data, "train")), json.loads(shown.stdout))
 
 
 def tool(name: str, *arguments: str) -> None:
-    """One of tools/, quietly."""
+    """Run one of tools/ without showing its output."""
     command = [sys.executable, str(REPOSITORY / "tools" / name), *arguments]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def base_folder(row: Row, scratch: Path, weights: bool) -> Path:
-    """The row's base, written when it is first needed; of those with weights one is kept."""
+    """The row's base folder, written at its first use; of those with weights only the last is kept."""
     bases = scratch / "bases"
     folder = bases / (f"{row.shapes}_weights" if weights else row.shapes)
     if not folder.exists():
@@ -177,7 +172,7 @@ def base_folder(row: Row, scratch: Path, weights: bool) -> Path:
 
 
 def base_settings(row: Row, scratch: Path, weights: bool) -> dict[str, Any]:
-    """Where the model's weights come from."""
+    """Config overrides that select the row's weights."""
     folder = base_folder(row, scratch, weights)
     return {
         "model.sa2va.base": folder,
@@ -187,7 +182,7 @@ def base_settings(row: Row, scratch: Path, weights: bool) -> dict[str, Any]:
 
 
 def add_plans(rows: Sequence[Row], results: Results, scratch: Path, data: Path | None) -> None:
-    """Planned peaks into the results of these rows; shapes suffice, and pictures of 512x512 where there is no data."""
+    """Add planned peaks to the results of these rows; without a dataset the plan assumes images of 512x512."""
     data = data or scratch / "data"
     shared = {"data_root": data.resolve()} if data.exists() else {}
     settings = [{**shared, **base_settings(row, scratch, weights=False), **row.overrides} for row in rows]
@@ -196,29 +191,29 @@ def add_plans(rows: Sequence[Row], results: Results, scratch: Path, data: Path |
             results[row.name].update(plan)
 
 
-def measure(row: Row, place: Place, limit_s: float) -> dict[str, Any]:
-    """Run one row and describe it, whatever becomes of it."""
+def measure(row: Row, setup: Setup, limit_s: float) -> dict[str, Any]:
+    """Run one row; the result of a failed one has its message."""
     print(f"{time.strftime('%H:%M:%S')}  {row.name}", flush=True)
-    result = {**asdict(row), **{key: place.machine[key] for key in ("gpu", "torch", "ceiling_tflops")}}
-    work_dir = place.scratch / "run"
+    result = {**asdict(row), **{key: setup.machine[key] for key in ("gpu", "torch", "ceiling_tflops")}}
+    work_dir = setup.scratch / "run"
     shutil.rmtree(work_dir, ignore_errors=True)
     try:
-        settings = {**base_settings(row, place.scratch, row.weights), "data_root": place.data, **row.overrides}
-        with muted():  # checking a config imports DeepSpeed, which talks
+        settings = {**base_settings(row, setup.scratch, row.weights), "data_root": setup.data, **row.overrides}
+        with muted():  # checking a config imports DeepSpeed, which prints
             schedule = load_config(REPOSITORY / row.config, settings)["schedule"]
     except UserError as error:
         return with_rates(result | asdict(Outcome("failed", str(error), 0.0)))
-    settings |= run_settings(row, place, schedule["micro_batch"], schedule["accumulation"])
-    settings["features.folder"] = work_dir / "features"  # every row fills its own, so that starts compare
+    settings |= run_settings(row, setup, schedule["micro_batch"], schedule["accumulation"])
+    settings["features.folder"] = work_dir / "features"  # a store of its own per row, so that start times compare
     if row.weights:
-        forget(base_folder(row, place.scratch, weights=True))
+        forget(base_folder(row, setup.scratch, weights=True))
     outcome = train(
         REPOSITORY / row.config,
         row.gpus,
         work_dir,
         settings,
-        flags=() if row.weights else ("--skip-plan",),  # a start from weights is timed as users see it
-        environment=memory_cap(row.cap_gib, place.machine["gpu_bytes"]),
+        flags=() if row.weights else ("--skip-plan",),  # a start from weights is timed with its memory plan
+        environment=memory_cap(row.cap_gib, setup.machine["gpu_bytes"]),
         limit_s=limit_s,
     )
     found = figures(work_dir, schedule["micro_batch"], max(1, row.gpus))
@@ -227,13 +222,13 @@ def measure(row: Row, place: Place, limit_s: float) -> dict[str, Any]:
     return with_rates(result | sizes | asdict(outcome) | found)
 
 
-def run_settings(row: Row, place: Place, micro_batch: int, accumulation: int) -> dict[str, Any]:
-    """Overrides that make a training a measurement: its length, its log, nothing else written."""
+def run_settings(row: Row, setup: Setup, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    """Config overrides of a measurement: its length and log, no validation, no TensorBoard."""
     line_every = accumulation * math.ceil(LINE_EVERY / accumulation)  # each line averages over whole optimizer steps
     steps = line_every * max(2, math.ceil(row.steps / line_every))
     return {
         "schedule.max_iters": steps,
-        "schedule.epochs": math.ceil(steps * micro_batch * max(1, row.gpus) / place.images),
+        "schedule.epochs": math.ceil(steps * micro_batch * max(1, row.gpus) / setup.images),
         "logging.interval": line_every,
         "logging.tensorboard": False,
         "validation.interval": None,
@@ -242,7 +237,7 @@ def run_settings(row: Row, place: Place, micro_batch: int, accumulation: int) ->
 
 
 def memory_cap(cap_gib: float | None, gpu_bytes: int | None) -> dict[str, str]:
-    """The environment that keeps torch's allocator below the cap, in every process of a run."""
+    """Environment variables that limit torch's allocator to the cap in every process of a run."""
     if cap_gib is None or gpu_bytes is None:
         return {}
     share = math.floor(cap_gib * GIB / gpu_bytes * 1e6) / 1e6
@@ -251,13 +246,13 @@ def memory_cap(cap_gib: float | None, gpu_bytes: int | None) -> dict[str, str]:
 
 
 def read_results(out: Path) -> Results:
-    """Rows of earlier calls by name."""
+    """Results of earlier calls by row name."""
     path = out / "rows.json"
     return {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
 
 
 def write_results(out: Path, results: Results) -> None:
-    """Both files, whole or not at all."""
+    """Write rows.json and rows.md, each in one step."""
     complete = [with_rates(row) for row in results.values()]
     for name, text in (("rows.json", json.dumps(complete, indent=1) + "\n"), ("rows.md", markdown(complete))):
         unfinished = out / f"{name}.unfinished"

@@ -1,10 +1,10 @@
-"""Losses of transformers' Trainer (examples/hf_trainer.py) beside those of the main path, from the same weights.
+"""Losses of transformers' Trainer (examples/hf_trainer.py) and of the main path, from the same weights.
 
 usage: python benchmarks/trainer_curves.py --out DIR [--iterations 60] [--scratch DIR]
 
-A small model is trained on synthetic angiograms from random weights and exported. Both ways go on from that folder: the
-same adapters, images in the same order, questions, augmentation and learning rate, float32 on the CPU. DIR gets
-trainer_curves.json and .png. Exit status 1 where the losses lie further apart than TOLERANCE. Three minutes.
+A small model is trained on synthetic angiograms from random weights and exported. Both continue from that folder with
+the same adapters, order of images, questions, augmentation and learning rate, in float32 on the CPU. DIR gets
+trainer_curves.json and .png. Exit status 1 where the losses differ by more than TOLERANCE. Takes three minutes.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from vesselseg.run_tool import run_tool
 
 CONFIG = REPOSITORY / "configs" / "tiny_cpu.py"
 NAME = "trainer_curves"
-TOLERANCE = 1e-3  # of a loss; Trainer logs four decimals
+TOLERANCE = 1e-3  # Trainer logs four decimals
 RANK, RATE, BATCH, SEED = 8, 1e-3, 2, 0
-BEFORE = 20  # iterations from random weights
+PRETRAINING = 20  # iterations from random weights, before the export
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 QUIET = {
     "validation.interval": None,
@@ -47,8 +47,8 @@ QUIET = {
     "logging.interval": 1,
     "logging.tensorboard": False,
 }
-# What tiny_cpu.py sets for a training from random weights, back to what the other configs have.
-AS_USUAL = {
+# tiny_cpu.py trains from random weights; these are the values of the other configs.
+FINE_TUNING = {
     **{f"model.sa2va.trainable.{part}": False for part in ("projector", "sam2_encoder", "vision")},
     "model.sa2va.trainable.llm": "lora",
     "train_dataset.augment.vertical_flip": 0.0,
@@ -56,14 +56,14 @@ AS_USUAL = {
 }
 
 
-def main() -> int:
-    """The folder to start from, both trainings, JSON and picture."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pretrain, train both ways, write JSON and image. argv: of the command line, the default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
-    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--iterations", type=int, default=60, help="of each training (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / f"vesselseg_{NAME}",
                         help="data, weights and runs (default: %(default)s)")  # fmt: skip
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     shutil.rmtree(args.scratch, ignore_errors=True)
     folder, data = start(args.scratch)
     losses = {
@@ -71,32 +71,32 @@ def main() -> int:
         "transformers' Trainer": trainer(folder, data, args.scratch / "trainer", args.iterations),
     }
     ours, theirs = losses.values()
-    apart = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+    difference = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
     settings = {"iterations": args.iterations, "micro_batch": BATCH, "lr": RATE, "lora_rank": RANK, "seed": SEED}
     args.out.mkdir(parents=True, exist_ok=True)
-    content = {"settings": settings, "largest_difference": apart, "losses": losses}
+    content = {"settings": settings, "largest_difference": difference, "losses": losses}
     (args.out / f"{NAME}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw(losses, args.out / f"{NAME}.png")
     first, last = (sum(part) / len(part) for part in (ours[:10], ours[-10:]))
-    print(f"{args.iterations} iterations, losses at most {apart:.1e} apart; mean of the first and last ten: ", end="")
-    print(f"{first:.3f}, {last:.3f}")
-    return 0 if apart <= TOLERANCE else 1
+    print(f"{args.iterations} iterations: losses differ by at most {difference:.1e}; ", end="")
+    print(f"mean of the first and last ten: {first:.3f}, {last:.3f}")
+    return 0 if difference <= TOLERANCE else 1
 
 
 def start(scratch: Path) -> tuple[Path, Path]:
-    """An exported folder, briefly trained, and the data set that it was trained on."""
-    archive, data, folder, run = (scratch / name for name in ("archive", "data", "model", "before"))
+    """(exported folder of a briefly trained model, dataset folder)."""
+    archive, data, folder, run = (scratch / name for name in ("archive", "data", "model", "pretraining"))
     tool("make_synthetic.py", "--out", archive, "--count", 40)
     tool("prepare_data.py", archive, "--out", data, "--group-regex", "(p[0-9]+)_")
     write_tiny_base(scratch / "base")
-    changes = {"data_root": data, "model.sa2va.base": scratch / "base", "schedule.max_iters": BEFORE}
-    run_main_path(run, {**changes, **QUIET, "checkpoint.interval": BEFORE})
-    tool("convert_to_hf.py", run / "config.py", run / f"iter_{BEFORE}.pth", "--save-path", folder)
+    changes = {"data_root": data, "model.sa2va.base": scratch / "base", "schedule.max_iters": PRETRAINING}
+    run_main_path(run, {**changes, **QUIET, "checkpoint.interval": PRETRAINING})
+    tool("convert_to_hf.py", run / "config.py", run / f"iter_{PRETRAINING}.pth", "--save-path", folder)
     return folder, data
 
 
 def main_path(folder: Path, data: Path, scratch: Path, iterations: int) -> list[float]:
-    """Losses of a training through tools/dist.sh that starts with the adapters that hf_trainer.py draws."""
+    """Losses of a training through tools/dist.sh, started with the adapters that hf_trainer.py draws."""
     model = build_model(str(folder), trainable={"llm": "frozen"})
     torch.manual_seed(SEED)
     attach_lora(model, Lora(r=RANK, alpha=2 * RANK, dropout=0.0))
@@ -113,7 +113,7 @@ def main_path(folder: Path, data: Path, scratch: Path, iterations: int) -> list[
         "schedule.micro_batch": BATCH,
         "schedule.max_iters": iterations,
         "seed": SEED,
-        **AS_USUAL,
+        **FINE_TUNING,
         **QUIET,
     }
     run_main_path(scratch / "main_path", changes)
@@ -142,7 +142,7 @@ def tool(name: str, *arguments: Any) -> None:
 
 
 def run(*command: Any) -> None:
-    """Run a program of this repository without GPUs; raises UserError with what it said where it fails."""
+    """Run a program of this repository without GPUs; raises UserError with its output where it fails."""
     words = [sys.executable, *map(str, command)]
     done = subprocess.run(words, cwd=REPOSITORY, env={**os.environ, **ON_CPU}, capture_output=True, text=True)
     if done.returncode:
@@ -150,7 +150,7 @@ def run(*command: Any) -> None:
 
 
 def draw(losses: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Both curves over each other, and their difference below."""
+    """Both curves in one panel, their difference below."""
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(8, 5.5), sharex=True, height_ratios=[3, 1], constrained_layout=True
     )

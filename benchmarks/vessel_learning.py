@@ -1,14 +1,14 @@
-"""What losses and mask heads made for vessels change: three seeds each, judged on images that no choice has seen.
+"""Effect of losses and mask heads for vessels on held-out images, three seeds each.
 
 usage: python benchmarks/vessel_learning.py --data data/arcade --out DIR [--iterations 700] [--parallel 12]
 
-Every run is a training of configs/scratch_1gpu.py through tools/dist.sh, from random weights, that differs from the
-reference in what VARIANTS names and in nothing else: same images, same iterations. The validation split chooses weights
-(best.pth) and threshold, tools/eval.py scores the test split. A seed decides about weights, order and augmentation.
+Every run trains configs/scratch_1gpu.py from random weights through tools/dist.sh and differs from the reference only
+by the settings in VARIANTS. Weights (best.pth) and threshold are chosen on the validation split; tools/eval.py scores
+the test split. The seed determines weights, order of images and augmentation.
 
-DIR gets vessel_learning.json, .md and .png. Runs that stand in the JSON are left out by the next call, so calls on a
-machine lent for minutes add up: nothing else needs to be kept between them. A run begins only if the time is likely to
-last; all end by --budget-s. Exit status 1 while runs are missing.
+DIR gets vessel_learning.json, .md and .png. A later call skips the runs in the JSON, so a study can be finished in
+several short calls; only the JSON has to be kept between them. A run starts only if the longest run so far would still
+fit into --budget-s. Exit status 1 while runs are missing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -35,11 +33,17 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.learning_curves import curves, over_seeds, seeds_noise
-from benchmarks.runs import FAILED, OK, REPOSITORY, train
-from benchmarks.variants import chosen, folder_name, shared_schedule, study_parser
-from vesselseg.errors import UserError
-from vesselseg.machine import available_cores
+from benchmarks.runs import FAILED, OK, REPOSITORY
+from benchmarks.variants import (
+    Run,
+    Study,
+    over_seeds,
+    seeds_noise,
+    select_runs,
+    shared_schedule,
+    study_parser,
+    train_run,
+)
 from vesselseg.models.tiny_base import write_tiny_base
 from vesselseg.run_tool import run_tool
 
@@ -59,137 +63,74 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fine masks, features, clDice": {FINE: "features", **CLDICE},
     "fine masks, pixels, clDice": {FINE: "pixels", **CLDICE},
 }
-# Metrics of the table, as far as the evaluation has them; the JSON holds all.
+# Columns of the table, where the evaluation has them; the JSON holds all metrics.
 SHOWN = ("dice", "cldice", "precision", "recall", "recall_thin", "hd95", "assd", "betti_0_error")
 LINES = 40  # points of a loss curve
 VALIDATIONS = 5
-JUDGES = 8  # evaluations at a time, beside the trainings
-JUDGING_S = 75.0  # kept for the evaluations that come after the last training
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training."""
-
-    variant: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its work folder."""
-        return folder_name(self.variant, self.seed)
-
-
-@dataclass
-class Study:
-    """What is known so far; the file is written anew after each run. longest: seconds of a training of this call."""
-
-    path: Path
-    settings: dict[str, Any]
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    longest: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def read(self) -> None:
-        """Take finished runs of earlier calls; raises UserError where they had other settings."""
-        if not self.path.exists():
-            return
-        found = json.loads(self.path.read_text(encoding="utf-8"))
-        if found["settings"] != self.settings:
-            raise UserError(f"{self.path} holds runs with {found['settings']}, not {self.settings}; name another --out")
-        for run in found["runs"]:
-            for kind in ("loss", "dice"):
-                run[kind] = {int(iteration): value for iteration, value in run[kind].items()}
-        self.runs = [run for run in found["runs"] if run["status"] == OK]
-
-    def lacks(self, run: Run) -> bool:
-        """Whether it is still to be done."""
-        return not any((one["variant"], one["seed"]) == (run.variant, run.seed) for one in self.runs)
-
-    def add(self, run: dict[str, Any]) -> None:
-        """One more, and the file with it."""
-        with self.lock:
-            self.runs.append(run)
-            self.write()
-
-    def write(self) -> None:
-        """The file, whole or not at all: a machine that is lent for minutes may be gone at any moment."""
-        content = {"settings": self.settings, "variants": summarise(self.runs), "runs": self.runs}
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(self.path)
+EVALUATORS = 8  # evaluations at the same time, in addition to the trainings
+EVALUATION_S = 75.0  # of the budget, reserved for the evaluations after the last training
 
 
 def main() -> int:
-    """Runs that are missing, then table and picture of all."""
+    """Train and evaluate the missing runs, then write table and picture of all."""
     args = parse_arguments()
-    runs = [Run(variant, seed) for variant, seed in chosen(args.variants, list(VARIANTS), args.seeds)]
-    subprocess.run([*EVAL, "--help"], check=True, stdout=subprocess.DEVNULL)  # a package that lacks is told at once
+    runs = select_runs(args.variants, list(VARIANTS), args.seeds)
+    subprocess.run([*EVAL, "--help"], check=True, stdout=subprocess.DEVNULL)  # a missing package is reported at once
     args.out.mkdir(parents=True, exist_ok=True)
-    told = {"iterations": args.iterations, "micro_batch": args.micro_batch, "image_size": args.image_size}
-    study = Study(args.out / f"{NAME}.json", told)
+    settings = {"iterations": args.iterations, "micro_batch": args.micro_batch, "image_size": args.image_size}
+    study = Study(args.out / f"{NAME}.json", settings, summarise)
     study.read()
-    run_all([run for run in runs if study.lacks(run)], study, args)
+    run_all([run for run in runs if not study.has(run)], study, args)
     study.write()
     report = table(summarise(study.runs))
     (args.out / f"{NAME}.md").write_text(report, encoding="utf-8")
     draw(study.runs, args.out / f"{NAME}.png")
     print(report)
-    left = [run for run in runs if not any(_is(run, one) and one["status"] == OK for one in study.runs)]
-    print(f"{len(runs) - len(left)} of {len(runs)} runs are done")
-    return 1 if left else 0
+    done = sum(study.has(run) for run in runs)
+    print(f"{done} of {len(runs)} runs are done")
+    return 0 if done == len(runs) else 1
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line -> settings."""
-    usual = {"iterations": 700, "image_size": 512, "parallel": 12, "workers": 1, "budget_s": 560.0}
-    return study_parser(__doc__, NAME, **usual).parse_args()
+    defaults = {"iterations": 700, "image_size": 512, "parallel": 12, "workers": 1, "budget_s": 560.0}
+    return study_parser(__doc__, NAME, **defaults).parse_args()
 
 
 def run_all(runs: Sequence[Run], study: Study, args: argparse.Namespace) -> None:
-    """Train several at a time, and evaluate what has come to its end beside the next trainings."""
+    """Train `args.parallel` runs at a time, and evaluate finished ones during the following trainings."""
     deadline = time.monotonic() + args.budget_s
     shutil.rmtree(args.scratch, ignore_errors=True)
     write_tiny_base(args.scratch / "base")
-    with ThreadPoolExecutor(JUDGES) as judges, ThreadPoolExecutor(args.parallel) as trainers:
-        judging: list[Future[None]] = []
+    with ThreadPoolExecutor(EVALUATORS) as evaluators, ThreadPoolExecutor(args.parallel) as trainers:
+        evaluations: list[Future[None]] = []
 
-        def one(run: Run) -> None:
-            left = deadline - JUDGING_S - time.monotonic()
+        def train_one(run: Run) -> None:
+            left = deadline - EVALUATION_S - time.monotonic()
             if left < study.longest:
                 print(f"left for the next call: {run.variant}, seed {run.seed}", flush=True)
                 return
-            trained = train_one(run, args, left)
-            study.longest = max(study.longest, trained["seconds"])
-            if trained["status"] == OK:
-                judging.append(judges.submit(judge, run, trained, study, args))
+            overrides = {**shared_settings(args), **VARIANTS[run.variant], "seed": run.seed}
+            record = train_run(run, CONFIG, overrides, args, left)
+            study.longest = max(study.longest, record["seconds"])
+            if record["status"] == OK:
+                evaluations.append(evaluators.submit(evaluate_run, run, record, study, args))
             else:
-                study.add(trained)
-                print(f"{trained['status']}: {run.variant}, seed {run.seed}\n{trained['message']}", flush=True)
+                study.add(record)
+                print(f"{record['status']}: {run.variant}, seed {run.seed}\n{record['message']}", flush=True)
 
-        list(trainers.map(one, runs))
-        for future in judging:
-            future.result()
-
-
-def train_one(run: Run, args: argparse.Namespace, limit_s: float) -> dict[str, Any]:
-    """One training: how it went, and its curves."""
-    folder = args.scratch / run.name
-    overrides = {**shared_settings(args), **VARIANTS[run.variant], "seed": run.seed}
-    each = str(max(1, available_cores() // args.parallel))
-    threads = {"OMP_NUM_THREADS": each, "OPENCV_FOR_THREADS_NUM": "1"}
-    outcome = train(CONFIG, 1, folder, overrides, flags=("--skip-plan",), environment=threads, limit_s=limit_s)
-    told = {"status": outcome.status, "message": outcome.message, "seconds": outcome.seconds}
-    return {"variant": run.variant, "seed": run.seed, **told, **curves(folder, args.iterations)}
+        list(trainers.map(train_one, runs))
+        for evaluation in evaluations:
+            evaluation.result()
 
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What all runs share, beside the config."""
+    """Config overrides of all runs."""
     return {**shared_schedule(args, LINES, VALIDATIONS), "model.sa2va.base": args.scratch / "base"}
 
 
-def judge(run: Run, trained: dict[str, Any], study: Study, args: argparse.Namespace) -> None:
-    """Score the test split at the threshold of the validation split; the work folder is removed behind it."""
+def evaluate_run(run: Run, record: dict[str, Any], study: Study, args: argparse.Namespace) -> None:
+    """Score the test split at the validation split's threshold, add the record to the study, delete the work folder."""
     folder = args.scratch / run.name
     command = [*EVAL, str(folder / "best.pth"), "--data", str(args.data), "--split", "test", "--threshold", "auto"]
     done = subprocess.run(
@@ -197,24 +138,20 @@ def judge(run: Run, trained: dict[str, Any], study: Study, args: argparse.Namesp
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     if done.returncode:
-        study.add({**trained, "status": FAILED, "message": (done.stdout + done.stderr)[-2000:]})
+        study.add({**record, "status": FAILED, "message": (done.stdout + done.stderr)[-2000:]})
         print(f"not evaluated: {run.variant}, seed {run.seed}\n{done.stderr[-2000:]}", flush=True)
         return
     results = json.loads((folder / "eval" / "results.json").read_text(encoding="utf-8"))
     metrics = {name: row["mean"] for name, row in results["summary"].items()}
-    study.add({**trained, "threshold": results["threshold"]["value"], "metrics": metrics})
+    study.add({**record, "threshold": results["threshold"]["value"], "metrics": metrics})
     shutil.rmtree(folder)
-    print(f"{run.variant}, seed {run.seed}: Dice {metrics['dice']:.4f}, {trained['seconds']:.0f} s", flush=True)
-
-
-def _is(run: Run, record: Mapping[str, Any]) -> bool:
-    return (run.variant, run.seed) == (record["variant"], record["seed"])
+    print(f"{run.variant}, seed {run.seed}: Dice {metrics['dice']:.4f}, {record['seconds']:.0f} s", flush=True)
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Variant -> metric -> its value for every seed, mean, standard deviation, difference to the reference.
+    """Variant -> metric -> values by seed, mean, standard deviation, difference to the reference.
 
-    noise: what seeds alone explain of the difference, 95 %; None with fewer than two seeds of either.
+    noise: see `seeds_noise`; None with fewer than two seeds of either variant.
     """
     done = sorted((run for run in runs if run["status"] == OK), key=lambda run: run["seed"])
     by_variant = {name: [run for run in done if run["variant"] == name] for name in VARIANTS}
@@ -243,7 +180,7 @@ def _values(runs: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
 
 
 def table(variants: Mapping[str, Any]) -> str:
-    """Markdown: mean and standard deviation over seeds, and below the difference to the reference, +- its noise."""
+    """Markdown: mean ± standard deviation over seeds, and in brackets the difference to the reference ± its noise."""
     shown = [name for name in SHOWN if any(name in one["metrics"] for one in variants.values())]
     lines = ["| variant | seeds | " + " | ".join(shown) + " | peak GiB |", "|---" * (len(shown) + 3) + "|"]
     for name, one in variants.items():
@@ -267,7 +204,7 @@ def _cell(metric: Mapping[str, Any] | None) -> str:
 
 
 def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Validation Dice by iteration, mean and range of the seeds; Dice and clDice of each run on the test split."""
+    """Left: validation Dice by iteration, mean and range of the seeds. Right: each run's test Dice and clDice."""
     figure, (left, *right) = plt.subplots(
         1, 3, figsize=(14, 4.8), constrained_layout=True, gridspec_kw={"width_ratios": (2, 1, 1)}
     )

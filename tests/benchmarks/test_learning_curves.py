@@ -1,4 +1,4 @@
-"""The driver of learning curves: real runs side by side, and what is said of their differences."""
+"""The driver of learning curves: two real runs at the same time, and the statistics of their differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.learning_curves import CONFIG, VARIANTS, Run, compare, over_seeds, summarise
+from benchmarks.learning_curves import CONFIG, VARIANTS, compare, overrides, summarise
+from benchmarks.variants import Run, over_seeds
 from tests.training.conftest import REPOSITORY, write_data
 from vesselseg.config.load import load_config
 
@@ -24,7 +25,7 @@ SHARED = {
 
 
 @pytest.mark.e2e
-def test_two_ways_run_side_by_side_and_are_compared(tmp_path: Path) -> None:
+def test_two_variants_train_at_the_same_time_and_are_compared(tmp_path: Path) -> None:
     names = list(VARIANTS)
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "learning_curves.py"), "--out", str(tmp_path / "out")]
     command += ["--data", str(write_data(tmp_path / "data")), "--variants", names[0], names[2]]
@@ -39,14 +40,13 @@ def test_two_ways_run_side_by_side_and_are_compared(tmp_path: Path) -> None:
         variant = summary["variants"][name]
         assert variant["loss"]["iter"] == [1, 2, 3] and all(0 < loss < 50 for loss in variant["loss"]["mean"])
         assert len(variant["dice"]["iter"]) == 3 and 0 <= variant["final_dice"][0] <= 1
-    assert f"{names[0]} / {names[2]}: final loss" in done.stdout and "one seed tells no noise" in done.stdout
+    assert f"{names[0]} / {names[2]}: final loss" in done.stdout and "one seed, no noise estimate" in done.stdout
     assert (tmp_path / "out" / "learning_curves.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_a_config_that_loads(variant: str) -> None:
-    run = Run(variant, seed=1, image_size=1024, settings=SHARED)
-    config = load_config(CONFIG, run.overrides())
+    config = load_config(CONFIG, overrides(Run(variant, seed=1), SHARED, image_size=1024))
     assert config["seed"] == 1
     assert (config["strategy"]["zero_optimization"]["stage"] == 3) is variant.startswith("ZeRO-3")
     assert (config["model"]["sa2va"]["sam2"]["image_size"] == 512) is ("half" in variant)
@@ -56,7 +56,7 @@ def variants(**finals: list[float]) -> dict[str, dict[str, list[float]]]:
     return {name: {"final_loss": values, "final_dice": values} for name, values in finals.items()}
 
 
-def test_a_difference_within_the_seeds_noise_is_told_from_one_beyond() -> None:
+def test_a_difference_within_the_noise_of_the_seeds_differs_from_one_beyond() -> None:
     found = variants(a=[1.0, 1.1, 1.2], near=[1.1, 1.2, 1.25], far=[2.0, 2.1, 2.2], half=[1.0])
     near = compare("a", "near", found)["final_loss"]
     assert near["agree"] is True and near["difference"] == pytest.approx(0.08333, abs=1e-4)
@@ -80,6 +80,6 @@ def test_a_run_that_failed_leaves_the_others_their_curves() -> None:
     assert summary["comparisons"][0]["sentence"] == "a / b: no final loss; no final dice"
 
 
-def test_mean_and_range_are_of_the_points_that_all_seeds_have() -> None:
+def test_mean_and_range_use_the_points_that_all_seeds_have() -> None:
     found = over_seeds([{1: 1.0, 2: 2.0}, {1: 3.0, 2: 6.0, 3: 9.0}])
     assert found == {"iter": [1, 2], "mean": [2.0, 4.0], "low": [1.0, 2.0], "high": [3.0, 6.0]}

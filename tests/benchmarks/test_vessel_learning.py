@@ -1,4 +1,4 @@
-"""The driver of vessel learning: real runs, what a later call leaves out, and what is said of differences."""
+"""The driver of vessel learning: a real run, the runs that a later call skips, the statistics of differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.vessel_learning import CONFIG, NAME, REFERENCE, VARIANTS, Run, Study, draw, summarise, table
+from benchmarks.variants import Run, Study
+from benchmarks.vessel_learning import CONFIG, NAME, REFERENCE, VARIANTS, draw, summarise, table
 from tests.training.conftest import REPOSITORY, write_data
 from vesselseg.config.load import load_config
 from vesselseg.errors import UserError
@@ -24,8 +25,8 @@ SETTINGS = {"iterations": 3, "micro_batch": 2, "image_size": 64}
 def run_of(variant: str, seed: int, dice: float, **changes: Any) -> dict[str, Any]:
     metrics = {"dice": dice, "cldice": dice + 0.1, "hd95": None}
     curves = {"loss": {1: 2.0, 2: 1.0}, "dice": {2: dice}, "memory_gib": 1.5, "images_per_s": 9.0}
-    told = {"status": "ok", "message": "", "seconds": 9.0, "threshold": 0.3}
-    return {"variant": variant, "seed": seed, **told, **curves, "metrics": metrics, **changes}
+    outcome = {"status": "ok", "message": "", "seconds": 9.0, "threshold": 0.3}
+    return {"variant": variant, "seed": seed, **outcome, **curves, "metrics": metrics, **changes}
 
 
 RUNS = [run_of(REFERENCE, seed, 0.6 + 0.01 * seed) for seed in range(3)]
@@ -40,7 +41,7 @@ def test_every_variant_is_a_config_that_loads(variant: str) -> None:
     assert changed == {path.removeprefix("model.loss.") for path in VARIANTS[variant] if ".loss." in path}
 
 
-def test_a_difference_beyond_the_seeds_is_bold_and_undefined_values_are_left_out() -> None:
+def test_a_difference_beyond_the_noise_of_the_seeds_is_bold_and_undefined_values_are_left_out() -> None:
     variants = summarise([*RUNS, run_of(REFERENCE, 3, 0.1, status="failed")])
     dice = variants[OTHER]["metrics"]["dice"]
     assert dice["mean"] == pytest.approx(0.81) and dice["deviation"] == pytest.approx(0.01)
@@ -54,16 +55,16 @@ def test_a_difference_beyond_the_seeds_is_bold_and_undefined_values_are_left_out
     assert "0.800 (+0.200)" in one_each[3]
 
 
-def test_what_is_done_is_left_out_and_what_failed_is_done_again(tmp_path: Path) -> None:
-    study = Study(tmp_path / "runs.json", SETTINGS)
+def test_finished_runs_are_skipped_and_failed_ones_are_repeated(tmp_path: Path) -> None:
+    study = Study(tmp_path / "runs.json", SETTINGS, summarise)
     study.add(RUNS[0])
     study.add(run_of(OTHER, 0, 0.5, status="time limit"))
-    again = Study(tmp_path / "runs.json", SETTINGS)
+    again = Study(tmp_path / "runs.json", SETTINGS, summarise)
     again.read()
     assert again.runs == [RUNS[0]]
-    assert not again.lacks(Run(REFERENCE, 0)) and again.lacks(Run(REFERENCE, 1)) and again.lacks(Run(OTHER, 0))
-    with pytest.raises(UserError, match=r"holds runs with .*; name another --out"):
-        Study(tmp_path / "runs.json", {**SETTINGS, "iterations": 4}).read()
+    assert again.has(Run(REFERENCE, 0)) and not again.has(Run(REFERENCE, 1)) and not again.has(Run(OTHER, 0))
+    with pytest.raises(UserError, match=r"holds runs with .*; choose another --out"):
+        Study(tmp_path / "runs.json", {**SETTINGS, "iterations": 4}, summarise).read()
 
 
 def test_the_picture_is_drawn_with_and_without_runs(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_the_picture_is_drawn_with_and_without_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_a_run_is_trained_and_judged(tmp_path: Path) -> None:
+def test_a_run_is_trained_and_evaluated(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "vessel_learning.py"), "--out", str(tmp_path / "out")]
     command += ["--data", str(write_data(tmp_path / "data")), "--variants", "fine masks, pixels, clDice"]
     command += ["--seeds", "1", "--iterations", "2", "--micro-batch", "2", "--image-size", "64", "--parallel", "2"]
