@@ -15,7 +15,7 @@ import io
 import sys
 import tokenize
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def figures(root: Path) -> dict[str, float]:
     """Every figure of one checkout by its label."""
     sources = {path: path.read_text(encoding="utf-8") for path in sorted((root / PACKAGE).rglob("*.py"))}
     trees = {path: ast.parse(text) for path, text in sources.items()}
-    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, Function)]
+    functions = functions_of(trees.values())
     counted = [line_counts(text) for text in sources.values()]
     code, comments, trailing = (sum(column) for column in zip(*counted))
     edges = package_imports(root)
@@ -64,6 +64,11 @@ def figures(root: Path) -> dict[str, float]:
         "private helpers used once": private,
         "of all functions, %": round(100 * private / max(1, len(functions)), 1),
     }
+
+
+def functions_of(trees: Iterable[ast.Module]) -> list[Function]:
+    """All functions and methods, nested ones included."""
+    return [node for tree in trees for node in ast.walk(tree) if isinstance(node, Function)]
 
 
 def rooms(root: Path) -> dict[str, float]:
@@ -109,7 +114,7 @@ def is_public(node: Any) -> bool:
     return not node.name.startswith("_")
 
 
-def once_used(trees: Sequence[ast.Module] | Any, functions: Sequence[Function]) -> int:
+def once_used(trees: Iterable[ast.Module], functions: Sequence[Function]) -> int:
     """Private functions and methods whose name is used exactly once in the package, dunder methods aside.
 
     Names are counted over all files; two helpers of one name in two files, each used once, count as used once.
@@ -130,7 +135,10 @@ def used_names(tree: ast.Module) -> Iterator[str]:
 
 def repeated(functions: Sequence[Function]) -> int:
     """Runs of WINDOW statements in functions that occur somewhere else too, whatever the variables are called."""
-    windows = Counter(window for one in functions for block in blocks(one) for window in normalised_windows(block))
+    windows: Counter[str] = Counter()
+    for function in functions:
+        local = local_names(function)
+        windows.update(window for block in blocks(function) for window in normalised_windows(block, local))
     return sum(number - 1 for number in windows.values())
 
 
@@ -150,21 +158,22 @@ def blocks(function: Function) -> Iterator[list[ast.stmt]]:
         waiting += getattr(node, "handlers", [])
 
 
-def normalised_windows(block: Sequence[ast.stmt]) -> Iterator[str]:
-    """Every run of WINDOW statements as text, with variables numbered in the order in which they occur."""
+def local_names(function: Function) -> set[str]:
+    """Arguments and variables of a function."""
+    nodes = list(ast.walk(function))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return names | {node.arg for node in nodes if isinstance(node, ast.arg)}
+
+
+def normalised_windows(block: Sequence[ast.stmt], local: set[str]) -> Iterator[str]:
+    """Every run of WINDOW statements as text, with local names numbered in the order in which they occur."""
     for start in range(len(block) - WINDOW + 1):
         numbers: dict[str, str] = {}
         module = copy.deepcopy(ast.Module(body=list(block[start : start + WINDOW]), type_ignores=[]))
-        assigned = {node.id for node in ast.walk(module) if isinstance(node, ast.Name) and is_stored(node)}
         for node in ast.walk(module):
-            if isinstance(node, ast.Name) and node.id in assigned:
+            if isinstance(node, ast.Name) and node.id in local:
                 node.id = numbers.setdefault(node.id, f"v{len(numbers)}")
         yield ast.dump(module)
-
-
-def is_stored(node: ast.Name) -> bool:
-    """Whether a name is assigned to here."""
-    return isinstance(node.ctx, ast.Store)
 
 
 def is_text(node: ast.stmt) -> bool:
