@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from skimage.morphology import thin
 from torch import Tensor
 
 from tests.losses.test_losses import answers, batch_with, random_masks
+from vesselseg.losses.skeleton import skeleton, tube
 from vesselseg.losses.total import MASK_TARGETS, TotalLoss
 from vesselseg.losses.vessels import (
     boundary_bce_per_object,
     boundary_weights,
     focal_tversky_per_object,
+    skeleton_recall_per_object,
     soft_cldice_per_object,
     soft_skeleton,
+    thin_bce_per_object,
+    thin_weights,
 )
 
-PER_OBJECT = (boundary_bce_per_object, focal_tversky_per_object, soft_cldice_per_object)
+THIN_BCE = partial(thin_bce_per_object, strength=2.0)
+PER_OBJECT = (
+    boundary_bce_per_object,
+    focal_tversky_per_object,
+    soft_cldice_per_object,
+    skeleton_recall_per_object,
+    THIN_BCE,
+)
 SURE = 50.0  # a logit whose probability is 1
 
 
@@ -105,6 +119,60 @@ def test_borders_and_thin_vessels_weigh_more() -> None:
     assert weights[0, 65, 20] > 4 > weights[1, 84, 20] and weights[1, 84, 20] == 1  # the middle of each
 
 
+def test_the_skeleton_is_that_of_scikit_image() -> None:
+    """Vessels of several widths, blobs with holes and random pixels; `thin` is Guo and Hall's algorithm too."""
+    smooth = ndimage.gaussian_filter(noise(48, 64).numpy(), 2.5) > 0
+    masks = torch.stack(
+        [vessel()[0], vessel(thick=9)[0], torch.from_numpy(smooth).float(), *random_masks(2, 48, 64).float()]
+    )
+    found = skeleton(masks)
+    assert found.dtype == torch.float32 and found.device == masks.device
+    for mask, line in zip(masks, found):
+        np.testing.assert_array_equal(line.numpy() > 0, thin(mask.numpy() > 0))
+    assert skeleton(masks[:0]).shape == (0, 48, 64)
+    torch.testing.assert_close(skeleton(masks * 0.6), found)  # of coverage labels: where more than half is covered
+
+
+def test_the_tube_is_three_pixels_wide_and_inside_the_label() -> None:
+    wide, narrow = tube(vessel(thick=9))[0], tube(vessel(thick=2))[0]
+    assert wide[:, 12].sum() == 3 and narrow[:, 12].sum() == 2
+    assert (narrow <= vessel(thick=2)[0]).all()
+
+
+def test_skeleton_recall_by_hand() -> None:
+    target, logits = vessel(thick=5), noise(1, 48, 64)
+    line = thin(target[0].numpy() > 0)
+    expected = ndimage.binary_dilation(line, np.ones((3, 3))) & (target[0].numpy() > 0)
+    probability = 1 / (1 + np.exp(-logits[0].double().numpy()))
+    by_hand = 1 - (probability[expected].sum() + 1) / (expected.sum() + 1)
+    assert skeleton_recall_per_object(logits, target).item() == pytest.approx(by_hand, rel=1e-5)
+    gone = target.clone()
+    gone[:, :, 4:34] = 0  # half of the main vessel
+    assert skeleton_recall_per_object(sure(gone), target).item() > 0.3
+    assert skeleton_recall_per_object(sure(torch.ones_like(target)), target).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_thin_weights_by_hand() -> None:
+    target = random_masks(1, 36, 104).float() * (noise(1, 36, 104, seed=5) > 0.3)  # a window of 1 pixel at 36
+    assert (thin_weights(target, 2.0) == 1).all()  # a labelled pixel is all of such a window
+    target = torch.cat([vessel(136, 136, thick=3), vessel(136, 136, thick=40)])  # a window of 5
+    found = thin_weights(target, 2.0)
+    for row, column in ((69, 20), (68, 20), (68, 4), (10, 69), (20, 20)):
+        for mask, weight in zip(target.numpy(), found):
+            share = mask[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].mean()
+            by_hand = 1 + 2 * mask[row, column] * max(0.0, 1 - share / 0.6)
+            assert weight[row, column].item() == pytest.approx(by_hand, abs=1e-5)
+    assert found.min() == 1 and found[1, 80, 60] == 1 and found.max() > 1.5
+
+
+def test_thin_bce_by_hand() -> None:
+    target, logits = vessel(136, 136, thick=2), noise(1, 136, 136)
+    bce = np.logaddexp(0, logits[0].numpy()) - target[0].numpy() * logits[0].numpy()
+    by_hand = (thin_weights(target, 3.0)[0].numpy() * bce).mean()
+    assert thin_bce_per_object(logits, target, 3.0).item() == pytest.approx(by_hand, rel=1e-5)
+    assert thin_bce_per_object(logits, target, 0.0).item() == pytest.approx(bce.mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize("loss", PER_OBJECT)
 def test_no_loss_at_the_label_and_most_at_its_opposite(loss: object) -> None:
     mask = vessel()
@@ -169,12 +237,21 @@ def test_the_loss_is_what_it_was_unless_asked() -> None:
     assert all(torch.equal(more[name], plain[name]) for name in plain)
 
 
+def test_thin_vessels_count_more_in_bce_alone() -> None:
+    batch, logits = batch_with(vessel(136, 136, thick=2)), noise(1, 34, 34)
+    plain, weighted = (TotalLoss(thin_weight=strength, mask_target="full") for strength in (0.0, 3.0))
+    before, after = (loss(logits, *answers(), batch) for loss in (plain, weighted))
+    assert after["loss_bce"] > before["loss_bce"] and torch.equal(after["loss_dice"], before["loss_dice"])
+    with pytest.raises(ValueError, match=r"thin_weight is -1; expected 0 or more"):
+        TotalLoss(thin_weight=-1)
+
+
 @pytest.mark.parametrize("mask_target", MASK_TARGETS)
 def test_weights_and_targets_of_each_term(mask_target: str) -> None:
-    """Two sizes in one batch; borders and Tversky at the target asked for, clDice at the image's size in any case."""
+    """Two sizes in one batch; borders and Tversky at the given target, centrelines at the image's size in any case."""
     masks = (random_masks(2, 48, 48), random_masks(1, 32, 64, 1))
     logits = noise(3, 16, 16)
-    weights = {"boundary": 2.0, "tversky": 0.5, "cldice": 0.25}
+    weights = {"boundary": 2.0, "tversky": 0.5, "cldice": 0.25, "skeleton_recall": 0.75}
     found = TotalLoss(**weights, cldice_iterations=3, mask_target=mask_target)(logits, *answers(), batch_with(*masks))
     expected: dict[str, list[Tensor]] = {name: [] for name in weights}
     for single, mask in zip(logits, [*masks[0], *masks[1]]):
@@ -186,6 +263,7 @@ def test_weights_and_targets_of_each_term(mask_target: str) -> None:
         expected["boundary"].append(boundary_bce_per_object(*chosen))
         expected["tversky"].append(focal_tversky_per_object(*chosen))
         expected["cldice"].append(soft_cldice_per_object(*pair, iterations=3))
+        expected["skeleton_recall"].append(skeleton_recall_per_object(*pair))
     for name, values in expected.items():
         torch.testing.assert_close(found[f"loss_{name}"], weights[name] * torch.cat(values).mean())
 

@@ -12,21 +12,31 @@ from torch.nn import functional
 
 from vesselseg.dataset.batch import Batch
 from vesselseg.losses.masks import area_average, bce_per_object, dice_per_object
-from vesselseg.losses.vessels import boundary_bce_per_object, focal_tversky_per_object, soft_cldice_per_object
+from vesselseg.losses.vessels import (
+    boundary_bce_per_object,
+    focal_tversky_per_object,
+    skeleton_recall_per_object,
+    soft_cldice_per_object,
+    thin_bce_per_object,
+)
 
 MASK_TARGETS = ("area", "full")
+AT_FULL_SIZE = ("cldice", "skeleton_recall")  # a centreline has no area
 Term = Callable[[Tensor, Tensor], Tensor]  # logits, target: (objects, H, W) -> (objects,)
 
 
 class TotalLoss(nn.Module):
-    """Cross-entropy on answer tokens, BCE and Dice on masks, and losses that suit vessels.
+    """Cross-entropy on answer tokens, BCE and Dice on masks, and losses for vessels.
 
-    lm, bce, dice: weights. boundary: of BCE that counts borders more, in place of bce or beside it. tversky: of the
-    focal Tversky loss, in place of dice or beside it. cldice: of soft clDice, beside the others. The three are computed
-    only where their weight is above 0. cldice_iterations: radius in pixels up to which vessels have a centreline.
+    lm, bce, dice: weights. thin_weight: how much more a pixel of a thin vessel counts in bce; 0 counts all alike.
+    boundary: weight of a BCE in which borders count more, in place of bce or in addition.
+    tversky: weight of the focal Tversky loss, in place of dice or in addition.
+    cldice: weight of soft clDice; cldice_iterations: radius in pixels up to which vessels have a centreline there.
+    skeleton_recall: weight of the skeleton recall loss.
     mask_target: `area` compares the logits, at a quarter (or half) of SAM2's side, with area-averaged labels; `full`
-    enlarges the logits to the image and compares there (more memory, exact borders). A centreline has no area: clDice
-    is computed at the image's size in both cases.
+    enlarges the logits to the image and compares there (more memory, exact borders). clDice and skeleton recall are
+    computed at the image's size in both cases, because a centreline has no area.
+    A loss other than lm, bce and dice is computed only where its weight is above 0.
     """
 
     def __init__(
@@ -38,20 +48,25 @@ class TotalLoss(nn.Module):
         tversky: float = 0.0,
         cldice: float = 0.0,
         cldice_iterations: int = 10,
+        skeleton_recall: float = 0.0,
+        thin_weight: float = 0.0,
         mask_target: str = "area",
     ) -> None:
         super().__init__()
         if mask_target not in MASK_TARGETS:
             raise ValueError(f"loss.mask_target is {mask_target!r}; expected one of {', '.join(MASK_TARGETS)}")
+        if thin_weight < 0:
+            raise ValueError(f"loss.thin_weight is {thin_weight}; expected 0 or more")
         self.lm = lm
-        optional = {"boundary": boundary, "tversky": tversky, "cldice": cldice}
+        optional = {"boundary": boundary, "tversky": tversky, "cldice": cldice, "skeleton_recall": skeleton_recall}
         self.mask_weights = {"bce": bce, "dice": dice, **{name: one for name, one in optional.items() if one > 0}}
         self.terms: dict[str, Term] = {
-            "bce": bce_per_object,
+            "bce": partial(thin_bce_per_object, strength=thin_weight) if thin_weight else bce_per_object,
             "dice": dice_per_object,
             "boundary": boundary_bce_per_object,
             "tversky": focal_tversky_per_object,
             "cldice": partial(soft_cldice_per_object, iterations=cldice_iterations),
+            "skeleton_recall": skeleton_recall_per_object,
         }
         self.mask_target = mask_target
 
@@ -71,10 +86,10 @@ class TotalLoss(nn.Module):
         found = defaultdict(list)
         for logits, masks in _by_size(mask_logits, batch):
             compared = {self.mask_target: _compared(logits, masks, self.mask_target)}
-            if "cldice" in self.mask_weights and self.mask_target != "full":
+            if not self.mask_weights.keys().isdisjoint(AT_FULL_SIZE) and self.mask_target != "full":
                 compared["full"] = _compared(logits, masks, "full")
             for name in self.mask_weights:
-                target = "full" if name == "cldice" else self.mask_target
+                target = "full" if name in AT_FULL_SIZE else self.mask_target
                 found[name].append(self.terms[name](*compared[target]))
         return {name: torch.cat(values).mean() for name, values in found.items()}
 

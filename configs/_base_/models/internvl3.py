@@ -34,6 +34,15 @@ model = dict(
         random_weights=False,
     ),
     loss=dict(
-        lm=1.0, bce=2.0, dice=0.5, boundary=0.0, tversky=0.0, cldice=0.0, cldice_iterations=10, mask_target="area"
+        lm=1.0,
+        bce=2.0,
+        dice=0.5,
+        boundary=0.0,
+        tversky=0.0,
+        cldice=0.0,
+        cldice_iterations=10,
+        skeleton_recall=0.0,
+        thin_weight=0.0,
+        mask_target="area",
     ),
 )
