@@ -1,15 +1,17 @@
-"""What every test may use: the reference data beside the checkout, and the order in which tests run."""
+"""What every test may use, the order in which tests run, their time limits, and what they cost (see cost.py)."""
 
 from __future__ import annotations
 
 import os
 import signal
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import cost, fork_server, machine_speed
 from tests.browser import browser  # noqa: F401, a fixture for all tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -58,6 +60,10 @@ def pytest_configure(config: pytest.Config) -> None:
     code = tempfile.TemporaryDirectory(prefix="vesselseg-code-")
     os.environ["HF_MODULES_CACHE"] = code.name
     config.add_cleanup(code.cleanup)
+    machine_speed.configure()
+    fork_server.configure(config)
+    cost.configure(config)
+    config.pluginmanager.register(Summary())
     # a shell's background job ignores Ctrl-C, and so would the tools that tests start and end with it
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,15 +83,45 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, the end-to-end ones after them: a broken unit is reported before minutes are spent."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+    """Quick tests first, the end-to-end ones last: a broken unit is reported before minutes are spent."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is not None, cost.is_dear(item)))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Time of the unit tests and of the end-to-end ones, added up over the workers, above pytest's own last line."""
-    seconds = {False: 0.0, True: 0.0}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if hasattr(report, "duration") and hasattr(report, "keywords"):
-                seconds["e2e" in report.keywords] += report.duration
-    terminalreporter.write_line(f"unit tests: {seconds[False]:.0f} s, end-to-end tests: {seconds[True]:.0f} s")
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """The time limit of a test is that of an idle machine; a loaded one gets more."""
+    marker = item.get_closest_marker("timeout")
+    seconds = marker.args[0] if marker else item.config.getini("timeout")
+    item.add_marker(pytest.mark.timeout(machine_speed.patience(float(seconds))), append=False)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from cost.measured(item, "setup"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from cost.measured(item, "call"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from cost.measured(item, "teardown"))
+
+
+class Summary:
+    """CPU time above pytest's own last line, by kind of test, added up over the workers."""
+
+    def __init__(self) -> None:
+        self.costs = cost.Costs()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.costs.add(report)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        self.costs.write(terminalreporter.write_line)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forked_imports import BLOCK, Import, Outcome, run_imports
 from tests.import_rules import (
     REPOSITORY,
     TRAINING_ONLY,
@@ -129,19 +127,6 @@ def package_modules() -> list[str]:
     return [module_name(REPOSITORY, path) for path in sorted((REPOSITORY / "vesselseg").rglob("*.py"))]
 
 
-def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, check=False
-    )
-
-
-# Third-party packages print and write while they are imported; they are imported first and not looked at.
-THIRD_PARTY = """
-import torch, transformers, peft, mmengine.runner, deepspeed, xtuner.engine._strategy, sam2.build_sam
-import matplotlib.figure, skimage.filters, scipy.ndimage, sklearn.metrics, cv2, torchvision, pycocotools.mask
-import jinja2, yaml, fastapi, uvicorn, prometheus_client
-"""
 WATCHED_IMPORT = """
 import importlib, os, sys, tempfile
 written, complaints = [], []
@@ -171,54 +156,75 @@ raise SystemExit("\\n".join(complaints) or 0)
 """
 
 
-def test_importing_defines_and_does_nothing_else() -> None:
-    outcome = run_python(THIRD_PARTY + WATCHED_IMPORT, *package_modules())
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
+# The block comes first: what is imported after it does not find the training packages.
+WITHOUT_TRAINING = f"""
+{BLOCK}
+import importlib
+for name in sys.argv[1:]: importlib.import_module(name)
+"""
+NOTHING_LATE = """
+late = [name for name in ("peft", "bitsandbytes") if sys.modules.get(name)]
+if late: raise SystemExit(f"{late}: a start takes seconds longer for all who need no adapters")
+"""
+PREDICTING = (
+    *rooms("inference", "predict", "service", "evaluation", "reports", "baselines", "models", "losses"),
+    *rooms("dataset", "imaging", "prepare", "inspect", "synthetic", "training.logs", "errors", "run_tool"),
+)
+SCORING = rooms(
+    "evaluation.evaluator", "reports.evaluation_report", "baselines.frangi_baseline", "evaluation.pooled_folds"
+)
 
 
-def test_importing_that_prints_or_writes_is_noticed(tmp_path: Path) -> None:
-    (tmp_path / "loud.py").write_text("print('hello')")
-    (tmp_path / "writing.py").write_text(f"open({str(tmp_path / 'x')!r}, 'w').close()")
-    outcome = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{WATCHED_IMPORT}", "loud", "writing")
-    assert outcome.returncode == 1
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    folder = tmp_path_factory.mktemp("imports")
+    (folder / "loud.py").write_text("print('hello')")
+    (folder / "writing.py").write_text(f"open({str(folder / 'x')!r}, 'w').close()")
+    without, modules = "without training packages", package_modules()
+    predicting = tuple(name for name in modules if starts_with(name, PREDICTING))
+    noticed = f"import sys; sys.path.insert(0, {str(folder)!r})\n{WATCHED_IMPORT}"
+    scoring = f"{WITHOUT_TRAINING}{NOTHING_LATE}raise SystemExit('torch' in sys.modules)"
+    imports = {
+        "everything": Import("everything", WATCHED_IMPORT, tuple(modules)),
+        "loud and writing": Import("nothing", noticed, ("loud", "writing")),
+        "predicting": Import(without, WITHOUT_TRAINING + NOTHING_LATE, predicting),
+        "transformers' Trainer": Import(without, WITHOUT_TRAINING, ("examples.hf_trainer",)),
+        "scoring": Import("nothing", scoring, SCORING),
+        **{name: Import("nothing", WITHOUT_TRAINING, (f"{name}.version",)) for name in TRAINING_ONLY},
+    }
+    return run_imports(imports)
+
+
+@pytest.mark.process
+def test_importing_defines_and_does_nothing_else(outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["everything"].status == 0, outcomes["everything"].stderr[-3000:]
+
+
+@pytest.mark.process
+def test_importing_that_prints_or_writes_is_noticed(outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["loud and writing"]
+    assert outcome.status == 1
     assert "loud printed" in outcome.stderr and "writing wrote" in outcome.stderr
 
 
-# None in sys.modules makes an import fail and find_spec say that the package is not there.
-WITHOUT_TRAINING = f"""
-import importlib, sys
-for name in {TRAINING_ONLY!r}: sys.modules[name] = None
-for name in sys.argv[1:]: importlib.import_module(name)
-late = [name for name in ("peft", "bitsandbytes") if sys.modules.get(name)]
-if late: raise SystemExit(f"{{late}}: a start takes seconds longer for all who need no adapters")
-"""
+@pytest.mark.process
+def test_predicting_needs_no_training_package(outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["predicting"].status == 0, outcomes["predicting"].stderr[-3000:]
 
 
-def test_predicting_needs_no_training_package() -> None:
-    names = (
-        *rooms("inference", "predict", "service", "evaluation", "reports", "baselines", "models", "losses"),
-        *rooms("dataset", "imaging", "prepare", "inspect", "synthetic", "training.logs", "errors", "run_tool"),
-    )
-    outcome = run_python(WITHOUT_TRAINING, *[name for name in package_modules() if starts_with(name, names)])
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
+@pytest.mark.process
+def test_training_with_transformers_needs_no_training_package(outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["transformers' Trainer"]
+    assert outcome.status == 0, outcome.stderr[-3000:]
 
 
-def test_training_with_transformers_needs_no_training_package() -> None:
-    outcome = run_python(WITHOUT_TRAINING.split("late =")[0], "examples.hf_trainer")
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
-
-
-def test_scoring_masks_loads_no_torch() -> None:
+@pytest.mark.process
+def test_scoring_masks_loads_no_torch(outcomes: dict[str, Outcome]) -> None:
     """It would take 400 MiB and seconds in every process that measures."""
-    code = WITHOUT_TRAINING + "raise SystemExit('torch' in sys.modules)"
-    names = rooms(
-        "evaluation.evaluator", "reports.evaluation_report", "baselines.frangi_baseline", "evaluation.pooled_folds"
-    )
-    outcome = run_python(code, *names)
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    assert outcomes["scoring"].status == 0, outcomes["scoring"].stderr[-3000:]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", TRAINING_ONLY)
-def test_the_block_on_training_packages_works(name: str) -> None:
-    outcome = run_python(WITHOUT_TRAINING, f"{name}.version")
-    assert outcome.returncode == 1 and "ModuleNotFoundError" in outcome.stderr
+def test_the_block_on_training_packages_works(name: str, outcomes: dict[str, Outcome]) -> None:
+    assert outcomes[name].status == 1 and "ModuleNotFoundError" in outcomes[name].stderr

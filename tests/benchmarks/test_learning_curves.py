@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.learning_curves import CONFIG, VARIANTS, compare, overrides, summarise
 from benchmarks.variants import Run, over_seeds
+from tests.fork_server import on_path, python
 from tests.training.conftest import REPOSITORY, write_data
 from vesselseg.config.load import load_config
 
@@ -27,11 +27,11 @@ SHARED = {
 @pytest.mark.e2e
 def test_two_variants_train_at_the_same_time_and_are_compared(tmp_path: Path) -> None:
     names = list(VARIANTS)
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "learning_curves.py"), "--out", str(tmp_path / "out")]
+    command = [python(), str(REPOSITORY / "benchmarks" / "learning_curves.py"), "--out", str(tmp_path / "out")]
     command += ["--data", str(write_data(tmp_path / "data")), "--variants", names[0], names[2]]
     command += ["--seeds", "1", "--iterations", "3", "--micro-batch", "2", "--image-size", "64", "--parallel", "2"]
     command += ["--hidden-size", "32", "--workers", "0", "--scratch", str(tmp_path / "scratch")]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = on_path({**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     done = subprocess.run(command, text=True, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "out" / "learning_curves.json").read_text())

@@ -17,6 +17,7 @@ from benchmarks.runs import TIME_LIMIT, failure, stop, train
 from benchmarks.shapes import SIZES, padded_tokenizer, write_base
 from benchmarks.table import figures, markdown, with_rates
 from benchmarks.train_step import ROWS, choose, memory_cap, read_rows
+from tests.fork_server import on_path, python
 from tests.models.checkpoints.full_shapes import FAMILIES
 from tests.training.conftest import write_data
 from vesselseg.config.load import load_config
@@ -42,9 +43,9 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], str]:
         {**common, "name": "two", "overrides": {**SMALL, "schedule.accumulation": 3}, "gpus": 2, "steps": 4},
     ]
     (folder / "rows.yaml").write_text(yaml.safe_dump({"group": rows}))
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "train_step.py"), "--out", str(folder / "out")]
+    command = [python(), str(REPOSITORY / "benchmarks" / "train_step.py"), "--out", str(folder / "out")]
     command += ["--file", str(folder / "rows.yaml"), "--data", str(write_data(folder / "data"))]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = on_path({**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
     done = subprocess.run(
         [*command, "--scratch", str(folder / "scratch"), "--no-plans"],
         env=environment, text=True, capture_output=True, check=False,

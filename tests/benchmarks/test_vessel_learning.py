@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from benchmarks.variants import Run, Study
 from benchmarks.vessel_learning import CONFIG, NAME, REFERENCE, VARIANTS, draw, summarise, table
+from tests.fork_server import on_path, python
 from tests.training.conftest import REPOSITORY, write_data
 from vesselseg.config.load import load_config
 from vesselseg.errors import UserError
@@ -75,12 +75,12 @@ def test_the_picture_is_drawn_with_and_without_runs(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_run_is_trained_and_evaluated(tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "vessel_learning.py"), "--out", str(tmp_path / "out")]
+    command = [python(), str(REPOSITORY / "benchmarks" / "vessel_learning.py"), "--out", str(tmp_path / "out")]
     command += ["--data", str(write_data(tmp_path / "data")), "--variants", "fine masks, pixels, clDice"]
     command += ["--seeds", "1", "--iterations", "2", "--micro-batch", "2", "--image-size", "64", "--parallel", "2"]
     scratch = tmp_path / "scratch"
     command += ["--workers", "0", "--scratch", str(scratch)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = on_path({**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     done = subprocess.run(command, text=True, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "seed 0: Dice" in done.stdout and "1 of 1 runs are done" in done.stdout

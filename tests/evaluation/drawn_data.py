@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from tests.fork_server import python
 from vesselseg.dataset.manifest import Record, read_split
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.run_tool import run_tool as end_with_status
@@ -59,7 +60,7 @@ def picture(mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def run_tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A tool as the user runs it, in a process of its own."""
-    command = [sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments)]
+    command = [python(), str(REPOSITORY / "tools" / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
 
 

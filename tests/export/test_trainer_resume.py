@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from tests.evaluation.drawn_data import REPOSITORY, Drawn, call_tool
+from tests.fork_server import python
 from vesselseg.config.settings import Schedule
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.sampler import StreamSampler
@@ -112,6 +113,7 @@ def assert_same_result(out: Path, expected: Path) -> None:
         assert row == pytest.approx(other, abs=1e-6)
 
 
+@pytest.mark.process
 def test_after_sigkill_nothing_is_seen_twice_or_left_out(runs: Runs, drawn: Drawn, tmp_path: Path) -> None:
     whole, out = runs.whole(tmp_path / "whole"), tmp_path / "out"
     plan = TrainPlan(4, 1, Schedule(epochs=99, max_iters=ITERATIONS, micro_batch=BATCH))
@@ -119,7 +121,7 @@ def test_after_sigkill_nothing_is_seen_twice_or_left_out(runs: Runs, drawn: Draw
     records = [record.image for record in drawn.records("train")]
     assert [image for one in whole for image in one.images] == [records[index] for index in stream]
 
-    command = [sys.executable, "-c", KILLED_IN_ITERATION_10, SCRIPT, *runs.always, "--out", out, "--save-steps", 1]
+    command = [python(), "-c", KILLED_IN_ITERATION_10, SCRIPT, *runs.always, "--out", out, "--save-steps", 1]
     killed = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=REPOSITORY)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert names(out) == ["checkpoint-3", "checkpoint-4"] and not out.exists()

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import LAPTOP, TABLET, Browser
+from tests.fork_server import python
 from tests.inspect.browsed import BROKEN, FILLERS, HEIGHT, MISSING, ODD, WIDTH, write_browsed
 from vesselseg.models.tiny_base import write_tiny_base
 
@@ -38,7 +38,7 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory, repository: 
     here = tmp_path_factory.mktemp("page")
     write_browsed(here / "data")
     write_tiny_base(here / "weights" / "tiny_base")
-    command = [sys.executable, str(repository / "tools" / "browse_data.py"), "data", "--no-open"]
+    command = [python(), str(repository / "tools" / "browse_data.py"), "data", "--no-open"]
     command += ["--config", str(repository / "configs" / "tiny_cpu.py")]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     with subprocess.Popen(

@@ -241,6 +241,7 @@ logger.warning("something else")
 """
 
 
+@pytest.mark.process
 def test_bitsandbytes_does_not_ask_for_a_package_that_is_of_no_use(repository: Path) -> None:
     """On CPUs that compute in bf16 it does so when it is imported; the script says it again for others."""
     done = subprocess.run([sys.executable, "-c", QUIET], cwd=repository, capture_output=True, text=True, check=True)

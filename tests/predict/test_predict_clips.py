@@ -6,7 +6,6 @@ import io
 import json
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pydicom.uid import CTImageStorage, generate_uid
 from torch.distributed import TCPStore
 
 from tests.evaluation.drawn_data import REPOSITORY
+from tests.fork_server import python
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.imaging.test_pictures import write_video
 from tests.labelme_files import run as prepare_labels
@@ -270,7 +270,7 @@ def test_a_header_that_highdicom_refuses_leaves_no_results(model: Path, tmp_path
 def torchrun(model: Path, source: Path, out: Path) -> subprocess.Popen[str]:
     """Two processes; the address is given, since not every machine can look up its own name."""
     launcher = [
-        sys.executable,
+        python(),
         "-m",
         "torch.distributed.run",
         "--standalone",

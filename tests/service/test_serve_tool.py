@@ -16,8 +16,11 @@ import httpx
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.fork_server import python
 from tests.service.running import assert_error, png, wait_until
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
+
+pytestmark = pytest.mark.process
 
 WAIT_MS = 600_000  # the batch of three goes when it is full, and not before
 
@@ -29,7 +32,7 @@ def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(REPOSITORY / "tools" / "serve.py"), *map(str, arguments)]
+    return [python(), str(REPOSITORY / "tools" / "serve.py"), *map(str, arguments)]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.fork_server import on_path
 from vesselseg.dataset.manifest import Record, write_manifest
 from vesselseg.models.tiny_base import write_tiny_base
 
@@ -97,8 +98,8 @@ class Training:
 
 
 def environment() -> dict[str, str]:
-    """No GPU: two processes on the CPU, one thread each."""
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    """No GPU: two processes on the CPU, one thread each; `python` is one whose imports are done."""
+    return on_path({**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)})
 
 
 def rows(work_dir: Path, kind: str) -> list[dict[str, Any]]:

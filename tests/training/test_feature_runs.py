@@ -12,6 +12,8 @@ import pytest
 
 from tests.training.conftest import Training, rows
 
+pytestmark = pytest.mark.process
+
 SHORT: dict[str, Any] = {
     "schedule__max_iters": 6,
     "checkpoint__interval": 2,

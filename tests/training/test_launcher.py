@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.fork_server import python
 from vesselseg.errors import UserError
 from vesselseg.training import launcher
 
@@ -21,6 +21,7 @@ def dist(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, text=True, capture_output=True, check=False)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -84,12 +85,13 @@ def test_settings_without_sense_are_refused(
         launcher.launch_config(1)
 
 
+@pytest.mark.process
 def test_a_failed_process_gives_its_status_and_no_trace(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text("import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(900)\n")
     code = f"from vesselseg.training.launcher import launch\nraise SystemExit(launch(2, [{str(script)!r}]))"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", code]
+    command = [python(), "-c", code]
     outcome = subprocess.run(command, text=True, capture_output=True, env=environment, check=False, timeout=400)
     assert outcome.returncode == 7
     assert "process 1 ended with status 7" in outcome.stderr and "Traceback" not in outcome.stderr

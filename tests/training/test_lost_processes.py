@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from tests.fork_server import python
 from tests.training.nodes import Node, free_port, node_environment, start_nodes, wait_for
 from vesselseg.errors import UserError
 from vesselseg.training import heartbeat
@@ -45,7 +46,7 @@ def group(tmp_path: Path) -> Iterator[list[Node]]:
     """Two nodes whose four processes are at work."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "vesselseg.training.launcher", "2", str(script), str(tmp_path)]
+    command = [python(), "-m", "vesselseg.training.launcher", "2", str(script), str(tmp_path)]
     started = start_nodes(command, tmp_path, LOST_AFTER=str(SILENCE))
     try:
         for rank in range(4):
@@ -76,6 +77,7 @@ def runs(process: int) -> bool:
         return False
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
@@ -95,6 +97,7 @@ def test_a_lost_process_ends_the_job_on_all_nodes(
     assert all(gone(process_id(tmp_path, rank)) for rank in range(4))
 
 
+@pytest.mark.process
 def test_a_lost_node_ends_the_job_on_the_other(group: list[Node], tmp_path: Path) -> None:
     group[0].process.kill()
     assert group[1].wait(PATIENCE) == 1
@@ -102,10 +105,11 @@ def test_a_lost_node_ends_the_job_on_the_other(group: list[Node], tmp_path: Path
     assert all(gone(process_id(tmp_path, rank)) for rank in range(4)), "processes outlive their launcher"
 
 
+@pytest.mark.process
 def test_a_loss_that_is_told_before_processes_are_started_ends_the_launcher(tmp_path: Path) -> None:
     """It waits for the other node inside torch, which listens to nobody meanwhile."""
     port = free_port()
-    command = [sys.executable, "-m", "vesselseg.training.launcher", "1", "no_script.py"]
+    command = [python(), "-m", "vesselseg.training.launcher", "1", "no_script.py"]
     first, second = Node(command, node_environment(0, port), tmp_path / "0.txt"), node(1, 2, port)
     try:
         assert meet(second) == [None]
@@ -219,6 +223,7 @@ def test_a_port_in_use_and_a_number_given_twice_are_told() -> None:
     assert sum("two nodes say NODE_RANK=1" in str(one) for one in told) == 1
 
 
+@pytest.mark.process
 def test_only_processes_that_have_begun_and_gone_silent_are_lost(tmp_path: Path) -> None:
     """And neither one that goes on nor one that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])

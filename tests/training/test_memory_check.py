@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import deepspeed
 import pytest
 import torch
 
+from tests.fork_server import python
 from tests.tiny import TRUNK
 from tests.training.conftest import Training, environment
 from tests.training.nodes import free_port
@@ -134,11 +134,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.process
 def test_training_stops_before_it_touches_anything_and_force_goes_on(training: Training, tmp_path: Path) -> None:
     options: dict[str, Any] = {"train_dataset__limit": 2, "schedule__epochs": 1, "validation__interval": None}
     arguments = training.command(tmp_path / "run", processes=1, **options)
     config = arguments[arguments.index("train") + 1]
-    command = [sys.executable, "-c", SMALL_CARD, str(REPOSITORY / "tools" / "train.py"), config, *arguments[5:]]
+    command = [python(), "-c", SMALL_CARD, str(REPOSITORY / "tools" / "train.py"), config, *arguments[5:]]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.fork_server import python
 from tests.tiny import TRUNK
 from tests.training.planned import leaf, planned, write_shapes
 from vesselseg.config.load import check_config, load_config
@@ -349,10 +350,11 @@ def test_fewer_recomputed_layers_keep_more(folder_8b: Path) -> None:
 
 
 def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "tools" / "plan_memory.py"), *arguments]
+    command = [python(), str(REPOSITORY / "tools" / "plan_memory.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.process
 def test_the_tool_plans_26b_in_seconds_and_answers_in_json(tmp_path: Path) -> None:
     base = write_shapes(tmp_path / "26B", "InternVL2.5-26B")
     config = str(REPOSITORY / "configs" / "sa2va_26b_4x24gb.py")

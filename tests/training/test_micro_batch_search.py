@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.fork_server import python
 from tests.training.conftest import REPOSITORY, Training, environment
 from vesselseg.config.load import load_config
 from vesselseg.config.settings import Schedule
@@ -80,12 +80,13 @@ def searched(training: Training, room: int, processes: int, **options: Any) -> s
         "schedule.accumulation": 6,
         **options,
     }
-    script = str(REPOSITORY / "tests" / "engine" / "limited_search.py")
-    command = [sys.executable, "-m", "vesselseg.training.launcher", str(processes), script]
+    script = str(REPOSITORY / "tests" / "training" / "limited_search.py")
+    command = [python(), "-m", "vesselseg.training.launcher", str(processes), script]
     command += [str(REPOSITORY / "configs" / "tiny_cpu.py"), str(room), *(f"{k}={v}" for k, v in values.items())]
     return subprocess.run(command, text=True, capture_output=True, env=environment(), check=False, timeout=300)
 
 
+@pytest.mark.process
 def test_processes_agree_where_only_one_of_them_runs_out_of_memory(training: Training) -> None:
     outcome = searched(training, room=1500, processes=2)
     assert outcome.returncode == 0, outcome.stderr[-2000:]
@@ -106,6 +107,7 @@ def test_a_model_too_large_for_one_image_is_one_message() -> None:
     refuse_nothing(search(lambda images: trial(images, 1), most=64), config)
 
 
+@pytest.mark.process
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_allocators_limit_decides(training: Training, tmp_path: Path) -> None:

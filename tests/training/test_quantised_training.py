@@ -17,6 +17,7 @@ from vesselseg.models.lora import checkpoint_state
 from vesselseg.training.strategy import require_compiler, resolve_precision
 
 
+@pytest.mark.process
 def test_a_training_on_4_bits_learns_and_is_converted(training: Training, tmp_path: Path) -> None:
     """With bf16 as on a GPU: DeepSpeed casts the model, and packed weights must come through it."""
     work_dir = tmp_path / "nf4"

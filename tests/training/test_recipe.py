@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.fork_server import python
 from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
 from tests.training.conftest import Training, environment, rows
 from tests.training.planned import planned, write_shapes
@@ -107,9 +107,10 @@ def configs(tmp_path: Path, repository: Path) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_a_written_config_trains(training: Training, configs: Path, repository: Path, tmp_path: Path) -> None:
     out = configs / "mine.py"
-    tool = [sys.executable, str(repository / "tools" / "new_config.py")]
+    tool = [python(), str(repository / "tools" / "new_config.py")]
     wanted = ["--base", str(training.base), "--data", str(training.data), "--gpus", "1", "--sam2", "none"]
     done = subprocess.run([*tool, *wanted, "--out", str(out)], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr

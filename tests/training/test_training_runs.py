@@ -18,6 +18,8 @@ from vesselseg.dataset.manifest import image_digests, read_split
 from vesselseg.inference.load import load_predictor
 from vesselseg.training.trace_summary import IDLE, ORDER, summarise
 
+pytestmark = pytest.mark.process
+
 # 18 images x 2 epochs in 2 processes: 18 iterations, 9 of them an epoch. One picture of the first epoch is NaN.
 KILLED_AFTER = 15
 POISON = (0, 5)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.evaluation.drawn_data import call_tool
+from tests.fork_server import python
 from tests.models.checkpoints.families import write_internlm2_base
 from tests.models.checkpoints.published_files import qwen2_state, save
 from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
@@ -99,10 +99,11 @@ def test_what_is_none_of_these(tmp_path: Path) -> None:
 
 
 def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/inspect_weights.py", *arguments]
+    command = [python(), "tools/inspect_weights.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
 
 
+@pytest.mark.process
 def test_the_tool(tiny_base: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call_tool("inspect_weights.py", tiny_base) == 0
     assert "InternVL folder, published layout" in capsys.readouterr().out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.evaluation.drawn_data import call_tool
+from tests.fork_server import python
 from tests.models.checkpoints.published_files import LANGUAGE, qwen2_state, save
 from tests.training.conftest import Training, environment, rows, write_data
 from vesselseg.config.load import expand, load_config
@@ -24,6 +24,8 @@ from vesselseg.models.sam2_grounding import build_sam2
 from vesselseg.training.launch import build
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.sampler import StreamSampler
+
+pytestmark = pytest.mark.process
 
 SHORT = {
     "schedule__max_iters": 2,
@@ -94,7 +96,7 @@ def test_training_goes_on_from_a_published_checkpoint(
 @pytest.fixture(scope="module")
 def exported(training: Training, continued: Path, repository: Path) -> Path:
     out = training.data.parent / "exported"
-    tool = [sys.executable, str(repository / "tools" / "convert_to_hf.py"), str(continued / "iter_2.pth")]
+    tool = [python(), str(repository / "tools" / "convert_to_hf.py"), str(continued / "iter_2.pth")]
     done = subprocess.run(
         [*tool, "--save-path", str(out), "--images", str(training.data / "images"), "--check", "1"],
         text=True,
@@ -146,7 +148,7 @@ def test_a_published_checkpoint_is_converted_with_a_config(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tool = [sys.executable, str(repository / "tools" / "convert_to_hf.py")]
+    tool = [python(), str(repository / "tools" / "convert_to_hf.py")]
     images = ["--images", str(training.data / "images"), "--check", "1", "--save-path", str(tmp_path / "out")]
     assert call_tool("convert_to_hf.py", published[0], *images) == 2
     told = "holds no settings. Give a config with its base folder, SAM2 file and LoRA alpha"
