@@ -18,6 +18,7 @@ LEAVES = (
     "vesselseg.progress",
     "vesselseg.run_tool",
     "vesselseg.suggest",
+    "vesselseg.web_pages",
     "vesselseg.reports.html",
 )
 NO_TORCH = ("torch", *TRAINING_ONLY)
@@ -46,6 +47,7 @@ RULES = {
     "vesselseg.suggest": Rule((), NO_TORCH),
     "vesselseg.output_folder": Rule(rooms("errors"), NO_TORCH),
     "vesselseg.run_tool": Rule(rooms("errors"), NO_TORCH),
+    "vesselseg.web_pages": Rule((), NO_TORCH),
     "vesselseg.reports.html": Rule((), NO_TORCH),
     "vesselseg.registry": Rule((), ("torch",)),
     "vesselseg.config": Rule(LEAVES, ("torch", "xtuner", "deepspeed")),

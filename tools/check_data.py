@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vesselseg.inspect.checks.check import CHECK_FILE, CHECK_PAGE, check_dataset, write_check
 from vesselseg.inspect.checks.fix import fix_dataset
 from vesselseg.inspect.checks.measure_image import ImageStatistics
-from vesselseg.inspect.checks.result import Check
+from vesselseg.inspect.checks.result import CheckResult
 from vesselseg.output_folder import check_output, whole_folder
 from vesselseg.run_tool import run_tool
 
@@ -62,7 +62,7 @@ def _progress(facts: Iterable[ImageStatistics], total: int, quiet: bool) -> Iter
     return tqdm(facts, total=total, unit="image", desc="checking", disable=quiet)
 
 
-def _told(check: Check) -> list[str]:
+def _told(check: CheckResult) -> list[str]:
     measured, counts = check.measured, check.counts
     groups = len({record.group_key for record in measured.records})
     lines = [

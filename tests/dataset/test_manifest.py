@@ -103,7 +103,7 @@ def test_all_problems_at_once_with_their_record(tmp_path: Path) -> None:
     assert "3 problem(s)" in message
     assert "record 2: expected an object" in message
     assert "record 3: b.png, object 0: a polygon needs" in message
-    assert "a.png: named by more than one record" in message
+    assert "a.png: in more than one record" in message
 
 
 def test_many_problems_are_counted_not_listed(tmp_path: Path) -> None:

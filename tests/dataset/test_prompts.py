@@ -9,7 +9,7 @@ from vesselseg.dataset.prompts import (
     chat_template,
     clean_phrase,
     question_for,
-    refuse_control_tokens,
+    reject_control_tokens,
 )
 from vesselseg.models.sa2va_config import IMAGE_TOKENS, NEW_TOKENS
 
@@ -66,4 +66,4 @@ def test_the_models_own_tokens_are_refused(token: str) -> None:
         question_for(f"vessel {token} here")
     assert repr(token) in str(raised.value)
     with pytest.raises(ValueError):
-        refuse_control_tokens(token)
+        reject_control_tokens(token)

@@ -96,5 +96,5 @@ def test_nothing_is_ever_cut_off(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @pytest.mark.parametrize("token", ["[SEG]", "<IMG_CONTEXT>", "<img>", "<|im_end|>"])
 def test_a_question_cannot_add_tokens_of_its_own(tokens: ConversationTokens, token: str) -> None:
-    with pytest.raises(ValueError, match="a token of the model's own"):
+    with pytest.raises(ValueError, match="a control token of the model"):
         tokens.encode([(f"Where is {token}?", ANSWER)], image_tokens=2)

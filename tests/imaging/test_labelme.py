@@ -57,7 +57,7 @@ def test_group_id_and_numeric_labels_are_kept(tmp_path: Path) -> None:
         ({"label": "v", "points": [[1, 1], [5, True], [3, 5]]}, "bad_field", "points[1]"),
         ({"label": "v", "points": [[1, 1], [5, float("nan")], [3, 5]]}, "not_finite", "points[1]: NaN"),
         ({"label": "v", "points": [[1, 1], [5, 10**400], [3, 5]]}, "not_finite", "points[1]"),
-        ({"label": "v", "points": [[1, 1], [5, 1e300], [3, 5]]}, "not_finite", "beyond any image"),
+        ({"label": "v", "points": [[1, 1], [5, 1e300], [3, 5]]}, "not_finite", "outside any image"),
         ({"label": "v", "points": None}, "bad_field", "points"),
         ({"label": "v"}, "bad_field", "points"),
         ({"points": TRIANGLE}, "bad_field", "label"),

@@ -56,7 +56,7 @@ def test_bitmap_is_placed_at_its_inclusive_corner_and_rescaled() -> None:
 
 
 def test_bitmap_over_the_border_is_cut() -> None:
-    regions, cut = shape_regions(shape("mask", [[35, 25], [44, 34]], np.ones((10, 10), dtype=bool)), PLAIN)
+    regions, cut, _ = shape_regions(shape("mask", [[35, 25], [44, 34]], np.ones((10, 10), dtype=bool)), PLAIN)
     assert cut
     assert rasterise(regions, 30, 40).sum() == 25
 
@@ -64,7 +64,7 @@ def test_bitmap_over_the_border_is_cut() -> None:
 def test_polygon_over_the_border_is_cut_where_the_image_ends() -> None:
     """A U around the border: the edge that clipping adds between its arms must not be drawn."""
     points = [[-9, 2], [20, 2], [20, 8], [-5, 8], [-5, 20], [20, 20], [20, 26], [-9, 26]]
-    regions, cut = shape_regions(shape("polygon", points), PLAIN)
+    regions, cut, _ = shape_regions(shape("polygon", points), PLAIN)
     mask = rasterise(regions, 30, 40)
     assert cut
     assert min(regions[0]) >= -1

@@ -119,10 +119,10 @@ def test_a_threshold_is_a_probability(predictor: Sa2VAPredictor, threshold: floa
         ("", "the phrase is empty"),
         (" \n", "the phrase is empty"),
         ("x" * 10_000, "10000 characters; at most 500"),
-        ("a [SEG] b", r"'\[SEG\]', a token of the model's own"),
-        ("<img>", "'<img>', a token of the model's own"),
-        ("<IMG_CONTEXT>", "a token of the model's own"),
-        ("<|im_end|>", "a token of the model's own"),
+        ("a [SEG] b", r"'\[SEG\]', a control token of the model"),
+        ("<img>", "'<img>', a control token of the model"),
+        ("<IMG_CONTEXT>", "a control token of the model"),
+        ("<|im_end|>", "a control token of the model"),
     ],
 )
 def test_phrases_that_are_refused(predictor: Sa2VAPredictor, phrase: str, reason: str) -> None:
@@ -131,7 +131,7 @@ def test_phrases_that_are_refused(predictor: Sa2VAPredictor, phrase: str, reason
 
 
 def test_whole_questions_are_checked_too(predictor: Sa2VAPredictor) -> None:
-    with pytest.raises(ValueError, match="a token of the model's own"):
+    with pytest.raises(ValueError, match="a control token of the model"):
         predictor.probabilities([IMAGES[0]], [["Where is it? [SEG]"]])
 
 

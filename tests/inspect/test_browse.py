@@ -119,7 +119,7 @@ def test_a_fold_shows_the_images_of_its_dataset_folder_in_its_own_splits(tmp_pat
     (fold / "splits.json").write_text(json.dumps({"train": ["nothing.png"], "val": [], "test": ["first.png"]}))
     catalogue = Catalogue(fold)
     assert catalogue.name == "data, fold 2" and catalogue.entries[0].split == "test"
-    assert catalogue.picture(0).size == (WIDTH, HEIGHT) and [note.code for note in catalogue.entries[0].notes]
+    assert catalogue.image(0).size == (WIDTH, HEIGHT) and [note.code for note in catalogue.entries[0].notes]
 
 
 def test_details_measure_objects_and_observers(server: BrowseServer) -> None:
@@ -194,12 +194,12 @@ def test_other_splits_are_seen_as_evaluation_passes_them_on(server: BrowseServer
 def test_an_image_beyond_the_limit_does_not_train(folder: Path, tiny_base: Path) -> None:
     limited = ModelViews(training_dataset(folder, tiny_base, 128, limit=1, augment=AUGMENT), "mine.py")
     entries = Catalogue(folder).entries
-    assert [limited.see(entries[number], 0).facts["role"] for number in (0, 1)] == ["training", "unused"]
+    assert [limited.render(entries[number], 0).facts["role"] for number in (0, 1)] == ["training", "unused"]
 
 
 def test_without_a_tokenizer_views_and_questions_are_the_same(folder: Path, training: VesselDataset) -> None:
     bare = training_dataset(folder, None, 128, max_tiles=1, augment=AUGMENT, seed=3, variants=2)
-    seen = ModelViews(bare, "mine.py").see(Catalogue(folder).entries[0], 1)
+    seen = ModelViews(bare, "mine.py").render(Catalogue(folder).entries[0], 1)
     conversation = training.conversation(0, 1)
     assert [asked["question"] for asked in seen.facts["conversations"][0]["rounds"]] == [
         q for q, _ in conversation.rounds
@@ -213,7 +213,7 @@ def test_without_a_tokenizer_views_and_questions_are_the_same(folder: Path, trai
 
 def test_too_long_a_conversation_is_said(folder: Path, tiny_base: Path) -> None:
     short = training_dataset(folder, tiny_base, 128, max_length=60)
-    facts = ModelViews(short, "mine.py").see(Catalogue(folder).entries[0], 0).facts
+    facts = ModelViews(short, "mine.py").render(Catalogue(folder).entries[0], 0).facts
     assert "at most 60 fit" in facts["conversations"][0]["problem"]
 
 
@@ -225,7 +225,7 @@ def test_a_view_asked_for_while_the_config_is_read(folder: Path, training: Vesse
         views = property(lambda _: next(moments), lambda *_: None)  # type: ignore[assignment]
 
     server = Loading(Catalogue(folder))
-    answers = [server.answer("/api/images/0/seen/0") for _ in range(2)]
+    answers = [server.respond("/api/images/0/seen/0") for _ in range(2)]
     server.server_close()
     early, late = (json.loads(answer.content) for answer in answers if answer is not None)
     assert early == {"state": "loading"} and late["state"] == "ready" and late["objects"]
@@ -242,7 +242,7 @@ def test_an_unreadable_image_is_a_message(server: BrowseServer, name: str) -> No
 def test_a_link_out_of_the_folder_is_not_followed(server: BrowseServer, folder: Path) -> None:
     assert (folder.parent / "private.png").is_file() and (folder / "images" / OUTSIDE).resolve().is_file()
     with pytest.raises(ManifestError, match="leads out of the dataset folder"):
-        server.catalogue.picture(number_of(server, OUTSIDE))
+        server.catalogue.image(number_of(server, OUTSIDE))
     status, content = raw(server, f"/api/images/{number_of(server, OUTSIDE)}/seen/0")
     assert status == 200 and json.loads(content)["state"] == "failed"
 

@@ -132,13 +132,13 @@ def test_broken_files_are_listed_and_the_rest_goes_on(
     write_odd_files(tmp_path / "odd")
     assert call(model, tmp_path / "odd", tmp_path / "out", "--batch", 3) == 1
     reasons = {
-        "cut.png": "damaged or cut off",
-        "dot.png": "1x1 pixels; expected at least 8 a side",
+        "cut.png": "damaged or truncated",
+        "dot.png": "1x1 pixels; expected at least 8 per side",
         "empty.png": "the file is empty (0 bytes)",
-        "hidden.png": "no DICOM file: expected a picture",
+        "hidden.png": "not a DICOM file: expected an image",
         "huge.png": "too large: more than 178 million pixels",
-        "run.MP4": "damaged, or no video that can be read",
-        "scan.dcm": "no DICOM file: expected a picture",
+        "run.MP4": "damaged, or not a supported video",
+        "scan.dcm": "not a DICOM file: expected an image",
         "text.png": "not an image that Pillow can read",
     }
     found = entries(tmp_path / "out")
@@ -154,7 +154,7 @@ def test_broken_files_are_listed_and_the_rest_goes_on(
         assert pixels(tmp_path / f"out/masks/{entry['name']}.png").shape == size
     assert "8 bits per pixel" in done["deep.tif"]["notes"][0]
     assert "EXIF orientation is applied" in done["turned.JPG"]["notes"][0]
-    assert done["alpha.png"]["notes"] == ["transparent pixels are taken as black"]
+    assert done["alpha.png"]["notes"] == ["transparent pixels are rendered as black"]
 
 
 def test_a_list_of_paths(model: Path, images: Path, tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_a_list_of_paths(model: Path, images: Path, tmp_path: Path) -> None:
         ("images", ["--out", "{images}/out"], "is input"),
         ("images/x.jpg", ["--out", "{images}"], "so it is no output of this tool|holds the input"),
         ("images", ["--out", "{foreign}"], "so it is no output of this tool"),
-        ("images", ["--phrase", "a [SEG]"], "a token of the model's own"),
-        ("images", ["--phrase", "the <img> vessel"], "a token of the model's own"),
+        ("images", ["--phrase", "a [SEG]"], "a control token of the model"),
+        ("images", ["--phrase", "the <img> vessel"], "a control token of the model"),
         ("images", ["--phrase", " "], "the phrase is empty"),
         ("images", ["--phrase", "x" * 10_000], "at most 500"),
         ("images", ["--threshold", "1.5"], "between 0 and 1"),

@@ -71,9 +71,9 @@ def test_unpacks_all_but_junk(tmp_path: Path, folder: Path, name: str, make: Cal
     ("name", "reason"),
     [
         ("/etc/x.json", "absolute"),
-        ("../x.json", "climbs out"),
-        ("a/../../x.json", "climbs out"),
-        ("..\\x.json", "climbs out"),
+        ("../x.json", "leaves the folder"),
+        ("a/../../x.json", "leaves the folder"),
+        ("..\\x.json", "leaves the folder"),
         ("C:\\x.json", "absolute"),
         ("C:x.json", "absolute"),
     ],
@@ -153,7 +153,7 @@ def test_cut_off_archive_is_an_error(tmp_path: Path, folder: Path, make: Callabl
     path = make(tmp_path / "a", {f"{number}.bin": row.tobytes() for number, row in enumerate(noise)})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(ArchiveError, match=r"damaged or cut off|neither"):
+    with pytest.raises(ArchiveError, match=r"damaged or truncated|neither"):
         unpack(path, folder)
 
 
@@ -162,7 +162,7 @@ def test_cut_off_plain_tar_is_an_error(tmp_path: Path, folder: Path, length: int
     """Two members of 512 bytes of header and 5120 of content, cut inside a content, a header, and between."""
     path = make_tar(tmp_path / "a.tar", {"a.bin": b"a" * 5000, "b.bin": b"b" * 5000}, "w")
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ArchiveError, match="damaged or cut off"):
+    with pytest.raises(ArchiveError, match="damaged or truncated"):
         unpack(path, folder)
 
 

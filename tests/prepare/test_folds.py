@@ -21,7 +21,7 @@ from vesselseg.dataset.manifest import (
     write_manifest,
 )
 from vesselseg.errors import ManifestError, UserError
-from vesselseg.prepare.folds import divide, make_folds
+from vesselseg.prepare.folds import make_folds, split_folds
 from vesselseg.prepare.splits import SplitError
 
 
@@ -54,7 +54,7 @@ def test_properties_over_random_groups(trial: int) -> None:
     draw.shuffle(groups)
     images = [f"{number}.png" for number in range(len(groups))]
     of = dict(zip(images, groups))
-    splits = divide(images, groups, folds, float(draw.uniform(0.05, 0.4)), trial)
+    splits = split_folds(images, groups, folds, float(draw.uniform(0.05, 0.4)), trial)
     assert Counter(image for one in splits for image in one["test"]) == Counter(images)
     for one in splits:
         assert sorted(one["train"] + one["val"] + one["test"]) == sorted(images)
@@ -67,14 +67,14 @@ def test_properties_over_random_groups(trial: int) -> None:
 
 def test_single_images_give_folds_of_equal_size_and_the_asked_validation() -> None:
     images = [str(number) for number in range(100)]
-    splits = divide(images, images, 5, 0.1, 0)
+    splits = split_folds(images, images, 5, 0.1, 0)
     assert [[len(one[name]) for name in ("train", "val", "test")] for one in splits] == [[72, 8, 20]] * 5
 
 
 def test_seed_decides() -> None:
     images = [str(number) for number in range(30)]
-    assert divide(images, images, 3, 0.2, 1) == divide(images, images, 3, 0.2, 1)
-    assert divide(images, images, 3, 0.2, 1) != divide(images, images, 3, 0.2, 2)
+    assert split_folds(images, images, 3, 0.2, 1) == split_folds(images, images, 3, 0.2, 1)
+    assert split_folds(images, images, 3, 0.2, 1) != split_folds(images, images, 3, 0.2, 2)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_folds_that_cannot_be(folder: Path, folds: int, val: float, says: str) -
 
 
 def test_two_groups_leave_none_to_validate_on() -> None:
-    with pytest.raises(SplitError, match="none to validate on"):
-        divide(["a", "b"], ["a", "b"], 2, 0.5, 0)
+    with pytest.raises(SplitError, match="none is left for validation"):
+        split_folds(["a", "b"], ["a", "b"], 2, 0.5, 0)
 
 
 def test_a_fold_is_a_dataset_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,9 @@ from tests.labelme_files import Shape, WriteLabel, found, polygon, run, tree
 from vesselseg.dataset.manifest import read_manifest, read_splits
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.errors import UserError
+from vesselseg.imaging.labelme import LabelmeLabels
+from vesselseg.imaging.rasterise import rasterise
+from vesselseg.prepare.prepare_image import ImageOptions, ImageTask, overlay_size, prepare_image
 
 
 def test_dataset_folder_is_complete_and_source_unchanged(source: Path, tmp_path: Path) -> None:
@@ -168,7 +172,7 @@ def test_per_shape_keeps_group_ids_together(tmp_path: Path, write_label: WriteLa
 
 
 def test_unknown_labels_are_an_error_with_close_names(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'vessel' \(10 shape\(s\)\); near to 'vessels'"):
+    with pytest.raises(UserError, match=r"'vessel' \(10 shape\(s\)\); similar to 'vessels'"):
         run(source, tmp_path / "o", labels={"vessels": "blood vessel"})
     assert not (tmp_path / "o").exists()
 
@@ -264,3 +268,43 @@ def test_page_shows_findings_and_overlays_and_loads_nothing(
     assert "every file is its own group" in page
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_every_polygon_is_rasterised_once(
+    tmp_path: Path, write_label: WriteLabel, square: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crossing = polygon([[10, 2], [16, 2], [16, 20], [10, 20]])
+    other = polygon([[20, 20], [39, 20], [39, 29], [20, 29]], label="catheter")
+    write_label(tmp_path / "s", "a", [square, crossing, other])
+    write_label(tmp_path / "s", "b", [square])
+    drawn, fill = [], cv2.fillPoly
+
+    def count(mask: np.ndarray, polygons: list[np.ndarray], value: int) -> np.ndarray:
+        drawn.append(len(polygons))
+        return fill(mask, polygons, value)
+
+    monkeypatch.setattr(cv2, "fillPoly", count)
+    labels = {"vessel": "blood vessel", "catheter": "catheter"}
+    report = run(tmp_path / "s", tmp_path / "o", labels=labels, fractions=(1.0, 0.0, 0.0))
+    monkeypatch.undo()
+    assert sum(drawn) == 4  # masks of overlays and fractions in the report included
+    assert (tmp_path / "o" / "report.html").read_text(encoding="utf-8").count("data:image/jpeg") == 2
+    for record in read_manifest(tmp_path / "o"):
+        union = record_masks(record, 30, 40).any(axis=0)
+        assert report["fractions"][record.image] == pytest.approx(union.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (700, 520)])
+def test_overlays_show_the_masks_that_train(
+    tmp_path: Path, write_label: WriteLabel, square: Shape, size: tuple[int, int]
+) -> None:
+    path = write_label(tmp_path, "a", [square, polygon([[20, 20], [39, 20], [39, 29], [20, 29]])], size=size)
+    (tmp_path / "images").mkdir()
+    options = ImageOptions(tmp_path / "images", "blood vessel", per_shape=True)
+    result = prepare_image(ImageTask("a.json", LabelmeLabels(path), search=True, stem="a"), options)
+    assert result.record is not None and len(result.overlay_masks) == 2
+    width, height = overlay_size(size)
+    assert max(width, height) == 480
+    for small, mask in zip(result.overlay_masks, record_masks(result.record, size[1], size[0])):
+        expected = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        assert np.array_equal(rasterise([small], height, width), expected)

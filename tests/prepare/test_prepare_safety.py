@@ -89,7 +89,7 @@ def test_old_output_comes_back_if_the_last_step_fails(
 def test_force_does_not_replace_a_folder_that_is_no_dataset(source: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="no dataset folder"):
+    with pytest.raises(UserError, match="not a dataset folder"):
         run(source, tmp_path / "home", force=True)
     assert (tmp_path / "home" / "letter.txt").exists()
 

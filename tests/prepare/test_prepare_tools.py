@@ -62,7 +62,7 @@ def test_label_map(repository: Path, source: Path, tmp_path: Path) -> None:
         (["s", "--group-regex", "(("], "not a regular expression"),
         (["s/p0.json"], "neither a .zip nor a .tar"),
         (["s", "--strict"], "--strict allows none"),
-        (["s", "--out", "file"], "exists and is no plain folder"),
+        (["s", "--out", "file"], "exists and is not a plain folder"),
         (["s", "--out", "file/below"], "file"),
     ],
 )

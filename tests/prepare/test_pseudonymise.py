@@ -187,10 +187,10 @@ def test_key_table_says_who_is_who(hospital: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"salt": "d/salt"}, "--salt .* lies inside the dataset folder"),
-        ({"key_table": "d/key.csv"}, "--key-table .* lies inside the dataset folder"),
-        ({"key_table": "in/Zhang_SanFeng_19480229/k.csv"}, "lies inside the source"),
-        ({"salt": "in/Zhang_SanFeng_19480229/s"}, "lies inside the source"),
+        ({"salt": "d/salt"}, "--salt .* is inside the dataset folder"),
+        ({"key_table": "d/key.csv"}, "--key-table .* is inside the dataset folder"),
+        ({"key_table": "in/Zhang_SanFeng_19480229/k.csv"}, "is inside the source"),
+        ({"salt": "in/Zhang_SanFeng_19480229/s"}, "is inside the source"),
         ({"salt": "in"}, "is a folder"),
         ({"salt": "short"}, "3 characters; a salt needs at least 16"),
     ],

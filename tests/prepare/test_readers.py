@@ -143,7 +143,7 @@ def test_coco_annotations_that_cannot_be_drawn(tmp_path: Path, name: str) -> Non
     [
         ({"images": [{"id": 0, "file_name": "p1_a.png"}, {"id": 0, "file_name": "p2_b.png"}]}, "more than once: 0"),
         ({"images": [{"id": 0}]}, "without"),
-        ({"images": []}, "annotation(s) of no image"),
+        ({"images": []}, "annotation(s) of images that are not listed"),
         ({"images": 3}, 'lists "images"'),
     ],
 )

@@ -70,7 +70,7 @@ def test_archive_may_not_point_outside(tmp_path: Path) -> None:
     picture(10).save(tmp_path / "secret.png")
     (tmp_path / "in").mkdir()
     with pytest.raises(ImageError) as caught:
-        find_source_image(labels("../secret.png"), tmp_path / "in" / "x.json", within=tmp_path / "in")
+        find_source_image(labels("../secret.png"), tmp_path / "in" / "x.json", allowed_root=tmp_path / "in")
     assert caught.value.code == "no_image"
     assert level(find_source_image(labels("../secret.png"), tmp_path / "in" / "x.json")) == 10
 
@@ -87,7 +87,7 @@ def test_cut_off_picture_is_refused_or_replaced(tmp_path: Path, kind: str) -> No
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8))
     whole = encoded(noise, kind)
     (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ImageError, match="damaged or cut off") as caught:
+    with pytest.raises(ImageError, match="damaged or truncated") as caught:
         find_source_image(labels("x.png"), tmp_path / "x.json")
     assert caught.value.code == "unreadable_image"
     image = find_source_image(labels("x.png", encoded(picture(30))), tmp_path / "x.json")

@@ -91,7 +91,7 @@ def test_fixed_splits_refuse_contradictions_all_at_once() -> None:
     patterns = {"val": re.compile("val"), "test": re.compile("nothing")}
     with pytest.raises(SplitError) as caught:
         assign_fixed(["p1", "p1", "p2"], paths, patterns)
-    assert "group p1 is only in part matched" in str(caught.value)
+    assert "group p1 is matched only partly" in str(caught.value)
     assert "--test-regex nothing matches no file" in str(caught.value)
     with pytest.raises(SplitError, match="matches --val-regex and --test-regex"):
         assign_fixed(paths, paths, {"val": re.compile("p1"), "test": re.compile("val")})

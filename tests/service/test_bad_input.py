@@ -34,12 +34,12 @@ def still_works(service: RunningService) -> Iterator[None]:
     ("name", "content", "reason"),
     [
         ("a.png", b"", "the file is empty (0 bytes)"),
-        ("a.png", GOOD[:700], "damaged or cut off"),
+        ("a.png", GOOD[:700], "damaged or truncated"),
         ("a.png", png(Image.new("L", (1, 1))), "1x1 pixels"),
         ("a.png", huge_png(), "too large: more than 178 million pixels"),
         ("a.png", b"not an image at all", "not an image"),
         ("a.dcm", b"not a dicom at all", "no DICOM file"),
-        ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(100), "damaged or cut-off video"),
+        ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(100), "damaged or truncated video"),
         ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     ],
 )

@@ -1,1 +1,1 @@
-"""A dataset folder in, Batch out."""
+"""From a dataset folder to the Batch that models receive."""

@@ -1,4 +1,4 @@
-"""Augmentation of image and masks together."""
+"""Random augmentation of an image together with its masks."""
 
 from __future__ import annotations
 
@@ -12,26 +12,21 @@ from vesselseg.errors import UserError
 
 @dataclass(frozen=True)
 class Augment:
-    """Ranges of the random changes; 0 or False switches one off.
+    """Ranges of random changes, each drawn uniformly; 0 or False disables a change.
 
-    horizontal_flip, vertical_flip: probability. quarter_turns: draw one of four right-angle turns.
-    rotation: degrees, drawn from [-rotation, rotation]. scale: factor drawn from [1 - scale, 1 + scale].
-    translation: fraction of the side. brightness: added fraction of the full range. contrast: factor around the mean
-    drawn from [1 - contrast, 1 + contrast]. gamma: exponent drawn from [1 / (1 + gamma), 1 + gamma].
-    noise: largest standard deviation of Gaussian noise, fraction of the full range. Raises UserError for values without
-    sense.
+    Raises UserError for values out of range.
     """
 
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    quarter_turns: bool = False
-    rotation: float = 10.0
-    scale: float = 0.1
-    translation: float = 0.05
-    brightness: float = 0.1
-    contrast: float = 0.2
-    gamma: float = 0.0
-    noise: float = 0.0
+    horizontal_flip: float = 0.5  # probability
+    vertical_flip: float = 0.0  # probability
+    quarter_turns: bool = False  # rotate by a random multiple of 90 degrees
+    rotation: float = 10.0  # degrees, from [-rotation, rotation]
+    scale: float = 0.1  # factor, from [1 - scale, 1 + scale]
+    translation: float = 0.05  # fraction of width and height, from [-translation, translation]
+    brightness: float = 0.1  # added fraction of the full range, from [-brightness, brightness]
+    contrast: float = 0.2  # factor around the mean, from [1 - contrast, 1 + contrast]
+    gamma: float = 0.0  # exponent, log-uniform from [1 / (1 + gamma), 1 + gamma]
+    noise: float = 0.0  # largest standard deviation of Gaussian noise, fraction of the full range
 
     def __post_init__(self) -> None:
         problems = [f"{name} is {value}, expected 0 or more" for name, value in vars(self).items() if value < 0]
@@ -41,16 +36,17 @@ class Augment:
             if getattr(self, name) > 1
         ]
         if self.scale >= 1:
-            problems.append(f"scale is {self.scale}, expected less than 1: the image would shrink to nothing")
+            problems.append(f"scale is {self.scale}, expected less than 1: the image would vanish")
         if problems:
             raise UserError("augment: " + "; ".join(problems))
 
     def __call__(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """image: (height, width, 3) uint8. masks: (objects, height, width) uint8 0/1. Returns both, changed alike.
+        """Apply the same geometric changes to image and masks, and intensity changes to the image.
 
-        Quarter turns by 90 degrees swap height and width.
+        image: (height, width, 3) uint8. masks: (objects, height, width) uint8, 0 or 1. Returns both with the same
+        dtypes; odd numbers of quarter turns swap height and width.
         """
         image, masks = self._flip(image, masks, generator)
         if self.rotation or self.scale or self.translation:
@@ -59,7 +55,7 @@ class Augment:
 
     def _flip(self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator) -> tuple:
         if generator.random() < self.horizontal_flip:
-            image, masks = image[:, ::-1], masks[:, :, ::-1]
+            image, masks = image[:, ::-1], masks[:, :, ::-1]  # (height, width, 3), (objects, height, width)
         if generator.random() < self.vertical_flip:
             image, masks = image[::-1], masks[:, ::-1]
         if self.quarter_turns:
@@ -73,19 +69,19 @@ class Augment:
         factor = generator.uniform(1 - self.scale, 1 + self.scale)
         matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), angle, factor)
         shift = generator.uniform(-self.translation, self.translation, 2) * np.array([width, height])
-        matrix = np.hstack([matrix[:, :2], matrix[:, 2:] + shift[:, None]])
+        matrix = np.hstack([matrix[:, :2], matrix[:, 2:] + shift[:, None]])  # (2, 3) affine
         size = (width, height)
-        # Image and masks are reflected alike: no black wedge teaches the model where images end.
+        # Reflection instead of black borders, from which the model could learn where an image ends.
         image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         warped = [
             cv2.warpAffine(m, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101) for m in masks
         ]
-        return image, np.stack(warped) if warped else masks
+        return image, np.stack(warped) if warped else masks  # (objects, height, width)
 
     def _intensity(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Contrast, brightness and gamma as one table of 256 values; noise is drawn once for all channels.
+        """Contrast, brightness and gamma as one lookup table, then noise. image: (height, width, 3) uint8.
 
-        Angiograms are grey, and stay grey.
+        All channels get the same changes, so that grey angiograms stay grey.
         """
         contrast = generator.uniform(1 - self.contrast, 1 + self.contrast)
         brightness = generator.uniform(-self.brightness, self.brightness) * 255
@@ -93,7 +89,7 @@ class Augment:
         sigma = generator.uniform(0, self.noise) * 255
         mean = image.mean()
         levels = np.clip((np.arange(256) - mean) * contrast + mean + brightness, 0, 255)
-        table = (255 * (levels / 255) ** exponent).round().astype(np.uint8)
+        table = (255 * (levels / 255) ** exponent).round().astype(np.uint8)  # (256,)
         changed = cv2.LUT(image, table)
         if sigma:
             noise = generator.standard_normal(image.shape[:2], dtype=np.float32) * np.float32(sigma)

@@ -1,4 +1,4 @@
-"""Examples -> Batch."""
+"""Collate Examples into a Batch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vesselseg.dataset.batch import Batch, EncodedViews, Example
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Stack the views; conversations stay rows of different length."""
+    """Concatenate views and features; conversations and masks stay tuples, since their sizes differ."""
     return Batch(
         image_ids=tuple(example.image_id for example in examples),
-        tiles=together([example.tiles for example in examples]),
+        tiles=concatenate([example.tiles for example in examples]),  # (all tiles, 3, tile, tile)
         tiles_per_image=tuple(example.tile_count for example in examples),
-        sam_images=together([example.sam_image.unsqueeze(0) for example in examples]),
+        sam_images=concatenate([example.sam_image.unsqueeze(0) for example in examples]),  # (images, 3, side, side)
         input_ids=tuple(example.input_ids for example in examples),
         labels=tuple(example.labels for example in examples),
         masks=tuple(example.masks for example in examples),
@@ -28,12 +28,14 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def _encoded(views: Sequence[EncodedViews]) -> EncodedViews | None:
+    if not views:
+        return None
     names = [field.name for field in fields(EncodedViews)]
-    return EncodedViews(**{name: together([getattr(one, name) for one in views]) for name in names}) if views else None
+    return EncodedViews(**{name: concatenate([getattr(one, name) for one in views]) for name in names})
 
 
-def together(pieces: Sequence[Tensor]) -> Tensor:
-    """The pieces one behind the other. A loading process puts them where the training process reads: one copy less."""
+def concatenate(pieces: Sequence[Tensor]) -> Tensor:
+    """Concatenate along the first dimension. A data loading process writes into shared memory, which saves a copy."""
     if get_worker_info() is None:
         return torch.cat(list(pieces))
     first, rows = pieces[0], sum(len(piece) for piece in pieces)

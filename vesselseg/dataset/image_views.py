@@ -1,4 +1,4 @@
-"""Image -> InternVL tiles and SAM2's square view, and mask logits back to the image."""
+"""Image -> InternVL tiles and SAM2's square view; mask logits -> size of the image."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ImageViews:
     """Sizes of both views.
 
-    tile_size: side of an InternVL tile in pixels. min_tiles, max_tiles: tiles per image without the thumbnail.
-    sam_size: side of SAM2's square view in pixels.
+    tile_size: side of an InternVL tile in pixels. sam_size: side of SAM2's square view in pixels.
+    min_tiles, max_tiles: number of tiles per image without the thumbnail. use_thumbnail: append the whole image as a
+    further tile if there are several.
     """
 
     tile_size: int
@@ -29,16 +30,16 @@ class ImageViews:
     use_thumbnail: bool = True
 
     def tile_count(self, width: int, height: int) -> int:
-        """How many tiles `tiles` makes of an image of so many pixels, thumbnail included."""
+        """Number of tiles of an image of this size in pixels, thumbnail included."""
         columns, rows = tile_grid(width, height, self.min_tiles, self.max_tiles, self.tile_size)
         return columns * rows + (1 if self.use_thumbnail and columns * rows > 1 else 0)
 
     def tiles(self, image: Image.Image) -> Tensor:
-        """InternVL's dynamic tiling. Returns (tiles, 3, tile, tile) float32, normalised, thumbnail last."""
+        """InternVL's dynamic tiling (Chen et al. 2024): (tiles, 3, tile, tile) float32, normalised, thumbnail last."""
         return normalise_pixels(self.tile_pixels(image))
 
     def tile_pixels(self, image: Image.Image) -> Tensor:
-        """The same before normalising, as uint8; channels lie last in memory."""
+        """The tiles before normalisation: (tiles, 3, tile, tile) uint8, in channels-last memory format."""
         size = self.tile_size
         columns, rows = tile_grid(image.width, image.height, self.min_tiles, self.max_tiles, size)
         resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
@@ -49,14 +50,15 @@ class ImageViews:
         ]
         if self.use_thumbnail and len(views) > 1:
             views.append(image.resize((size, size), Image.Resampling.BICUBIC))
-        return torch.stack([_pixels(view).movedim(0, -1) for view in views]).movedim(-1, 1)
+        stacked = torch.stack([_pixels(view).movedim(0, -1) for view in views])  # (tiles, tile, tile, 3)
+        return stacked.movedim(-1, 1)
 
     def square(self, image: Image.Image) -> Tensor:
-        """SAM2's view, stretched to a square. Returns (3, side, side) float32, normalised."""
+        """SAM2's view, resized to a square without keeping the aspect ratio: (3, side, side) float32, normalised."""
         return normalise_pixels(self.square_pixels(image))
 
     def square_pixels(self, image: Image.Image) -> Tensor:
-        """The same before normalising, as uint8; channels lie last in memory."""
+        """The square view before normalisation: (3, side, side) uint8, in channels-last memory format."""
         return _pixels(image.resize((self.sam_size, self.sam_size), Image.Resampling.BICUBIC))
 
 
@@ -66,9 +68,9 @@ def normalise(image: Image.Image) -> Tensor:
 
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
-    """(..., 3, height, width) uint8 -> float32 of that shape, with ImageNet's mean and standard deviation.
+    """Normalise with ImageNet's mean and standard deviation: (..., 3, height, width) uint8 -> float32.
 
-    On the device of the pixels: they are a quarter of the bytes that would cross to a GPU otherwise.
+    Runs on the device of the pixels: copying uint8 to a GPU takes a quarter of the bytes of float32.
     """
     mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
@@ -81,7 +83,7 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def to_pixels(view: Tensor) -> np.ndarray:
-    """What `normalise` was given: (3, height, width) float32 -> (height, width, 3) uint8, exactly."""
+    """Exact inverse of `normalise`: (3, height, width) float32 -> (height, width, 3) uint8."""
     mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
     pixels: np.ndarray = ((view * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
@@ -89,10 +91,10 @@ def to_pixels(view: Tensor) -> np.ndarray:
 
 
 def tile_grid(width: int, height: int, min_tiles: int, max_tiles: int, tile_size: int) -> tuple[int, int]:
-    """(columns, rows) whose aspect ratio is closest to the image's, as InternVL chooses it.
+    """(columns, rows) of the tiling whose aspect ratio is closest to the image's, as in InternVL's published code.
 
-    Of equally close grids, tried from the fewest tiles on, a larger one is taken only if the image's area exceeds half
-    of the area that it covers.
+    Grids are tried from the fewest tiles on; of equally close ones, a larger grid is used only if the image's area
+    exceeds half of the grid's.
     """
     grids = sorted(
         {(c, r) for c in range(1, max_tiles + 1) for r in range(1, max_tiles + 1) if min_tiles <= c * r <= max_tiles},
@@ -110,10 +112,11 @@ def tile_grid(width: int, height: int, min_tiles: int, max_tiles: int, tile_size
 
 
 def logits_to_image(mask_logits: Tensor, sam_size: int, height: int, width: int) -> Tensor:
-    """Mask logits -> logits at the image's size, through SAM2's square as the published code goes.
+    """Resize mask logits to the image, by way of SAM2's square as in its published code.
 
-    mask_logits: (objects, side / 4, side / 4), or / 2. Returns (objects, height, width) float32.
+    mask_logits: (objects, side / 4, side / 4), or side / 2. Returns (objects, height, width) float32.
     """
-    logits = mask_logits.float().unsqueeze(1)
+    logits = mask_logits.float().unsqueeze(1)  # (objects, 1, side / 4, side / 4)
     square = functional.interpolate(logits, size=(sam_size, sam_size), mode="bilinear", align_corners=False)
+    # (objects, 1, side, side) -> (objects, height, width)
     return functional.interpolate(square, size=(height, width), mode="bilinear", align_corners=False).squeeze(1)

@@ -1,18 +1,18 @@
-"""annotations.json of a dataset folder: one record type, read, write, validate.
+"""annotations.json of a dataset folder: the record type, reading, writing and validation.
 
-A dataset folder holds ``images/``, ``annotations.json`` (a list of records), ``splits.json`` and ``report.json``.
-A record is read in both forms that users have:
+A dataset folder contains ``images/``, ``annotations.json`` (a list of records), ``splits.json`` and ``report.json``.
+A record may have either of two forms:
 
 * one object: ``{"image": f, "mask": [[x1, y1, ...], ...], "text": "blood vessel"}``
 * Sa2VA's own: ``{"image": f, "mask": [[[x1, y1, ...], ...], ...], "text": ["...", ...]}``
 
-and always written in the second. A region is a polygon (flat list of x, y in pixels of the stored image) or a COCO
-run-length code ``{"size": [height, width], "counts": "..."}``, for bitmaps. Optional fields of a record: ``group``;
-``spacing`` (millimetres per pixel, [row, column]); ``observers``, what further people drew in the same image: name ->
-one list of regions per object, in the order of ``text``.
+and is always written in the second. A region is a polygon (flat list of x, y in pixels of the stored image) or, for
+bitmaps, a COCO run-length code ``{"size": [height, width], "counts": "..."}``. Optional fields of a record: ``group``;
+``spacing`` (millimetres per pixel, [row, column]); ``observers`` (annotations of further observers: name -> one list of
+regions per object, in the order of ``text``).
 
-A fold of a cross-validation is a dataset folder too: ``data/NAME/folds/2`` holds a ``splits.json`` and nothing else,
-its images and annotations are those of ``data/NAME``.
+A fold of a cross-validation is a dataset folder too: ``data/NAME/folds/2`` contains only a ``splits.json``, its images
+and annotations are those of ``data/NAME``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Record:
     """One image with its objects.
 
     image: path below ``images/``, with forward slashes.
-    regions: per object, the regions whose union is its mask; an object with no region has an empty mask.
-    phrases: per object, what the user would ask for, e.g. "blood vessel".
-    group: patient, clip or study; a group is never on both sides of a split. Empty: the image is its own group.
-    spacing: (row, column) millimetres per pixel, above 0; None where it is not known.
-    observers: what further people drew, by name ("2", "3"): per object the regions, in the order of ``phrases``.
+    regions: per object, the regions whose union is its mask; an object without regions has an empty mask.
+    phrases: per object, the phrase that prompts for it, e.g. "blood vessel".
+    group: patient, clip or study; a group is never in two splits. Empty: the image is its own group.
+    spacing: (row, column) in millimetres per pixel, above 0; None if unknown.
+    observers: annotations of further observers by name ("2", "3"): regions per object, in the order of ``phrases``.
     """
 
     image: str
@@ -54,16 +54,16 @@ class Record:
 
     @property
     def group_key(self) -> str:
-        """The group, or the image's own name where it has none."""
+        """The group, or the image's name if it has none."""
         return self.group or self.image
 
     def with_observer(self, observer: str) -> Record:
-        """The record with what a further observer drew in place of its regions; KeyError for unknown names."""
+        """The record with the regions of a further observer; raises KeyError for an unknown name."""
         return replace(self, regions=self.observers[observer])
 
 
 def read_manifest(folder: Path) -> list[Record]:
-    """Read and check annotations.json of a dataset folder or fold; raises ManifestError with all problems at once."""
+    """Read and check annotations.json of a dataset folder or fold; raises ManifestError that lists all problems."""
     path = dataset_home(folder) / "annotations.json"
     entries = _read_json(path)
     if not isinstance(entries, list):
@@ -75,7 +75,7 @@ def read_manifest(folder: Path) -> list[Record]:
         except ManifestError as error:
             problems.append(f"record {index}: {error}")
     named = Counter(record.image for record in records)
-    problems += [f"{name}: named by more than one record" for name in sorted(named) if named[name] > 1]
+    problems += [f"{name}: in more than one record" for name in sorted(named) if named[name] > 1]
     if problems:
         raise ManifestError(_list_problems(path, problems))
     return records
@@ -101,7 +101,7 @@ def write_manifest(folder: Path, records: list[Record]) -> None:
 
 
 def parse_record(entry: Any) -> Record:
-    """One entry of annotations.json in either form -> Record; raises ManifestError."""
+    """Parse an entry of annotations.json in either form; raises ManifestError."""
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
         raise ManifestError('expected an object with "image", "mask" and "text"')
     image, text, mask = entry["image"], entry.get("text"), entry.get("mask")
@@ -116,7 +116,7 @@ def parse_record(entry: Any) -> Record:
     regions = _parse_objects(image, mask, len(text))
     drawn = entry.get("observers") or {}
     if not isinstance(drawn, dict) or not all(isinstance(objects, list) for objects in drawn.values()):
-        raise ManifestError(f'{image}: "observers" must hold one list of objects per name')
+        raise ManifestError(f'{image}: "observers" must contain one list of objects per name')
     observers = {
         name: _parse_objects(f"{image}, observer {name}", objects, len(text)) for name, objects in drawn.items()
     }
@@ -158,15 +158,15 @@ def _check_region(image: str, number: int, region: Any) -> None:
     if len(region) < 6 or len(region) % 2:
         raise ManifestError(
             f"{where}: a polygon needs at least 3 points, as x, y pairs; found {len(region)} numbers. "
-            "Run tools/prepare_data.py on the source again: it repairs or leaves out such shapes"
+            "Prepare the source again with tools/prepare_data.py, which repairs or leaves out such shapes"
         )
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
-    """Read ``folder/splits.json``: image names per split, with all of train, val and test present (may be empty).
+    """Read ``folder/splits.json``: image names for each of train, val and test, possibly empty.
 
-    Raises ManifestError where a split lists an image twice. That no image is in two splits matters to evaluation only,
-    which checks it.
+    Raises ManifestError if a split lists an image twice. An image in two splits matters only for evaluation, which
+    checks for it.
     """
     path = Path(folder) / "splits.json"
     _check_fold(Path(folder))
@@ -204,22 +204,22 @@ def read_split(folder: Path, split: str) -> list[Record]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 (first 16 hex digits) over annotations.json and splits.json: which data a result was made with."""
+    """SHA-256 (first 16 hex digits) of annotations.json and splits.json; identifies the data of a result."""
     return _digest(dataset_home(folder) / "annotations.json", Path(folder) / "splits.json")
 
 
 def image_digests(folder: str | Path, records: Iterable[Record]) -> dict[str, str]:
-    """Image -> SHA-256 (first 12 hex digits) of its file: the same picture in another split, fold or dataset folder."""
+    """Image -> SHA-256 (first 12 hex digits) of its file, which identifies it across splits, folds and folders."""
     contents = ((record.image, image_path(folder, record).read_bytes()) for record in records)
     return {image: hashlib.sha256(content).hexdigest()[:12] for image, content in contents}
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Which fold of which cross-validation a folder is.
+    """A fold of a cross-validation.
 
-    number: 1..of. fingerprint: SHA-256 (first 16 hex digits) over the annotations and the splits of all folds, the same
-    for all of them: results with the same one may be pooled.
+    number: 1..of. of: number of folds. fingerprint: SHA-256 (first 16 hex digits) of the annotations and the splits of
+    all folds; results with the same fingerprint may be pooled.
     """
 
     number: int
@@ -228,7 +228,7 @@ class Fold:
 
 
 def read_fold(folder: str | Path) -> Fold | None:
-    """What fold ``data/NAME/folds/2`` is; None for a dataset folder itself."""
+    """The fold of a folder such as ``data/NAME/folds/2``; None for a dataset folder itself."""
     home = dataset_home(folder)
     if home == Path(folder):
         return None
@@ -239,13 +239,13 @@ def read_fold(folder: str | Path) -> Fold | None:
 
 
 def fold_numbers(home: Path) -> list[int]:
-    """The folds that tools/make_folds.py stored in a dataset folder, in order; empty if there are none."""
+    """Numbers of the folds stored in a dataset folder, sorted; empty if there are none."""
     stored = (path.parent.name for path in (Path(home) / FOLDS).glob("*/splits.json"))
     return sorted(int(name) for name in stored if name.isdecimal())
 
 
 def dataset_home(folder: str | Path) -> Path:
-    """The folder that holds annotations.json and images/: the dataset folder itself, or that of a fold."""
+    """The folder with annotations.json and images/: the dataset folder itself, or that of a fold."""
     folder = Path(folder)
     place = folder.absolute()
     if place.parent.name != FOLDS or not place.name.isdecimal() or (folder / "annotations.json").exists():
@@ -258,11 +258,11 @@ def _check_fold(folder: Path) -> None:
     home = dataset_home(folder)
     if home != folder and not (folder / "splits.json").exists():
         numbers = ", ".join(map(str, fold_numbers(home))) or "none; make them with tools/make_folds.py"
-        raise ManifestError(f"{folder} is no fold of {home}, which has: {numbers}")
+        raise ManifestError(f"{folder} is not a fold of {home}, which has: {numbers}")
 
 
 def _digest(*files: Path) -> str:
-    """SHA-256 over the files' bytes, first 16 hex digits."""
+    """SHA-256 of the concatenated files, first 16 hex digits."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

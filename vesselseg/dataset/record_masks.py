@@ -1,4 +1,4 @@
-"""A record of a dataset folder -> the masks of its objects."""
+"""Rasterise the objects of a record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from vesselseg.imaging.rasterise import rasterise
 
 
 def record_masks(record: Record, height: int, width: int) -> np.ndarray:
-    """Masks of a record's objects: (objects, height, width) uint8, 0 or 1; (0, height, width) without objects."""
+    """Masks of a record's objects: (objects, height, width) uint8, 0 or 1; (0, height, width) without objects.
+
+    Raises ValueError that names the image and object of an invalid region.
+    """
     masks = np.zeros((len(record.regions), height, width), dtype=np.uint8)
     for number, regions in enumerate(record.regions):
         try:

@@ -1,1 +1,1 @@
-"""Files into pictures, labels into shapes, shapes into masks: shared by all rooms that read or draw them."""
+"""Image decoding, label parsing, rasterising and drawing, shared by preparation, prediction and the service."""

@@ -1,4 +1,4 @@
-"""Which files are pictures, and their bytes decoded to the end: formats, orientation, depth, damage."""
+"""Decode image files completely: formats, EXIF orientation, bit depth, damage."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-_DICOM_MAGIC = (128, b"DICM")  # PS3.10, 7.1: where, and what
+DICOM_MAGIC = (128, b"DICM")  # (offset, bytes): the DICOM prefix, PS3.10, section 7.1
+# Pillow modes with more than 8 bits per pixel.
 HIGH_DEPTH_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # EXIF tag
 # What Pillow raises on damaged files; each format has its own.
@@ -29,7 +31,7 @@ DECODE_ERRORS = (
 
 
 class ImageError(ValueError):
-    """No usable image for labels; code: short reason for counting."""
+    """No usable image for some labels. code: a key of ``prepare.findings.FINDING_KINDS``, for counting."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -37,7 +39,7 @@ class ImageError(ValueError):
 
 
 def is_dicom(path: Path) -> bool:
-    """Told by the ending; a file without one, or with a number for one as in UIDs, is told by its first bytes."""
+    """Decide by suffix; without a suffix, or with a numeric one as in UIDs, by the DICOM prefix."""
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:
         return True
@@ -45,32 +47,35 @@ def is_dicom(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as opened:
-            place, magic = _DICOM_MAGIC
-            return opened.read(place + len(magic))[place:] == magic
+            offset, magic = DICOM_MAGIC
+            return opened.read(offset + len(magic))[offset:] == magic
     except OSError:
         return False
 
 
-def decode_image(content: bytes, label_size: tuple[int, int] | None) -> tuple[Image.Image, list[tuple[str, str]]]:
-    """Decode all pixels, so that a cut-off file is found here; turn the picture as LabelMe showed it."""
-    with suppress_warnings():  # of large pictures
+def decode_image(content: bytes, label_size: tuple[int, int] | None) -> tuple[Image.Image, list[Note]]:
+    """Decode all pixels, so that a truncated file raises here, and orient the image as LabelMe displayed it.
+
+    label_size: (width, height) that the labels refer to, None if unknown. Raises one of DECODE_ERRORS.
+    """
+    with suppress_warnings():  # Pillow warns of large images
         image = Image.open(io.BytesIO(content))
         image.load()
-    notes = []
+    notes: list[Note] = []
     if getattr(image, "n_frames", 1) > 1:
-        notes.append(("several_frames", f"{image.n_frames} frames in one file; the first one is used"))  # type: ignore[attr-defined]
+        notes.append(Note("several_frames", f"{image.n_frames} frames in one file; the first one is used"))  # type: ignore[attr-defined]
     upright = _upright(image, label_size)
     if upright is not image:
-        upright.format = "turned"  # the stored bytes must not say that the picture has to be turned again
-        notes.append(("turned", "the EXIF orientation is applied, as LabelMe does"))
+        upright.format = "turned"  # not a kept format: the original bytes would be rotated a second time
+        notes.append(Note("turned", "the EXIF orientation is applied, as in LabelMe"))
     elif image.getexif().get(_ORIENTATION, 1) != 1:
         upright.format = "turned"
-        notes.append(("turned", "the EXIF orientation is dropped: the labels fit the picture as it is stored"))
+        notes.append(Note("turned", "the EXIF orientation is dropped: the labels fit the image as stored"))
     return upright, notes
 
 
 def _upright(image: Image.Image, label_size: tuple[int, int] | None) -> Image.Image:
-    """LabelMe applies the EXIF orientation; labels of a tool that does not show by the swapped size."""
+    """Apply the EXIF orientation as LabelMe does, unless `label_size` shows that the labelling tool did not."""
     if image.getexif().get(_ORIENTATION, 1) == 1:
         return image
     turned = ImageOps.exif_transpose(image)
@@ -90,25 +95,24 @@ def to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def describe_depth(image: Image.Image) -> str:
-    """What is done to an image in one of HIGH_DEPTH_MODES, and the range of its values."""
+    """The note on an image in one of HIGH_DEPTH_MODES: the range of its values and the scaling."""
     values = np.asarray(image)
     return f"more than 8 bits per pixel; values {values.min():g} to {values.max():g} are scaled to 0 to 255"
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """The pixels and nothing else: no EXIF, no text."""
+    """PNG with pixels only: no EXIF, no text."""
     buffer = io.BytesIO()
-    clean = Image.fromarray(np.asarray(image))
-    clean.save(buffer, format="PNG")
+    Image.fromarray(np.asarray(image)).save(buffer, format="PNG")  # a new image carries no metadata
     return buffer.getvalue()
 
 
 def describe_decode_error(error: Exception, content: bytes) -> str:
-    """Why a file's bytes, read or not, make no image; error: one of DECODE_ERRORS."""
+    """Why a file is not a readable image. error: one of DECODE_ERRORS; content: its bytes, empty if not read."""
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if not content:
         return "the file is empty (0 bytes)"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that Pillow can read"
-    return f"damaged or cut off ({str(error).strip() or type(error).__name__})"
+    return f"damaged or truncated ({str(error).strip() or type(error).__name__})"

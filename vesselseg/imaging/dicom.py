@@ -1,7 +1,7 @@
-"""DICOM: how many frames a file has, and one frame as the 8-bit picture that its header asks for.
+"""DICOM files: number of frames, and single frames as 8-bit images, windowed as the header specifies.
 
-Nothing of the header leaves this file but the pixel spacing and the patient, which preparing only uses hashed. Messages
-hold words of this file and numbers, never what an element of the header says.
+Of the header, only the pixel spacing and the patient leave this module; preparation uses the patient only hashed.
+Messages contain fixed words and numbers, never the text of a header element.
 """
 
 from __future__ import annotations
@@ -22,51 +22,56 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.uid import ImplicitVRLittleEndian, SegmentationStorage
 
 from vesselseg.imaging.decode import ImageError, scale_to_uint8
+from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs what it warns of, which quotes the header
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote the header
 
 _WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 _VALUES = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence")
-_DEFERRED = 1 << 16  # bytes; larger elements stay on disk until they are asked for
+_DEFERRED = 1 << 16  # bytes; larger elements are read from disk on first access
 _LAYOUT = ("PhotometricInterpretation", "PixelRepresentation", "BitsStored")
 
 
 @dataclass(frozen=True)
 class DicomFrame:
-    """pixels: mode L or RGB; notes: (code, message) of what was done; spacing: (row, column) mm per pixel, or None.
+    """One decoded frame.
 
-    patient: what tells patients apart (issuer and PatientID, else name and date of birth, else the study), or "".
+    pixels: mode L or RGB. notes: conversions that were applied. spacing: (row, column) in mm per pixel, or None.
+    patient: identifies the patient: issuer and PatientID, else name and date of birth, else the study; "" if unknown.
     """
 
     pixels: Image.Image
-    notes: tuple[tuple[str, str], ...]
+    notes: tuple[Note, ...]
     spacing: tuple[float, float] | None
     patient: str
 
 
 def count_frames(path: Path) -> int:
-    """Frames of a DICOM file; 1 where it cannot be read (reading a frame then says why)."""
+    """Number of frames of a DICOM file; 1 if it cannot be read (reading a frame then reports why)."""
     try:
         with suppress_warnings():
             header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
             return max(1, int(header.get("NumberOfFrames") or 1))
-    except Exception:  # whatever a damaged header leads pydicom to
+    except Exception:  # pydicom raises many types on damaged headers
         return 1
 
 
 def read_patient(path: Path) -> str:
-    """What tells the patient of a file from others, see ``DicomFrame``; "" where it cannot be read."""
+    """The patient of a file, see ``DicomFrame.patient``; "" if it cannot be read."""
     try:
         with suppress_warnings():
             return _patient(dcmread(path, force=True, stop_before_pixels=True))
-    except Exception:  # whatever a damaged header leads pydicom to
+    except Exception:  # pydicom raises many types on damaged headers
         return ""
 
 
 @dataclass(frozen=True)
 class SeriesPosition:
-    """What tells which pictures make a run: the series, its number, the picture's own number, and its size."""
+    """Where a single-frame DICOM image belongs in its series.
+
+    series: SeriesInstanceUID. series_number: SeriesNumber. number: InstanceNumber. size: (width, height).
+    """
 
     series: str
     series_number: int
@@ -75,7 +80,7 @@ class SeriesPosition:
 
 
 def read_series_position(path: Path) -> SeriesPosition | None:
-    """The place of a single picture in its series; None for a clip, without a series, and where it cannot be read."""
+    """The position of a single-frame image in its series; None for a clip, without a series, or if unreadable."""
     tags = ["SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SOPClassUID"]
     try:
         with suppress_warnings():
@@ -86,41 +91,42 @@ def read_series_position(path: Path) -> SeriesPosition | None:
             series, number = (int(header.get(name) or 0) for name in ("SeriesNumber", "InstanceNumber"))
             size = int(header.Columns), int(header.Rows)
             return SeriesPosition(str(header.SeriesInstanceUID), series, number, size)
-    except Exception:  # whatever a damaged header leads pydicom to
+    except Exception:  # pydicom raises many types on damaged headers
         return None
 
 
 def read_frame(path: Path, frame: int | None = None) -> DicomFrame:
-    """One frame, counted from 0; None: the only one. See ``DicomFile.frame``; raises ImageError (which_frame) too."""
+    """One frame, counted from 0; None: the only one. Raises ImageError (bad_dicom, no_decoder, which_frame)."""
     opened = DicomFile(path)
-    return opened.frame(opened.choose(frame))
+    return opened.frame(opened.resolve_frame(frame))
 
 
 class DicomFile:
-    """A DICOM picture or clip, frame by frame. source: its path, then pixels stay on disk, or its bytes.
+    """A DICOM image or clip that is decoded frame by frame.
 
-    header: all but large elements, which are read where they are asked for. frames: 1 for a single picture.
-    Raises ImageError (bad_dicom).
+    source: a path, then pixels stay on disk, or the file's bytes. header: large elements are loaded on access.
+    frames: number of frames, 1 for a single image. size: (width, height). Raises ImageError (bad_dicom).
     """
 
     def __init__(self, source: Path | bytes) -> None:
         self._source = source
-        with _readable():
+        with _dicom_errors():
             opened = io.BytesIO(source) if isinstance(source, bytes) else source
             self.header = dcmread(opened, force=True, defer_size=None if isinstance(source, bytes) else _DEFERRED)
             if "PixelData" not in self.header:
-                found = "no DICOM file" if "SOPClassUID" not in self.header else "a DICOM file without PixelData"
-                raise ImageError("bad_dicom", f"{found}: expected a picture")
+                found = "not a DICOM file" if "SOPClassUID" not in self.header else "a DICOM file without PixelData"
+                raise ImageError("bad_dicom", f"{found}: expected an image")
             if self.header.get("SOPClassUID") == SegmentationStorage:
-                raise ImageError("bad_dicom", "a DICOM segmentation: expected the picture that it belongs to")
+                raise ImageError("bad_dicom", "a DICOM segmentation: expected the image that it refers to")
             self.frames = max(1, int(self.header.get("NumberOfFrames") or 1))
             self.size = int(self.header.Columns), int(self.header.Rows)
 
-    def choose(self, frame: int | None) -> int:
-        """The frame that is meant, checked; raises ImageError (which_frame)."""
+    def resolve_frame(self, frame: int | None) -> int:
+        """`frame` if it exists, 0 if it is None and there is only one frame; else raises ImageError (which_frame)."""
         if frame is None and self.frames > 1:
             raise ImageError(
-                "which_frame", f"a clip of {self.frames} frames, and the label's name does not end in a frame's number"
+                "which_frame",
+                f"a clip of {self.frames} frames, but the name of the label file ends in no frame number",
             )
         if frame is not None and not 0 <= frame < self.frames:
             raise ImageError("which_frame", f"frame {frame + 1} of {self.frames} is labelled")
@@ -129,15 +135,15 @@ class DicomFile:
     def frame(self, number: int) -> DicomFrame:
         """One frame, counted from 0. Raises ImageError (bad_dicom, no_decoder).
 
-        The picture is what a viewer shows first: modality LUT, then VOI LUT or window of the header. Without one, 8-bit
-        pixels stay as they are, and deeper ones are scaled from the frame's own range. MONOCHROME1 is inverted.
+        Rendered as a viewer shows it first: modality LUT, then the header's VOI LUT or window. Without a window, 8-bit
+        pixels are unchanged and deeper ones are scaled from the frame's own range. MONOCHROME1 is inverted.
         """
-        with _readable():
+        with _dicom_errors():
             return _decode(self.header, number, self._pixels(number))
 
     def times(self) -> tuple[float, ...] | None:
-        """Seconds from the start of a clip, per frame (PS3.3, C.7.6.5); None where nothing tells."""
-        with _readable():
+        """Seconds from the start of a clip, per frame (PS3.3, C.7.6.5); None if the header has none."""
+        with _dicom_errors():
             steps = self.header.get("FrameTimeVector")
             if steps is not None and not np.isscalar(steps) and len(steps) == self.frames:
                 return tuple(float(time) / 1000 for time in np.cumsum([float(step) for step in steps]))
@@ -148,20 +154,21 @@ class DicomFile:
     def _pixels(self, number: int) -> np.ndarray:
         has_syntax = "TransferSyntaxUID" in self.header.get("file_meta", {})
         _check_decoder(self.header)
-        if isinstance(self._source, Path) and has_syntax:  # reads this frame only
+        if isinstance(self._source, Path) and has_syntax:  # decodes only this frame
             return pixel_array(self._source, index=number)
         return pixel_array(self.header, index=number)
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def _dicom_errors() -> Iterator[None]:
+    """Turn whatever reading a damaged file raises into ImageError (bad_dicom), without text of the header."""
     try:
-        with suppress_warnings():  # pydicom's quote the header
+        with suppress_warnings():  # pydicom's warnings quote the header
             yield
     except ImageError:
         raise
-    except Exception as error:  # whatever a damaged file leads pydicom and its decoders to
-        raise ImageError("bad_dicom", f"damaged, cut off or against the standard ({type(error).__name__})") from None
+    except Exception as error:  # pydicom and its decoders raise many types
+        raise ImageError("bad_dicom", f"damaged, truncated or not conforming ({type(error).__name__})") from None
 
 
 def _decode(header: Dataset, frame: int, values: np.ndarray) -> DicomFrame:
@@ -169,11 +176,9 @@ def _decode(header: Dataset, frame: int, values: np.ndarray) -> DicomFrame:
     if header.PhotometricInterpretation == "PALETTE COLOR":
         values = apply_color_lut(values, header)
     if values.ndim == 3:
-        notes: list[tuple[str, str]] = []
-        deepest = (
-            8 * values.dtype.itemsize if header.PhotometricInterpretation == "PALETTE COLOR" else header.BitsStored
-        )
-        pixels = Image.fromarray(scale_to_uint8(values, 0, 2**deepest - 1))
+        notes: list[Note] = []
+        bits = 8 * values.dtype.itemsize if header.PhotometricInterpretation == "PALETTE COLOR" else header.BitsStored
+        pixels = Image.fromarray(scale_to_uint8(values, 0, 2**bits - 1))
     else:
         grey, notes = _grey(values, view)
         pixels = Image.fromarray(grey)
@@ -183,13 +188,13 @@ def _decode(header: Dataset, frame: int, values: np.ndarray) -> DicomFrame:
 
 def _check_decoder(header: Dataset) -> None:
     syntax = header.file_meta.TransferSyntaxUID if "TransferSyntaxUID" in header.get("file_meta", {}) else None
-    if syntax is None:  # written before PS3.10: nothing but this default is allowed
+    if syntax is None:  # a file from before PS3.10: only this default syntax is possible
         header.ensure_file_meta()
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     elif syntax.is_compressed and not syntax.is_deflated and not _can_decode(syntax):
         raise ImageError(
             "no_decoder",
-            f'compressed as {syntax.name}, which nothing installed decodes: pip install "vesselseg[dicom]"',
+            f'compressed as {syntax.name}, and no decoder for it is installed: pip install "vesselseg[dicom]"',
         )
 
 
@@ -202,7 +207,7 @@ def _can_decode(syntax: Any) -> bool:
 
 
 def _frame_view(header: Dataset, frame: int) -> Dataset:
-    """The elements that decide how a frame is shown; enhanced files keep them in functional groups."""
+    """The elements that define how a frame is displayed; enhanced DICOM keeps them in functional groups."""
     view = Dataset()
     for keyword in (*_LAYOUT, *_VALUES, *_WINDOW):
         value = _find(header, frame, keyword)
@@ -214,22 +219,23 @@ def _frame_view(header: Dataset, frame: int) -> Dataset:
 
 
 def _find(header: Dataset, frame: int, keyword: str) -> Any:
-    """An element of the file, or of the functional groups of the frame or of all frames; None where it is empty."""
+    """An element of the file, or of the per-frame or shared functional groups; None if absent or empty."""
     groups = [
         (header.get("PerFrameFunctionalGroupsSequence"), frame),
         (header.get("SharedFunctionalGroupsSequence"), 0),
     ]
-    places = [header]
+    datasets = [header]
     for sequence, position in groups:
         if sequence and position < len(sequence):
-            places += [
+            datasets += [
                 item[0] for item in (element.value for element in sequence[position] if element.VR == "SQ") if item
             ]
-    values = (place.get(keyword) for place in places)
+    values = (dataset.get(keyword) for dataset in datasets)
     return next((value for value in values if value not in (None, "")), None)
 
 
-def _grey(values: np.ndarray, view: Dataset) -> tuple[np.ndarray, list[tuple[str, str]]]:
+def _grey(values: np.ndarray, view: Dataset) -> tuple[np.ndarray, list[Note]]:
+    """Stored values (height, width) -> displayed grey values (height, width) uint8, and a note if they differ."""
     raw = values
     values = apply_modality_lut(values, view)
     low, high = float(values.min()), float(values.max())
@@ -247,19 +253,19 @@ def _grey(values: np.ndarray, view: Dataset) -> tuple[np.ndarray, list[tuple[str
     if view.PhotometricInterpretation == "MONOCHROME1":
         shown, note = 255 - shown, f"{note}; inverted (MONOCHROME1)"
     changed = raw.dtype != np.uint8 or not np.array_equal(raw, shown)
-    return shown, [("windowed", note)] if changed else []
+    return shown, [Note("windowed", note)] if changed else []
 
 
 def _window(values: np.ndarray, view: Dataset) -> tuple[np.ndarray, tuple[float, float]]:
-    """Values after windowing (PS3.3, C.11.2.1.2), and the range that it maps to."""
-    ends = np.array([-1e12, 1e12])  # beyond any window: they come out as the ends of the range
+    """Values after windowing (PS3.3, C.11.2.1.2), and the output range of the window."""
+    ends = np.array([-1e12, 1e12])  # beyond any window, so they map to the ends of the output range
     with np.errstate(over="ignore"):
         shown = apply_windowing(np.concatenate([values.astype(np.float64).ravel(), ends]), view)
     return shown[:-2].reshape(values.shape), (float(shown[-2]), float(shown[-1]))
 
 
 def _look_up(values: np.ndarray, table: Dataset) -> tuple[np.ndarray, tuple[float, float]]:
-    """Values through a VOI LUT (PS3.3, C.11.2.1.1). pydicom's own wraps around for 8-bit tables of over 256 entries."""
+    """Apply a VOI LUT (PS3.3, C.11.2.1.1); pydicom's own wraps around in 8-bit tables of over 256 entries."""
     entries, first, bits = (int(number) for number in table.LUTDescriptor)
     entries = entries or 2**16
     data = table.LUTData
@@ -273,8 +279,8 @@ def _first(value: Any) -> float:
     return float(value if np.isscalar(value) or not hasattr(value, "__len__") else value[0])
 
 
-def _spacing(header: Dataset, frame: int) -> tuple[tuple[float, float] | None, list[tuple[str, str]]]:
-    """(row, column) mm. ImagerPixelSpacing is that of the detector; divided by the magnification it is the patient's.
+def _spacing(header: Dataset, frame: int) -> tuple[tuple[float, float] | None, list[Note]]:
+    """(row, column) in mm. ImagerPixelSpacing refers to the detector; divided by the magnification, to the patient.
 
     PS3.3, C.8.7.5 (Estimated Radiographic Magnification Factor) and 10.7.1.3 (pixel spacing).
     """
@@ -287,7 +293,7 @@ def _spacing(header: Dataset, frame: int) -> tuple[tuple[float, float] | None, l
     magnification = _first(_find(header, frame, "EstimatedRadiographicMagnificationFactor") or 0)
     if magnification >= 1:
         return (detector[0] / magnification, detector[1] / magnification), []
-    return detector, [("detector_spacing", "the spacing is that of the detector: lengths in mm come out too long")]
+    return detector, [Note("detector_spacing", "the spacing is measured at the detector: lengths in mm are too long")]
 
 
 def _two_lengths(value: Any) -> tuple[float, float] | None:

@@ -1,7 +1,7 @@
-"""The one way from a file's bytes to what is segmented: one picture, or the frames of a clip, upright 8-bit RGB.
+"""Open an image, DICOM file or video as a sequence of upright 8-bit RGB frames, the input of prediction.
 
-A file is told by its first bytes. The ending of its name counts only where these say nothing: a DICOM file without a
-preamble, a damaged file. Frames are decoded one by one, when they are asked for.
+The type of a file is detected from its first bytes. Its suffix matters only if these are inconclusive: for a DICOM file
+without a preamble or a damaged file. Frames are decoded on demand.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image
 from vesselseg.errors import UserError
 from vesselseg.imaging.decode import (
     DECODE_ERRORS,
+    DICOM_MAGIC,
     DICOM_SUFFIXES,
     HIGH_DEPTH_MODES,
     ImageError,
@@ -32,16 +33,16 @@ from vesselseg.imaging.decode import (
     describe_depth,
 )
 from vesselseg.imaging.dicom import DicomFile
-from vesselseg.imaging.rgb import to_rgb
+from vesselseg.imaging.rgb import has_transparency, to_rgb
 from vesselseg.imaging.source_files import printable
 from vesselseg.imaging.warning_filters import suppress_warnings
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".m4v", ".mpg", ".mpeg", ".webm")
-LEAST_SIDE = 8  # pixels; anything smaller is a placeholder, not a picture
-_LARGEST_IMAGE = 2 << 30  # bytes; an image is read whole
-_RECENT = 32  # frames of a video kept at hand: going back by one does not decode it anew from its start
-# The containers that are handed to FFmpeg: (where, what). Playlists and lists of files are not among them: they would
-# make it open other files, or the network.
+LEAST_SIDE = 8  # pixels; anything smaller is a placeholder image
+_LARGEST_IMAGE = 2 << 30  # bytes; an image file is read into memory
+_RECENT = 32  # cached video frames: going back by a few does not decode from the start again
+# (offset, magic bytes) of the containers passed to FFmpeg. Playlists are excluded: FFmpeg would open other files or the
+# network.
 _CONTAINERS = (
     *((4, kind) for kind in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),  # MP4, QuickTime
     (8, b"AVI "),
@@ -61,20 +62,25 @@ _IMAGES = (
 )
 
 Kind = Literal["image", "dicom", "video"]
-SizeCheck = Callable[[tuple[int, int]], None]  # is told (width, height) and raises what its caller knows
+SizeCheck = Callable[[tuple[int, int]], None]  # receives (width, height) and raises an error of its caller
 
 
 class UnreadableInputError(UserError):
-    """A file that is no picture that can be segmented; the message is the reason, without the file's name."""
+    """A file that cannot be opened as an image or clip; the message is the reason, without the file's name."""
 
 
-_LABELME_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA")  # LabelMe 6 refuses others: CMYK, 16 bits
+_LABELME_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA")  # LabelMe 6 rejects others, e.g. CMYK and 16 bits
 
 
 class FrameSource(Protocol):
-    """One picture, or a clip. frames: at least 1. frame_times: seconds from the start, None where nothing tells.
+    """An image (one frame) or a clip.
 
-    notes: what was changed or guessed. size: (width, height). labelme_opens: whether LabelMe shows the file as it is.
+    kind: type of the file.
+    labelme_opens: whether LabelMe can display the file unchanged.
+    frames: number of frames, at least 1.
+    size: (width, height) of a frame.
+    notes: messages on what was changed or guessed.
+    frame_times: per frame, seconds from the start; None if unknown.
     """
 
     kind: Kind
@@ -90,32 +96,33 @@ class FrameSource(Protocol):
 
 
 def _any_size(size: tuple[int, int]) -> None:
-    """Where nothing but what holds for all pictures is asked, see `_check_size`."""
+    """No limit in addition to `_check_size`."""
 
 
 def open_frames(name: str, content: bytes | Path, check_size: SizeCheck = _any_size) -> FrameSource:
-    """Open an image, a DICOM file or a video. content: its bytes, or where it lies: a clip's frames then stay on disk.
+    """Open an image, a DICOM file or a video.
 
-    name: the file's, whose ending tells DICOM files without a preamble and damaged videos. check_size: refuses a size
-    by raising; it is asked before a pixel is decoded. Raises UnreadableInputError.
+    name: file name; its suffix identifies DICOM files without a preamble and damaged videos. content: the bytes, or the
+    path, then the frames of a clip stay on disk. check_size: rejects a size by raising, before any pixel is decoded.
+    Raises UnreadableInputError.
     """
     start = _start_of(content)
     if not start:
         raise UnreadableInputError("the file is empty (0 bytes)")
     suffix = Path(name).suffix.lower()
-    if start[128:132] == b"DICM":
+    if _starts_as(start, (DICOM_MAGIC,)):
         return DicomFrames(content, check_size)
     if _starts_as(start, _CONTAINERS):
         return VideoFrames(content, suffix, check_size)
     if not _starts_as(start, _IMAGES) and suffix in DICOM_SUFFIXES:
         return DicomFrames(content, check_size)
     if not _starts_as(start, _IMAGES) and suffix in VIDEO_SUFFIXES:
-        raise UnreadableInputError("damaged, or no video that can be read (MP4, MOV, AVI, MKV, WebM, WMV, MPEG)")
+        raise UnreadableInputError("damaged, or not a supported video (MP4, MOV, AVI, MKV, WebM, WMV, MPEG)")
     return ImageFrames(content, check_size)
 
 
 def _starts_as(start: bytes, kinds: Iterable[tuple[int, bytes]]) -> bool:
-    return any(start[place:].startswith(magic) for place, magic in kinds)
+    return any(start[offset:].startswith(magic) for offset, magic in kinds)
 
 
 def _start_of(content: bytes | Path) -> bytes:
@@ -126,7 +133,7 @@ def _start_of(content: bytes | Path) -> bytes:
 
 
 class ImageFrames:
-    """What Pillow reads; decoded to its end at once, which is how a cut-off file is found."""
+    """An image that Pillow reads; decoded completely at once, so that a truncated file raises here."""
 
     kind: Kind = "image"
     frames = 1
@@ -136,30 +143,30 @@ class ImageFrames:
         if isinstance(content, Path) and content.stat().st_size > _LARGEST_IMAGE:
             raise UnreadableInputError(f"{content.stat().st_size >> 20} MiB; expected an image of at most 2 GiB")
         data = content if isinstance(content, bytes) else content.read_bytes()
-        with _reasons(data):
+        with _decode_errors(data):
             size = _image_size(data)
         check_size(size)
-        with _reasons(data):
+        with _decode_errors(data):
             image, changes = decode_image(data, None)
         _check_size(image.size)
         notes = [reason for _, reason in changes]
         if image.mode in HIGH_DEPTH_MODES:
             notes.append(describe_depth(image))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            notes.append("transparent pixels are taken as black")
+        if has_transparency(image):
+            notes.append("transparent pixels are rendered as black")
         self.notes = tuple(notes)
         self.size = image.size
         self.labelme_opens = image.mode in _LABELME_MODES
         self._image = to_rgb(image)
 
     def frame(self, number: int) -> Image.Image:
-        """The picture."""
+        """The image itself, for frame 0."""
         _check_number(number, 1)
         return self._image
 
 
 class DicomFrames:
-    """A DICOM picture or clip. The first frame is decoded at once: it tells whether the others can be."""
+    """A DICOM image or clip. The first frame is decoded at once, to detect a missing decoder early."""
 
     kind: Kind = "dicom"
     labelme_opens = False
@@ -178,7 +185,7 @@ class DicomFrames:
         self._first = to_rgb(first.pixels)
 
     def frame(self, number: int) -> Image.Image:
-        """Decodes this frame only."""
+        """Decode this frame only."""
         _check_number(number, self.frames)
         if number == 0:
             return self._first
@@ -189,9 +196,9 @@ class DicomFrames:
 
 
 class SeriesFrames:
-    """Single DICOM pictures that make a run, in the order given; each is read when it is asked for.
+    """Single-frame DICOM files of one series as a clip, in the given order; each is read on demand.
 
-    notes: what is known of the run as a whole.
+    notes: messages on the series as a whole.
     """
 
     kind: Kind = "dicom"
@@ -204,7 +211,7 @@ class SeriesFrames:
         self.size, self.notes = first.size, (*notes, *first.notes)
 
     def frame(self, number: int) -> Image.Image:
-        """Raises UnreadableInputError naming the file."""
+        """Read this file only; raises UnreadableInputError that names it."""
         _check_number(number, self.frames)
         try:
             return DicomFrames(self._paths[number]).frame(0)
@@ -213,7 +220,7 @@ class SeriesFrames:
 
 
 class VideoFrames:
-    """A video through FFmpeg. Frames are counted by going through it once: what its header says may be wrong."""
+    """A video, decoded by FFmpeg. Its frames are counted by a pass over the file, since headers may be wrong."""
 
     kind: Kind = "video"
     labelme_opens = False
@@ -221,7 +228,7 @@ class VideoFrames:
     def __init__(self, content: bytes | Path, suffix: str = "", check_size: SizeCheck = _any_size) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        if isinstance(content, bytes):  # OpenCV reads files only; this one goes with the object
+        if isinstance(content, bytes):  # OpenCV reads files only; this one is deleted with the object
             self._copy = tempfile.NamedTemporaryFile(prefix="vesselseg_", suffix=suffix)  # noqa: SIM115
             self._copy.write(content)
             self._copy.flush()
@@ -239,11 +246,11 @@ class VideoFrames:
         _check_size(self.frame(0).size)
         self.size = self.frame(0).size
         self.frame_times = _plausible_times(times, rate)
-        cut = f"{self.frames} of {claimed} frames can be decoded: the video is cut off, the last one may be incomplete"
+        cut = f"{self.frames} of {claimed} frames can be decoded: the video is truncated, the last may be incomplete"
         self.notes: tuple[str, ...] = (cut,) if claimed - self.frames > 1 else ()
 
     def frame(self, number: int) -> Image.Image:
-        """In order, each frame is decoded once; going back by more than some frames starts anew."""
+        """Forward access decodes each frame once; going back further than the cache decodes from the start again."""
         _check_number(number, self.frames)
         with self._lock:
             if number not in self._kept:
@@ -273,30 +280,30 @@ class VideoFrames:
         return times
 
     def _open(self) -> Any:
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its lines say less than the reason given here
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # as OpenCV's own
-        # FFmpeg only: other readers of OpenCV take names with digits for a series of images.
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its log is less informative than the errors raised here
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        # FFmpeg only: other backends of OpenCV interpret digits in a name as an image sequence.
         capture = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
         if not capture.isOpened():
-            raise UnreadableInputError("a damaged or cut-off video, or one in a form that OpenCV does not read")
+            raise UnreadableInputError("a damaged or truncated video, or one with a codec that OpenCV does not support")
         _check_size(_video_size(capture))
         return capture
 
 
 @contextmanager
-def _reasons(content: bytes) -> Iterator[None]:
-    """What Pillow raises on an image that it cannot read, as UnreadableInputError."""
+def _decode_errors(content: bytes) -> Iterator[None]:
+    """Turn what Pillow raises on an unreadable image into UnreadableInputError."""
     try:
         yield
-    except Image.DecompressionBombError:  # told by the header, before anything is decoded
+    except Image.DecompressionBombError:  # raised from the header, before any pixel is decoded
         raise UnreadableInputError(_too_large()) from None
     except DECODE_ERRORS as error:
         raise UnreadableInputError(describe_decode_error(error, content)) from None
 
 
 def _image_size(content: bytes) -> tuple[int, int]:
-    """(width, height) by the header."""
-    with suppress_warnings(), Image.open(io.BytesIO(content)) as image:  # of large pictures
+    """(width, height) from the header."""
+    with suppress_warnings(), Image.open(io.BytesIO(content)) as image:  # Pillow warns of large images
         return image.size
 
 
@@ -305,7 +312,7 @@ def _video_size(capture: Any) -> tuple[int, int]:
 
 
 def _plausible_times(times: list[float], rate: float) -> tuple[float, ...] | None:
-    """The times that the file gives, if they rise; else by its rate."""
+    """The time stamps of the file if they increase, else times computed from `rate` in frames per second, or None."""
     if len(times) > 1 and all(later > earlier for earlier, later in pairwise(times)):
         return tuple(time - times[0] for time in times)
     return tuple(number / rate for number in range(len(times))) if 0 < rate < float("inf") else None
@@ -316,7 +323,7 @@ def _check_size(size: tuple[int, int]) -> None:
     if width * height > 2 * int(Image.MAX_IMAGE_PIXELS or 0):
         raise UnreadableInputError(_too_large())
     if min(size) < LEAST_SIDE:
-        raise UnreadableInputError(f"{width}x{height} pixels; expected at least {LEAST_SIDE} a side")
+        raise UnreadableInputError(f"{width}x{height} pixels; expected at least {LEAST_SIDE} per side")
 
 
 def _too_large() -> str:

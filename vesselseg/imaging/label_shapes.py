@@ -1,4 +1,4 @@
-"""What every reader of label files makes of one image: shapes in the label's own coordinates. No file is read here."""
+"""Common result of all label readers: the shapes of one image, in the coordinates of the label file."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from vesselseg.imaging.notes import Note
+
 Entry = TypeVar("Entry")
 
 AREA_TYPES = ("polygon", "rectangle", "circle", "mask")
 LINE_TYPES = ("line", "linestrip", "point")
-MAX_SIDE = 200_000  # pixels; a larger width or height in a label file is a mistake, not a picture
-MAX_PIXELS = 400_000_000  # of the labelled picture that a bitmap is placed on
-_MAX_COORDINATE = 1e7
+MAX_SIDE = 200_000  # pixels; a larger width or height in a label file is treated as a mistake
+MAX_PIXELS = 400_000_000  # of the image that a bitmap label is placed on
+_MAX_COORDINATE = 1e7  # pixels
+# Allowed numbers of points; polygons and linestrips have a minimum only.
 _POINT_COUNTS = {"rectangle": (2, 4), "circle": (2,), "mask": (2,), "line": (2,), "point": (1,)}
 
 
 class LabelFileError(ValueError):
-    """The labels of an image cannot be read; the message says what was found instead. code: for counting."""
+    """The labels of an image cannot be read. code: a key of ``prepare.findings.FINDING_KINDS``, for counting."""
 
     code = "bad_labels"
 
 
 class ShapeError(ValueError):
-    """One shape cannot be used. code: short reason for counting; the message says which field and why."""
+    """One shape cannot be used; the message names the field. code: a key of ``FINDING_KINDS``, for counting."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -36,12 +39,15 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True)
 class Shape:
-    """One drawn shape.
+    """One annotated shape.
 
-    index: position among the file's shapes; label: as written; kind: one of AREA_TYPES or LINE_TYPES.
-    points: (points, 2) float64, x and y in the label's own coordinates.
-    group_id: what ties several shapes to one object, or None. bitmap: (height, width) bool for "mask", else None.
-    observer: who drew it, "" for the first or only one.
+    index: position among the shapes of the file.
+    label: as written in the file.
+    kind: one of AREA_TYPES or LINE_TYPES.
+    points: (points, 2) float64, x and y in the coordinates of the label file.
+    group_id: shapes with the same id are one object; None: the shape stands alone.
+    bitmap: (height, width) bool if kind is "mask", else None.
+    observer: who drew it, "" for the first or only observer.
     """
 
     index: int
@@ -55,7 +61,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class InvalidShape:
-    """A shape that cannot be read: its index, its label if it has one, a short code, the reason."""
+    """A shape that cannot be read. index, label: as in Shape, "" without a label. code, reason: from its ShapeError."""
 
     index: int
     label: str
@@ -65,13 +71,17 @@ class InvalidShape:
 
 @dataclass(frozen=True)
 class ImageLabels:
-    """What is labelled in one image.
+    """The labels of one image.
 
-    image_path: LabelMe's imagePath with forward slashes, "" if absent. image_data: LabelMe's embedded image, or None.
-    size: (width, height) that the coordinates refer to, or None where the file does not say.
-    notes: (code, message) of things read with a guess, e.g. another text encoding.
-    relative: coordinates are shares of the image's width and height. observers: further ones, also those who drew
-    nothing. phrases: what was asked for, where a model drew the shapes: labels are phrases themselves then.
+    shapes: in the order of the file.
+    invalid: shapes that cannot be read.
+    image_path: LabelMe's imagePath with forward slashes, "" if absent.
+    image_data: the encoded image that a LabelMe file may embed, or None.
+    size: (width, height) that the coordinates refer to; None if the file does not state it.
+    notes: what was guessed while reading, e.g. the text encoding.
+    relative: whether coordinates are fractions of the image's width and height.
+    observers: names of all observers after the first, including those who drew nothing.
+    phrases: phrases that a model was prompted with, if it drew the shapes; labels are phrases then.
     """
 
     shapes: tuple[Shape, ...]
@@ -79,25 +89,25 @@ class ImageLabels:
     image_path: str
     image_data: bytes | None
     size: tuple[int, int] | None
-    notes: tuple[tuple[str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
     relative: bool = False
     observers: tuple[str, ...] = ()
     phrases: tuple[str, ...] = ()
 
 
 class LabelSource(Protocol):
-    """Where the labels of one image stand; passed to the process that reads them."""
+    """A reference to the labels of one image; picklable, so that a worker process can read them."""
 
     @property
     def path(self) -> Path:
         """The label file."""
 
     def read(self) -> ImageLabels:
-        """The shapes; those that cannot be read are listed. Raises LabelFileError where nothing can be read."""
+        """Read the shapes; invalid ones are listed. Raises LabelFileError if nothing can be read."""
 
 
 def full_image_mask(index: int, label: str, bitmap: np.ndarray, group: str | None = None, observer: str = "") -> Shape:
-    """A bitmap (height, width) bool that is as large as the labelled picture, as a shape."""
+    """The shape of a bitmap (height, width) bool that covers the whole image."""
     corners = np.array([[0, 0], [bitmap.shape[1] - 1, bitmap.shape[0] - 1]], dtype=np.float64)
     return Shape(index, label, "mask", corners, group, bitmap, observer)
 
@@ -105,7 +115,7 @@ def full_image_mask(index: int, label: str, bitmap: np.ndarray, group: str | Non
 def collect_shapes(
     entries: Iterable[tuple[int, Entry]], parse: Callable[[int, Entry], Shape], label_of: Callable[[Entry], str]
 ) -> tuple[tuple[Shape, ...], tuple[InvalidShape, ...]]:
-    """Parse (index, entry) one by one; those that raise ShapeError are listed with index, label and reason."""
+    """Parse (index, entry) pairs; entries that raise ShapeError become InvalidShapes."""
     shapes, broken = [], []
     for index, entry in entries:
         try:
@@ -116,7 +126,7 @@ def collect_shapes(
 
 
 def parse_coordinate(value: Any, where: str) -> float:
-    """A finite number of a size that an image can have; raises ShapeError with ``where`` for anything else."""
+    """A finite number within the range of image coordinates; raises ShapeError that names ``where``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ShapeError("bad_field", f"{where}: expected a number, found {str(value)[:60]!r}")
     try:
@@ -126,12 +136,12 @@ def parse_coordinate(value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise ShapeError("not_finite", f"{where}: {'NaN' if math.isnan(number) else 'infinite'} coordinate")
     if abs(number) > _MAX_COORDINATE:
-        raise ShapeError("not_finite", f"{where}: coordinate {number:.3g} is beyond any image")
+        raise ShapeError("not_finite", f"{where}: coordinate {number:.3g} is outside any image")
     return number
 
 
 def check_point_count(kind: str, points: np.ndarray) -> None:
-    """Raise ShapeError where a kind of shape has too few points (points, 2), or more than it can have."""
+    """Raise ShapeError if ``points`` (points, 2) are too few or too many for the kind of shape."""
     count = len(points)
     if kind == "polygon":
         distinct = len(np.unique(points, axis=0))

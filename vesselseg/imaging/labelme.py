@@ -1,4 +1,4 @@
-"""One LabelMe file -> shapes. Reads every version from before 3.5 to 5.8; errors name file, shape index and field."""
+"""Read LabelMe files of all versions up to 5.8; errors name the shape index and the field."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from vesselseg.imaging.label_shapes import (
     parse_coordinate,
 )
 from vesselseg.imaging.label_text import decode_text, parse_json
+from vesselseg.imaging.notes import Note
 
-# What tools/predict.py adds to its files, and LabelMe keeps: {"phrases": what was asked for}; labels are phrases then.
+# Key that tools/predict.py adds and LabelMe keeps: {"phrases": [...]}, the phrases of the request; labels are phrases.
 PHRASES_KEY = "vesselseg"
 
 
 class LabelmeError(LabelFileError):
-    """The file is not readable as a LabelMe file; the message says what was found instead."""
+    """Not a readable LabelMe file; the message describes what was found."""
 
     code = "not_labelme"
 
 
 @dataclass(frozen=True)
 class LabelmeLabels:
-    """One LabelMe file."""
+    """The labels in one LabelMe file."""
 
     path: Path
 
@@ -48,7 +49,7 @@ class LabelmeLabels:
 
 
 def read_labelme(path: Path) -> ImageLabels:
-    """Read one LabelMe file; broken shapes are listed, a file that is no LabelMe file raises LabelmeError."""
+    """Read one LabelMe file; invalid shapes are listed. Raises LabelmeError if it is not a LabelMe file."""
     try:
         text, notes = decode_text(Path(path).read_bytes())
         content = parse_json(text)
@@ -67,8 +68,8 @@ def read_labelme(path: Path) -> ImageLabels:
 
 
 def _phrases(content: dict[str, Any]) -> tuple[str, ...]:
-    told = content.get(PHRASES_KEY)
-    phrases = told.get("phrases") if isinstance(told, dict) else None
+    added = content.get(PHRASES_KEY)
+    phrases = added.get("phrases") if isinstance(added, dict) else None
     return tuple(phrase for phrase in phrases if isinstance(phrase, str)) if isinstance(phrases, list) else ()
 
 
@@ -79,12 +80,12 @@ def _label_of(entry: Any) -> str:
 def _check_is_labelme(content: Any) -> None:
     if not isinstance(content, dict):
         kind = {list: "a list"}.get(type(content), f"a {type(content).__name__}")
-        raise LabelmeError(f'no LabelMe file: expected an object with "shapes", found {kind}')
+        raise LabelmeError(f'not a LabelMe file: expected an object with "shapes", found {kind}')
     if "annotations" in content and "images" in content:
-        raise LabelmeError('no LabelMe file: it has "images" and "annotations", which looks like COCO')
+        raise LabelmeError('not a LabelMe file: it has "images" and "annotations", which looks like COCO')
     if not isinstance(content.get("shapes"), list):
         found = ", ".join(sorted(map(str, content))[:6]) or "nothing"
-        raise LabelmeError(f'no LabelMe file: expected a list "shapes"; the keys are: {found}')
+        raise LabelmeError(f'not a LabelMe file: expected a list "shapes"; the keys are: {found}')
 
 
 def _parse_shape(index: int, entry: Any) -> Shape:
@@ -117,7 +118,7 @@ def _parse_points(points: Any) -> np.ndarray:
 
 
 def _parse_bitmap(mask: Any, points: np.ndarray) -> np.ndarray:
-    """The base64 PNG of a "mask" shape as bool; its size must be that between the two inclusive corners."""
+    """The base64 PNG of a "mask" shape as (height, width) bool; its size must match the two inclusive corners."""
     if not isinstance(mask, str):
         raise ShapeError("bad_mask", f"mask: expected a base64 PNG, found {type(mask).__name__}")
     try:
@@ -135,8 +136,8 @@ def _parse_bitmap(mask: Any, points: np.ndarray) -> np.ndarray:
     return bitmap
 
 
-def _label_size(content: dict[str, Any]) -> tuple[tuple[int, int] | None, list[tuple[str, str]]]:
-    """(width, height) of the picture that was labelled; files from before 3.14 do not say."""
+def _label_size(content: dict[str, Any]) -> tuple[tuple[int, int] | None, list[Note]]:
+    """(width, height) of the labelled image; LabelMe stores it since version 3.14."""
     values = [content.get("imageWidth"), content.get("imageHeight")]
     if values == [None, None]:
         return None, []
@@ -145,14 +146,14 @@ def _label_size(content: dict[str, Any]) -> tuple[tuple[int, int] | None, list[t
     message = (
         f"imageWidth, imageHeight: found {values[0]!r:.40}, {values[1]!r:.40}; coordinates are taken as image pixels"
     )
-    return None, [("bad_size", message)]
+    return None, [Note("bad_size", message)]
 
 
-def _image_data(content: dict[str, Any]) -> tuple[bytes | None, list[tuple[str, str]]]:
+def _image_data(content: dict[str, Any]) -> tuple[bytes | None, list[Note]]:
     data = content.get("imageData")
     if not data:
         return None, []
     try:
         return base64.b64decode(data), []
     except (binascii.Error, ValueError, TypeError) as error:
-        return None, [("bad_image_data", f"imageData: not readable as base64: {error}")]
+        return None, [Note("bad_image_data", f"imageData: not readable as base64: {error}")]

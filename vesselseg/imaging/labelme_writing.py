@@ -8,12 +8,12 @@ from typing import Any
 
 from vesselseg.imaging.labelme import PHRASES_KEY
 
-_VERSION = "5.5.0"  # LabelMe opens files of its own major version without asking
+_VERSION = "5.5.0"  # LabelMe warns about files of another major version
 
 
 @dataclass(frozen=True)
 class LabelledPolygon:
-    """points: x, y pairs in pixels. group: shapes with the same number are one object in LabelMe; None for none."""
+    """points: x, y pairs in pixels. group: LabelMe's group_id; shapes with the same number are one object."""
 
     label: str
     points: Iterable[Sequence[float]]
@@ -23,9 +23,9 @@ class LabelledPolygon:
 def labelme_content(
     image_path: str, height: int, width: int, polygons: Iterable[LabelledPolygon], phrases: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """What a LabelMe 5 file holds, for `json.dump`; coordinates are rounded to hundredths of a pixel.
+    """The content of a LabelMe 5 file, for `json.dump`; coordinates are rounded to hundredths of a pixel.
 
-    phrases: stored under ``PHRASES_KEY``, which LabelMe keeps; with them labels are phrases when the file is read back.
+    phrases: stored under ``PHRASES_KEY``, which LabelMe keeps; a file with phrases is read back with labels as phrases.
     """
     shapes: list[dict[str, Any]] = [
         {

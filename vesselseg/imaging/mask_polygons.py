@@ -1,7 +1,7 @@
-"""Mask -> polygons that the project's rasteriser turns into the same mask again, holes included.
+"""Mask -> polygons that the project's rasteriser turns back into the same mask, holes included.
 
-Polygons run through the pixels of the mask's border, which the rasteriser draws too. A hole is reached by a cut: a line
-through the mask, walked there and back, so that every connected piece of a mask is one polygon.
+Polygons run through the border pixels of the mask, which the rasteriser fills too. A cut, an edge traversed in both
+directions, connects each hole with the outline, so that every connected component is one polygon.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from vesselseg.imaging.rasterise import rasterise
 from vesselseg.imaging.shape_regions import has_area
 
-AGREEMENT = 0.98  # least IoU of a piece with its polygon
-# (points per pixel and axis, pixels that simplifying may move the outline by), tried in this order. Through the middle
-# of pixels outlines are smooth; on the finer grid they have steps, but lines and dots of one pixel have an area.
+AGREEMENT = 0.98  # minimum IoU of a component with its rasterised polygon
+# (upsampling, tolerance of the simplification in pixels), tried in this order. Outlines through pixel centres are
+# smooth; upsampled by 2 they have steps, but lines and dots of one pixel have an area.
 ATTEMPTS = ((1, 0.5), (1, 0.25), (2, 0.25), (2, 0.0))
 
 
 def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """mask: (height, width) bool or 0/1. Returns one (points, 2) float64 polygon in pixels per 8-connected piece."""
+    """mask: (height, width) bool or 0/1. Returns per 8-connected component a (points, 2) float64 polygon in pixels."""
     count, pieces, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     polygons = []
     for number in range(1, count):
@@ -32,7 +32,7 @@ def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _piece_polygon(piece: np.ndarray) -> np.ndarray:
-    """The coarsest polygon of one connected piece that still draws it."""
+    """The coarsest polygon of one component that reaches AGREEMENT."""
     for fine, tolerance in ATTEMPTS:
         outline, kept = _outline(np.pad(piece.repeat(fine, 0).repeat(fine, 1), 1))
         polygon = (_simplify(outline, kept, tolerance * fine) - 0.5) / fine
@@ -47,7 +47,7 @@ def _agreement(polygon: np.ndarray, piece: np.ndarray) -> float:
 
 
 def _outline(fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """fine: a padded mask of one piece. Returns (points, 2) int, and which points are ends of cuts."""
+    """fine: padded, upsampled mask of a component. Returns (points, 2) int and (points,) bool, True at ends of cuts."""
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     is_hole = hierarchy[0, :, 3] >= 0
     rings = [contour.reshape(-1, 2) for contour in contours]
@@ -62,7 +62,7 @@ def _outline(fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Walk:
-    """A closed walk over points, as a linked list, so that a hole is put in without moving the others."""
+    """A closed path over points, as a linked list, so that inserting a hole moves no other point."""
 
     def __init__(self, outer: np.ndarray) -> None:
         self._points: list[tuple[int, int]] = []
@@ -72,9 +72,9 @@ class _Walk:
         self._ring(outer)
 
     def add_hole(self, hole: np.ndarray, fine: np.ndarray) -> None:
-        """Cut from the hole's leftmost point straight to the left, through the mask, to the next ring.
+        """Cut from the hole's leftmost point horizontally to the left, through the mask, to the next ring.
 
-        Holes come from left to right: the ring that a cut meets lies further left, so it is on the walk already.
+        Holes are added from left to right: the ring that a cut meets is further left, so it is on the path already.
         """
         hole = np.roll(hole, -int(hole[:, 0].argmin()), axis=0)
         x, y = (int(value) for value in hole[0])
@@ -87,7 +87,7 @@ class _Walk:
         self._ends.update((near, first, back_on_hole, back_on_ring))
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """All points in the order of the walk, and which of them are ends of cuts."""
+        """All points (points, 2) in the order of the path, and (points,) bool, True at ends of cuts."""
         order, node = [0], self._next[0]
         while node != 0:
             order.append(node)
@@ -110,7 +110,7 @@ class _Walk:
 
 
 def _simplify(outline: np.ndarray, kept: np.ndarray, tolerance: float) -> np.ndarray:
-    """Douglas and Peucker's way between the ends of cuts, which stay; tolerance in points of the outline's grid."""
+    """Douglas-Peucker simplification between the ends of cuts, which are kept; tolerance in grid steps."""
     ends = np.flatnonzero(kept)
     if not len(ends):
         return cv2.approxPolyDP(outline.astype(np.int32), tolerance, True).reshape(-1, 2)
@@ -121,7 +121,7 @@ def _simplify(outline: np.ndarray, kept: np.ndarray, tolerance: float) -> np.nda
 
 
 def _simplify_open(line: np.ndarray, tolerance: float) -> np.ndarray:
-    """A line whose ends stay; one that comes back to its start is taken in two, which OpenCV needs to be right."""
+    """Simplify a line and keep its ends; a closed line is split in two, since OpenCV mishandles it as open."""
     if len(line) > 2 and (line[0] == line[-1]).all():
         far = int(((line - line[0]) ** 2).sum(axis=1).argmax())
         if far:

@@ -1,4 +1,4 @@
-"""A picture with its masks drawn over it."""
+"""Draw masks over an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ _COLOURS = ((235, 64, 52), (52, 152, 235), (46, 184, 92), (240, 180, 30), (170, 
 
 
 def draw_overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """image (height, width, 3) uint8 and masks (objects, height, width) 0/1 -> the picture with objects tinted."""
+    """The image with tinted and outlined objects, (height, width, 3) uint8.
+
+    image: (height, width, 3) uint8. masks: (objects, height, width) uint8, 0 or 1.
+    """
     drawn = image.astype(np.float32)
     for number, mask in enumerate(masks):
         colour = np.array(_COLOURS[number % len(_COLOURS)], dtype=np.float32)

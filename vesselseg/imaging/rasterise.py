@@ -1,8 +1,8 @@
-"""The one rasteriser: regions -> mask. Preparing, training, evaluating and drawing all call it.
+"""The only rasteriser, regions -> mask, for preparation, training, evaluation and drawing.
 
-Convention: a pixel (column, row) covers the square from (column, row) to (column + 1, row + 1), as in LabelMe. Each
-vertex stands for the pixel it lies in; the pixels of the outline and of the inside belong to the mask. Of the fills of
-Pillow, OpenCV and pycocotools this one agrees best with masks that a labelling team made from its own polygons.
+Convention: pixel (column, row) covers the square from (column, row) to (column + 1, row + 1), as in LabelMe. Vertices
+are rounded down to pixels; pixels of the outline and of the interior belong to the mask. Compared with the fills of
+Pillow and pycocotools, OpenCV's agrees best with masks that a labelling team exported from its own polygons.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from pycocotools import mask as coco_mask
 
 from vesselseg.imaging.regions import Region, RunLength
 
-_LIMIT = 1e6  # in pixels: far beyond any image, and inside OpenCV's 32 bits
+_LIMIT = 1e6  # pixels: outside any image, but within OpenCV's 32-bit coordinates
 
 
 def rasterise(regions: Sequence[Region], height: int, width: int) -> np.ndarray:
-    """Union of regions as (height, width) uint8, 0 or 1; no region gives an empty mask.
+    """Union of regions as a mask (height, width) uint8, 0 or 1; without regions it is empty.
 
     regions: polygons as flat x, y lists in image pixels, or COCO run-length codes of the same size.
-    Raises ValueError for fewer than 3 points, an odd count, numbers that are not finite, and other sizes.
+    Raises ValueError for fewer than 3 points, an odd count, non-finite numbers, or a code of another size.
     """
     mask = np.zeros((height, width), dtype=np.uint8)
     for number, region in enumerate(regions):
         if isinstance(region, dict):
             mask |= _decode(region, height, width, number)
         else:
-            # one call per polygon: in one call OpenCV would cut overlaps out
+            # One call per polygon: a joint call applies the even-odd rule, which would remove overlaps.
             cv2.fillPoly(mask, [_pixels(region, number)], 1)
     return mask
 
 
 def encode(mask: np.ndarray) -> RunLength:
-    """A (height, width) mask of 0 and 1 as a COCO run-length code that JSON can hold."""
+    """A mask (height, width) of 0 and 1 as a JSON-serialisable COCO run-length code."""
     code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
 

@@ -1,4 +1,4 @@
-"""An image file of a dataset folder -> 8-bit RGB, or an error that names the file."""
+"""Read an image file of a dataset folder as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vesselseg.imaging.rgb import to_rgb
 
 
 def read_image(path: Path) -> Image.Image:
-    """The picture as 8-bit RGB; raises ManifestError naming the file if it cannot be read."""
+    """The image as 8-bit RGB; raises ManifestError that names the file if it cannot be read."""
     try:
         with Image.open(path) as opened:
-            opened.load()  # an RGB image is handed on as it is, and its file is closed here
+            opened.load()  # to_rgb returns an RGB image unchanged, and its file is closed on return
             return to_rgb(opened)
     except DECODE_ERRORS as error:
         raise unreadable(path, error) from None
 
 
 def unreadable(path: Path, error: Exception) -> ManifestError:
-    """What to say of a file that Pillow or the file system refuses."""
+    """The error for an image file that Pillow or the file system cannot read."""
     return ManifestError(f"{path}: cannot be read as an image ({error}); prepare the data again")

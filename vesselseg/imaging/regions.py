@@ -1,4 +1,4 @@
-"""A region of a mask, as dataset folders store it: a polygon or a run-length code."""
+"""Regions of a mask as stored in dataset folders: polygons and run-length codes."""
 
 from __future__ import annotations
 

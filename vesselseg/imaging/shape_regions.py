@@ -1,4 +1,4 @@
-"""A shape -> regions of the stored image: scaled per axis, clipped, checked for area."""
+"""Shape -> regions of the stored image: scaled per axis, clipped, checked for area."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,16 +15,16 @@ from vesselseg.imaging.label_shapes import LINE_TYPES, MAX_PIXELS, Shape, ShapeE
 from vesselseg.imaging.rasterise import encode, rasterise
 from vesselseg.imaging.regions import Region
 
-_MARGIN = 1.0  # pixels kept around the image, so that the edge which clipping makes is never drawn
-_FLAT = 1e-3  # pixels: a polygon thinner than this everywhere has no area
+_MARGIN = 1.0  # pixels kept around the image, so that edges created by clipping stay outside it
+_FLAT = 1e-3  # pixels: a polygon that is thinner everywhere has no area
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The stored image and how the label's coordinates become its pixels.
+    """The stored image, and how coordinates of the label file map to its pixels.
 
-    width, height: of the stored image; label_size: (width, height) of the labelled picture.
-    line_width: pixels of the stored image given to lines and points, or None to leave them out.
+    width, height: of the stored image. label_size: (width, height) of the image that was labelled.
+    line_width: width in stored pixels of lines and points, or None to omit them.
     """
 
     width: int
@@ -38,32 +39,44 @@ class Canvas:
 
     @property
     def rescaled(self) -> bool:
-        """Whether the labelled picture had another size than the stored image."""
+        """Whether the labelled image and the stored image differ in size."""
         return self.label_size != (self.width, self.height)
 
 
-def shape_regions(shape: Shape, canvas: Canvas) -> tuple[list[Region], bool]:
-    """Regions of a shape in stored pixels, and whether something was cut off at the border.
+class DrawnShape(NamedTuple):
+    """A shape on the stored image.
 
-    Raises ShapeError with the code no_width, zero_area or outside when nothing can be drawn.
+    regions: in stored pixels. clipped: whether a part outside the image was cut off. mask: (height, width) uint8, 0 or
+    1, the union of the regions.
+    """
+
+    regions: list[Region]
+    clipped: bool
+    mask: np.ndarray
+
+
+def shape_regions(shape: Shape, canvas: Canvas) -> DrawnShape:
+    """Convert a shape to regions of the stored image, and rasterise them once.
+
+    Raises ShapeError with the code no_width, zero_area, bad_mask or outside if no pixel remains.
     """
     if shape.kind == "mask":
-        regions, cut = _bitmap_region(shape, canvas)
+        mask, cut = _place_bitmap(shape, canvas)
+        regions: list[Region] = [encode(mask)]
     else:
         outlines = _outlines(shape, canvas)
         clipped = [clip_polygon(outline, canvas.width, canvas.height) for outline in outlines]
         cut = any(is_cut for _, is_cut in clipped)
         regions = [_flat_list(points) for points, _ in clipped if len(points) >= 3]
-    if not rasterise(regions, canvas.height, canvas.width).any():
+        mask = rasterise(regions, canvas.height, canvas.width)
+    if not mask.any():
         x, y = shape.points.mean(axis=0) * canvas.scale
-        raise ShapeError(
-            "outside", f"outside the image of {canvas.width}x{canvas.height}: it lies around x {x:.0f}, y {y:.0f}"
-        )
-    return regions, cut
+        raise ShapeError("outside", f"outside the image of {canvas.width}x{canvas.height}: around x {x:.0f}, y {y:.0f}")
+    return DrawnShape(regions, cut, mask)
 
 
 def clip_polygon(points: np.ndarray, width: int, height: int) -> tuple[np.ndarray, bool]:
-    """Cut a polygon (points, 2) at one pixel around the image; returns it and whether anything was cut off."""
+    """Clip a polygon (points, 2) one pixel outside the image; returns it and whether anything was cut off."""
     low, high = -_MARGIN, np.array([width, height]) + _MARGIN
     if (points >= low).all() and (points <= high).all():
         return points, False
@@ -76,7 +89,7 @@ def clip_polygon(points: np.ndarray, width: int, height: int) -> tuple[np.ndarra
 def _clip_half_plane(
     points: np.ndarray, axis: int, limit: float, inside: Callable[[np.ndarray, float], np.ndarray]
 ) -> np.ndarray:
-    """Sutherland-Hodgman against one border."""
+    """One step of the Sutherland-Hodgman algorithm: clip against one border."""
     kept: list[np.ndarray] = []
     is_inside = inside(points[:, axis], limit) if len(points) else np.empty(0, dtype=bool)
     for number in range(len(points)):
@@ -90,7 +103,7 @@ def _clip_half_plane(
 
 
 def _outlines(shape: Shape, canvas: Canvas) -> list[np.ndarray]:
-    """Polygons, each (points, 2), in stored pixels."""
+    """The outlines of a shape, each (points, 2), in stored pixels."""
     if shape.kind in LINE_TYPES:
         if canvas.line_width is None:
             raise ShapeError("no_width", f"a {shape.kind} has no area; --line-width gives it one")
@@ -104,12 +117,12 @@ def _outlines(shape: Shape, canvas: Canvas) -> list[np.ndarray]:
         points = shape.points
     points = points * canvas.scale
     if not has_area(points):
-        raise ShapeError("zero_area", f"a {shape.kind} without area: its outline runs back on itself or is a line")
+        raise ShapeError("zero_area", f"a {shape.kind} without area: its outline retraces itself or is a line")
     return [points]
 
 
 def has_area(points: np.ndarray) -> bool:
-    """Whether a polygon (points, 2) encloses anything: not all on one line, not only there and back."""
+    """Whether a polygon (points, 2) encloses an area: it is not a line, and its edges do not cancel out."""
     offsets = points - points[0]
     far = offsets[np.argmax((offsets**2).sum(axis=1))]
     length = float(np.hypot(*far))
@@ -128,7 +141,7 @@ def _circle(centre: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _stroke(points: np.ndarray, width: float) -> list[np.ndarray]:
-    """Discs at the points and a bar along each segment: a line with round ends and joints."""
+    """A line with round ends and joints: a disc at each point and a bar along each segment."""
     discs = [_circle(point, width / 2) for point in points]
     bars = []
     for start, end in pairwise(points):
@@ -139,14 +152,17 @@ def _stroke(points: np.ndarray, width: float) -> list[np.ndarray]:
     return discs + bars
 
 
-def _bitmap_region(shape: Shape, canvas: Canvas) -> tuple[list[Region], bool]:
-    """A bitmap placed at its upper left corner, as LabelMe does, and resized with the labelled picture."""
+def _place_bitmap(shape: Shape, canvas: Canvas) -> tuple[np.ndarray, bool]:
+    """Place a bitmap at its upper left corner, as LabelMe does, and rescale it to the stored image.
+
+    Returns (height, width) uint8, 0 or 1, of the stored image, and whether a part of the bitmap was cut off.
+    """
     assert shape.bitmap is not None
     if not shape.bitmap.any():
         raise ShapeError("zero_area", "a mask without any pixel set")
     width, height = canvas.label_size
     if width * height > MAX_PIXELS:
-        raise ShapeError("bad_mask", f"the labelled picture of {width}x{height} is too large to place a mask on")
+        raise ShapeError("bad_mask", f"the labelled image of {width}x{height} is too large for a mask")
     left, top = np.trunc(shape.points).min(axis=0).astype(int)
     rows, columns = np.nonzero(shape.bitmap)
     rows, columns = rows + top, columns + left
@@ -156,12 +172,12 @@ def _bitmap_region(shape: Shape, canvas: Canvas) -> tuple[list[Region], bool]:
     if canvas.rescaled:
         placed = _resize(placed, canvas)
         if within.any() and not placed.any():
-            raise ShapeError("zero_area", "a mask so small that no pixel is left of it after rescaling")
-    return [encode(placed)], not bool(within.all())
+            raise ShapeError("zero_area", "a mask so small that rescaling leaves no pixel of it")
+    return placed, not bool(within.all())
 
 
 def _resize(mask: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """A mask at the stored size: a pixel is set where at least half of it is covered."""
+    """A mask at the stored size: a pixel is set if at least half of it is covered."""
     smaller = canvas.width * canvas.height < mask.size
     method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     covered = cv2.resize(mask.astype(np.float32), (canvas.width, canvas.height), interpolation=method)

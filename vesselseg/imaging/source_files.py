@@ -1,4 +1,4 @@
-"""Which files a source holds, and the name that each will have in the dataset folder."""
+"""Files of a source, and unique names for them in the dataset folder."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from vesselseg.imaging.decode import IMAGE_SUFFIXES, is_dicom
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """Paths below root, with forward slashes, sorted. others: neither JSON nor image; dicoms: those of them."""
+    """Sorted paths below root, with forward slashes."""
 
     root: Path
     jsons: tuple[str, ...]
-    images: tuple[str, ...]
-    others: tuple[str, ...]
-    dicoms: tuple[str, ...] = ()
+    images: tuple[str, ...]  # with one of IMAGE_SUFFIXES
+    others: tuple[str, ...]  # neither JSON nor image
+    dicoms: tuple[str, ...] = ()  # those of `others` that are DICOM
 
     def others_with(self, *suffixes: str) -> list[str]:
-        """Those of the other files that have one of the endings, e.g. ".txt"."""
+        """The other files with one of the suffixes, e.g. ".txt"."""
         return [name for name in self.others if name.lower().endswith(suffixes)]
 
 
 def list_source_files(root: Path) -> SourceFiles:
-    """All files below a folder, however deep; links to folders are not followed."""
+    """All files below a folder at any depth; links to folders are not followed."""
     jsons: list[str] = []
     images: list[str] = []
     others: list[str] = []
@@ -43,9 +43,9 @@ def list_source_files(root: Path) -> SourceFiles:
 
 
 def unique_stems(names: Sequence[str]) -> list[str]:
-    """Paths of stored images without their endings, one per file of the source; all are different.
+    """A distinct path without suffix for each file of the source, under which its image is stored.
 
-    The folders that all files share are dropped; names that differ only in case or ending get a number.
+    Folders that all files share are dropped; names that differ only in case or suffix get a number.
     """
     paths = [PurePosixPath(name) for name in names]
     shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
@@ -62,7 +62,7 @@ def unique_stems(names: Sequence[str]) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A file name as valid text: names in another encoding than the system's hold bytes that UTF-8 cannot write."""
+    """A file name as valid UTF-8: bytes of names in another encoding than the system's are replaced."""
     return os.fsencode(name).decode("utf-8", errors="replace")
 
 
@@ -71,7 +71,7 @@ def _raise(error: OSError) -> None:
 
 
 def is_system_file(path: PurePosixPath) -> bool:
-    """Files that macOS and Windows add to folders and archives."""
+    """Whether macOS or Windows added the file to a folder or archive."""
     return (
         "__MACOSX" in path.parts or path.name.startswith("._") or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")
     )

@@ -1,4 +1,4 @@
-"""What libraries warn of is kept from the user, also while several threads read files."""
+"""Suppress warnings of libraries, also while several threads read files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _caught = warnings.catch_warnings()
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """No warning is shown as long as any thread is in here; after the last one all is as it was before the first.
+    """Suppress warnings while any thread is inside; the last one to leave restores the filters.
 
-    Python's `catch_warnings` puts back what it found, which with two threads at once may be what the other one left:
-    warnings would be shown in here, or hidden for good.
+    Python's `catch_warnings` is not thread-safe: with two threads, one may restore the filters that the other one set,
+    and warnings would be shown inside or hidden for good.
     """
     global _inside, _caught
     with _lock:

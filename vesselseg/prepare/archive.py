@@ -1,7 +1,7 @@
-"""Archive -> folder. Everything is checked before the first byte is written.
+"""Extract archives safely: every member is checked before the first byte is written.
 
-Refused: absolute names, names that climb out with "..", links, devices, sparse and encrypted members, and archives
-that expand past a limit of bytes or files.
+Rejected are absolute names, names with "..", links, devices, sparse and encrypted members, and archives that expand
+beyond a limit of bytes or files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _UTF8_NAME = 0x800
 
 
 class ArchiveError(UserError):
-    """The archive is damaged, of a kind that is not read, or refused; the message lists every bad member."""
+    """The archive is damaged, unsupported or rejected; the message lists the bad members."""
 
 
 @dataclass(frozen=True)
 class _Member:
-    """name: cleaned path; size: declared bytes; open: its content; problem: why it is refused, or ""."""
+    """name: cleaned path. size: declared bytes. open: opens its content. problem: why it is rejected, or ""."""
 
     name: str
     size: int
@@ -43,9 +43,9 @@ class _Member:
 
 
 def unpack(archive: Path, folder: Path, max_gib: float = 50.0, max_files: int = 500_000) -> None:
-    """Unpack a .zip or .tar (plain, gz, bz2, xz; told by content, not by name) into an existing folder.
+    """Extract a .zip or .tar (plain, gz, bz2, xz; detected by content) into an existing folder.
 
-    Raises ArchiveError before anything is written if a member is unsafe or the limits would be passed.
+    Raises ArchiveError before anything is written if a member is unsafe or a limit would be exceeded.
     """
     try:
         with _members(Path(archive)) as members:
@@ -55,29 +55,29 @@ def unpack(archive: Path, folder: Path, max_gib: float = 50.0, max_files: int = 
                     _write(archive, member, folder)
     except _DAMAGED as error:
         raise ArchiveError(
-            f"{archive}: the archive is damaged or cut off ({str(error) or type(error).__name__}); copy it again"
+            f"{archive}: the archive is damaged or truncated ({str(error) or type(error).__name__}); copy it again"
         ) from None
 
 
 def _check(archive: Path, members: Iterator[_Member], max_gib: float, max_files: int) -> None:
-    """Read every header; stop early once a limit is passed, so that a bomb is not read to its end."""
+    """Check every header; stop at the first exceeded limit, so that a decompression bomb is not read completely."""
     total, count = 0, 0
     problems: list[str] = []
     for member in members:
         total, count = total + member.size, count + 1
         if total > max_gib * GIB:
             raise ArchiveError(
-                f"{archive}: expands to more than {max_gib:g} GiB; if that is right, raise the limit with --max-gib"
+                f"{archive}: expands to more than {max_gib:g} GiB; if this is intended, raise the limit with --max-gib"
             )
         if count > max_files:
             raise ArchiveError(
-                f"{archive}: holds more than {max_files:,} files; if that is right, raise the limit with --max-files"
+                f"{archive}: has more than {max_files:,} files; if this is intended, raise the limit with --max-files"
             )
         if member.problem and len(problems) <= 20:
             problems.append(f"{member.name!r}: {member.problem}")
     if problems:
         shown = "\n  ".join(problems[:20]) + ("\n  and more" if len(problems) > 20 else "")
-        raise ArchiveError(f"{archive}: refused, nothing was unpacked:\n  {shown}")
+        raise ArchiveError(f"{archive}: rejected, nothing was extracted:\n  {shown}")
 
 
 def _write(archive: Path, member: _Member, folder: Path) -> None:
@@ -85,7 +85,7 @@ def _write(archive: Path, member: _Member, folder: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with member.open() as source, target.open("wb") as sink:
-            # both readers stop at the size that the header names, so a header that lies cannot pass the limit
+            # Both readers stop at the declared size, so a false size in a header cannot exceed the limit.
             shutil.copyfileobj(source, sink, _CHUNK)
     except (FileExistsError, IsADirectoryError, NotADirectoryError):
         raise ArchiveError(f"{archive}: {member.name} is both a file and a folder in the archive") from None
@@ -93,7 +93,7 @@ def _write(archive: Path, member: _Member, folder: Path) -> None:
 
 @contextmanager
 def _members(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
-    """A function that walks the archive's files from its beginning."""
+    """A function that iterates over the archive's files from the beginning."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             yield lambda: _zip_members(opened)
@@ -107,7 +107,7 @@ def _members(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
 
 
 def _is_tar(archive: Path) -> bool:
-    """A compressed file counts as one: reading it on then says whether it is damaged."""
+    """Whether it is a tar archive or a compressed file; reading the latter shows whether it is one."""
     with archive.open("rb") as opened:
         start = opened.read(6)
     return start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or tarfile.is_tarfile(archive)
@@ -124,7 +124,7 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
 
 
 def _check_tar_end(opened: tarfile.TarFile) -> None:
-    """tarfile takes half a header for the end of the archive."""
+    """Raise for a truncated header at the end, which tarfile takes for the end of the archive."""
     assert opened.fileobj is not None
     opened.fileobj.seek(opened.offset)
     if 0 < len(opened.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
@@ -165,7 +165,7 @@ def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Zip files made on Chinese Windows hold GBK names without saying so; Python then reads them as cp437."""
+    """Decode names in GBK: zip files from Chinese Windows do not flag them, and Python reads them as cp437."""
     if info.flag_bits & _UTF8_NAME or info.orig_filename.isascii():
         return info.orig_filename
     try:
@@ -181,14 +181,14 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 
 def _clean_name(name: str) -> tuple[str, str]:
-    """A member's name with forward slashes, and why it is refused, or ""."""
+    """A member's name with forward slashes, and why it is rejected, or ""."""
     path = PurePosixPath(name.replace("\\", "/"))
     if "\0" in name:
         return name, "a NUL character in the name"
     if path.is_absolute() or PureWindowsPath(name).drive:
         return name, "an absolute path"
     if ".." in path.parts:
-        return name, 'climbs out of the folder with ".."'
+        return name, 'leaves the folder with ".."'
     return str(path), ""
 
 

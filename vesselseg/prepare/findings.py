@@ -1,4 +1,4 @@
-"""What preparing finds: one entry per thing left out, changed or guessed, with file, shape index and reason."""
+"""Findings of preparation: everything left out, changed or doubtful, with file, shape index and reason."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# code -> (what happened to it, title in the report). The order is that of the report: losses first.
+# code -> (effect, title in the report), in the order of the report: losses first.
 FINDING_KINDS: dict[str, tuple[str, str]] = {
-    "not_labelme": ("file left out", "JSON that is no readable LabelMe file"),
+    "not_labelme": ("file left out", "JSON that is not a readable LabelMe file"),
     "bad_labels": ("file left out", "Label file unreadable"),
     "no_image": ("file left out", "Image missing"),
-    "ambiguous_image": ("file left out", "Label that several images could mean"),
+    "ambiguous_image": ("file left out", "Label that matches several images"),
     "ambiguous_mask": ("file left out", "Several masks for one image"),
     "listed_twice": ("file left out", "Image listed more than once; the first entry is used"),
     "unreadable_image": ("file left out", "Image unreadable"),
-    "bad_dicom": ("file left out", "DICOM file without a usable picture"),
-    "no_decoder": ("file left out", "DICOM compression that nothing installed decodes"),
-    "which_frame": ("file left out", "Label that does not name a frame of its DICOM clip"),
-    "no_usable_shape": ("file left out", "No shape of the file is usable"),
+    "bad_dicom": ("file left out", "DICOM file without a usable image"),
+    "no_decoder": ("file left out", "DICOM compression without an installed decoder"),
+    "which_frame": ("file left out", "Label without a valid frame number of its DICOM clip"),
+    "no_usable_shape": ("file left out", "No usable shape in the file"),
     "too_few_points": ("shape left out", "Too few distinct points"),
     "zero_area": ("shape left out", "No area"),
     "outside": ("shape left out", "Outside the image"),
-    "not_finite": ("shape left out", "NaN, infinite or absurd coordinates"),
+    "not_finite": ("shape left out", "NaN, infinite or implausible coordinates"),
     "bad_field": ("shape left out", "Field missing or of the wrong type"),
     "bad_mask": ("shape left out", "Bitmap unreadable or of the wrong size"),
     "unknown_type": ("shape left out", "Unknown shape type"),
@@ -31,27 +31,27 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
     "clipped": ("changed", "Shape cut off at the image's border"),
     "turned": ("changed", "EXIF orientation"),
     "sixteen_bit": ("changed", "Image scaled to 8 bits"),
-    "windowed": ("changed", "DICOM values shown as the header asks"),
+    "windowed": ("changed", "DICOM values windowed as the header specifies"),
     "several_frames": ("changed", "First of several frames used"),
-    "mask_grey": ("changed", "Mask with grey levels, cut at half"),
+    "mask_grey": ("changed", "Mask with grey levels, thresholded at half the maximum"),
     "image_fallback": ("changed", "Another image used than the one named"),
-    "other_stem": ("check", "imagePath names another file than the one beside the JSON"),
-    "other_phrase": ("check", "Label that is none of the phrases that the model was asked for"),
-    "mask_background": ("check", "Mask without 0"),
-    "mostly_labelled": ("check", "Most of the picture labelled"),
-    "other_mask": ("check", "Mask taken for the field of view"),
+    "other_stem": ("check", "imagePath differs from the image next to the JSON file"),
+    "other_phrase": ("check", "Label that is not one of the phrases of the request"),
+    "mask_background": ("check", "Mask without the value 0"),
+    "mostly_labelled": ("check", "Most of the image labelled"),
+    "other_mask": ("check", "Mask treated as the field of view"),
     "clip": ("check", "Frames of a DICOM clip"),
     "detector_spacing": ("check", "Pixel spacing at the detector"),
-    "duplicate_image": ("check", "The same picture twice"),
-    "no_group": ("check", "No group; the file is its own"),
+    "duplicate_image": ("check", "Duplicate image"),
+    "no_group": ("check", "No group; the file is its own group"),
     "bad_size": ("check", "imageWidth or imageHeight unusable"),
     "bad_image_data": ("check", "imageData unusable"),
     "encoding": ("check", "Text is not UTF-8"),
     "empty_split": ("check", "A split is empty"),
 }
 
-# Kinds whose reasons are this program's words and numbers alone, never a name or text out of the source's files.
-_NAMELESS = frozenset(
+# Kinds whose reasons consist of fixed words and numbers and never quote the source.
+_ANONYMOUS = frozenset(
     ("bad_dicom", "no_decoder", "which_frame", "no_usable_shape", "too_few_points", "zero_area", "outside",
      "not_finite", "no_width", "rescaled", "clipped", "turned", "sixteen_bit", "windowed", "several_frames",
      "mask_grey", "mask_background", "mostly_labelled", "clip", "detector_spacing", "encoding", "empty_split"),
@@ -60,7 +60,7 @@ _NAMELESS = frozenset(
 
 @dataclass(frozen=True)
 class Finding:
-    """file: path below the source; index: of the shape in the file, None for the file as a whole."""
+    """One finding. file: path below the source. index: of the shape in the file, None for the whole file."""
 
     file: str
     index: int | None
@@ -69,22 +69,22 @@ class Finding:
 
     @property
     def effect(self) -> str:
-        """What happened: "file left out", "shape left out", "changed" or "check"."""
+        """The consequence: "file left out", "shape left out", "changed" or "check"."""
         return FINDING_KINDS[self.code][0]
 
     @property
     def title(self) -> str:
-        """The kind of finding in words."""
+        """The kind of finding, as in the report."""
         return FINDING_KINDS[self.code][1]
 
     @property
-    def is_nameless(self) -> bool:
-        """Whether the reason cannot hold a name, an id or a date of the source."""
-        return self.code in _NAMELESS
+    def is_anonymous(self) -> bool:
+        """Whether the reason cannot contain a name, an id or a date of the source."""
+        return self.code in _ANONYMOUS
 
     @property
     def sort_key(self) -> tuple[int, str, int]:
-        """Kind by kind, losses first; then file by file and shape by shape."""
+        """Order by kind, losses first, then by file and shape."""
         return list(FINDING_KINDS).index(self.code), self.file, -1 if self.index is None else self.index
 
     def as_text(self) -> str:
@@ -94,6 +94,6 @@ class Finding:
 
 
 def count_by_code(findings: Iterable[Finding]) -> dict[str, int]:
-    """How many findings of each kind, losses first."""
+    """Number of findings of each kind, losses first."""
     counts = Counter(finding.code for finding in findings)
     return {code: counts[code] for code in FINDING_KINDS if counts[code]}

@@ -1,4 +1,4 @@
-"""How a dataset folder is prepared."""
+"""Options of preparing a dataset folder."""
 
 from __future__ import annotations
 
@@ -11,43 +11,35 @@ from vesselseg.dataset.prompts import DEFAULT_PHRASE
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How to prepare; the options of tools/prepare_data.py.
+    """Options of tools/prepare_data.py.
 
-    text: phrase of every label, and of pictures without any shape; None: DEFAULT_PHRASE, but LabelMe files that tell
-    their phrases (those of tools/predict.py) keep them. labels: label -> phrase, or None to leave the label out; None:
-    every label is `text`. fractions: train, val, test. group_regex: first capture group (or the match) in
-    the path below the source. val_regex, test_regex: files that go to these splits as they are. per_shape: each shape
-    (or group_id) an object of its own. line_width: pixels of the stored image. strict: any finding is an error.
-    force: replace an existing dataset folder. max_gib, max_files: limits of an archive. workers: processes, 0 for all.
-    format: one of readers.formats.FORMATS, "" to find out. masks: folders below the source that hold masks, the first
-    observer's first. first_frame: number of a DICOM clip's first frame in the names of labels, None to find out.
-    pseudonymise: names of files and groups become salted hashes; always so where the source holds DICOM.
-    salt: file with the salt, made if it is not there; None: beside ``out``. key_table: file for pseudonym -> name.
+    Labels become phrases by `labels`, else by `text`, else LabelMe files that store the phrases of a prediction keep
+    their labels, and all other labels become DEFAULT_PHRASE.
     """
 
-    text: str | None = None
-    labels: Mapping[str, str | None] | None = None
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    group_regex: str = ""
-    val_regex: str = ""
-    test_regex: str = ""
-    seed: int = 0
-    per_shape: bool = False
-    line_width: float | None = None
-    strict: bool = False
-    force: bool = False
-    max_gib: float = 50.0
-    max_files: int = 500_000
-    workers: int = 0
-    progress: bool = True
-    format: str = ""
-    masks: tuple[str, ...] = ()
-    first_frame: int | None = None
-    pseudonymise: bool = False
-    salt: Path | None = None
-    key_table: Path | None = None
+    text: str | None = None  # phrase of every label, and of images without shapes
+    labels: Mapping[str, str | None] | None = None  # label -> phrase, or None to leave the label out
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)  # of train, val, test
+    group_regex: str = ""  # its first capture group (or match) in the path below the source is the group
+    val_regex: str = ""  # files that are put into the validation split
+    test_regex: str = ""  # files that are put into the test split
+    seed: int = 0  # of the split
+    per_shape: bool = False  # each shape (or group_id) is an object of its own
+    line_width: float | None = None  # of lines and points, pixels of the stored image; None leaves them out
+    strict: bool = False  # any finding is an error
+    force: bool = False  # replace an existing dataset folder
+    max_gib: float = 50.0  # largest expanded size of an archive
+    max_files: int = 500_000  # largest number of files in an archive
+    workers: int = 0  # processes, 0 for all cores
+    progress: bool = True  # show a progress bar
+    format: str = ""  # one of readers.formats.FORMATS, "" to detect it
+    masks: tuple[str, ...] = ()  # folders below the source that contain masks, those of the first observer first
+    first_frame: int | None = None  # number of a DICOM clip's first frame in label names, None to detect it
+    pseudonymise: bool = False  # replace names by salted hashes; always done for sources with DICOM
+    salt: Path | None = None  # file with the salt, created if missing; None: next to the output folder
+    key_table: Path | None = None  # file to write pseudonym -> name to
 
     @property
     def default_phrase(self) -> str:
-        """The phrase of labels that nothing else names."""
+        """The phrase of labels without an explicit one."""
         return DEFAULT_PHRASE if self.text is None else self.text

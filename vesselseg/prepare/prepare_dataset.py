@@ -1,4 +1,4 @@
-"""Folder or archive of labelled pictures -> dataset folder with its report. The output appears whole or not at all."""
+"""Folder or archive of labelled images -> dataset folder with its report; the output is complete or absent."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ from vesselseg.prepare.report_page import write_report_page
 from vesselseg.prepare.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
 from vesselseg.suggest import close_name
 
-_NOT_SHOWN = "(not shown)"
+_NOT_SHOWN = "(not shown)"  # in place of names that a pseudonymised report must not contain
 _PARALLEL_FROM = 24  # files; below that a process pool takes longer to start than it saves
 
 _log = logging.getLogger(__name__)
 
 
 def prepare_dataset(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
-    """Make the dataset folder ``out`` from a folder or archive; returns the content of its report.json.
+    """Create the dataset folder ``out`` from a folder or archive; returns the content of its report.json.
 
-    Raises UserError, before ``out`` is touched, when nothing is usable, labels are unknown, the archive is refused,
+    Raises UserError, before ``out`` is changed, if nothing is usable, labels are unknown, the archive is rejected,
     ``out`` exists (without force), or there is any finding (with strict). The source is only read.
     """
     source, out = Path(source), Path(out)
-    _check_places(source, out, options.force)
+    _check_paths(source, out, options.force)
     _check_options(options)
     _check_secrets(source, out, options)
     with ExitStack() as stack:
         building = stack.enter_context(temporary_folder(out, "building"))
         if source.is_dir():
-            root, within = source, None
+            root, allowed_root = source, None
         else:
-            root = within = stack.enter_context(temporary_folder(out, "unpacking"))
+            root = allowed_root = stack.enter_context(temporary_folder(out, "unpacking"))
             unpack(source, root, options.max_gib, options.max_files)
         files = list_source_files(root)
         names = _pseudonyms(files, out, options)
-        report = _build(files, within, source, building, options, names)
+        report = _build(files, allowed_root, source, building, options, names)
         if names is not None:
-            names.keep()
+            names.save_salt()
             if options.key_table is not None:
                 names.write_key(options.key_table)
         replaced = out.exists()
@@ -79,69 +79,77 @@ def _pseudonyms(files: SourceFiles, out: Path, options: PrepareOptions) -> Pseud
 
 def _build(
     files: SourceFiles,
-    within: Path | None,
+    allowed_root: Path | None,
     source: Path,
     building: Path,
     options: PrepareOptions,
     names: Pseudonymiser | None,
 ) -> dict[str, Any]:
     """Fill the folder ``building``; returns the report."""
-    kind, found = scan_labels(files, ScanOptions(options.format, options.masks, options.first_frame))
-    if not found.tasks and not found.findings:
+    kind, scan = scan_labels(files, ScanOptions(options.format, options.masks, options.first_frame))
+    if not scan.tasks and not scan.findings:
         raise UserError(_describe_empty(source, files))
-    results = _run(_name_tasks(found.tasks, names), _file_options(building, options, within, names), options)
+    tasks = _name_tasks(scan.tasks, names)
+    results = _prepare_images(tasks, _image_options(building, options, allowed_root, names), options)
     _check_labels(results, options)
     usable = [result for result in results if result.record is not None]
     left_out = [result for result in results if result.record is None]
-    left_out += [ImageResult(f.file, findings=[f]) for f in found.findings if f.effect == "file left out"]
+    left_out += [ImageResult(f.file, findings=[f]) for f in scan.findings if f.effect == "file left out"]
     if not usable:
         what = f"{source}: nothing usable in {len(left_out)} {'JSON file(s)' if kind == 'labelme' else 'label(s)'}"
-        raise UserError(_describe_findings(what, _hidden(_all(left_out), names)))
+        raise UserError(_describe_findings(what, _sorted_findings(_findings_of(left_out), names)))
     records, findings = _group(usable, options, names)
     splits, split_findings = _split(records, usable, options)
-    noted = [finding for finding in found.findings if finding.effect != "file left out"]
-    findings = _hidden([*_all(usable), *_all(left_out), *noted, *findings, *split_findings], names)
+    noted = [finding for finding in scan.findings if finding.effect != "file left out"]
+    findings = _sorted_findings(
+        [*_findings_of(usable), *_findings_of(left_out), *noted, *findings, *split_findings], names
+    )
     if options.strict and findings:
         raise UserError(_describe_findings(f"{source}: {len(findings)} finding(s), and --strict allows none", findings))
-    unlabelled = _unlabelled(files, found, results)
+    unlabelled = _unlabelled(files, scan, results)
     prepared = PreparationResult(source, options, kind, usable, left_out, records, splits, findings, unlabelled)
-    return _write(building, prepared if names is None else _hide(prepared, names))
+    return _write(building, prepared if names is None else _anonymise(prepared, names))
 
 
 def _name_tasks(tasks: list[ImageTask], names: Pseudonymiser | None) -> list[ImageTask]:
-    """Tasks with the names of their images in the dataset folder."""
+    """Set the name of each task's image in the dataset folder."""
     if names is not None:
         return [replace(task, stem=names.file(task.file)) for task in tasks]
     return [replace(task, stem=stem) for task, stem in zip(tasks, unique_stems([task.file for task in tasks]))]
 
 
-def _file_options(
-    building: Path, options: PrepareOptions, within: Path | None, names: Pseudonymiser | None
+def _image_options(
+    building: Path, options: PrepareOptions, allowed_root: Path | None, names: Pseudonymiser | None
 ) -> ImageOptions:
     images = building / "images"
     images.mkdir()
-    bare = names is not None
-    own = options.text is None and options.labels is None
     return ImageOptions(
-        images, options.default_phrase, own, options.labels, options.per_shape, options.line_width, within, bare
+        images=images,
+        text=options.default_phrase,
+        keep_phrases=options.text is None and options.labels is None,
+        labels=options.labels,
+        per_shape=options.per_shape,
+        line_width=options.line_width,
+        allowed_root=allowed_root,
+        pixels_only=names is not None,
     )
 
 
-def _unlabelled(files: SourceFiles, found: ScanResult, results: list[ImageResult]) -> list[str]:
-    """Pictures that no label is for."""
-    used = {result.origin for result in results} | {task.picture.path for task in found.tasks if task.picture}
-    pictures = [name for name in (*files.images, *files.dicoms) if name not in found.not_pictures]
-    return [printable(name) for name in pictures if files.root / name not in used]
+def _unlabelled(files: SourceFiles, scan: ScanResult, results: list[ImageResult]) -> list[str]:
+    """Images without labels."""
+    used = {result.origin for result in results} | {task.image.path for task in scan.tasks if task.image}
+    images = [name for name in (*files.images, *files.dicoms) if name not in scan.not_images]
+    return [printable(name) for name in images if files.root / name not in used]
 
 
-def _hidden(findings: list[Finding], names: Pseudonymiser | None) -> list[Finding]:
-    """Sorted, and without names where these are hashed."""
-    hidden = findings if names is None else [names.hide(finding) for finding in findings]
-    return sorted(hidden, key=lambda finding: finding.sort_key)
+def _sorted_findings(findings: list[Finding], names: Pseudonymiser | None) -> list[Finding]:
+    """Sorted findings, without names if names are hashed."""
+    shown = findings if names is None else [names.pseudonymise(finding) for finding in findings]
+    return sorted(shown, key=lambda finding: finding.sort_key)
 
 
-def _hide(prepared: PreparationResult, names: Pseudonymiser) -> PreparationResult:
-    """Without what the user wrote or the source is called; records and findings are without names already."""
+def _anonymise(prepared: PreparationResult, names: Pseudonymiser) -> PreparationResult:
+    """Remove names from the options and the source; records and findings contain none already."""
     options = prepared.options
     hidden = replace(
         options,
@@ -169,9 +177,9 @@ def _write(building: Path, prepared: PreparationResult) -> dict[str, Any]:
     return report
 
 
-def _run(tasks: list[ImageTask], file_options: ImageOptions, options: PrepareOptions) -> list[ImageResult]:
-    """All files, in order, over processes if there are many."""
-    work = partial(prepare_image, options=file_options)
+def _prepare_images(tasks: list[ImageTask], image_options: ImageOptions, options: PrepareOptions) -> list[ImageResult]:
+    """Prepare all images in order, in several processes if there are many."""
+    work = partial(prepare_image, options=image_options)
     workers = min(options.workers or available_cores(), len(tasks))
     bar = partial(tqdm, total=len(tasks), unit="file", desc="preparing", disable=not options.progress)
     if workers == 1 or len(tasks) < _PARALLEL_FROM:
@@ -181,21 +189,21 @@ def _run(tasks: list[ImageTask], file_options: ImageOptions, options: PrepareOpt
             return list(bar(pool.map(work, tasks, chunksize=4)))
         except BrokenProcessPool:
             raise UserError(
-                "a worker process was killed, most likely for want of memory; try again with --workers 1"
+                "a worker process was killed, most likely for lack of memory; try again with --workers 1"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _ignore_interrupt() -> None:
-    """Ctrl-C reaches all processes; the parent alone answers it."""
+    """Ctrl-C is sent to all processes; only the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _group(
     usable: list[ImageResult], options: PrepareOptions, names: Pseudonymiser | None
 ) -> tuple[list[Record], list[Finding]]:
-    """Records with their group, by --group-regex or else DICOM's patient; a file without one is listed."""
+    """Records with their group, from --group-regex or else the DICOM patient; a file without one is listed."""
     pattern = compile_pattern("--group-regex", options.group_regex) if options.group_regex else None
     records, findings = [], []
     for result in usable:
@@ -213,13 +221,13 @@ def _group(
 def _split(
     records: list[Record], usable: list[ImageResult], options: PrepareOptions
 ) -> tuple[dict[str, list[str]], list[Finding]]:
-    """Image names per split. Files with the same picture count as one group, whatever their names say."""
+    """Image names per split. Files with identical pixels count as one group regardless of their names."""
     same = defaultdict(list)
     for position, result in enumerate(usable):
-        same[result.picture].append(position)
+        same[result.pixel_hash].append(position)
     repeated = [positions for positions in same.values() if len(positions) > 1]
     findings = [
-        Finding(usable[position].file, None, "duplicate_image", f"the same picture as {usable[positions[0]].file}")
+        Finding(usable[position].file, None, "duplicate_image", f"the same image as {usable[positions[0]].file}")
         for positions in repeated
         for position in positions[1:]
     ]
@@ -236,7 +244,7 @@ def _split(
     return splits, findings
 
 
-def _all(results: Iterable[ImageResult]) -> list[Finding]:
+def _findings_of(results: Iterable[ImageResult]) -> list[Finding]:
     return [finding for result in results for finding in result.findings]
 
 
@@ -260,7 +268,7 @@ def _check_options(options: PrepareOptions) -> None:
 
 
 def _check_secrets(source: Path, out: Path, options: PrepareOptions) -> None:
-    """What gives names back must not lie in the dataset folder, which is handed on, nor be written into the source."""
+    """Salt and key table must not be in the dataset folder, which is shared, nor be written into the source."""
     for option, path in (("--salt", options.salt), ("--key-table", options.key_table)):
         if path is None:
             continue
@@ -268,30 +276,30 @@ def _check_secrets(source: Path, out: Path, options: PrepareOptions) -> None:
             inside = folder.resolve() in path.resolve().parents
             if inside and not (option == "--salt" and place == "the source" and path.exists()):
                 raise UserError(
-                    f"{option} {path} lies inside {place} {folder}; keep it apart, where only you can read it"
+                    f"{option} {path} is inside {place} {folder}; store it elsewhere, where only you can read it"
                 )
         if path.is_dir():
             raise UserError(f"{option} {path} is a folder; name a file")
 
 
-def _check_places(source: Path, out: Path, force: bool) -> None:
+def _check_paths(source: Path, out: Path, force: bool) -> None:
     if not source.exists():
-        raise UserError(f"{source} does not exist; give a folder, .tar.gz, .tgz, .tar or .zip with labelled pictures")
+        raise UserError(f"{source} does not exist; give a folder, .tar.gz, .tgz, .tar or .zip with labelled images")
     check_apart(out, [source])
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
-        raise UserError(f"--out {out} exists and is no plain folder; choose another name")
+        raise UserError(f"--out {out} exists and is not a plain folder; choose another name")
     if not any(out.iterdir()):
         return
     if not force:
         raise UserError(f"--out {out} exists already; give --force to replace it, or choose another name")
     if not (out / "annotations.json").is_file():
-        raise UserError(f"--out {out} is no dataset folder (it has no annotations.json); --force does not replace it")
+        raise UserError(f"--out {out} is not a dataset folder (no annotations.json); --force does not replace it")
 
 
 def _check_labels(results: list[ImageResult], options: PrepareOptions) -> None:
-    """A label that the map does not name is an error: leaving it out silently loses vessels, guessing invents them."""
+    """Raise for labels that the map lacks: leaving them out would lose vessels, guessing would invent them."""
     unknown: Counter[str] = Counter()
     for result in results:
         unknown.update(result.unknown)
@@ -300,11 +308,11 @@ def _check_labels(results: list[ImageResult], options: PrepareOptions) -> None:
     lines = []
     for label, count in sorted(unknown.items(), key=lambda item: (-item[1], item[0])):
         close = close_name(label, options.labels or {})
-        lines.append(f"{label!r} ({count} shape(s))" + (f"; near to {close!r} of the map" if close else ""))
+        lines.append(f"{label!r} ({count} shape(s))" + (f"; similar to {close!r} in the map" if close else ""))
     raise UserError(
-        f"--labels does not name {len(unknown)} label(s) of the source:\n  "
+        f"--labels lacks {len(unknown)} label(s) of the source:\n  "
         + "\n  ".join(lines[:30])
-        + "\nAdd each with its phrase, or with null to leave it out."
+        + "\nAdd each with its phrase, or with null to leave the label out."
     )
 
 
@@ -312,8 +320,8 @@ def _describe_empty(source: Path, files: SourceFiles) -> str:
     others = len(files.others) - len(files.dicoms)
     return (
         f"{source}: no labels: found {len(files.jsons)} .json, {len(files.images)} image(s), {len(files.dicoms)} DICOM "
-        f"file(s), {others} other file(s); expected pictures with a LabelMe .json beside each, mask images (--masks "
-        "DIR names their folder), COCO .json, YOLO-seg .txt or CVAT .xml"
+        f"file(s), {others} other file(s); expected images with a LabelMe .json next to each, mask images (--masks DIR "
+        "names their folder), COCO .json, YOLO-seg .txt or CVAT .xml"
     )
 
 

@@ -1,4 +1,4 @@
-"""One labelled image -> one record and its stored image. Runs in worker processes; knows of no other file."""
+"""One labelled image -> one record and its stored image. Runs in worker processes."""
 
 from __future__ import annotations
 
@@ -7,92 +7,86 @@ import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from vesselseg.dataset.manifest import Record
 from vesselseg.imaging.decode import ImageError, encode_png
 from vesselseg.imaging.label_shapes import ImageLabels, LabelFileError, LabelSource, Shape, ShapeError
-from vesselseg.imaging.rasterise import rasterise
-from vesselseg.imaging.regions import Region
-from vesselseg.imaging.shape_regions import Canvas, shape_regions
+from vesselseg.imaging.rasterise import encode
+from vesselseg.imaging.regions import Region, RunLength
+from vesselseg.imaging.shape_regions import Canvas, DrawnShape, shape_regions
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.source_images import ImageFile, SourceImage, find_source_image, load_image_file
+
+OVERLAY_SIDE = 480  # pixels of the longer side of an overlay in the report
 
 
 @dataclass(frozen=True)
 class ImageTask:
     """One image to prepare.
 
-    file: path below the source that findings and regular expressions go by; labels: where its labels stand.
-    picture: the image. search: it is only what is taken when none is found by LabelMe's rules (``find_source_image``).
-    stem: path of the stored image without its ending.
+    file: path below the source, used in findings and matched by regular expressions. labels: where its labels are.
+    image: the image file. search: whether LabelMe's rules come first (``find_source_image``) and `image` is only a
+    candidate. stem: path of the stored image without suffix.
     """
 
     file: str
     labels: LabelSource
-    picture: ImageFile | None = None
+    image: ImageFile | None = None
     search: bool = False
     stem: str = ""
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What one file needs to know.
+    """Options for preparing one image."""
 
-    images: folder to store into; within: folder that images must lie in, or None. bare: store pixels and nothing else.
-    text: phrase of all labels that `labels` does not map. own_phrases: files that tell their phrases keep them.
-    """
-
-    images: Path
-    text: str
-    own_phrases: bool = False
-    labels: Mapping[str, str | None] | None = None
-    per_shape: bool = False
-    line_width: float | None = None
-    within: Path | None = None
-    bare: bool = False
+    images: Path  # folder to write to
+    text: str  # phrase of all labels that `labels` does not map
+    keep_phrases: bool = False  # keep the labels of files that store the phrases of a prediction
+    labels: Mapping[str, str | None] | None = None  # label -> phrase, None to leave the label out
+    per_shape: bool = False  # each shape (or group_id) is an object of its own
+    line_width: float | None = None  # of lines and points, in stored pixels; None leaves them out
+    allowed_root: Path | None = None  # folder that must contain the images, or None
+    pixels_only: bool = False  # store no metadata, only pixels
 
     def phrase(self, label: str, file: ImageLabels) -> str | None:
-        """What a label of a file is called in the dataset; None leaves it out."""
+        """The phrase of a label; None leaves it out."""
         if self.labels is not None:
             return self.labels.get(label)
         return " ".join(label.split()) if self.keeps_phrases(file) else self.text
 
     def phrases_without_shapes(self, file: ImageLabels) -> tuple[str, ...]:
-        """What a picture is said to show nothing of."""
+        """The phrases of an image without shapes, each with an empty mask."""
         return file.phrases if self.keeps_phrases(file) else (self.text,)
 
     def keeps_phrases(self, file: ImageLabels) -> bool:
-        """Whether the file's labels are its phrases."""
-        return self.own_phrases and bool(file.phrases)
+        """Whether the labels of the file are phrases."""
+        return self.keep_phrases and bool(file.phrases)
 
 
 @dataclass
 class ImageResult:
-    """What became of one file.
+    """Outcome of preparing one image."""
 
-    record: None if the file is left out. size: (width, height) stored. fraction: share of vessel pixels, 0..1.
-    origin: image file used, None if imageData or none. picture: hash of the decoded pixels. patient: see SourceImage.
-    used, dropped, ignored: shapes per label; ignored ones are left out by the label map. phrases: of the used labels.
-    unknown: shapes per label that the label map does not name.
-    """
-
-    file: str
-    record: Record | None = None
-    size: tuple[int, int] = (0, 0)
-    fraction: float = 0.0
-    origin: Path | None = None
-    picture: str = ""
-    patient: str = ""
+    file: str  # path below the source
+    record: Record | None = None  # None if the image is left out
+    size: tuple[int, int] = (0, 0)  # (width, height) of the stored image
+    fraction: float = 0.0  # of vessel pixels, 0..1
+    overlay_masks: tuple[RunLength, ...] = ()  # per object, its mask at `overlay_size`
+    origin: Path | None = None  # the image file, None for imageData or if there is none
+    pixel_hash: str = ""  # SHA-256 of size and decoded pixels
+    patient: str = ""  # see SourceImage
     findings: list[Finding] = field(default_factory=list)
-    used: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    ignored: Counter[str] = field(default_factory=Counter)
-    unknown: Counter[str] = field(default_factory=Counter)
-    phrases: dict[str, str] = field(default_factory=dict)
+    used: Counter[str] = field(default_factory=Counter)  # shapes per label
+    dropped: Counter[str] = field(default_factory=Counter)  # unusable shapes per label
+    ignored: Counter[str] = field(default_factory=Counter)  # shapes per label that the label map leaves out
+    unknown: Counter[str] = field(default_factory=Counter)  # shapes per label that the label map lacks
+    phrases: dict[str, str] = field(default_factory=dict)  # label -> phrase of the used labels
 
     def find(self, code: str, reason: str, index: int | None = None) -> None:
         """Add a finding of this file."""
@@ -101,14 +95,24 @@ class ImageResult:
 
 @dataclass
 class LabelledObject:
-    """phrase: what it is called; regions: per observer ("" for the first), what was drawn of it."""
+    """One object of an image, with everything drawn of it.
+
+    regions: per observer, "" for the first. mask: (height, width) uint8, 0 or 1, union of the first observer's shapes.
+    """
 
     phrase: str
+    mask: np.ndarray
     regions: dict[str, list[Region]] = field(default_factory=dict)
+
+    def add(self, shape: Shape, drawn: DrawnShape) -> None:
+        """Add a shape of the object; only the first observer's count for the mask."""
+        self.regions.setdefault(shape.observer, []).extend(drawn.regions)
+        if not shape.observer:
+            self.mask |= drawn.mask
 
 
 def prepare_image(task: ImageTask, options: ImageOptions) -> ImageResult:
-    """Read, check, convert and store one image with its labels; every trouble with its content becomes a finding."""
+    """Read, check, convert and store one image with its labels; every problem becomes a finding."""
     result = ImageResult(task.file)
     try:
         labels = task.labels.read()
@@ -119,9 +123,9 @@ def prepare_image(task: ImageTask, options: ImageOptions) -> ImageResult:
     _find_other_phrases(labels, options, result)
     try:
         if task.search:
-            image = find_source_image(labels, task.labels.path, options.within, task.picture)
+            image = find_source_image(labels, task.labels.path, options.allowed_root, task.image)
         else:
-            image = load_image_file(task.picture, labels)
+            image = load_image_file(task.image, labels)
     except ImageError as error:
         result.find(error.code, str(error))
         return result
@@ -143,18 +147,18 @@ def _count_unknown(labels: ImageLabels, options: ImageOptions, result: ImageResu
 
 
 def _find_other_phrases(labels: ImageLabels, options: ImageOptions, result: ImageResult) -> None:
-    """A label that was typed by hand, in a file whose labels are phrases."""
+    """List labels that were added by hand to a file whose labels are phrases."""
     if not options.keeps_phrases(labels):
         return
     for label in sorted({shape.label for shape in labels.shapes} - set(labels.phrases)):
-        asked = ", ".join(map(repr, labels.phrases))
-        result.find("other_phrase", f"label {label!r} is none of what was asked for ({asked}); a phrase of its own")
+        requested = ", ".join(map(repr, labels.phrases))
+        result.find("other_phrase", f"label {label!r} is none of the requested phrases ({requested}); kept")
 
 
 def _objects(
     labels: ImageLabels, image: SourceImage, options: ImageOptions, result: ImageResult
 ) -> list[LabelledObject] | None:
-    """One empty object for a picture without any shape; None if nothing is usable."""
+    """The objects of an image, empty ones if it has no shape; None if no shape is usable."""
     canvas = _canvas(labels, image, options)
     for broken in labels.invalid:
         if not broken.label or options.phrase(broken.label, labels) is not None:
@@ -167,14 +171,18 @@ def _objects(
             result.ignored[shape.label] += 1
             continue
         result.phrases[shape.label] = phrase
-        regions = _regions(shape, canvas, result)
-        if regions:
-            drawn = objects.setdefault((phrase, _object_key(shape, options)), LabelledObject(phrase))
-            drawn.regions.setdefault(shape.observer, []).extend(regions)
+        drawn = _draw(shape, canvas, result)
+        if drawn is not None:
+            key = phrase, _object_key(shape, options)
+            if key not in objects:
+                objects[key] = LabelledObject(phrase, np.zeros_like(drawn.mask))
+            objects[key].add(shape, drawn)
     if canvas.rescaled and objects and not labels.relative:
         result.find("rescaled", _describe_scale(canvas))
     if not objects:
-        return None if result.dropped else [LabelledObject(phrase) for phrase in options.phrases_without_shapes(labels)]
+        empty = np.zeros((canvas.height, canvas.width), np.uint8)
+        phrases = options.phrases_without_shapes(labels)
+        return None if result.dropped else [LabelledObject(phrase, empty) for phrase in phrases]
     return list(objects.values())
 
 
@@ -183,22 +191,23 @@ def _canvas(labels: ImageLabels, image: SourceImage, options: ImageOptions) -> C
     return Canvas(*image.size, size, options.line_width)
 
 
-def _regions(shape: Shape, canvas: Canvas, result: ImageResult) -> list[Region]:
+def _draw(shape: Shape, canvas: Canvas, result: ImageResult) -> DrawnShape | None:
+    """The shape on the stored image; None, and a finding, if it is unusable."""
     try:
-        regions, cut = shape_regions(shape, canvas)
+        drawn = shape_regions(shape, canvas)
     except ShapeError as error:
         result.find(error.code, str(error), shape.index)
         result.dropped[shape.label] += 1
-        return []
-    if cut:
-        result.find("clipped", f"{shape.kind} reaches over the border of the image; cut off there", shape.index)
-    if not shape.observer:  # what others drew of it again is counted once
+        return None
+    if drawn.clipped:
+        result.find("clipped", f"{shape.kind} extends beyond the image; clipped at its border", shape.index)
+    if not shape.observer:  # other observers draw the same vessels again
         result.used[shape.label] += 1
-    return regions
+    return drawn
 
 
 def _object_key(shape: Shape, options: ImageOptions) -> str:
-    """Shapes of one phrase with the same key are one object."""
+    """Shapes with the same phrase and key form one object."""
     if not options.per_shape:
         return ""
     return f"shape {shape.index}" if shape.group_id is None else f"group {shape.group_id}"
@@ -209,7 +218,7 @@ def _describe_scale(canvas: Canvas) -> str:
     x, y = canvas.scale
     if abs(x - y) <= 0.01 * max(x, y):
         return f"{text}; coordinates multiplied by {x:.4g}"
-    return f"{text}; coordinates multiplied by {x:.4g} in x and {y:.4g} in y: check that the shapes fit the picture"
+    return f"{text}; coordinates multiplied by {x:.4g} in x and {y:.4g} in y: check that the shapes fit the image"
 
 
 def _store(
@@ -221,21 +230,29 @@ def _store(
     result: ImageResult,
 ) -> None:
     width, height = image.size
-    content, suffix = (_bare(image), ".png") if options.bare else (image.content, image.suffix)
+    content, suffix = (_pixels_only(image), ".png") if options.pixels_only else (image.content, image.suffix)
     target = options.images / (task.stem + suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)
-    seen = {name: tuple(tuple(drawn.regions.get(name, ())) for drawn in objects) for name in ("", *observers)}
-    regions = seen.pop("")
-    phrases = tuple(drawn.phrase for drawn in objects)
-    result.record = Record(task.stem + suffix, regions, phrases, spacing=image.spacing, observers=seen)
-    result.fraction = float(rasterise(list(chain.from_iterable(regions)), height, width).mean())
+    drawn = {name: tuple(tuple(one.regions.get(name, ())) for one in objects) for name in ("", *observers)}
+    regions, phrases = drawn.pop(""), tuple(one.phrase for one in objects)
+    result.record = Record(task.stem + suffix, regions, phrases, spacing=image.spacing, observers=drawn)
+    masks = np.stack([one.mask for one in objects])  # (objects, height, width)
+    result.fraction = float(masks.any(axis=0).mean())
+    small = overlay_size(image.size)
+    result.overlay_masks = tuple(encode(cv2.resize(m, small, interpolation=cv2.INTER_NEAREST)) for m in masks)
     digest = hashlib.sha256(f"{width}x{height}".encode())
     digest.update(image.pixels.tobytes())
-    result.picture = digest.hexdigest()
+    result.pixel_hash = digest.hexdigest()
 
 
-def _bare(image: SourceImage) -> bytes:
-    """A PNG of the stored pixels: what else a file may hold (EXIF, comments, bytes after its end) is gone."""
+def overlay_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of an image's overlay in the report, with a longer side of OVERLAY_SIDE pixels."""
+    scale = OVERLAY_SIDE / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _pixels_only(image: SourceImage) -> bytes:
+    """A PNG of the stored pixels, without EXIF, comments or trailing bytes."""
     with Image.open(io.BytesIO(image.content)) as opened:
         return encode_png(opened if opened.mode in ("L", "RGB") else opened.convert("RGB"))

@@ -1,7 +1,7 @@
-"""Names of patients and files become salted hashes: the same name the same hash, and no way back without the salt.
+"""Replace names of patients and files by salted hashes, reproducible with the salt and not invertible without it.
 
-HMAC-SHA256 (RFC 2104) with a secret of 256 bits. Without a salt, a hash of a patient's number could be found by hashing
-all numbers; so the salt must not travel with the data.
+HMAC-SHA256 (RFC 2104) with a secret of 256 bits. Without a salt, the hash of a patient number could be inverted by
+hashing all numbers, so the salt must not be distributed with the data.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from typing import TextIO
 from vesselseg.errors import UserError
 from vesselseg.prepare.findings import Finding
 
-_SHORTEST = 16  # characters of a salt
-_DIGITS = 16  # of a pseudonym, 64 bits
+_SHORTEST = 16  # minimum characters of a salt
+_DIGITS = 16  # hex digits of a pseudonym, 64 bits
 
 
 class Pseudonymiser:
-    """Hashes with one salt, and what each stands for (in memory only, unless ``write_key`` is called).
+    """Hashes names with one salt, and remembers their originals in memory for ``write_key``.
 
-    salt_file: read if it is there; else a salt is drawn, which ``keep`` writes there. Raises UserError for one that is
-    too short to be secret.
+    salt_file: read if it exists; otherwise a random salt is generated, which ``save_salt`` writes there. Raises
+    UserError if the salt is too short.
     """
 
     def __init__(self, salt_file: Path) -> None:
         self.salt_file = salt_file
-        self._drawn = not salt_file.exists()
-        self._salt = secrets.token_hex(32).encode("ascii") if self._drawn else salt_file.read_bytes().strip()
+        self._generated = not salt_file.exists()
+        self._salt = secrets.token_hex(32).encode("ascii") if self._generated else salt_file.read_bytes().strip()
         self._known: dict[str, tuple[str, str]] = {}
         if len(self._salt) < _SHORTEST:
             raise UserError(
-                f"--salt {salt_file}: {len(self._salt)} characters; a salt needs at least {_SHORTEST}, drawn at random"
+                f"--salt {salt_file}: {len(self._salt)} characters; a salt needs at least {_SHORTEST} random ones"
             )
 
-    def keep(self) -> None:
-        """Write a salt that was drawn, readable by its owner only."""
-        if self._drawn:
+    def save_salt(self) -> None:
+        """Write a generated salt, readable by its owner only."""
+        if self._generated:
             with _open_private(self.salt_file, os.O_EXCL) as opened:
                 opened.write(self._salt.decode("ascii") + "\n")
 
@@ -50,17 +50,17 @@ class Pseudonymiser:
         return self._hash("file", name)
 
     def group(self, name: str) -> str:
-        """The pseudonym of a patient or group; the same in every dataset that is made with this salt."""
+        """The pseudonym of a patient or group; the same in every dataset prepared with this salt."""
         return self._hash("group", name)
 
-    def hide(self, finding: Finding) -> Finding:
-        """The finding with its file hashed, and with its reason only where that cannot hold a name."""
+    def pseudonymise(self, finding: Finding) -> Finding:
+        """The finding with its file hashed, and its title in place of a reason that may contain a name."""
         file = finding.file if finding.file.startswith("(") else self.file(finding.file)
-        reason = finding.reason if finding.is_nameless else finding.title
+        reason = finding.reason if finding.is_anonymous else finding.title
         return replace(finding, file=file, reason=reason)
 
     def write_key(self, path: Path) -> None:
-        """The table pseudonym, kind, name: whoever has it knows who is who. Readable by its owner only."""
+        """Write the table pseudonym, kind, name, which re-identifies patients; readable by its owner only."""
         with _open_private(path, os.O_TRUNC) as opened:
             writer = csv.writer(opened)
             writer.writerow(["pseudonym", "kind", "name"])

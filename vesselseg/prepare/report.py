@@ -17,27 +17,22 @@ from vesselseg.prepare.prepare_image import ImageResult
 
 @dataclass(frozen=True)
 class PreparationResult:
-    """All that preparing found out.
+    """Outcome of preparing a source."""
 
-    format: of the labels. usable: results with a record, in the order of records, whose groups are filled in.
-    left_out: the other results. splits: image names per split. unlabelled: pictures that no label is for.
-    pseudonymised: names are hashed.
-    """
-
-    source: Path
+    source: Path  # folder or archive
     options: PrepareOptions
-    format: str
-    usable: list[ImageResult]
-    left_out: list[ImageResult]
-    records: list[Record]
-    splits: dict[str, list[str]]
-    findings: list[Finding]
-    unlabelled: list[str]
-    pseudonymised: bool = False
+    format: str  # of the labels, a key of readers.formats.FORMATS
+    usable: list[ImageResult]  # results with a record, in the order of `records`
+    left_out: list[ImageResult]  # the other results
+    records: list[Record]  # with their groups
+    splits: dict[str, list[str]]  # image names per split
+    findings: list[Finding]  # of all results, sorted
+    unlabelled: list[str]  # image files without labels
+    pseudonymised: bool = False  # whether names are hashed
 
     @property
     def group_rule(self) -> str | None:
-        """What puts images into one group, in words; None: nothing does."""
+        """How images are grouped, for the report; None if they are not."""
         if self.options.group_regex:
             return self.options.group_regex
         return "patients of the DICOM headers" if any(result.patient for result in self.usable) else None
@@ -54,7 +49,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 def build_report(prepared: PreparationResult) -> dict[str, Any]:
-    """What report.json holds, but for the fingerprint of the dataset folder."""
+    """The content of report.json, except the fingerprint of the dataset folder."""
     usable = prepared.usable
     sizes = Counter(f"{result.size[0]}x{result.size[1]}" for result in usable)
     return {
@@ -76,7 +71,7 @@ def build_report(prepared: PreparationResult) -> dict[str, Any]:
 
 
 def _describe_options(options: PrepareOptions) -> dict[str, Any]:
-    """The options that decide what is in the folder."""
+    """The options that affect the content of the folder."""
     return {
         "text": options.default_phrase,
         "labels": None if options.labels is None else dict(options.labels),
@@ -116,7 +111,7 @@ def _describe_split(prepared: PreparationResult, name: str) -> dict[str, float]:
 
 
 def _describe_labels(prepared: PreparationResult) -> list[dict[str, Any]]:
-    """One entry per label, the most frequent first; phrase None: left out by the map."""
+    """One entry per label, the most frequent first; phrase None if the label map leaves it out."""
     used: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     ignored: Counter[str] = Counter()
@@ -142,7 +137,7 @@ def _describe_labels(prepared: PreparationResult) -> list[dict[str, Any]]:
 
 
 def _phrase(label: str, options: PrepareOptions) -> str | None:
-    """Of a label that no file uses a shape of."""
+    """The phrase of a label without any used shape."""
     return options.default_phrase if options.labels is None else options.labels.get(label)
 
 

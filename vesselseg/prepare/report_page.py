@@ -1,4 +1,4 @@
-"""report.html of a dataset folder: the report for reading, with overlays to check the labels by eye."""
+"""report.html of a dataset folder: the report as a page, with overlays for a visual check of the labels."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vesselseg.dataset.manifest import Record, image_path
-from vesselseg.dataset.record_masks import record_masks
+from vesselseg.dataset.manifest import image_path
 from vesselseg.imaging.overlay import draw_overlay
+from vesselseg.imaging.rasterise import rasterise
 from vesselseg.prepare.findings import FINDING_KINDS
+from vesselseg.prepare.prepare_image import overlay_size
 from vesselseg.prepare.report import PreparationResult
 from vesselseg.reports.html import jpeg_data_uri, render
 
 OVERLAYS = 12
-_SIDE = 480  # pixels of an overlay in the page
 _BINS = 12
 
 
 def write_report_page(folder: Path, report: dict[str, Any], prepared: PreparationResult) -> None:
-    """Write ``folder/report.html``; the folder holds images/ already."""
+    """Write ``folder/report.html``; images/ must be complete."""
     chosen = choose_overlays(prepared)
     page = render(
         "prepare.html.j2",
@@ -37,7 +37,7 @@ def write_report_page(folder: Path, report: dict[str, Any], prepared: Preparatio
 
 
 def choose_overlays(prepared: PreparationResult, count: int = OVERLAYS) -> list[int]:
-    """Positions of pictures worth a look: the emptiest and fullest, some that were changed, the rest at random."""
+    """Indices of images for inspection: those with least and most vessel, some with findings, others at random."""
     fractions = [result.fraction for result in prepared.usable]
     by_fraction = sorted(range(len(fractions)), key=lambda number: (fractions[number], number))
     if len(by_fraction) <= count:
@@ -52,7 +52,7 @@ def choose_overlays(prepared: PreparationResult, count: int = OVERLAYS) -> list[
 
 
 def histogram(fractions: list[float], bins: int = _BINS) -> dict[str, list[Any]]:
-    """Bars and edge labels (in percent) of the vessel fractions."""
+    """Counts and bin edges (labels in percent) of a histogram of vessel fractions, each 0..1."""
     top = max(max(fractions, default=0.0), 0.01)
     step = next(s for s in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0) if s * bins >= top)
     count = max(4, int(np.ceil(top / step - 1e-9)))
@@ -62,8 +62,12 @@ def histogram(fractions: list[float], bins: int = _BINS) -> dict[str, list[Any]]
 
 def _overlay(folder: Path, number: int, prepared: PreparationResult) -> dict[str, Any]:
     record, result = prepared.records[number], prepared.usable[number]
-    image, masks = _shrink(folder, record)
-    notes = sorted({finding.title for finding in result.findings})
+    with Image.open(image_path(folder, record)) as opened:
+        image = np.array(opened.convert("RGB"))
+    width, height = overlay_size(result.size)
+    enlarged = width > result.size[0]
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC if enlarged else cv2.INTER_AREA)
+    masks = np.array([rasterise([mask], height, width) for mask in result.overlay_masks])  # (objects, height, width)
     return {
         "uri": jpeg_data_uri(draw_overlay(image, masks)),
         "image": record.image,
@@ -71,17 +75,5 @@ def _overlay(folder: Path, number: int, prepared: PreparationResult) -> dict[str
         "fraction": result.fraction,
         "empty": not any(record.regions),
         "split": next(name for name, images in prepared.splits.items() if record.image in images),
-        "notes": notes,
+        "notes": sorted({finding.title for finding in result.findings}),
     }
-
-
-def _shrink(folder: Path, record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """Image (height, width, 3) and masks (objects, height, width) with a longer side of _SIDE pixels."""
-    with Image.open(image_path(folder, record)) as opened:
-        image = np.array(opened.convert("RGB"))
-    scale = _SIDE / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    masks = np.zeros((len(record.regions), size[1], size[0]), dtype=np.uint8)
-    for number, mask in enumerate(record_masks(record, *image.shape[:2])):
-        masks[number] = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), masks

@@ -1,4 +1,4 @@
-"""Group-wise train/val/test: a patient, clip or study is never on both sides."""
+"""Group-wise split into train, val and test: a patient, clip or study is never in two splits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vesselseg.errors import UserError
 
 
 class SplitError(UserError):
-    """The split cannot be made as asked; the message says why and what to change."""
+    """The requested split is impossible; the message says why and what to change."""
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:
@@ -33,7 +33,7 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
 
 
 def compile_pattern(option: str, pattern: str) -> re.Pattern[str]:
-    """A regular expression from the command line; raises SplitError with the place of the mistake."""
+    """A regular expression from the command line; raises SplitError with the position of the error."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -41,7 +41,7 @@ def compile_pattern(option: str, pattern: str) -> re.Pattern[str]:
 
 
 def find_group(pattern: re.Pattern[str] | None, path: str) -> str | None:
-    """The group of a file: the first capture group, or the whole match; None where the pattern does not match."""
+    """The group of a file: the first capture group or the whole match; None if the pattern does not match."""
     match = pattern.search(path) if pattern else None
     if match is None:
         return None
@@ -49,7 +49,7 @@ def find_group(pattern: re.Pattern[str] | None, path: str) -> str | None:
 
 
 def merge_groups(groups: Sequence[str], same: Sequence[Sequence[int]]) -> list[str]:
-    """Give files that must stay together one group: same holds lists of positions, e.g. of one picture."""
+    """Merge the groups of files that must stay together. groups: per file; same: lists of indices of such files."""
     parent = {group: group for group in groups}
 
     def root(group: str) -> str:
@@ -86,7 +86,7 @@ def assign_fixed(
         if not hits[name]
     ]
     problems += [
-        f"group {group} is only in part matched; a group stays on one side"
+        f"group {group} is matched only partly; a group must be in one split"
         for group in sorted(wanted)
         if len(wanted[group]) > 1
     ]
@@ -98,10 +98,10 @@ def assign_fixed(
 def split_groups(
     groups: Sequence[str], fractions: tuple[float, float, float], seed: int, fixed: Mapping[str, str] | None = None
 ) -> list[str]:
-    """The split of each file: "train", "val" or "test", as close to the fractions as whole groups allow.
+    """The split of each file, "train", "val" or "test", as close to the fractions as undivided groups allow.
 
-    groups: per file. fixed: group -> split, decided beforehand; the other groups are divided among the splits that
-    are not named there. Every split with a fraction gets a group if there are enough; train first, then val.
+    groups: per file. fixed: group -> split, given in advance; the other groups are distributed over the splits that
+    it does not contain. Every split with a fraction above 0 gets a group if there are enough: train first, then val.
     """
     chosen = dict(fixed or {})
     sizes = Counter(group for group in groups if group not in chosen)
@@ -113,7 +113,7 @@ def split_groups(
     order = sorted(sizes)
     random.Random(seed).shuffle(order)
     if len(order) <= 2 * len(shares):
-        order.sort(key=lambda group: -sizes[group])  # with so few groups the largest must not miss train
+        order.sort(key=lambda group: -sizes[group])  # with few groups, the largest must be in train
     empty = list(missing)
     for remaining, group in zip(range(len(order), 0, -1), order):
         candidates = empty if remaining <= len(empty) else list(missing)
@@ -125,17 +125,17 @@ def split_groups(
 
 
 def fold_groups(groups: Sequence[str], folds: int, seed: int) -> list[int]:
-    """The fold, 1..folds, in whose test split each file is, with whole groups and folds of nearly equal size.
+    """Per file, the fold 1..folds that tests on it; groups are undivided, and folds have nearly equal sizes.
 
-    The largest groups are dealt first, each to the smallest fold: no two folds differ by more files than the largest
-    group has. seed: which of equally large groups goes where. Raises SplitError for fewer than 2 folds and for more
+    Greedy: groups in descending size, each to the smallest fold, so that the sizes of two folds differ by at most the
+    size of the largest group. seed: order of groups of equal size. Raises SplitError for fewer than 2 folds or more
     folds than groups.
     """
     sizes = Counter(groups)
     if folds < 2:
         raise SplitError(f"--folds {folds}: expected 2 or more")
     if folds > len(sizes):
-        raise SplitError(f"--folds {folds}: there are {len(sizes)} groups, and every fold needs one to test on")
+        raise SplitError(f"--folds {folds}: there are only {len(sizes)} groups, and every fold tests on at least one")
     order = sorted(sizes)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda group: -sizes[group])

@@ -22,22 +22,12 @@ from vesselseg.service.errors import ClientGone, ServiceError, busy, error_respo
 from vesselseg.service.metrics import Metrics
 from vesselseg.service.rate import RateLimit
 from vesselseg.service.settings import ServiceSettings
+from vesselseg.web_pages import SECURITY_HEADERS, is_local_host
 
 UPLOAD_S = 60.0  # seconds that a request's body may take
 CLIENT_GONE = 499  # nginx's number for it; no client ever sees it
-HEADERS = {
-    # nothing is loaded from elsewhere, no other page may show or read this one, no copy of a picture is left on disk
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 # the page and what it loads: holds no data and costs no work, so it asks for no token and does not count as a request
 _OPEN = re.compile(r"/|/static/[\w.]+|/health|/openapi\.json|/favicon\.ico")
-_LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UPLOADS = 4  # times the largest request: what may be under way at once, and at least _LEAST_UPLOADS
 _LEAST_UPLOADS = 1_000_000_000  # bytes
@@ -111,7 +101,7 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise ServiceError where the request may not be made at all."""
         host = headers.get("host", "")
-        if self._settings.is_local and re.sub(r":\d+$", "", host) not in _LOCAL_NAMES:
+        if self._settings.is_local and not is_local_host(host):
             raise ServiceError(403, "foreign_host", "this service answers to 127.0.0.1 and localhost only")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
@@ -152,7 +142,7 @@ class Guard:
 
 
 class _Answer:
-    """Sends, and notes what is sent; every answer carries the request's id and HEADERS.
+    """Sends, and notes what is sent; every answer carries the request's id and SECURITY_HEADERS.
 
     It is counted and logged before its body goes: who has the answer and asks finds it there.
     """
@@ -166,7 +156,7 @@ class _Answer:
             self.started = True
             self.running.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in {**HEADERS, "X-Request-ID": self.running.request_id}.items():
+            for name, value in {**SECURITY_HEADERS, "X-Request-ID": self.running.request_id}.items():
                 headers[name] = value
         elif not self.noted:
             self.noted = True

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vesselseg.errors import UserError
+from vesselseg.web_pages import LOCAL_HOSTS
 
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 LEAST_TOKEN = 16  # characters
 MOST_PHRASES = 16  # of one request
 

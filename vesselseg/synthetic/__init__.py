@@ -1,1 +1,1 @@
-"""Drawn angiograms and cine runs with known vessels."""
+"""Synthetic angiograms and cine runs with known vessels."""

@@ -1,7 +1,7 @@
-"""Drawn coronary angiograms with LabelMe labels, for the demo and the tests.
+"""Synthetic coronary angiograms with LabelMe labels, for the demo and the tests.
 
-Label and picture come from the same geometry. Ribs, catheter, leads and wires look like vessels to a line filter and
-are not labelled. Files are named ``p003_f1.json``: patient and frame, so that ``--group-regex '(p[0-9]+)_'`` works.
+Labels and images are generated from the same geometry. Ribs, catheter, leads and wires are unlabelled and resemble
+vessels for a line filter. Files are named by patient and frame, ``p003_f1.json``, for ``--group-regex '(p[0-9]+)_'``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _CLICK = 4  # pixels between the points of an outline
 def write_synthetic(
     out: Path, count: int, size: int = 256, seed: int = 0, frames: int = 3, progress: bool = False
 ) -> list[Path]:
-    """Write count PNG files and their LabelMe JSON into the folder ``out``; returns the JSON paths.
+    """Write PNG files and their LabelMe JSON into the folder ``out``; returns the JSON paths.
 
-    size: pixels of each side. frames: pictures per patient, which show the same anatomy at another moment.
-    progress: whether to show a bar. The same seed draws the same set.
-    Raises UserError for a count, size or number of frames that cannot be drawn.
+    count: number of images. size: pixels per side. frames: images per patient, the same anatomy at different phases of
+    the heartbeat. progress: show a progress bar. The same seed gives the same images.
+    Raises UserError for a count, size or number of frames that is too small.
     """
     if count < 1 or size < 64 or frames < 1:
         raise UserError(
@@ -50,20 +50,20 @@ def write_synthetic(
 
 
 def draw_angiogram(size: int, seed: int, patient: int, frame: int) -> tuple[np.ndarray, tuple[Tube, ...]]:
-    """The picture (size, size) uint8 and its vessels in pixels."""
-    of_patient = np.random.default_rng((seed, patient))
-    anatomy = draw_anatomy(of_patient)
-    background = draw_chest(of_patient, size) + draw_wires(of_patient, size)
-    contrast = of_patient.uniform(0.42, 0.8)
-    of_frame = np.random.default_rng((seed, patient, frame))
-    moved = move(anatomy, of_frame)
+    """An image (size, size) uint8 and its vessels in pixels."""
+    patient_rng = np.random.default_rng((seed, patient))
+    anatomy = draw_anatomy(patient_rng)
+    background = draw_chest(patient_rng, size) + draw_wires(patient_rng, size)
+    contrast = patient_rng.uniform(0.42, 0.8)
+    frame_rng = np.random.default_rng((seed, patient, frame))
+    moved = move(anatomy, frame_rng)
     background = background + draw_catheter(np.random.default_rng((seed, patient, 1_000_000)), moved.catheter, size)
-    image = expose(of_frame, background, moved, contrast * of_frame.uniform(0.8, 1.1))
+    image = expose(frame_rng, background, moved, contrast * frame_rng.uniform(0.8, 1.1))
     return image, _in_pixels(moved, size)
 
 
 def angiogram_labels(image_name: str, tubes: Iterable[Tube], size: int) -> dict[str, Any]:
-    """The content of a LabelMe file: one polygon per branch."""
+    """The content of a LabelMe file with one polygon per branch."""
     outlines = (tube.thinned(_stride(tube)).outline() for tube in tubes)
     return labelme_content(image_name, size, size, [LabelledPolygon(LABEL, outline.tolist()) for outline in outlines])
 
@@ -78,7 +78,7 @@ def _stride(tube: Tube) -> int:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """A picture (height, width) uint8 as a PNG file."""
-    # not cv2.imwrite: it cannot write to names with other than the system's letters everywhere
+    """Write an image (height, width) uint8 as a PNG file."""
+    # Not cv2.imwrite, which on some systems fails for names outside the system's encoding.
     _, content = cv2.imencode(".png", image)
     path.write_bytes(content.tobytes())

@@ -1,6 +1,6 @@
-"""Painting of drawn angiograms: how much X-ray light is left behind chest, catheter, wires and vessels.
+"""X-ray model of synthetic angiograms: attenuation by chest, catheter, wires and vessels.
 
-Everything adds to an absorption map; the picture is exp(-absorption), blurred and with noise, as on a real detector.
+All parts add to an absorption map; the image is exp(-absorption) (Beer-Lambert law), blurred, with detector noise.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import numpy as np
 
 from vesselseg.synthetic.anatomy import Anatomy, Tube, bezier
 
-_FINE = 2  # tubes are drawn this many times larger and then averaged
-_SHIFT = 4
-_LAYERS = (1.0, 0.88, 0.74, 0.56, 0.34)  # shares of a tube's width that together give its round profile
+_FINE = 2  # supersampling of tubes
+_SHIFT = 4  # fractional bits of OpenCV coordinates
+_LAYERS = (1.0, 0.88, 0.74, 0.56, 0.34)  # fractions of a tube's width; their sum approximates its round profile
 
 
 def draw_chest(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Absorption (side, side) float32 of a chest: soft tissue, spine, ribs, diaphragm. Nothing in it is a vessel."""
+    """Absorption (side, side) float32 of a chest: soft tissue, spine, ribs, diaphragm. No part is labelled."""
     absorption = np.full((side, side), rng.uniform(0.35, 0.6), dtype=np.float32)
     absorption += 0.16 * _clouds(rng, side, 4) + 0.05 * _clouds(rng, side, 12) + 0.02 * _clouds(rng, side, 32)
     if rng.random() < 0.6:
@@ -29,7 +29,7 @@ def draw_chest(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def draw_wires(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Absorption of thin man-made lines: ECG leads, a guide wire, sternal wires. None of them is labelled."""
+    """Absorption (side, side) float32 of ECG leads, a guide wire and sternal wires. None is labelled."""
     absorption = np.zeros((side, side), dtype=np.float32)
     for _ in range(rng.integers(1, 4)):
         points = _edge_to_edge(rng)
@@ -43,7 +43,7 @@ def draw_wires(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def draw_catheter(rng: np.random.Generator, catheter: Tube, side: int) -> np.ndarray:
-    """Absorption of the catheter: filled with contrast agent, or a wall around a brighter inside."""
+    """Absorption (side, side) float32 of the catheter: filled with contrast agent, or with a brighter lumen."""
     full = tube_profile([catheter], side)
     if rng.random() < 0.65:
         return np.asarray(rng.uniform(0.45, 0.85) * full, dtype=np.float32)
@@ -58,14 +58,14 @@ def expose(
     contrast: float | np.ndarray,
     noise: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """The picture (side, side) uint8: vessels filled with this much contrast agent in front of the given absorption.
+    """The image (side, side) uint8 of vessels with contrast agent in front of a background.
 
-    contrast: of all vessels, or (side, side) of those at each pixel. noise: where the quantum noise is drawn from, if
-    not from rng, so that pictures may share everything else.
+    absorption: (side, side) of the background. contrast: of all vessels, or (side, side) per pixel. noise: generator
+    of the quantum noise, by default rng, so that images can share everything else.
     """
     side = absorption.shape[0]
     filled = tube_profile(list(anatomy.branches), side)
-    uneven = 1 + 0.2 * _clouds(rng, side, 5)  # blood and agent do not mix evenly
+    uneven = 1 + 0.2 * _clouds(rng, side, 5)  # agent and blood mix unevenly
     light = np.exp(-(absorption + contrast * filled * uneven))
     light = cv2.GaussianBlur(light, (0, 0), rng.uniform(0.5, 0.85) * side / 256)
     light = light * _vignette(rng, side)
@@ -75,7 +75,7 @@ def expose(
 
 
 def tube_profile(tubes: list[Tube], side: int) -> np.ndarray:
-    """Thickness (side, side) float32 of tubes seen from the front: 1 in the middle of the widest, 0 outside."""
+    """Projected thickness (side, side) float32 of tubes: 1 at the centre of the widest, 0 outside."""
     depth = np.zeros((side * _FINE, side * _FINE), dtype=np.float32)
     layer = np.zeros(depth.shape, dtype=np.uint8)
     widest = max((float(tube.width.max()) for tube in tubes), default=1.0)
@@ -90,7 +90,7 @@ def tube_profile(tubes: list[Tube], side: int) -> np.ndarray:
 
 
 def _local_width(tubes: list[Tube], size: int, widest: float) -> np.ndarray:
-    """How wide the tube around each pixel is, against the widest; a thin vessel absorbs less. Never below 0.45."""
+    """Width of the tube at each pixel relative to the widest, (size, size), at least 0.45: thin vessels absorb less."""
     local = np.full((size, size), 0.45, dtype=np.float32)
     for tube in tubes:
         points = np.round(tube.centre * size).astype(np.int32)
@@ -107,13 +107,13 @@ def _fill(layer: np.ndarray, outline: np.ndarray, side: int) -> None:
 
 
 def _clouds(rng: np.random.Generator, side: int, cells: int) -> np.ndarray:
-    """(side, side) float32 of about -1..1 that changes over side / cells pixels."""
+    """Smooth noise (side, side) float32 of about -1..1 with a scale of side / cells pixels."""
     grid = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
     return cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
 def _line(points: np.ndarray, width: float, side: int) -> np.ndarray:
-    """A thin line of one width, 0..1; drawn larger and averaged, so that it may be thinner than a pixel."""
+    """A line of constant width, (side, side) of 0..1; supersampled, so that it may be thinner than a pixel."""
     large = np.zeros((side * 4, side * 4), dtype=np.float32)
     pixels = np.round(points * side * 4 * (1 << _SHIFT)).astype(np.int32)
     cv2.polylines(large, [pixels], False, 1.0, max(1, round(width * side * 4)), cv2.LINE_8, shift=_SHIFT)
@@ -121,7 +121,7 @@ def _line(points: np.ndarray, width: float, side: int) -> np.ndarray:
 
 
 def _spine(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A column of vertebrae with brighter discs between, somewhat tilted."""
+    """A slightly tilted column of vertebrae with brighter discs."""
     rows, columns = _grid(side)
     middle = rng.uniform(0.25, 0.8) + rng.uniform(-0.2, 0.2) * (rows - 0.5)
     half = rng.uniform(0.07, 0.12)
@@ -132,7 +132,7 @@ def _spine(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _rib(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A broad, faint, curved band with denser edges, which edge-seeking filters like."""
+    """A broad, faint, curved band with denser edges, to which edge filters respond."""
     start = np.array([-0.1, rng.uniform(-0.1, 1.0)])
     end = np.array([1.1, start[1] + rng.uniform(-0.35, 0.35)])
     points = bezier([start, (start + end) / 2 + [0, rng.uniform(-0.3, 0.3)], end])
@@ -158,7 +158,7 @@ def _diaphragm(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _loop(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A sternal wire: a small bright metal ring seen at an angle."""
+    """A sternal wire: a small metal ring seen at an angle."""
     centre = (rng.uniform(0.1, 0.9, 2) * side).astype(int)
     axes = (int(rng.uniform(0.015, 0.035) * side), int(rng.uniform(0.008, 0.02) * side))
     ring = np.zeros((side, side), dtype=np.float32)
@@ -173,7 +173,7 @@ def _disc(centre: np.ndarray, radius: float, side: int) -> np.ndarray:
 
 
 def _edge_to_edge(rng: np.random.Generator) -> np.ndarray:
-    """A gently curved line through the picture, (120, 2)."""
+    """A slightly curved line across the image, (120, 2)."""
     start, end = (rng.uniform(0, 1, 2), rng.uniform(0, 1, 2))
     if rng.random() < 0.5:
         start[1], end[1] = -0.05, 1.05
@@ -185,6 +185,7 @@ def _edge_to_edge(rng: np.random.Generator) -> np.ndarray:
 
 
 def _vignette(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Brightness (side, side) that falls off with the distance from a point near the centre."""
     rows, columns = _grid(side)
     middle = 0.5 + rng.uniform(-0.1, 0.1, 2)
     distance = np.hypot(rows - middle[0], columns - middle[1])
@@ -192,7 +193,7 @@ def _vignette(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _normalise(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The scanner's automatic brightness and contrast."""
+    """Automatic brightness and contrast of the scanner."""
     low, high = np.percentile(light, (0.5, 99.5))
     scaled = np.clip((light - low) / max(high - low, 1e-6), -0.05, 1.05)
     floor = rng.uniform(0.08, 0.2)
@@ -200,13 +201,14 @@ def _normalise(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _grain(rng: np.random.Generator, noise: np.random.Generator, side: int) -> np.ndarray:
+    """Quantum noise (side, side), partly correlated between neighbouring pixels."""
     hard = noise.standard_normal((side, side), dtype=np.float32)
     soft = cv2.GaussianBlur(hard, (0, 0), 0.7)
     return np.asarray(rng.uniform(0.015, 0.045) * (0.5 * hard + 1.2 * soft), dtype=np.float32)
 
 
 def _collimate(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
-    """Lead shutters: a dark frame on some sides, in some pictures."""
+    """Collimator blades: dark borders on some sides of some images."""
     if rng.random() < 0.6:
         return light
     side = light.shape[0]
@@ -219,11 +221,11 @@ def _collimate(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
 
 
 def _rise(distance: np.ndarray, softness: float) -> np.ndarray:
-    """0 below, 1 above distance 0, with a soft edge."""
+    """A sigmoid from 0 at negative to 1 at positive distances."""
     return 0.5 * (1 + np.tanh(distance / (2 * softness)))
 
 
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels, 0..1."""
+    """Coordinates of pixel centres, 0..1: rows (side, 1) and columns (1, side)."""
     place = (np.arange(side, dtype=np.float32) + 0.5) / side
     return place[:, None], place[None, :]

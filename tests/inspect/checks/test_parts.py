@@ -11,10 +11,10 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 
 from tests.inspect.checks.conftest import Folder, brighter
 from vesselseg.dataset.manifest import Record
-from vesselseg.inspect.checks.measure_image import agreement_of, measure, texture
-from vesselseg.inspect.checks.measured_dataset import is_outlier, read_dataset, robust_z_scores
+from vesselseg.inspect.checks.measure_image import agreement_of, measure_image, texture
+from vesselseg.inspect.checks.measured_dataset import is_outlier, measure_dataset, robust_z_scores
 from vesselseg.inspect.checks.near_duplicates import TRANSFORMS, clusters, identical_images, similar_pairs
-from vesselseg.inspect.checks.phrase_variants import find_variants, rename, renamed
+from vesselseg.inspect.checks.phrase_variants import find_variants, rename_phrases, replacements
 
 
 def turn(pixels: np.ndarray, how: str) -> np.ndarray:
@@ -29,9 +29,9 @@ def turn(pixels: np.ndarray, how: str) -> np.ndarray:
 @pytest.mark.parametrize("how", TRANSFORMS)
 def test_turned_copies_are_told_apart(folder: Folder, how: str) -> None:
     folder.add("z.png", turn(brighter(folder.image("p00_f0.png")), how), "train", like="p00_f0.png")
-    facts = [measure(folder.records[name], folder.path) for name in ("p00_f0.png", "p03_f0.png", "z.png")]
+    facts = [measure_image(folder.records[name], folder.path) for name in ("p00_f0.png", "p03_f0.png", "z.png")]
     pairs = similar_pairs(np.stack([one.hashes for one in facts]), np.stack([one.texture for one in facts]))
-    assert [(pair.first, pair.second, pair.turned) for pair in pairs] == [(0, 2, how)]
+    assert [(pair.first, pair.second, pair.transform) for pair in pairs] == [(0, 2, how)]
     assert pairs[0].correlation > 0.9
 
 
@@ -41,7 +41,7 @@ def test_padding_and_brightness_make_no_difference_but_another_picture_does(fold
     folder.add("padded.png", padded, "train", like="p00_f0.png")
     folder.add("other.png", np.pad(folder.image("p07_f0.png"), 40), "train", like="p00_f0.png")
     names = ("p00_f0.png", "padded.png", "other.png")
-    one, same, other = (measure(folder.records[name], folder.path).texture.ravel() for name in names)
+    one, same, other = (measure_image(folder.records[name], folder.path).texture.ravel() for name in names)
     assert one @ same > 0.95 and abs(same @ other) < 0.4
 
 
@@ -99,7 +99,7 @@ def test_names_that_are_meant_to_be_the_same(
     counts: dict[str, int], code: str, phrases: tuple[str, ...], sure: bool
 ) -> None:
     found = find_variants(counts)
-    assert [(one.code, one.phrases, one.sure) for one in found] == [(code, phrases, sure)]
+    assert [(one.code, one.phrases, one.is_certain) for one in found] == [(code, phrases, sure)]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_names_that_are_not(one: str, other: str) -> None:
 
 def test_a_misspelt_variant_ends_at_the_commonest_name() -> None:
     same = find_variants({"vessel": 50, "Vessel": 8, "vesel": 2, "Vesel": 1})
-    assert renamed(same) == {"Vessel": "vessel", "vesel": "vessel", "Vesel": "vessel"}
+    assert replacements(same) == {"Vessel": "vessel", "vesel": "vessel", "Vesel": "vessel"}
 
 
 def region(x: float) -> list[float]:
@@ -139,7 +139,7 @@ def region(x: float) -> list[float]:
 )
 def test_objects_with_a_new_name(phrases: Any, kept: Any, regions: Any) -> None:
     record = Record("a.png", ((region(0),), (region(5),)), phrases, observers={"2": ((region(1),), (region(6),))})
-    new = rename(record, {"Vessel": "vessel"})
+    new = rename_phrases(record, {"Vessel": "vessel"})
     assert (new.phrases, new.regions) == (kept, regions)
     shifted = tuple(tuple([x + 1 if i % 2 == 0 else x for i, x in enumerate(r)] for r in o) for o in regions)
     assert new.observers["2"] == shifted
@@ -160,6 +160,6 @@ def test_agreement_is_that_of_scikit_learn() -> None:
 def test_processes_measure_the_same(folder: Folder) -> None:
     for number in range(20):
         folder.add(f"x{number}.png", folder.image("p00_f0.png"), "train", like="p00_f0.png")
-    one, two = (read_dataset(folder.path, workers) for workers in (1, 2))
+    one, two = (measure_dataset(folder.path, workers) for workers in (1, 2))
     assert [facts.pixels for facts in one.facts] == [facts.pixels for facts in two.facts]
     assert len(one.facts) == 52

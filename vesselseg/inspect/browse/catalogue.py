@@ -1,4 +1,4 @@
-"""A dataset folder for looking at: its images, what is known of each, and their pictures. Nothing is written."""
+"""A dataset folder for browsing: list of images, details, pixels and masks. Nothing is written."""
 
 from __future__ import annotations
 
@@ -16,33 +16,28 @@ from vesselseg.dataset.record_masks import record_masks
 from vesselseg.errors import ManifestError
 from vesselseg.imaging.decode import DECODE_ERRORS
 from vesselseg.imaging.read_image import read_image, unreadable
-from vesselseg.inspect.browse.findings import Findings, Note, read_findings
+from vesselseg.inspect.browse.findings import Findings, ReportNote, read_findings
 
 NO_SPLIT = "none"
 _MODES = {"1": "1 bit", "L": "8-bit grey", "RGB": "8-bit colour", "I;16": "16-bit grey", "P": "palette"}
-BINS = 64  # of a histogram of grey values 0..255
+BINS = 64  # of a histogram over grey values 0..255
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of the list.
+    """One image of the list."""
 
-    number: its place in annotations.json. split: train, val, test or "none". place: its place in the split, -1 without.
-    size: (width, height), None where the file cannot be read. share: of labelled pixels, 0..1, None if unknown.
-    problem: why it cannot be shown, or "".
-    """
-
-    number: int
+    number: int  # index in annotations.json
     record: Record
-    split: str
-    place: int
-    size: tuple[int, int] | None
-    share: float | None
-    notes: tuple[Note, ...]
-    problem: str
+    split: str  # train, val, test or NO_SPLIT
+    index_in_split: int  # -1 without a split
+    size: tuple[int, int] | None  # (width, height), None if the file cannot be read
+    share: float | None  # fraction of labelled pixels, 0..1, None if unknown
+    notes: tuple[ReportNote, ...]  # findings of preparation and checks
+    problem: str  # why the image cannot be shown, or ""
 
     def as_json(self) -> dict[str, Any]:
-        """A line of the list."""
+        """The image's entry in the list of the page."""
         return {
             "number": self.number,
             "name": self.record.image,
@@ -58,7 +53,7 @@ class Entry:
 
 
 class Catalogue:
-    """All images of a dataset folder. Raises ManifestError where annotations.json or splits.json is damaged."""
+    """All images of a dataset folder or fold. Raises ManifestError if annotations.json or splits.json is invalid."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -72,12 +67,12 @@ class Catalogue:
 
     @property
     def name(self) -> str:
-        """The folder's name; a fold says of what."""
+        """Name of the dataset folder, with the number of a fold."""
         home = dataset_home(self.root).resolve()
         return home.name if home == self.root.resolve() else f"{home.name}, fold {self.root.resolve().name}"
 
     def as_json(self) -> dict[str, Any]:
-        """The list and what is said of the folder as a whole."""
+        """The list of images and the facts on the folder as a whole."""
         phrases = Counter(phrase for entry in self.entries for phrase in set(entry.record.phrases))
         notes = [note for entry in self.entries for note in entry.notes] + list(self.findings.elsewhere)
         return {
@@ -93,11 +88,11 @@ class Catalogue:
         }
 
     def details(self, number: int) -> dict[str, Any]:
-        """All about one image but its pixels; "problem" says why there is nothing to see."""
+        """Everything on one image except its pixels; "problem" states why it cannot be shown, or is empty."""
         entry = self.entries[number]
         known = {**entry.as_json(), "notes": [note.as_json() for note in entry.notes], "objects": [], "observers": []}
         try:
-            image, masks, path = self.picture(number), self.masks(number), self.file(number)
+            image, masks, path = self.image(number), self.masks(number), self.file(number)
             with Image.open(path) as opened:
                 stored = f"{opened.format}, {_MODES.get(opened.mode, opened.mode)}"
         except (ManifestError, ValueError) as error:
@@ -114,23 +109,25 @@ class Catalogue:
         return known
 
     def file(self, number: int) -> Path:
-        """The image's file; raises ManifestError if it lies outside the dataset folder's images."""
+        """The image's file; raises ManifestError if a link leads outside images/."""
         path = image_path(self.root, self.entries[number].record)
         return _inside(path, self._allowed)
 
-    def picture(self, number: int) -> Image.Image:
+    def image(self, number: int) -> Image.Image:
         """The stored image as 8-bit RGB; raises ManifestError."""
         return read_image(self.file(number))
 
     def masks(self, number: int, observer: int = 0) -> np.ndarray:
         """(objects, height, width) uint8 0/1 at the stored image's size; raises ManifestError and ValueError.
 
-        observer: 0 for the masks that train, from 1 on for what further people drew.
+        observer: 0 for the first, whose masks are used in training, from 1 on for the others.
         """
         record = self.entries[number].record
         names = list(record.observers)
         if observer > len(names):
-            raise ManifestError(f"{record.image} has no observer {observer}: further ones are {len(names)}")
+            raise ManifestError(
+                f"{record.image} has no observer {observer}: it has {len(names)} in addition to the first"
+            )
         width, height = _size(self.file(number))
         return record_masks(record.with_observer(names[observer - 1]) if observer else record, height, width)
 
@@ -150,7 +147,7 @@ class Catalogue:
 def _inside(path: Path, folder: Path) -> Path:
     resolved = path.resolve()
     if not resolved.is_relative_to(folder):
-        raise ManifestError(f"{path}: a link that leads out of the dataset folder is not followed")
+        raise ManifestError(f"{path}: links out of the dataset folder are not followed")
     return resolved
 
 
@@ -164,7 +161,10 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _measure(phrase: str, mask: np.ndarray, grey: np.ndarray) -> dict[str, Any]:
-    """What the page says of an object: pixels, share, box (left, top, right, bottom), grey values."""
+    """Measurements of an object: pixels, fraction, box (left, top, right, bottom), grey values.
+
+    mask, grey: (height, width) uint8, mask 0 or 1.
+    """
     inside = grey[mask > 0]
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1] if len(rows) else None
@@ -179,7 +179,10 @@ def _measure(phrase: str, mask: np.ndarray, grey: np.ndarray) -> dict[str, Any]:
 
 
 def _compare(first: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """How far a further observer agrees: pixels drawn, and Dice with the first, None where both drew nothing."""
+    """Agreement of an observer with the first: pixels drawn, and Dice, None if both drew nothing.
+
+    first, other: (objects, height, width).
+    """
     both = [masks.any(axis=0) for masks in (first, other)]
     drawn = int(both[0].sum()) + int(both[1].sum())
     dice = 2 * int((both[0] & both[1]).sum()) / drawn if drawn else None
@@ -187,10 +190,11 @@ def _compare(first: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def _histogram(values: np.ndarray) -> list[int]:
+    """Counts of uint8 values in BINS bins."""
     counts = np.bincount(values.reshape(-1), minlength=256)
     return [int(count) for count in counts.reshape(BINS, -1).sum(axis=1)]
 
 
 def group_count(entries: Sequence[Entry]) -> int:
-    """How many groups the images come from."""
+    """Number of groups of the images."""
     return len({entry.record.group_key for entry in entries})

@@ -1,4 +1,4 @@
-"""What was found about a dataset folder's images: report.json of preparing, check.json of checking."""
+"""Findings on the images of a dataset folder, from report.json of preparation and check.json of the checks."""
 
 from __future__ import annotations
 
@@ -16,43 +16,40 @@ REPORTS = {"report.json": "preparing", "check.json": "checking"}
 
 
 @dataclass(frozen=True)
-class Note:
-    """One finding, for reading.
+class ReportNote:
+    """One finding, as the page shows it."""
 
-    source: "preparing" or "checking". code: its kind. title: the kind in words. effect: what happened or how bad it is.
-    where: file and shape in the words of the source. reason: in words.
-    """
-
-    source: str
-    code: str
-    title: str
-    effect: str
-    where: str
+    source: str  # "preparing" or "checking"
+    code: str  # kind of finding
+    title: str  # of the kind
+    effect: str  # consequence or severity
+    where: str  # file and shape, as in the report
     reason: str
 
     def as_json(self) -> dict[str, str]:
-        """For the page."""
+        """The finding as JSON for the page."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """by_image: notes per image name. elsewhere: of files that are no image of the folder. problems: broken reports.
+    """All findings of a dataset folder.
 
-    report: report.json as it stands, empty if there is none.
+    by_image: image name -> its findings. elsewhere: findings on files that are not images of the folder. problems:
+    messages on invalid reports. report: content of report.json, empty if there is none.
     """
 
-    by_image: dict[str, tuple[Note, ...]]
-    elsewhere: tuple[Note, ...]
+    by_image: dict[str, tuple[ReportNote, ...]]
+    elsewhere: tuple[ReportNote, ...]
     problems: tuple[str, ...]
     report: dict[str, Any]
 
 
 def read_findings(root: Path, records: Sequence[Record]) -> Findings:
-    """Everything that the reports of a dataset folder say; a report that is missing or damaged stops nothing."""
+    """Read all findings of a dataset folder; missing or invalid reports are tolerated."""
     names = _names(records)
-    by_image: defaultdict[str, list[Note]] = defaultdict(list)
-    elsewhere: list[Note] = []
+    by_image: defaultdict[str, list[ReportNote]] = defaultdict(list)
+    elsewhere: list[ReportNote] = []
     problems: list[str] = []
     reports = {name: _read(root / name, problems) for name in REPORTS}
     for name, report in reports.items():
@@ -80,7 +77,7 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
     if not isinstance(content, dict):
-        problems.append(f"{path.name} is no report: expected an object, found {type(content).__name__}")
+        problems.append(f"{path.name} is not a report: expected an object, found {type(content).__name__}")
         return {}
     return content
 
@@ -91,15 +88,15 @@ def _entries(report: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def _names(records: Sequence[Record]) -> dict[str, str]:
-    """Names that a report may use for an image -> the image: its own, and that without its ending."""
+    """Names that a report may use for an image -> the image: its own name, with and without suffix."""
     whole = {record.image: record.image for record in records}
     return {**{str(PurePosixPath(image).with_suffix("")): image for image in whole}, **whole}
 
 
 def _images(entry: dict[str, Any], names: dict[str, str]) -> list[str]:
-    """The images that a finding is about.
+    """The images that a finding refers to.
 
-    Preparing names the file of the source, whose leading folders the dataset folder has dropped.
+    Preparation reports the path in the source, of which the dataset folder drops leading folders.
     """
     listed = entry.get("images")
     named = [str(name) for name in listed] if isinstance(listed, list) else []
@@ -118,13 +115,13 @@ def _image(name: str, names: dict[str, str]) -> str | None:
     return None
 
 
-def _note(source: str, entry: dict[str, Any]) -> Note:
+def _note(source: str, entry: dict[str, Any]) -> ReportNote:
     code = str(entry.get("code", "finding"))
     effect, title = FINDING_KINDS.get(code, ("check", code.replace("_", " ").capitalize()))
     index = entry.get("index")
     listed = entry.get("images")
     file = entry.get("file") or entry.get("image") or (", ".join(map(str, listed)) if isinstance(listed, list) else "")
-    return Note(
+    return ReportNote(
         source,
         code,
         str(entry.get("title") or title),

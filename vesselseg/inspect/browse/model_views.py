@@ -1,4 +1,4 @@
-"""What the model is given of an image in an epoch, taken from the data set that training reads."""
+"""The model's view of an image in an epoch, taken from the dataset that training reads."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class ModelView:
-    """An image as the model gets it.
+    """An image as the model receives it.
 
-    facts: numbers and words for the page. square: (side, side, 3) uint8. tiles: each (tile, tile, 3) uint8, thumbnail
-    last. masks: (objects, height, width) uint8 0/1, in the order of the questions.
+    facts: sizes and conversations, for the page. square: (side, side, 3) uint8. tiles: each (tile, tile, 3) uint8,
+    thumbnail last. masks: (objects, height, width) uint8, 0 or 1, in the order of the questions.
     """
 
     facts: dict[str, Any]
@@ -35,9 +35,9 @@ class ModelView:
 
 
 class ModelViews:
-    """Images as the model gets them: those of the training split augmented, the others as evaluation passes them on.
+    """Images as the model receives them: augmented in the training split, unchanged in the others, as in evaluation.
 
-    training: the data set of the training split, as the config makes it. note: said on the page, or "".
+    training: the dataset of the training split, built from the config. note: message for the page, or "".
     """
 
     def __init__(self, training: VesselDataset, config: str, note: str = "") -> None:
@@ -47,7 +47,7 @@ class ModelViews:
         self._evaluation = dict(_evaluated(training))
 
     def as_json(self) -> dict[str, Any]:
-        """The settings that decide what the model gets."""
+        """The settings that determine the views."""
         views, augment = self.training.views, self.training.augment
         return {
             "config": self.config,
@@ -63,18 +63,19 @@ class ModelViews:
             "tokenizer": self.training.has_tokenizer,
         }
 
-    def see(self, entry: Entry, epoch: int) -> ModelView:
-        """The view of an epoch, counted from 0. Raises ManifestError for an unreadable image, UserError for too long a
-        conversation.
+    def render(self, entry: Entry, epoch: int) -> ModelView:
+        """The view in an epoch, counted from 0.
+
+        Raises ManifestError for an unreadable image or one in no split, UserError for a conversation that is too long.
         """
-        trains = entry.split == self.training.split and 0 <= entry.place < len(self.training)
+        trains = entry.split == self.training.split and 0 <= entry.index_in_split < len(self.training)
         dataset = self.training if trains else self._evaluation.get(entry.split)
         if dataset is None:
-            raise ManifestError(f"{entry.record.image} is in no split: training and evaluation leave it out")
+            raise ManifestError(f"{entry.record.image} is in no split: training and evaluation do not use it")
         number = epoch if dataset.variants is None else epoch % dataset.variants
-        view = dataset.view(entry.place, number if trains else 0)
-        conversation = dataset.conversation(entry.place, epoch if trains else 0)
-        # training asks for all objects in one conversation, evaluation for one phrase at a time
+        view = dataset.view(entry.index_in_split, number if trains else 0)
+        conversation = dataset.conversation(entry.index_in_split, epoch if trains else 0)
+        # Training has one conversation about all objects, evaluation one per phrase.
         rounds = [conversation.rounds] if trains else [(asked,) for asked in dict.fromkeys(conversation.rounds)]
         facts = {
             "role": TRAINING if trains else EVALUATION if entry.split != self.training.split else UNUSED,
@@ -90,7 +91,7 @@ class ModelViews:
 
 
 def _evaluated(training: VesselDataset) -> Iterator[tuple[str, VesselDataset]]:
-    """The splits that hold images, without augmentation and with the first question, as `Predictor` asks."""
+    """(split, dataset) of all nonempty splits, without augmentation and with the first question, as in evaluation."""
     tokens = training.tokens if training.has_tokenizer else None
     for split in SPLITS:
         try:
@@ -127,7 +128,7 @@ def _shapes(dataset: VesselDataset, view: View) -> dict[str, Any]:
 
 
 def _objects(conversation: Conversation, view: View) -> list[dict[str, Any]]:
-    """Per question: its phrase, which object of the image it asks for, and its mask's size."""
+    """Per question: its phrase, the index of its object in the image, and the pixels of its mask."""
     return [
         {"phrase": phrase, "object": number, "pixels": int(view.masks[number].sum())}
         for phrase, number in zip(conversation.phrases, conversation.order)
@@ -135,7 +136,7 @@ def _objects(conversation: Conversation, view: View) -> list[dict[str, Any]]:
 
 
 def _describe(dataset: VesselDataset, rounds: tuple[tuple[str, str], ...], tiles: int, where: str) -> dict[str, Any]:
-    """One conversation; tokens: all, and those of the answers, which are learnt. None without a tokenizer."""
+    """One conversation, with its numbers of tokens: all, and those with a loss; None without a tokenizer."""
     said: dict[str, Any] = {"rounds": [{"question": question, "answer": answer} for question, answer in rounds]}
     if not dataset.has_tokenizer:
         return {**said, "tokens": None}

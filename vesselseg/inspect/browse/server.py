@@ -1,4 +1,4 @@
-"""The page's server: this machine only, reading only, and only what the catalogue numbers."""
+"""Server of the browser page: local and read-only; images are addressed by number, never by path."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from vesselseg.inspect.browse.catalogue import Catalogue
 from vesselseg.inspect.browse.model_views import ModelViews
 from vesselseg.inspect.browse.renderer import ImageRenderer
 from vesselseg.reports.html import page_file, render
+from vesselseg.web_pages import SECURITY_HEADERS, is_local_host
 
 _PAGE = Path(__file__).resolve().parent / "page"
 ADDRESS = "127.0.0.1"
-_LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
+# Files of the page and their media types; nothing else is served from disk.
 PAGE_FILES = {
     "palette.css": "text/css; charset=utf-8",
     "browse.css": "text/css; charset=utf-8",
@@ -29,30 +30,21 @@ PAGE_FILES = {
         ("browse.js", "browse_list.js", "browse_panels.js", "browse_stage.js"), "text/javascript; charset=utf-8"
     ),
 }
-HEADERS = {
-    # nothing is loaded from elsewhere, no other page may show or read this one, no copy of a picture is left on disk
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 
 
 @dataclass(frozen=True)
 class Response:
-    """What is sent back."""
+    """Body, media type and HTTP status of a response."""
 
     content: bytes
-    kind: str
+    media_type: str
     status: int = HTTPStatus.OK
 
 
 class BrowseServer(ThreadingHTTPServer):
-    """Serves one dataset folder on 127.0.0.1. port: 0 takes a free one.
+    """Serves one dataset folder on 127.0.0.1. port: 0 for a free one.
 
-    views: what the model gets; None as long as it is being loaded, or a sentence where it cannot be.
+    views: the model's views of images; None while they are loading, or an error message.
     """
 
     daemon_threads = True
@@ -65,17 +57,17 @@ class BrowseServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         return f"http://{ADDRESS}:{self.server_address[1]}/"
 
     def start(self) -> threading.Thread:
-        """Serve in a thread that ends with `shutdown` or the program."""
+        """Serve in a daemon thread, which ends with `shutdown` or the program."""
         thread = threading.Thread(target=self.serve_forever, daemon=True)
         thread.start()
         return thread
 
-    def answer(self, path: str) -> Response | None:
-        """What lies at a path, or None. No part of a path is ever a file's name: images go by their number."""
+    def respond(self, path: str) -> Response | None:
+        """The response for a URL path, or None. Paths contain image numbers, never file names."""
         for pattern, reply in _ROUTES:
             found = pattern.fullmatch(path)
             if found:
@@ -83,7 +75,7 @@ class BrowseServer(ThreadingHTTPServer):
         return None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader that went away, as leafing quickly makes it do, is no news."""
+        """Ignore closed connections: fast browsing aborts requests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -91,30 +83,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = cast(BrowseServer, self.server)
-        # a name that somebody else's page made lead here is refused (DNS rebinding)
-        if re.sub(r":\d+$", "", self.headers.get("Host", "")) not in _LOCAL_NAMES:
-            self._send(_text("this page answers to 127.0.0.1 and localhost only", HTTPStatus.FORBIDDEN))
+        if not is_local_host(self.headers.get("Host", "")):
+            self._send(_text("this page is only available as 127.0.0.1 and localhost", HTTPStatus.FORBIDDEN))
             return
         try:
-            found = server.answer(urlsplit(self.path).path)
+            found = server.respond(urlsplit(self.path).path)
         except (ManifestError, UserError, ValueError) as error:
             found = _text(str(error), HTTPStatus.UNPROCESSABLE_ENTITY)
-        self._send(found or _text("there is nothing here", HTTPStatus.NOT_FOUND))
+        self._send(found or _text("not found", HTTPStatus.NOT_FOUND))
 
     do_HEAD = do_GET  # noqa: N815
 
     def _send(self, answer: Response) -> None:
         self.send_response(answer.status)
-        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Type", answer.media_type)
         self.send_header("Content-Length", str(len(answer.content)))
-        for name, value in HEADERS.items():
+        for name, value in SECURITY_HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are nobody's news."""
+        """Do not log requests."""
 
 
 def _text(words: str, status: HTTPStatus) -> Response:
@@ -136,7 +127,7 @@ def _page_file(server: BrowseServer, name: str) -> Response | None:
 
 def _known(server: BrowseServer, number: str) -> int:
     if int(number) >= len(server.catalogue.entries):
-        raise ManifestError(f"there is no image {number}: the dataset folder has {len(server.catalogue.entries)}")
+        raise ManifestError(f"no image {number}: the dataset folder has {len(server.catalogue.entries)}")
     return int(number)
 
 
@@ -153,7 +144,7 @@ def _mask(server: BrowseServer, number: str, observer: str, place: str) -> Respo
 
 
 def _thumbnail(server: BrowseServer, number: str, tinted: str | None) -> Response:
-    """A picture in every case: one that cannot be read is drawn as such."""
+    """A thumbnail, or a placeholder for an unreadable image."""
     try:
         return Response(server.renderer.thumbnail(_known(server, number), tinted is not None), "image/jpeg")
     except (ManifestError, ValueError):
@@ -161,7 +152,7 @@ def _thumbnail(server: BrowseServer, number: str, tinted: str | None) -> Respons
 
 
 def _settings(server: BrowseServer) -> Response:
-    """What the model gets in general; "state" says whether that is known yet."""
+    """Settings of the model's views; "state" is "loading" until they are known."""
     views = server.views
     return _json({"state": "ready", **views.as_json()} if isinstance(views, ModelViews) else _unready(views))
 
@@ -175,7 +166,7 @@ def _seen(server: BrowseServer, number: str, epoch: str) -> Response:
     if not isinstance(views, ModelViews):
         return _json(_unready(views))
     try:
-        seen = server.renderer.seen(views, _known(server, number), int(epoch))
+        seen = server.renderer.model_view(views, _known(server, number), int(epoch))
     except (ManifestError, UserError, ValueError) as error:
         return _json({"state": "failed", "problem": str(error)})
     return _json({"state": "ready", **seen["facts"]})
@@ -185,7 +176,7 @@ def _seen_file(server: BrowseServer, number: str, epoch: str, kind: str, place: 
     views = server.views
     if not isinstance(views, ModelViews):
         return None
-    seen = server.renderer.seen(views, _known(server, number), int(epoch))
+    seen = server.renderer.model_view(views, _known(server, number), int(epoch))
     content = seen.get(kind if place is None else f"{kind} {int(place)}")
     return None if content is None else Response(content, "image/png")
 

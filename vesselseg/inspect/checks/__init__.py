@@ -1,1 +1,1 @@
-"""Checks of a dataset folder: leaks between splits, repeated pictures, labels and masks that look wrong, drift."""
+"""Checks of a dataset folder: leaks between splits, duplicates, implausible labels and masks, drift."""

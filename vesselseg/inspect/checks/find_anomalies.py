@@ -1,4 +1,4 @@
-"""What looks wrong in labels, masks and pictures: outliers, specks, misspellings, disagreement, drift."""
+"""Checks of labels, masks and images: outliers, specks, misspellings, disagreement, drift."""
 
 from __future__ import annotations
 
@@ -15,48 +15,46 @@ from vesselseg.inspect.checks.finding_kinds import LOW_DICE, CheckFinding
 from vesselseg.inspect.checks.measured_dataset import MeasuredDataset, is_outlier, robust_z_scores
 from vesselseg.inspect.checks.phrase_variants import find_variants
 
-COMMON_LOOK = 0.9  # share of images from which a look is the usual one
+COMMON_FORMAT = 0.9  # fraction of images from which a format counts as the usual one
 _BLANK = 2.0  # standard deviation of grey values
-_DRIFT_P, _DRIFT_GROUPS = 1e-3, 5
-# what drifts: field of ImageStatistics -> its name, and the spread below which groups do not differ
+_DRIFT_P, _DRIFT_GROUPS = 1e-3, 5  # significance level, and minimum number of groups per split
+# Field of ImageStatistics -> (name, spread below which groups do not differ).
 _VALUES = {"brightness": ("brightness", 4.0), "contrast": ("contrast", 3.0)}
 
 
-def labels(measured: MeasuredDataset) -> Iterator[CheckFinding]:
-    """Phrases that are most likely meant to be the same."""
+def check_labels(measured: MeasuredDataset) -> Iterator[CheckFinding]:
+    """Phrases that are probably variants of one another."""
     images = defaultdict(list)
     for record in measured.records:
         for phrase in dict.fromkeys(record.phrases):
             images[phrase].append(record.image)
     for same in find_variants({phrase: len(names) for phrase, names in images.items()}):
-        told = ", ".join(f"{phrase!r} ({len(images[phrase])} images)" for phrase in same.phrases)
-        kept = "" if same.sure else "; too frequent to be corrected without asking"
+        listed = ", ".join(f"{phrase!r} ({len(images[phrase])} images)" for phrase in same.phrases)
+        kept = "" if same.is_certain else "; too frequent for an automatic correction"
         rare = tuple(dict.fromkeys(image for phrase in same.phrases[1:] for image in images[phrase]))
-        yield CheckFinding(same.code, rare, told + kept, -len(rare))
+        yield CheckFinding(same.code, rare, listed + kept, -len(rare))
 
 
-def masks(measured: MeasuredDataset) -> Iterator[CheckFinding]:
-    """Masks that are empty, unusually small or large, or have specks."""
-    facts = [measured.facts[place] for place in measured.usable]
+def check_masks(measured: MeasuredDataset) -> Iterator[CheckFinding]:
+    """Masks that are empty, unusually small or large, or contain specks."""
+    facts = [measured.facts[index] for index in measured.usable]
     drawn = [one for one in facts if one.vessel]
     scores = robust_z_scores([float(np.log(one.share)) for one in drawn], least_spread=0.15)
     usual = float(np.median([one.share for one in drawn])) if drawn else 0.0
     for one, score in zip(drawn, scores):
         if is_outlier(score):
-            reason = (
-                f"{one.image}: {one.share:.2%} of the pixels are labelled, usual are {usual:.2%} (score {score:.1f})"
-            )
+            reason = f"{one.image}: {one.share:.2%} of the pixels are labelled, median {usual:.2%} (score {score:.1f})"
             yield CheckFinding("little_vessel" if score < 0 else "much_vessel", (one.image,), reason, abs(score))
         if one.specks:
             sizes = ", ".join(map(str, one.specks[:8])) + (", ..." if len(one.specks) > 8 else "")
-            reason = f"{one.image}: {len(one.specks)} piece(s) of {sizes} pixels"
+            reason = f"{one.image}: {len(one.specks)} component(s) of {sizes} pixels"
             yield CheckFinding("specks", (one.image,), reason, len(one.specks))
-    for place in measured.usable:
-        yield from _empty(measured, place)
+    for index in measured.usable:
+        yield from _empty(measured, index)
 
 
-def _empty(measured: MeasuredDataset, place: int) -> Iterator[CheckFinding]:
-    record, facts = measured.records[place], measured.facts[place]
+def _empty(measured: MeasuredDataset, index: int) -> Iterator[CheckFinding]:
+    record, facts = measured.records[index], measured.facts[index]
     if not facts.vessel and not any(record.regions):
         yield CheckFinding("empty_image", (record.image,), f"{record.image}: no vessel is labelled")
         return
@@ -68,9 +66,9 @@ def _empty(measured: MeasuredDataset, place: int) -> Iterator[CheckFinding]:
         yield CheckFinding("empty_object", (record.image,), reason, len(empty))
 
 
-def observers(measured: MeasuredDataset) -> Iterator[CheckFinding]:
-    """Objects that two people drew very differently."""
-    rows = [(measured.facts[place].image, one) for place in measured.usable for one in measured.facts[place].agreement]
+def check_observers(measured: MeasuredDataset) -> Iterator[CheckFinding]:
+    """Objects that two observers drew very differently."""
+    rows = [(measured.facts[index].image, one) for index in measured.usable for one in measured.facts[index].agreement]
     scores = robust_z_scores([one.dice for _, one in rows], least_spread=0.02)
     for (image, one), score in zip(rows, scores):
         if one.dice < LOW_DICE or (is_outlier(score) and score < 0):
@@ -78,53 +76,55 @@ def observers(measured: MeasuredDataset) -> Iterator[CheckFinding]:
             yield CheckFinding("low_agreement", (image,), reason, 1 - one.dice)
 
 
-def pictures(measured: MeasuredDataset) -> Iterator[CheckFinding]:
-    """Pictures that are blank or unlike the others, group by group and split by split."""
-    for place in measured.usable:
-        facts = measured.facts[place]
+def check_images(measured: MeasuredDataset) -> Iterator[CheckFinding]:
+    """Blank images, and groups or splits that differ from the others."""
+    for index in measured.usable:
+        facts = measured.facts[index]
         if facts.contrast < _BLANK:
             reason = f"{facts.image}: standard deviation of the grey values {facts.contrast:.2f}"
             yield CheckFinding("blank_image", (facts.image,), reason)
-    yield from _looks(measured)
+    yield from _formats(measured)
     yield from _unusual_groups(measured)
     yield from _drift_of_splits(measured)
 
 
-def _looks(measured: MeasuredDataset) -> Iterator[CheckFinding]:
-    trained = {measured.facts[place].look for place in measured.usable if "train" in _sides(measured, place)}
+def _formats(measured: MeasuredDataset) -> Iterator[CheckFinding]:
+    trained = {
+        measured.facts[index].image_format for index in measured.usable if "train" in _splits_of(measured, index)
+    }
     new = defaultdict(list)
-    for place in measured.usable:
-        if trained and _sides(measured, place) and measured.facts[place].look not in trained:
-            new[measured.facts[place].look].append(place)
-    for look, places in new.items():
-        sides = ", ".join(sorted(measured.sides(places)))
-        reason = f"{look}: {len(places)} image(s) of {sides}, none of train"
-        yield CheckFinding("new_format", measured.images(places), reason, len(places))
-    counted = Counter(measured.facts[place].look for place in measured.usable)
+    for index in measured.usable:
+        if trained and _splits_of(measured, index) and measured.facts[index].image_format not in trained:
+            new[measured.facts[index].image_format].append(index)
+    for image_format, indices in new.items():
+        splits = ", ".join(sorted(measured.splits_at(indices)))
+        reason = f"{image_format}: {len(indices)} image(s) in {splits}, none in train"
+        yield CheckFinding("new_format", measured.images(indices), reason, len(indices))
+    counted = Counter(measured.facts[index].image_format for index in measured.usable)
     usual, count = counted.most_common(1)[0] if counted else ("", 0)
-    for group, places in _groups(measured).items():
-        looks = Counter(measured.facts[place].look for place in places)
-        if usual not in looks and count >= COMMON_LOOK * len(measured.usable):
-            reason = f"group {group}: {', '.join(looks)}; usual is {usual}"
-            yield CheckFinding("odd_format", measured.images(places), reason, len(places))
+    for group, indices in _groups(measured).items():
+        formats = Counter(measured.facts[index].image_format for index in indices)
+        if usual not in formats and count >= COMMON_FORMAT * len(measured.usable):
+            reason = f"group {group}: {', '.join(formats)}; the usual format is {usual}"
+            yield CheckFinding("odd_format", measured.images(indices), reason, len(indices))
 
 
 def _unusual_groups(measured: MeasuredDataset) -> Iterator[CheckFinding]:
     groups = _groups(measured)
     for field, (name, least) in _VALUES.items():
-        means = [_mean(measured, field, places) for places in groups.values()]
-        for (group, places), mean, score in zip(groups.items(), means, robust_z_scores(means, least)):
+        means = [_mean(measured, field, indices) for indices in groups.values()]
+        for (group, indices), mean, score in zip(groups.items(), means, robust_z_scores(means, least)):
             if is_outlier(score):
                 usual = float(np.median(means))
-                reason = f"group {group}: {name} {mean:.0f}, usual is {usual:.0f} (score {score:.1f})"
-                yield CheckFinding("unusual_group", measured.images(places), reason, abs(score))
+                reason = f"group {group}: {name} {mean:.0f}, the median is {usual:.0f} (score {score:.1f})"
+                yield CheckFinding("unusual_group", measured.images(indices), reason, abs(score))
 
 
 def _drift_of_splits(measured: MeasuredDataset) -> Iterator[CheckFinding]:
     groups = _groups(measured)
-    for field, name in (("brightness", "brightness"), ("contrast", "contrast"), ("share", "share of vessel")):
+    for field, name in (("brightness", "brightness"), ("contrast", "contrast"), ("share", "vessel fraction")):
         values = {
-            split: [_mean(measured, field, p) for p in groups.values() if split in measured.sides(p)]
+            split: [_mean(measured, field, p) for p in groups.values() if split in measured.splits_at(p)]
             for split in SPLITS
         }
         for first, second in combinations(SPLITS, 2):
@@ -137,16 +137,16 @@ def _drift_of_splits(measured: MeasuredDataset) -> Iterator[CheckFinding]:
 
 
 def _groups(measured: MeasuredDataset) -> dict[str, list[int]]:
-    """Group -> places of its readable images."""
+    """Group -> indices of its usable images."""
     members = defaultdict(list)
-    for place in measured.usable:
-        members[measured.records[place].group_key].append(place)
+    for index in measured.usable:
+        members[measured.records[index].group_key].append(index)
     return dict(members)
 
 
-def _mean(measured: MeasuredDataset, field: str, places: list[int]) -> float:
-    return float(np.mean([getattr(measured.facts[place], field) for place in places]))
+def _mean(measured: MeasuredDataset, field: str, indices: list[int]) -> float:
+    return float(np.mean([getattr(measured.facts[index], field) for index in indices]))
 
 
-def _sides(measured: MeasuredDataset, place: int) -> tuple[str, ...]:
-    return measured.splits_of[measured.records[place].image]
+def _splits_of(measured: MeasuredDataset, index: int) -> tuple[str, ...]:
+    return measured.splits_of[measured.records[index].image]

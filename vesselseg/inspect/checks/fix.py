@@ -1,4 +1,4 @@
-"""--fix: a new dataset folder without what can be set right by rule; the old one is only read."""
+"""--fix: write a new dataset folder in which problems with a clear solution are corrected; the old one is only read."""
 
 from __future__ import annotations
 
@@ -24,26 +24,33 @@ from vesselseg.inspect.checks.check import write_check
 from vesselseg.inspect.checks.measure_image import mask_digest
 from vesselseg.inspect.checks.measured_dataset import MeasuredDataset
 from vesselseg.inspect.checks.near_duplicates import clusters
-from vesselseg.inspect.checks.phrase_variants import find_variants, rename, renamed
-from vesselseg.inspect.checks.result import Check
+from vesselseg.inspect.checks.phrase_variants import find_variants, rename_phrases, replacements
+from vesselseg.inspect.checks.result import CheckResult
 from vesselseg.output_folder import check_apart, whole_folder
 from vesselseg.prepare.report import write_report, write_splits
 from vesselseg.prepare.splits import merge_groups, split_groups
 
 
 @dataclass
-class Plan:
-    """The new folder's content, and what was done in sentences. records: by place in the old annotations.json."""
+class FixPlan:
+    """Content of the new folder.
+
+    records: index in the old annotations.json -> record. splits: image names per split. changes: messages on what
+    differs from the old folder.
+    """
 
     records: dict[int, Record]
     splits: dict[str, list[str]] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
 
 
-def fix_dataset(check: Check, out: Path, again: Callable[[Path], Check], force: bool = False) -> tuple[Plan, Check]:
-    """Write the new dataset folder ``out`` with the check of itself; returns what was done and that check.
+def fix_dataset(
+    check: CheckResult, out: Path, recheck: Callable[[Path], CheckResult], force: bool = False
+) -> tuple[FixPlan, CheckResult]:
+    """Write the new dataset folder ``out`` and check it; returns the plan and that check.
 
-    again: checks a folder. Raises UserError where ``out`` is the old folder or lies in it, or exists (without force).
+    recheck: checks a folder. Raises UserError if ``out`` is the old folder, is inside or contains it, or exists
+    (without force).
     """
     old = check.measured.folder
     check_apart(Path(out), [dataset_home(old)], "--fix")
@@ -66,21 +73,21 @@ def fix_dataset(check: Check, out: Path, again: Callable[[Path], Check], force: 
             "fingerprint": fingerprint(building),
         }
         write_report(building, report)
-    after = again(Path(out))
+    after = recheck(Path(out))
     write_check(after, Path(out), plan.changes)
     return plan, after
 
 
-def plan_fix(check: Check) -> Plan:
-    """What the new folder will hold; reads images of equal pictures, writes nothing."""
+def plan_fix(check: CheckResult) -> FixPlan:
+    """FixPlan the content of the new folder; writes nothing."""
     measured = check.measured
-    plan = Plan({place: measured.records[place] for place in measured.usable})
+    plan = FixPlan({index: measured.records[index] for index in measured.usable})
     plan.changes += [f"left out {facts.image}: {facts.problem[1]}" for facts in measured.facts if facts.problem]
     _rename_labels(plan)
     _drop_empty_objects(plan, measured)
     related = [
-        *check.repeated.equal,
-        *clusters(len(measured.records), ((p.first, p.second) for p in check.repeated.near)),
+        *check.duplicates.identical,
+        *clusters(len(measured.records), ((p.first, p.second) for p in check.duplicates.near)),
     ]
     groups = merge_groups([record.group_key for record in measured.records], related)
     _drop_equal(plan, check)
@@ -88,33 +95,33 @@ def plan_fix(check: Check) -> Plan:
     _split(plan, measured)
     if numbers := fold_numbers(dataset_home(measured.folder)):
         plan.changes.append(
-            f"did not take over the {len(numbers)} stored folds, which are of the old images and groups: "
-            "python tools/make_folds.py makes new ones"
+            f"omitted the {len(numbers)} stored folds, which refer to the old images and groups: "
+            "python tools/make_folds.py creates new ones"
         )
     return plan
 
 
-def _rename_labels(plan: Plan) -> None:
+def _rename_labels(plan: FixPlan) -> None:
     counts = Counter(phrase for record in plan.records.values() for phrase in set(record.phrases))
-    names = renamed(find_variants(counts))
-    for place, record in plan.records.items():
-        plan.records[place] = rename(record, names)
+    names = replacements(find_variants(counts))
+    for index, record in plan.records.items():
+        plan.records[index] = rename_phrases(record, names)
     plan.changes += [f"label {old!r} became {new!r} in {counts[old]} image(s)" for old, new in names.items()]
 
 
-def _drop_empty_objects(plan: Plan, measured: MeasuredDataset) -> None:
-    """Objects without a pixel go where the image has others: alone, they say that there is no vessel."""
-    for place, record in plan.records.items():
-        pixels = measured.facts[place].object_pixels
+def _drop_empty_objects(plan: FixPlan, measured: MeasuredDataset) -> None:
+    """Remove empty objects from images with others; the only object of an image may be empty: it has no vessel."""
+    for index, record in plan.records.items():
+        pixels = measured.facts[index].object_pixels
         if not any(pixels) or all(pixels):
             continue
-        width, height = measured.facts[place].size
+        width, height = measured.facts[index].size
         by_others = [any(drawn[number] for drawn in record.observers.values()) for number in range(len(record.phrases))]
         drawn = [bool(mask.any()) for mask in record_masks(record, height, width)]
         keep = [number for number in range(len(drawn)) if drawn[number] or by_others[number]]
         if len(keep) < len(drawn):
-            plan.changes.append(f"{record.image}: left out {len(drawn) - len(keep)} object(s) without a pixel")
-            plan.records[place] = _with_objects(record, keep)
+            plan.changes.append(f"{record.image}: removed {len(drawn) - len(keep)} empty object(s)")
+            plan.records[index] = _with_objects(record, keep)
 
 
 def _with_objects(record: Record, keep: Sequence[int]) -> Record:
@@ -126,82 +133,79 @@ def _with_objects(record: Record, keep: Sequence[int]) -> Record:
     )
 
 
-def _name_groups(plan: Plan, groups: Sequence[str]) -> None:
-    """Groups that share a picture, or nearly, get one name, the commonest of theirs; the others keep theirs.
-
-    groups: per record of the old folder, the same for all that belong together.
-    """
+def _name_groups(plan: FixPlan, groups: Sequence[str]) -> None:
+    """Give merged groups their most frequent name. groups: per record of the old folder, the merged group."""
     members = defaultdict(list)
-    for place in plan.records:
-        members[groups[place]].append(place)
-    for places in members.values():
-        names = Counter(plan.records[place].group for place in places if plan.records[place].group)
-        keys = sorted({plan.records[place].group_key for place in places})
+    for index in plan.records:
+        members[groups[index]].append(index)
+    for indices in members.values():
+        names = Counter(plan.records[index].group for index in indices if plan.records[index].group)
+        keys = sorted({plan.records[index].group_key for index in indices})
         if len(keys) < 2:
             continue
         name = max(sorted(names), key=lambda group: names[group]) if names else keys[0]
-        for place in places:
-            plan.records[place] = replace(plan.records[place], group=name)
-        plan.changes.append(f"made one group, {name}, of {_listed(keys)}: they share pictures, or nearly")
+        for index in indices:
+            plan.records[index] = replace(plan.records[index], group=name)
+        plan.changes.append(f"merged {_listed(keys)} into one group, {name}: they share identical or similar images")
 
 
-def _drop_equal(plan: Plan, check: Check) -> None:
-    """Of equal pictures with equal masks the first stays; with different masks all different ones stay."""
-    for places in check.repeated.equal:
+def _drop_equal(plan: FixPlan, check: CheckResult) -> None:
+    """Keep one of identical images per distinct mask."""
+    for indices in check.duplicates.identical:
         kept: dict[str, str] = {}
-        for place in sorted(places, key=lambda place: not check.measured.sides([place])):  # those in use first
-            record = plan.records[place]
-            width, height = check.measured.facts[place].size
+        for index in sorted(indices, key=lambda index: not check.measured.splits_at([index])):  # those in a split first
+            record = plan.records[index]
+            width, height = check.measured.facts[index].size
             masks = mask_digest(record, record_masks(record, height, width))
             if masks in kept:
-                plan.changes.append(f"left out {record.image}: the same picture and masks as {kept[masks]}")
-                del plan.records[place]
+                plan.changes.append(f"left out {record.image}: the same image and masks as {kept[masks]}")
+                del plan.records[index]
             else:
                 kept[masks] = record.image
         if len(kept) > 1:
             plan.changes.append(
-                f"kept {_listed(list(kept.values()))}: the same picture with different masks, decide by eye"
+                f"kept {_listed(list(kept.values()))}: the same image with different masks, to be inspected"
             )
 
 
-def _split(plan: Plan, measured: MeasuredDataset) -> None:
-    """Every group on one side, the one where most of it is; a split that this empties is drawn anew with all others."""
+def _split(plan: FixPlan, measured: MeasuredDataset) -> None:
+    """Put every group into the split of most of its images; if that empties a split, redraw the whole split."""
     members = defaultdict(list)
-    for place, record in plan.records.items():
+    for index, record in plan.records.items():
         if measured.splits_of[record.image]:
-            members[record.group_key].append(place)
-    side = {group: _main_side(measured, places) for group, places in members.items()}
+            members[record.group_key].append(index)
+    side = {group: _main_split(measured, indices) for group, indices in members.items()}
     before = {split for split in SPLITS if any(split in measured.splits_of[r.image] for r in plan.records.values())}
     if before - set(side.values()):
-        side = _drawn_anew(measured, members)
-        plan.changes.append("divided all groups anew among the splits: moving groups would have emptied one")
+        side = _redraw_split(measured, members)
+        plan.changes.append("split all groups again: moving groups would have emptied a split")
     else:
         plan.changes += _moves(measured, members, side)
-    chosen = {place: side[group] for group, places in members.items() for place in places}
+    chosen = {index: side[group] for group, indices in members.items() for index in indices}
     plan.splits = {
-        split: [record.image for place, record in plan.records.items() if chosen.get(place) == split]
+        split: [record.image for index, record in plan.records.items() if chosen.get(index) == split]
         for split in SPLITS
     }
     unknown = [image for image in measured.splits_of if image not in {record.image for record in measured.records}]
-    plan.changes += [f"took {image} out of the splits: it has no record" for image in unknown]
+    plan.changes += [f"removed {image} from the splits: it has no record" for image in unknown]
 
 
-def _main_side(measured: MeasuredDataset, places: Sequence[int]) -> str:
-    """Where most of the images are; train before val before test where equally many are."""
-    counted = Counter(split for image in measured.images(places) for split in measured.splits_of[image])
+def _main_split(measured: MeasuredDataset, indices: Sequence[int]) -> str:
+    """The split of most of the images; train before val before test if equal."""
+    counted = Counter(split for image in measured.images(indices) for split in measured.splits_of[image])
     return max(SPLITS, key=lambda split: counted[split])
 
 
 def _moves(measured: MeasuredDataset, members: Mapping[str, list[int]], side: Mapping[str, str]) -> Iterator[str]:
-    for group, places in members.items():
-        moved = [image for image in measured.images(places) if measured.splits_of[image] != (side[group],)]
+    for group, indices in members.items():
+        moved = [image for image in measured.images(indices) if measured.splits_of[image] != (side[group],)]
         if moved:
-            yield f"moved {_listed(moved)} to {side[group]}, where the rest of group {group} is"
+            yield f"moved {_listed(moved)} to {side[group]}, the split of the rest of group {group}"
 
 
-def _drawn_anew(measured: MeasuredDataset, members: Mapping[str, list[int]]) -> dict[str, str]:
-    """Group -> split, in the shares that the splits had."""
-    each = [group for group, places in members.items() for _ in places]
+def _redraw_split(measured: MeasuredDataset, members: Mapping[str, list[int]]) -> dict[str, str]:
+    """Group -> split, with the fractions of the old splits."""
+    each = [group for group, indices in members.items() for _ in indices]
     listed = [len(measured.splits[split]) for split in SPLITS]
     train, val, test = (count / sum(listed) for count in listed)
     return dict(zip(each, split_groups(each, (train, val, test), seed=0)))

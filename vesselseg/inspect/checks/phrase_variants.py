@@ -1,4 +1,4 @@
-"""Phrases that are most likely meant to be the same: spelling variants, and misspellings by one letter."""
+"""Phrases that are probably variants of one another: other spellings, and misspellings by one letter."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from rapidfuzz.distance import OSA
 from vesselseg.dataset.manifest import Record
 from vesselseg.imaging.regions import Region
 
-CLEARLY_RARER = 5  # how many times as frequent the right spelling must be for a misspelling to be corrected
-_LEAST_LETTERS = 4  # of a word in which one letter may differ: "LAD" and "RAD" are two things
+CLEARLY_RARER = 5  # minimum ratio of frequencies for an automatic correction of a misspelling
+_LEAST_LETTERS = 4  # of a word in which one letter may differ: "LAD" and "RAD" are different
 
 
 @dataclass(frozen=True)
 class PhraseVariants:
-    """phrases: most frequent first. sure: whether `--fix` may take the first for all."""
+    """Phrases for one thing.
+
+    code: "label_variant" or "label_typo". phrases: the most frequent first. is_certain: whether --fix may replace all
+    by the first.
+    """
 
     code: str
     phrases: tuple[str, ...]
-    sure: bool
+    is_certain: bool
 
 
 def find_variants(counts: Mapping[str, int]) -> list[PhraseVariants]:
-    """Groups of phrases that differ in case, spaces, hyphens or plural, then pairs that differ by one letter.
+    """Groups of phrases that differ in case, spaces, hyphens or plural, then those that differ by one letter.
 
-    counts: how many images have each phrase.
+    counts: number of images per phrase.
     """
     spellings = defaultdict(list)
     for phrase in sorted(counts, key=lambda name: (-counts[name], name)):
@@ -40,22 +44,22 @@ def find_variants(counts: Mapping[str, int]) -> list[PhraseVariants]:
 
 
 def normal_form(phrase: str) -> str:
-    """Lower case, single spaces in place of hyphens and underscores, words in the singular."""
+    """Lower case, hyphens and underscores replaced by single spaces, words in the singular."""
     return " ".join(_singular(word) for word in re.sub(r"[\s_-]+", " ", phrase.casefold()).split())
 
 
-def renamed(same: list[PhraseVariants]) -> dict[str, str]:
-    """Phrase -> the phrase that takes its place."""
+def replacements(same: list[PhraseVariants]) -> dict[str, str]:
+    """Phrase -> its replacement, for all certain variants."""
     names: dict[str, str] = {}
     for one in same:
-        names |= {phrase: one.phrases[0] for phrase in one.phrases[1:] if one.sure}
+        names |= {phrase: one.phrases[0] for phrase in one.phrases[1:] if one.is_certain}
     return {phrase: _end_of(name, names) for phrase, name in names.items()}
 
 
-def rename(record: Record, names: Mapping[str, str]) -> Record:
-    """The record with other phrases. Objects that come to have one phrase are one, unless the record had such before.
+def rename_phrases(record: Record, names: Mapping[str, str]) -> Record:
+    """The record with replaced phrases; objects that get the same phrase are merged.
 
-    A record with several objects of one phrase was prepared shape by shape, and stays so.
+    A record that already had several objects of one phrase was prepared with one object per shape: none are merged.
     """
     phrases = tuple(names.get(phrase, phrase) for phrase in record.phrases)
     if phrases == record.phrases:
@@ -75,12 +79,12 @@ def _misspelt(spellings: Mapping[str, list[str]], totals: Mapping[str, int]) -> 
     for pair in combinations(spellings, 2):
         often, rare = sorted(pair, key=lambda form: (-totals[form], form))
         if _one_letter_apart(often, rare):
-            sure = totals[often] >= CLEARLY_RARER * totals[rare]
-            yield PhraseVariants("label_typo", (spellings[often][0], *spellings[rare]), sure)
+            is_certain = totals[often] >= CLEARLY_RARER * totals[rare]
+            yield PhraseVariants("label_typo", (spellings[often][0], *spellings[rare]), is_certain)
 
 
 def _one_letter_apart(one: str, other: str) -> bool:
-    """Whether the words are the same but for one letter in one of them; a digit is never a slip."""
+    """Whether exactly one word differs, by one letter; digits must be equal."""
     words, others = one.split(), other.split()
     if len(words) != len(others):
         return OSA.distance(one.replace(" ", ""), other.replace(" ", "")) == 0
@@ -104,7 +108,7 @@ def _singular(word: str) -> str:
 
 
 def _end_of(name: str, names: Mapping[str, str]) -> str:
-    """A misspelling of a variant ends at the commonest spelling; the steps get more frequent, so they end."""
+    """Follow replacements to the end; frequency increases with each step, so there is no cycle."""
     while name in names:
         name = names[name]
     return name

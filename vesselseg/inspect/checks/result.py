@@ -1,4 +1,4 @@
-"""What a check of a dataset folder found."""
+"""The result of checking a dataset folder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from vesselseg.inspect.checks.measured_dataset import MeasuredDataset
 
 
 @dataclass(frozen=True)
-class Check:
-    """What was measured and found; findings are sorted, the worst first."""
+class CheckResult:
+    """Measurements and findings of a dataset folder; findings are sorted, the most serious first."""
 
     measured: MeasuredDataset
-    repeated: Duplicates
+    duplicates: Duplicates
     findings: Sequence[CheckFinding]
 
     @property
     def serious(self) -> bool:
-        """Whether something is wrong that makes results wrong, or stops a training."""
+        """Whether a finding invalidates results or makes training fail."""
         return any(finding.kind.severity == SERIOUS for finding in self.findings)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Findings by severity, the worst first."""
+        """Number of findings per severity, the most serious first."""
         found = Counter(finding.kind.severity for finding in self.findings)
         return {severity: found[severity] for severity in SEVERITIES}

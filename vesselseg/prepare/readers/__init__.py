@@ -1,1 +1,1 @@
-"""One file per label format: which images a source labels (``find_...``), and the shapes of one image (``read``)."""
+"""One module per label format: ``scan_...`` lists the labelled images of a source, ``read`` the shapes of one image."""

@@ -1,4 +1,4 @@
-"""COCO JSON: polygons and run-length codes, compressed or not. ``iscrowd`` changes nothing: the pixels are the label.
+"""COCO JSON: polygons and run-length codes, compressed or not; ``iscrowd`` is ignored.
 
 Format: https://cocodataset.org/#format-data
 """
@@ -26,21 +26,22 @@ from vesselseg.imaging.label_shapes import (
     parse_coordinate,
 )
 from vesselseg.imaging.label_text import decode_text, parse_json
+from vesselseg.imaging.notes import Note
 from vesselseg.imaging.source_files import SourceFiles
 from vesselseg.prepare.readers.scan import ImageIndex, ScanResult, scan_listed_images
 
 
 @dataclass(frozen=True)
 class CocoLabels:
-    """The annotations of one image; path: the JSON. annotations: each with its category's name beside it."""
+    """The annotations of one image. path: the JSON file. annotations: (name of the category, annotation) pairs."""
 
     path: Path
     size: tuple[int, int] | None
     annotations: tuple[tuple[str, Any], ...]
-    notes: tuple[tuple[str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def read(self) -> ImageLabels:
-        """The parts of an annotation are one object, as with group_id; index is the annotation's, within the image."""
+        """The shapes; parts of an annotation share a group_id, and index counts the image's annotations."""
         parts = [(index, part) for index, entry in enumerate(self.annotations) for part in _parts(*entry)]
         shapes, broken = collect_shapes(parts, self._shape, lambda part: part[0])
         return ImageLabels(shapes, broken, "", None, self.size, self.notes)
@@ -53,14 +54,14 @@ class CocoLabels:
             return full_image_mask(index, label, _bitmap(content, self.size))
         values = [parse_coordinate(value, f"segmentation, value {n}") for n, value in enumerate(content)]
         if len(values) % 2:
-            raise ShapeError("bad_field", f"segmentation: {len(values)} numbers are no x, y pairs")
+            raise ShapeError("bad_field", f"segmentation: {len(values)} numbers, which are not x, y pairs")
         points = np.array(values, dtype=np.float64).reshape(-1, 2)
         check_point_count("polygon", points)
         return Shape(index, label, "polygon", points, f"annotation {index}")
 
 
 def scan_coco(files: SourceFiles, jsons: list[str], index: ImageIndex, first_frame: int | None) -> ScanResult:
-    """All images that the JSON files list; an image without annotations is one without vessel."""
+    """All images that the JSON files list; an image without annotations has no vessel."""
     return scan_listed_images(files, jsons, _read, index, first_frame)
 
 
@@ -72,7 +73,7 @@ def _read(path: Path) -> list[tuple[str, CocoLabels]]:
         raise LabelFileError(f"the file cannot be read: {error.strerror}") from None
     content = parse_json(text)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
-        raise LabelFileError('no COCO file: expected an object with the lists "images" and "annotations"')
+        raise LabelFileError('not a COCO file: expected an object with the lists "images" and "annotations"')
     categories = content.get("categories")
     named = [c for c in categories if _has_id(c)] if isinstance(categories, list) else []
     names = {category["id"]: str(category.get("name", category["id"])) for category in named}
@@ -95,7 +96,7 @@ def _has_id(entry: Any) -> bool:
 
 
 def _check(content: dict[str, Any], images: list[Any], of_image: dict[Any, list[Any]]) -> None:
-    """What would give labels to the wrong image is an error of the whole file."""
+    """Raise LabelFileError for inconsistencies that could assign labels to the wrong image."""
     problems = []
     if len(images) < len(content["images"]):
         problems.append(f'{len(content["images"]) - len(images)} image(s) without "id" or "file_name"')
@@ -106,7 +107,7 @@ def _check(content: dict[str, Any], images: list[Any], of_image: dict[Any, list[
     unknown = sum(len(entries) for number, entries in of_image.items() if number not in ids)
     stray = len(content["annotations"]) - sum(map(len, of_image.values()))
     if unknown or stray:
-        problems.append(f"{unknown + stray} annotation(s) of no image that is listed")
+        problems.append(f"{unknown + stray} annotation(s) of images that are not listed")
     if problems:
         raise LabelFileError("; ".join(problems))
 
@@ -119,14 +120,14 @@ def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _parts(label: str, entry: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(label, polygon, run-length code or what is wrong) of an annotation."""
+    """(label, polygon or run-length code or ShapeError) for each part of an annotation."""
     segmentation = entry.get("segmentation")
     if not label:
         yield label, ShapeError("bad_field", f"category_id: expected a number, found {entry.get('category_id')!r}")
     elif isinstance(segmentation, dict):
         yield label, segmentation
     elif not isinstance(segmentation, list) or not segmentation:
-        yield label, ShapeError("bad_field", "segmentation: empty or missing; a box alone is no mask")
+        yield label, ShapeError("bad_field", "segmentation: empty or missing; a box alone is not a mask")
     elif all(isinstance(part, list) for part in segmentation):
         yield from ((label, part) for part in segmentation)
     else:
@@ -152,9 +153,9 @@ def _bitmap(code: dict[str, Any], image: tuple[int, int] | None) -> np.ndarray:
 
 
 def _decompress(text: str) -> list[int] | None:
-    """The counts of a compressed code, as pycocotools' rleFrString reads them; None for text that is none.
+    """The counts of a compressed code, as in pycocotools' rleFrString; None for an invalid code.
 
-    pycocotools itself gives a part of the mask for codes that are cut off, and says nothing.
+    pycocotools itself silently decodes a part of the mask from a truncated code.
     """
     counts: list[int] = []
     value, shift = 0, 0

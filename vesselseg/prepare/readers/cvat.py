@@ -31,13 +31,13 @@ _ARCS = 360  # corners of an ellipse
 
 @dataclass(frozen=True)
 class CvatLabels:
-    """One <image> of a CVAT file, as text."""
+    """One <image> element of a CVAT file, serialised so that it can be passed to a process."""
 
     path: Path
     element: bytes
 
     def read(self) -> ImageLabels:
-        """Its shapes, in the order of the file."""
+        """The shapes, in the order of the file."""
         image = ElementTree.fromstring(self.element)
         drawn = [(index, child) for index, child in enumerate(c for c in image if c.tag in _DRAWN)]
         shapes, broken = collect_shapes(drawn, _shape, lambda child: child.get("label", "").strip())
@@ -45,7 +45,7 @@ class CvatLabels:
 
 
 def scan_cvat(files: SourceFiles, xmls: list[str], index: ImageIndex, first_frame: int | None) -> ScanResult:
-    """All images that the XML files list; an image without shapes is one without vessel."""
+    """All images that the XML files list; an image without shapes has no vessel."""
     return scan_listed_images(files, xmls, _read, index, first_frame)
 
 
@@ -56,18 +56,18 @@ def _read(path: Path) -> list[tuple[str, CvatLabels]]:
     except OSError as error:
         raise LabelFileError(f"the file cannot be read: {error.strerror}") from None
     if b"<!ENTITY" in content:
-        raise LabelFileError("the XML defines entities, which CVAT does not; it is not read")
+        raise LabelFileError("the XML defines entities, which CVAT files never do; it is not read")
     try:
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise LabelFileError(f"not readable as XML: {error}") from None
     if root.tag != "annotations":
-        raise LabelFileError(f"no CVAT file: expected <annotations>, found <{root.tag}>")
+        raise LabelFileError(f"not a CVAT file: expected <annotations>, found <{root.tag}>")
     if root.find("track") is not None:
         raise LabelFileError('"CVAT for video" with tracks; export the task as "CVAT for images 1.1"')
     images = root.findall("image")
     for image in images:
-        image.tail = None  # text after it would be written with it
+        image.tail = None  # tostring would include the text after the element
     return [(image.get("name", ""), CvatLabels(path, ElementTree.tostring(image))) for image in images]
 
 
@@ -93,7 +93,7 @@ def _shape(index: int, drawn: ElementTree.Element) -> Shape:
     elif drawn.tag in ("polygon", "polyline", "points"):
         points = _points(drawn)
     else:
-        raise ShapeError("unknown_type", f"a {drawn.tag} is no outline")
+        raise ShapeError("unknown_type", f"a {drawn.tag} is not an outline")
     kind = {"polyline": "linestrip", "points": "point"}.get(drawn.tag, "polygon")
     check_point_count(kind, points)
     return Shape(index, label, kind, points, group)
@@ -124,7 +124,7 @@ def _points(drawn: ElementTree.Element) -> np.ndarray:
 
 
 def _turned(points: np.ndarray, centre: np.ndarray, drawn: ElementTree.Element) -> np.ndarray:
-    """Points turned clockwise about the centre by the shape's rotation in degrees."""
+    """Points (points, 2) rotated clockwise about the centre (2,) by the shape's rotation in degrees."""
     angle = np.deg2rad(_number(drawn, "rotation", "0"))
     if angle == 0:
         return points
@@ -146,12 +146,12 @@ def _ellipse(drawn: ElementTree.Element) -> np.ndarray:
 
 
 def _mask(index: int, label: str, group: str | None, drawn: ElementTree.Element) -> Shape:
-    """Run lengths row by row within a box, beginning with what is not set."""
+    """A bitmap from row-major run lengths within a box; the first run is background."""
     left, top, width, height = (int(_number(drawn, name)) for name in ("left", "top", "width", "height"))
     try:
         counts = [int(count) for count in drawn.get("rle", "").split(",")]
     except ValueError:
-        raise ShapeError("bad_mask", "rle: expected numbers with commas between") from None
+        raise ShapeError("bad_mask", "rle: expected comma-separated numbers") from None
     if width < 1 or height < 1 or width * height > MAX_PIXELS or min(counts) < 0 or sum(counts) != width * height:
         raise ShapeError("bad_mask", f"rle: counts add up to {sum(counts)}, expected {width} x {height}")
     bitmap = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)

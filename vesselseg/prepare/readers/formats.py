@@ -1,4 +1,4 @@
-"""Which format a source's labels have, told by their content, and the images that they label."""
+"""Detect the label format of a source by content, and list the labelled images."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ FORMATS = {
     "coco": "COCO JSON",
     "yolo": "YOLO-seg text",
     "cvat": "CVAT for images XML",
-    "dicom": "DICOM pictures only, with labels of any of these formats",
+    "dicom": "DICOM images only, with labels of any of these formats",
 }
-_START = 4096  # bytes that tell most files
+_START = 4096  # bytes that identify most files
 
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """forced: one of FORMATS or "". masks: folders with masks. first_frame: a clip's first frame, None to find out."""
+    """forced: one of FORMATS or "". masks: folders with masks. first_frame: number of a clip's first frame, or None."""
 
     forced: str = ""
     masks: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class ScanOptions:
 
 
 def scan_labels(files: SourceFiles, options: ScanOptions) -> tuple[str, ScanResult]:
-    """The format of the labels and what they label. Raises UserError where formats are mixed."""
+    """The format of the labels, and the images that they label. Raises UserError if formats are mixed."""
     only_dicom = options.forced == "dicom"
     by_format = _label_files(files)
     kind = options.forced if options.forced and not only_dicom else _detect(files, by_format, options)
@@ -64,7 +64,7 @@ def scan_labels(files: SourceFiles, options: ScanOptions) -> tuple[str, ScanResu
 
 
 def _detect(files: SourceFiles, by_format: dict[str, list[str]], options: ScanOptions) -> str:
-    """One format; LabelMe where there are JSON files of no known kind, which it then says of each."""
+    """The only format; LabelMe if there are JSON files of unknown kind, so that each gets a finding."""
     if options.masks:
         return "masks"
     if len(by_format) > 1:
@@ -85,7 +85,7 @@ def _label_files(files: SourceFiles) -> dict[str, list[str]]:
         kind = tests[Path(name).suffix.lower()](files.root / name)
         if kind:
             found[kind].append(name)
-    if not any(file_stem(name) in pictures for name in found["yolo"]):  # numbers, but of no picture
+    if not any(file_stem(name) in pictures for name in found["yolo"]):  # numeric text files unrelated to any image
         found["yolo"] = []
     return {kind: names for kind, names in found.items() if names}
 
@@ -120,7 +120,7 @@ def _start(path: Path) -> bytes:
 
 
 def _yolo_texts(files: SourceFiles, names: Sequence[str]) -> list[str]:
-    """The files that hold outlines, and those beside them that are empty (pictures without vessel) or a picture's."""
+    """Files with outlines, and those next to them that are empty (no vessel) or have the name of an image."""
     folders = {str(Path(name).parent) for name in names}
     pictures = {file_stem(name) for name in (*files.images, *files.dicoms)}
     beside = [name for name in files.others_with(".txt") if not folders or str(Path(name).parent) in folders]
@@ -129,7 +129,7 @@ def _yolo_texts(files: SourceFiles, names: Sequence[str]) -> list[str]:
 
 
 def _scan_labelme(files: SourceFiles, dicoms: ImageIndex, first_frame: int | None, only_dicom: bool) -> ScanResult:
-    """Every JSON. Which picture it means is its own affair (``find_source_image``), but for DICOM."""
+    """One task per JSON file. Only DICOM images are matched here; ``find_source_image`` resolves the others."""
     found = ScanResult()
     matches: dict[str, ImageMatch] = {}
     for name in files.jsons:
@@ -137,13 +137,13 @@ def _scan_labelme(files: SourceFiles, dicoms: ImageIndex, first_frame: int | Non
         if len(near) == 1:
             matches[name] = near[0]
         elif only_dicom:
-            found.skip(name, "no_image", f"no DICOM file called {Path(name).stem}.*")
+            found.skip(name, "no_image", f"no DICOM file {Path(name).stem}.*")
     first = first_frame_number(matches.values(), first_frame)
     report_clips(found, files.root, matches.values(), first)
     for name in files.jsons:
         task = ImageTask(printable(name), LabelmeLabels(files.root / name), search=not only_dicom)
         if name in matches:
-            found.tasks.append(replace(task, picture=matched_image(files.root, matches[name], first)))
+            found.tasks.append(replace(task, image=matched_image(files.root, matches[name], first)))
         elif not only_dicom:
             found.tasks.append(task)
     return found

@@ -1,8 +1,8 @@
-"""Which file is a mask of which picture, told by folders and endings of names; further observers' masks beside it.
+"""Pair mask images with their images by names of folders and files, for one or several observers.
 
-Known ways of naming: DRIVE (images/21_training.tif, 1st_manual/21_manual1.gif, and mask/ with the field of view, which
-is no vessel), CHASE_DB1 (Image_01L_1stHO.png), STARE (labels-ah/im0001.ah.ppm), HRF, FIVES, DCA1 (1_gt.pgm), or simply
-images/a.png and masks/a.png, or a.png and a_mask.png.
+Known naming schemes: DRIVE (images/21_training.tif, 1st_manual/21_manual1.gif, and mask/ with the field of view, which
+is not a vessel mask), CHASE_DB1 (Image_01L_1stHO.png), STARE (labels-ah/im0001.ah.ppm), HRF, FIVES, DCA1 (1_gt.pgm), or
+simply images/a.png and masks/a.png, or a.png and a_mask.png.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from vesselseg.errors import UserError
+from vesselseg.imaging.notes import Note
 from vesselseg.imaging.source_files import SourceFiles, printable
 from vesselseg.prepare.prepare_image import ImageTask
 from vesselseg.prepare.readers.masks import MaskLabels
@@ -29,7 +30,7 @@ from vesselseg.prepare.readers.scan import (
 )
 
 _SEPARATOR = re.compile(r"[ _.\-]+")
-# parts of names, in lower case -> whose mask it is. 0: "mask" may also be the field of view, if another is there
+# Words of names, in lower case -> observer. 0: "mask", which is the field of view if there is another mask.
 _OBSERVERS = {
     **dict.fromkeys(("mask", "masks"), 0),
     **dict.fromkeys(
@@ -46,7 +47,7 @@ _PICTURE_WORDS = ("image", "images", "img", "training", "test", "orig", "origina
 
 @dataclass(frozen=True)
 class _Mask:
-    """name: below the source; observer: from 1, 0 for "mask"; stem: without the words that make it a mask."""
+    """name: path below the source. observer: from 1, 0 for "mask". stem: without the words that mark it as a mask."""
 
     name: str
     observer: int
@@ -54,59 +55,59 @@ class _Mask:
 
 
 def scan_masks(
-    files: SourceFiles, folders: Sequence[str], pictures: Sequence[str], first_frame: int | None
+    files: SourceFiles, folders: Sequence[str], images: Sequence[str], first_frame: int | None
 ) -> ScanResult:
-    """Pictures with the masks that belong to them.
+    """Images with their masks.
 
-    folders: below the source, with masks only, the first observer's first; none: told by names. pictures: what may be a
-    picture if it is no mask. Raises UserError for folders that hold no image.
+    folders: below the source, with masks only, the first observer's first; empty: masks are detected by name.
+    images: files that are images unless they are masks. Raises UserError for folders without images.
     """
     found = ScanResult()
-    look_like_masks = _by_names(files, pictures)
+    look_like_masks = _by_names(files, images)
     masks = _in_folders(files, folders) if folders else look_like_masks
-    found.not_pictures = {mask.name for mask in masks}
+    found.not_images = {mask.name for mask in masks}
     if not folders:
-        found.not_pictures |= {name for name in files.images if _words(PurePosixPath(name)) & set(_NEVER)}
-    indices = _indices(files, [name for name in pictures if name not in found.not_pictures], look_like_masks)
-    of_picture: dict[ImageMatch, list[_Mask]] = defaultdict(list)
+        found.not_images |= {name for name in files.images if _words(PurePosixPath(name)) & set(_NEVER)}
+    indices = _indices(files, [name for name in images if name not in found.not_images], look_like_masks)
+    masks_of: dict[ImageMatch, list[_Mask]] = defaultdict(list)
     for mask in masks:
         matches = _matches(mask, indices)
         if len(matches) == 1:
-            of_picture[matches[0]].append(mask)
+            masks_of[matches[0]].append(mask)
         elif matches:
             names = ", ".join(printable(match.name) for match in matches[:3])
-            found.skip(mask.name, "ambiguous_image", f"a mask of several pictures: {names}")
+            found.skip(mask.name, "ambiguous_image", f"the mask matches several images: {names}")
         else:
-            found.skip(mask.name, "no_image", f"a mask without its picture; expected one called {mask.stem}.*")
-    first = first_frame_number(of_picture, first_frame)
-    report_clips(found, files.root, of_picture, first)
-    for match, candidates in sorted(of_picture.items(), key=lambda item: (item[0].name, item[0].number or 0)):
+            found.skip(mask.name, "no_image", f"a mask without its image; expected {mask.stem}.*")
+    first = first_frame_number(masks_of, first_frame)
+    report_clips(found, files.root, masks_of, first)
+    for match, candidates in sorted(masks_of.items(), key=lambda item: (item[0].name, item[0].number or 0)):
         labels = _labels(found, files, match, candidates)
         if labels is not None:
             found.tasks.append(ImageTask(match.label, labels, matched_image(files.root, match, first)))
     return found
 
 
-def _indices(files: SourceFiles, pictures: Sequence[str], look_like_masks: Sequence[_Mask]) -> list[ImageIndex]:
-    """Pictures by their whole stem, then without words of their kind; those whose names say mask come last."""
+def _indices(files: SourceFiles, images: Sequence[str], look_like_masks: Sequence[_Mask]) -> list[ImageIndex]:
+    """Images by complete stem, then by stem without type words; those with names like masks come last."""
     doubtful = {mask.name for mask in look_like_masks}
-    pools = [[name for name in pictures if name not in doubtful], pictures]
+    pools = [[name for name in images if name not in doubtful], images]
     forms = (lambda stem: "_".join(_split(stem)), _plain)
     return [ImageIndex(files, pool, form) for pool in pools for form in forms]
 
 
 def _labels(found: ScanResult, files: SourceFiles, match: ImageMatch, masks: list[_Mask]) -> MaskLabels | None:
-    """One mask per observer; two of the same observer are a finding, and the picture is left out."""
-    notes = []
+    """One mask per observer; two of the same observer are a finding, and the image is left out."""
+    notes: list[Note] = []
     if len({mask.observer for mask in masks}) > 1 and any(mask.observer == 0 for mask in masks):
         names = ", ".join(printable(mask.name) for mask in masks if mask.observer == 0)
-        notes.append(("other_mask", f"{names} is taken for the field of view, and not used; --masks says otherwise"))
+        notes.append(Note("other_mask", f"{names} is treated as the field of view; --masks overrides this"))
         masks = [mask for mask in masks if mask.observer]
     masks = sorted(masks, key=lambda mask: (mask.observer, mask.name))
     observers = [mask.observer for mask in masks]
     if len(set(observers)) < len(observers):
         names = ", ".join(printable(mask.name) for mask in masks[:4])
-        found.skip(match.label, "ambiguous_mask", f"several masks, and no telling which one: {names}; give --masks")
+        found.skip(match.label, "ambiguous_mask", f"several candidate masks: {names}; choose with --masks")
         return None
     return MaskLabels(tuple(files.root / mask.name for mask in masks), tuple(notes))
 
@@ -121,14 +122,14 @@ def _in_folders(files: SourceFiles, folders: Sequence[str]) -> list[_Mask]:
     if empty:
         folders_there = sorted({str(PurePosixPath(name).parent) for name in files.images})
         raise UserError(
-            f"--masks {', '.join(empty)}: no such folder with images below the source; there are: "
+            f"--masks {', '.join(empty)}: no such folder with images below the source; expected one of: "
             + ", ".join(folders_there[:20])
         )
     return masks
 
 
-def _by_names(files: SourceFiles, pictures: Sequence[str]) -> list[_Mask]:
-    shared = os.path.commonpath([PurePosixPath(name).parent for name in pictures]) if pictures else ""
+def _by_names(files: SourceFiles, images: Sequence[str]) -> list[_Mask]:
+    shared = os.path.commonpath([PurePosixPath(name).parent for name in images]) if images else ""
     masks = []
     for name in files.images:
         words = _words(PurePosixPath(name), shared)
@@ -139,7 +140,7 @@ def _by_names(files: SourceFiles, pictures: Sequence[str]) -> list[_Mask]:
 
 
 def _words(path: PurePosixPath, shared: str = "") -> set[str]:
-    """What may say that a file is a mask: its first and last word, and the nearest folder that says what it holds."""
+    """Words that may mark a mask: first and last of the name, and those of the nearest descriptive folder."""
     parts = _split(path.stem)
     said = set(parts[:1] + parts[-1:]) if len(parts) > 1 else set()
     for folder in reversed(path.parent.relative_to(shared).parts[-2:]):
@@ -153,13 +154,13 @@ def _words(path: PurePosixPath, shared: str = "") -> set[str]:
 
 
 def _split(name: str) -> list[str]:
-    """Words of a name, in lower case; "1st_manual" and "ground truth" are one word."""
+    """Words of a name, in lower case; "1st_manual" and "ground truth" count as one word each."""
     text = " ".join(word for word in _SEPARATOR.split(name.casefold()) if word)
     return _ONE_WORD.sub(r"\1\2", text).split(" ")
 
 
 def _plain(stem: str) -> str:
-    """A stem without first and last words that only say what kind of file it is, words with _ between."""
+    """A stem without leading and trailing words that only state the type of file, joined with underscores."""
     words = _split(stem)
     kinds = {*_OBSERVERS, *_PICTURE_WORDS}
     while len(words) > 1 and words[-1] in kinds:
@@ -170,7 +171,7 @@ def _plain(stem: str) -> str:
 
 
 def _matches(mask: _Mask, indices: Sequence[ImageIndex]) -> list[ImageMatch]:
-    """The picture with the mask's whole name, else without the last words that say mask, else without such words."""
+    """Images with the mask's complete name, else without trailing mask words, else without any type word."""
     words = _split(file_stem(mask.name))
     stems = ["_".join(words)]
     while len(words) > 1 and words[-1] in _OBSERVERS:

@@ -1,4 +1,4 @@
-"""Mask images: 1-bit, 0/1, 0/255, palette, grey written as RGB, one value or colour per class; several observers."""
+"""Mask images: 1-bit, 0/1, 0/255, palette, grey stored as RGB, one value or colour per class; several observers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from PIL import Image
 
 from vesselseg.imaging.decode import DECODE_ERRORS, describe_decode_error
 from vesselseg.imaging.label_shapes import ImageLabels, InvalidShape, LabelFileError, Shape, full_image_mask
+from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
 
-_CLASSES = 8  # as many different values are classes, however large they are
-_CLASS_VALUES = 64  # values below are classes, however many there are
-_OPAQUE = 128
-_MOST = 0.5  # of the picture; a vessel mask with more is suspected to be inverted
-Notes = list[tuple[str, str]]
+_CLASSES = 8  # up to this many distinct values are classes, whatever their size
+_CLASS_VALUES = 64  # values below this are classes, whatever their number
+_OPAQUE = 128  # alpha from which a pixel counts as opaque
+_MOST = 0.5  # of the image; a vessel mask that covers more is probably inverted
+Notes = list[Note]
 
 
 @dataclass(frozen=True)
 class MaskLabels:
-    """The mask files of one image, the first observer's first; notes: what was found when they were paired."""
+    """The mask files of one image, the first observer's first. notes: on how they were paired with the image."""
 
     paths: tuple[Path, ...]
-    notes: tuple[tuple[str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -33,7 +34,7 @@ class MaskLabels:
         return self.paths[0]
 
     def read(self) -> ImageLabels:
-        """One shape per value and observer; the label is the value as written: "1", "255", "#ff0000"."""
+        """One shape per value and observer; the label is the value as text: "1", "255", "#ff0000"."""
         classes, size, notes = read_mask(self.path)
         shapes, broken, observers = _shapes(classes, ""), [], []
         for number, path in enumerate(self.paths[1:], 2):
@@ -48,7 +49,7 @@ class MaskLabels:
                 continue
             shapes += _shapes(others, str(number))
             observers.append(str(number))
-            notes += [(code, f"observer {number}: {reason}") for code, reason in other_notes]
+            notes += [Note(code, f"observer {number}: {reason}") for code, reason in other_notes]
         return ImageLabels(
             tuple(shapes), tuple(broken), "", None, size, (*self.notes, *notes), observers=tuple(observers)
         )
@@ -61,32 +62,32 @@ def _shapes(classes: dict[str, np.ndarray], observer: str) -> list[Shape]:
 
 
 def read_mask(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], Notes]:
-    """label -> (height, width) bool for each value but the background, (width, height), and notes.
+    """(label -> (height, width) bool for each value except the background, (width, height), notes).
 
-    The background is 0 (black), or the lowest value where there is no 0. More than a few values that are no small
-    numbers are grey levels, as JPEG and smoothing make them, and are cut at half. Raises LabelFileError.
+    The background is 0 (black), or the lowest value if there is no 0. Many values that include large ones are grey
+    levels from JPEG or smoothing, and are thresholded at half the maximum. Raises LabelFileError.
     """
     content = b""
     try:
         content = path.read_bytes()
-        with suppress_warnings():  # of large pictures
+        with suppress_warnings():  # Pillow warns of large images
             image = Image.open(path)
             image.load()
     except DECODE_ERRORS as error:
         raise LabelFileError(f"mask {describe_decode_error(error, content)}") from None
     notes: Notes = []
     if getattr(image, "n_frames", 1) > 1:
-        notes.append(("several_frames", f"the mask has {image.n_frames} frames; the first one is used"))  # type: ignore[attr-defined]
+        notes.append(Note("several_frames", f"the mask has {image.n_frames} frames; the first one is used"))  # type: ignore[attr-defined]
     values, name = _values(image)
     classes = _classes(values, name, image.format == "JPEG", notes)
     share = float(np.mean(np.any(list(classes.values()), axis=0))) if classes else 0.0
     if share > _MOST:
-        notes.append(("mostly_labelled", f"{share:.0%} of the picture is labelled; is the mask inverted?"))
+        notes.append(Note("mostly_labelled", f"{share:.0%} of the image is labelled; is the mask inverted?"))
     return classes, image.size, notes
 
 
 def _values(image: Image.Image) -> tuple[np.ndarray, Callable[[float], str]]:
-    """(height, width) numbers, 0 for black, and what a number is called."""
+    """(height, width) numbers, 0 for black, and a function from number to label."""
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8), _plain
     if image.mode in ("L", "F") or image.mode.startswith("I") or (image.mode == "P" and _index_is_class(image)):
@@ -94,7 +95,7 @@ def _values(image: Image.Image) -> tuple[np.ndarray, Callable[[float], str]]:
     rgba = np.asarray(image.convert("RGBA"))
     visible = rgba[..., 3] >= _OPAQUE
     colours = rgba[..., :3] * visible[..., None]
-    if not colours.any() and not visible.all():  # black on nothing
+    if not colours.any() and not visible.all():  # black on transparent
         return visible.astype(np.uint8), _plain
     if (colours == colours[..., :1]).all():
         return colours[..., 0], _plain
@@ -110,7 +111,7 @@ def _colour(value: float) -> str:
 
 
 def _index_is_class(image: Image.Image) -> bool:
-    """Palettes of labels begin with black; in any other the colours are what is meant."""
+    """Whether palette indices are classes: label palettes begin with black; otherwise the colours count."""
     palette = image.getpalette()
     return palette is not None and not any(palette[:3]) and "transparency" not in image.info
 
@@ -121,11 +122,11 @@ def _classes(values: np.ndarray, name: Callable[[float], str], lossy: bool, note
     if not lossy and (len(distinct) <= _CLASSES or highest < _CLASS_VALUES):
         background = 0 if len(distinct) == 1 or distinct[0] == 0 else distinct[0]
         if background:
-            notes.append(("mask_background", f"no 0 in the mask; {name(background)} is taken for the background"))
+            notes.append(Note("mask_background", f"no 0 in the mask; {name(background)} is used as the background"))
         return {name(value): values == value for value in distinct.tolist() if value != background}
     if name is _colour:
         raise LabelFileError(f"mask of {len(distinct)} colours; expected black and one colour per class")
     highest = 255.0 if values.dtype == np.uint8 else highest
-    notes.append(("mask_grey", f"{len(distinct)} grey levels, cut at {highest / 2:g}"))
+    notes.append(Note("mask_grey", f"{len(distinct)} grey levels, thresholded at {highest / 2:g}"))
     over = values > highest / 2
     return {name(highest): over} if over.any() else {}

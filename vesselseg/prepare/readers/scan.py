@@ -1,4 +1,4 @@
-"""What a reader finds in a source, and how labels find their picture by its name."""
+"""Results of scanning a source for labels, and the matching of labels to images by name."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ _FRAME = re.compile(r"^(?P<clip>.+?)[ _.-]*?(?:frame|fr|f)?[ _.-]*(?P<number>\d+
 
 @dataclass
 class ScanResult:
-    """tasks: labelled images; findings: what is not used, and why; not_pictures: image files that are no pictures."""
+    """tasks: labelled images. findings: files that are not used. not_images: image files that are labels."""
 
     tasks: list[ImageTask] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    not_pictures: set[str] = field(default_factory=set)
+    not_images: set[str] = field(default_factory=set)
 
     def skip(self, name: str, code: str, reason: str) -> None:
-        """A file that cannot be used."""
+        """Add a finding for a file that is left out."""
         self.findings.append(Finding(printable(name), None, code, reason))
 
 
 @dataclass(frozen=True)
 class ImageMatch:
-    """A picture below the source; number: the frame that the label's name ends in, as it is written, or None."""
+    """An image below the source that matches a label. number: frame number at the end of the label's name, or None."""
 
     name: str
     number: int | None = None
 
     @property
     def label(self) -> str:
-        """What findings and regular expressions call it; differs for each frame of a clip."""
+        """Its name for findings and regular expressions, different for each frame of a clip."""
         return printable(self.name) + ("" if self.number is None else f", frame {self.number}")
 
 
 class ImageIndex:
-    """The pictures of a source by their names. A label never names a file directly: what it says is looked up here.
+    """The images of a source by name. Paths in label files are never opened, only looked up here.
 
-    form: what of a stem counts when stems are compared; it gets the stem in lower case.
+    form: normalisation of stems before they are compared; it receives the stem in lower case.
     """
 
     def __init__(self, files: SourceFiles, names: Iterable[str], form: Callable[[str], str] = str) -> None:
@@ -60,9 +60,10 @@ class ImageIndex:
             self._by_stem[form(file_stem(name, name in self._dicoms))].append(name)
 
     def by_name(self, wanted: str, near: str, hint: str = "") -> list[ImageMatch]:
-        """Pictures that a label file means by a path like "train/a.jpg": that name, else that stem, else that frame.
+        """Images that match a path in a label file, e.g. "train/a.jpg": by name, else by stem, else by frame number.
 
-        near: path of the label file. Among several those in the nearest folder; hint: text that may name a folder.
+        near: path of the label file; of several matches, those in the nearest folder count. hint: text that may contain
+        the name of a folder.
         """
         path = PurePosixPath(wanted.replace("\\", "/"))
         same = self._by_name.get(path.name.casefold(), [])
@@ -71,7 +72,7 @@ class ImageIndex:
         return [ImageMatch(name) for name in _nearest(same, (*_folders(near), *_folders(str(path))), hint)]
 
     def by_stem(self, stem: str, near: str, hint: str = "") -> list[ImageMatch]:
-        """Pictures with this stem, in lower case and ``form``; else DICOM clips whose stem and a frame it names."""
+        """Images with this normalised stem, else DICOM clips of which it is the stem and a frame number."""
         folders = _folders(near)
         if stem in self._by_stem:
             return [ImageMatch(name) for name in _nearest(self._by_stem[stem], folders, hint)]
@@ -83,21 +84,21 @@ class ImageIndex:
 
 
 def file_stem(name: str, dicom: bool = False) -> str:
-    """The name without folders and ending, in lower case; DICOM files named by a UID have no ending."""
+    """The name without folders and suffix, in lower case; DICOM files named by a UID have no suffix."""
     path = PurePosixPath(name)
     keep = dicom and path.suffix[1:].isdigit()
     return (path.name if keep else path.stem).casefold()
 
 
 def select_match(found: ScanResult, label: str, matches: Sequence[ImageMatch], wanted: str) -> ImageMatch | None:
-    """The one picture of a label; none or several are a finding of the label."""
+    """The only match of a label; none or several become a finding."""
     if len(matches) == 1:
         return matches[0]
     if not matches:
         found.skip(label, "no_image", f"no image: {wanted} is not in the source")
     else:
         names = ", ".join(printable(match.name) for match in matches[:3])
-        found.skip(label, "ambiguous_image", f"several pictures could be meant: {names}")
+        found.skip(label, "ambiguous_image", f"several images match: {names}")
     return None
 
 
@@ -108,7 +109,7 @@ def scan_listed_images(
     index: ImageIndex,
     first_frame: int | None,
 ) -> ScanResult:
-    """All images of label files that list several; ``read``: file -> (picture's name, its labels) of each."""
+    """Labelled images of label files that list several. read: file -> (name of an image, its labels) pairs."""
     found = ScanResult()
     labelled: list[tuple[str, ImageMatch, LabelSource]] = []
     for name in names:
@@ -131,12 +132,12 @@ def add_tasks(
     labelled: Iterable[tuple[str, ImageMatch, LabelSource]],
     first_frame: int | None,
 ) -> None:
-    """Tasks of (label file, picture, labels); a picture that an earlier entry named is a finding."""
+    """Add tasks for (label file, image, labels) triples; a repeated image becomes a finding."""
     entries: dict[ImageMatch, tuple[str, LabelSource]] = {}
     for name, match, labels in labelled:
         if match in entries:
             earlier = printable(entries[match][0])
-            found.skip(match.label, "listed_twice", f"again in {printable(name)}; what {earlier} says is used")
+            found.skip(match.label, "listed_twice", f"again in {printable(name)}; the labels in {earlier} are used")
         else:
             entries[match] = name, labels
     first = first_frame_number(entries, first_frame)
@@ -146,19 +147,19 @@ def add_tasks(
 
 
 def first_frame_number(matches: Iterable[ImageMatch], first_frame: int | None) -> int:
-    """The number of a clip's first frame: as given, else 0 if any label is of frame 0, else 1 as DICOM counts."""
+    """The number of a clip's first frame: as given, else 0 if a label has frame number 0, else 1 as in DICOM."""
     if first_frame is not None:
         return first_frame
     return 0 if any(match.number == 0 for match in matches) else 1
 
 
 def matched_image(root: Path, match: ImageMatch, first_frame: int) -> ImageFile:
-    """The picture; its frame counts from 0."""
+    """The file of a match, with its frame counted from 0."""
     return ImageFile(root / match.name, None if match.number is None else match.number - first_frame)
 
 
 def report_clips(found: ScanResult, root: Path, matches: Iterable[ImageMatch], first_frame: int) -> None:
-    """One finding per clip whose labels go by the number of a frame: a wrong start shifts all of them."""
+    """Add a finding per clip that is labelled by frame number: a wrong first number would shift all labels."""
     numbers: dict[str, list[int]] = defaultdict(list)
     for match in matches:
         if match.number is not None:
@@ -180,7 +181,7 @@ def _folders(name: str) -> tuple[str, ...]:
 
 
 def _nearest(names: Sequence[str], folders: tuple[str, ...], hint: str) -> list[str]:
-    """The names that share most folders, from the top or from the bottom, with the label's."""
+    """The names that share most folders with the label, counted from the root and from the file."""
     if len(names) < 2:
         return list(names)
 

@@ -1,4 +1,4 @@
-"""YOLO-seg text: one object per line, its class number and the outline in shares of the image's width and height.
+"""YOLO-seg text: one object per line, its class number and outline in fractions of the image's width and height.
 
 Format: https://docs.ultralytics.com/datasets/segment/
 """
@@ -30,13 +30,13 @@ _LINE = re.compile(rb"\s*\d+(\.0*)?(\s+[-+0-9.eEnaif]+){4,}\s*(\n|\r|$)")
 
 @dataclass(frozen=True)
 class YoloLabels:
-    """One text file; names: class number -> label."""
+    """The labels in one text file. names: class number -> label."""
 
     path: Path
     names: dict[int, str] = field(default_factory=dict)
 
     def read(self) -> ImageLabels:
-        """The lines of the file; an empty file is an image without vessel."""
+        """One shape per line; an empty file is an image without vessel."""
         try:
             content = self.path.read_bytes()
         except OSError as error:
@@ -61,23 +61,23 @@ class YoloLabels:
                 raise
             raise ShapeError("bad_field", "expected a class number and x, y pairs, all numbers") from None
         if len(values) == 5:
-            raise ShapeError("bad_field", "five numbers are a box, which is no mask")
+            raise ShapeError("bad_field", "five numbers are a box, which is not a mask")
         if values[0] != int(values[0]) or len(values) % 2 == 0:
             raise ShapeError("bad_field", f"expected a class number and x, y pairs, found {len(values)} numbers")
         if max(map(abs, values[1:]), default=0) > 10:
-            raise ShapeError("bad_field", f"expected shares of the image, 0 to 1, found {max(values[1:]):g}")
+            raise ShapeError("bad_field", f"expected fractions of the image, 0 to 1, found {max(values[1:]):g}")
         points = np.array(values[1:], dtype=np.float64).reshape(-1, 2)
         check_point_count("polygon", points)
         return Shape(index, self._label(words), "polygon", points)
 
 
 def looks_like_yolo(start: bytes) -> bool:
-    """Whether a text file, by its first bytes, begins with a class number and at least four other numbers."""
+    """Whether the first bytes of a text file are a class number followed by at least four numbers."""
     return _LINE.match(start.removeprefix(b"\xef\xbb\xbf")) is not None
 
 
 def scan_yolo(files: SourceFiles, texts: list[str], index: ImageIndex, first_frame: int | None) -> ScanResult:
-    """The picture of each text file: the same name beside it, or in images/ where it lies in labels/."""
+    """Match each text file with the image of the same name next to it, or in images/ if the text is in labels/."""
     found = ScanResult()
     names = _read_names(files, found)
     labelled: list[tuple[str, ImageMatch, YoloLabels]] = []
@@ -91,12 +91,12 @@ def scan_yolo(files: SourceFiles, texts: list[str], index: ImageIndex, first_fra
 
 
 def _read_names(files: SourceFiles, found: ScanResult) -> dict[int, str]:
-    """Class names from the dataset's YAML, a list or a mapping; without them, classes go by their numbers."""
+    """Class names from the dataset's YAML, a list or a mapping; without it, labels are class numbers."""
     for name in sorted(files.others_with(".yaml", ".yml"), key=lambda path: (path.count("/"), path)):
         try:
             content = yaml.safe_load((files.root / name).read_bytes())
         except (yaml.YAMLError, OSError, UnicodeDecodeError):
-            found.skip(name, "bad_labels", "not readable as YAML; class numbers stay without names")
+            found.skip(name, "bad_labels", "not readable as YAML; labels are class numbers")
             continue
         names = content.get("names") if isinstance(content, dict) else None
         if isinstance(names, list):

@@ -1,4 +1,4 @@
-// What stands beside the picture: facts, objects, findings, and the conversation with the model.
+// The panel next to the image: facts, objects, findings, and the conversation with the model.
 import { COLOURS } from "./browse_stage.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -19,7 +19,7 @@ export const percent = (share) => (share === null || share === undefined ? "" : 
 export const splitTag = (split) => (split === "none" ? "in no split" : split);
 export const colourOf = (number) => COLOURS[number % COLOURS.length];
 
-/** One colour per object: that of its phrase, or its own where a phrase comes twice. */
+/** One colour per object: that of its phrase, or of its index if a phrase is repeated. */
 export function coloursOf(phrases, all) {
   const distinct = new Set(phrases).size === phrases.length;
   return phrases.map((phrase, place) => colourOf(distinct ? Math.max(0, all.indexOf(phrase)) : place));
@@ -30,7 +30,7 @@ function facts(pairs) {
     .map(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]));
 }
 
-/** Bars of the object's grey values before those of the rest of the picture, each scaled to its own highest. */
+/** Histogram of the object's grey values over that of the background, each scaled to its own maximum. */
 function histogram(inside, rest, colour) {
   const drawing = document.createElementNS(SVG, "svg");
   drawing.setAttribute("viewBox", `0 0 ${inside.length} 20`);
@@ -60,7 +60,7 @@ export function aboutImage(details) {
       ["Vessel", percent(details.share)]]));
 }
 
-/** A line with a box that shows and hides a mask. */
+/** A row with a check box that shows and hides a mask. */
 function switched(words, colour, shown, onToggle) {
   const box = element("input", { type: "checkbox", "aria-label": `Show ${words}` });
   box.checked = shown;
@@ -74,7 +74,7 @@ function swatchOf(colour) {
   return swatch;
 }
 
-/** What further people drew in the same image. */
+/** The masks of further observers. */
 export function aboutObservers(details, colours, hidden, onToggle) {
   return element("section", {}, element("h3", {}, "Further observers"), details.observers.map((observer, place) => {
     const key = `observer ${place}`;
@@ -85,7 +85,7 @@ export function aboutObservers(details, colours, hidden, onToggle) {
   }));
 }
 
-/** hidden: set of object places. onToggle: told (place, whether to show). */
+/** hidden: set of indices of objects. onToggle: called with (index, whether to show). */
 export function aboutObjects(details, colours, hidden, onToggle) {
   const objects = details.objects.map((found, place) => {
     const extent = found.box ? `, within ${found.box[2] - found.box[0]} × ${found.box[3] - found.box[1]}` : "";
@@ -112,9 +112,9 @@ function finding(note) {
     element("div", { class: "where" }, [note.where, note.source].filter(Boolean).join(" · ")));
 }
 
-/** seen: what the server says of the view, or null while it is asked. */
+/** seen: the server's response on the view, or null while it is pending. */
 export function aboutModel(seen, settings, colours) {
-  const section = element("section", { id: "model" }, element("h3", {}, "What the model gets"));
+  const section = element("section", { id: "model" }, element("h3", {}, "Input of the model"));
   if (!seen || seen.state === "loading") {
     section.append(element("p", { class: "note" }, seen ? "Reading the config…" : "…"));
   } else if (seen.state !== "ready") {
@@ -128,10 +128,10 @@ export function aboutModel(seen, settings, colours) {
 }
 
 function roleOf(seen, settings) {
-  if (seen.role === "evaluation") return "As validation and evaluation pass it on: not augmented, the first question.";
-  if (seen.role === "unused") return "Training leaves this image out (train_dataset.limit); shown as evaluation would see it.";
+  if (seen.role === "evaluation") return "As in validation and evaluation: without augmentation, with the first question.";
+  if (seen.role === "unused") return "Training does not use this image (train_dataset.limit); shown as in evaluation.";
   if (!settings?.augment) return `Epoch ${seen.epoch} of training, without augmentation.`;
-  const repeats = seen.view === seen.epoch ? "" : `: view ${seen.view} again, the config keeps ${settings.variants} per image`;
+  const repeats = seen.view === seen.epoch ? "" : `: repeats view ${seen.view}, the config has ${settings.variants} per image`;
   return `Epoch ${seen.epoch} of training${repeats}.`;
 }
 
@@ -171,21 +171,21 @@ function tokens(said, seen) {
     + `${count(parts[1])} of the question${said.rounds.length > 1 ? "s" : ""}, ${count(parts[2])} learnt.`));
 }
 
-/** The folder as a whole, for the dialog. */
+/** Facts on the whole folder, for the dialog. */
 export function aboutDataset(dataset, settings) {
   const augment = settings?.augment ? Object.entries(settings.augment).filter(([, value]) => value)
     .map(([name, value]) => `${name.replaceAll("_", " ")}${value === true ? "" : ` ${value}`}`).join(", ") : "none";
   const model = settings?.state === "ready" ? facts([
     ["Config", settings.config], ["Training split", settings.split], ["Augmentation", augment],
-    ["Views per image", settings.variants ?? "another in every epoch"], ["Seed", settings.seed],
-    ["InternVL tiles", `${settings.tile_size} pixels a side, at most ${settings.max_tiles}, ${settings.tokens_per_tile} tokens each`],
-    ["SAM2 square", `${settings.sam_size} pixels a side`],
-    ["Tokenizer", settings.tokenizer ? "there" : settings.note],
-  ]) : element("p", { class: "note" }, settings?.problem || "The config is being read.");
+    ["Views per image", settings.variants ?? "a new one in every epoch"], ["Seed", settings.seed],
+    ["InternVL tiles", `${settings.tile_size} pixels per side, at most ${settings.max_tiles}, ${settings.tokens_per_tile} tokens each`],
+    ["SAM2 square", `${settings.sam_size} pixels per side`],
+    ["Tokenizer", settings.tokenizer ? "available" : settings.note],
+  ]) : element("p", { class: "note" }, settings?.problem || "Reading the config…");
   return [
     facts([["Source", dataset.source], ["Fingerprint", dataset.fingerprint], ["Prepared with", dataset.prepared_with]]),
-    element("h3", {}, "What the model gets"), model,
+    element("h3", {}, "Input of the model"), model,
     ...dataset.problems.map((problem) => element("p", { class: "problem" }, problem)),
-    dataset.elsewhere.length ? aboutFindings(dataset.elsewhere, "Findings about files that are not in the list") : "",
+    dataset.elsewhere.length ? aboutFindings(dataset.elsewhere, "Findings on files that are not in the list") : "",
   ].filter(Boolean);
 }

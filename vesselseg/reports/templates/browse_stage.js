@@ -1,10 +1,10 @@
-// The picture: layers of canvases that zoom and move together, and masks drawn over it.
+// The image and its masks: layers of canvases that zoom and move together.
 
 export const COLOURS = ["#ff5a4d", "#38a9ff", "#35d07f", "#ffc42e", "#c583ff", "#16d5d9", "#ff8fc2", "#b6e34b"];
 const LARGEST = 40;
-const SHARP_FROM = 2; // screen pixels per image pixel from which pixels are shown as squares
+const SHARP_FROM = 2; // screen pixels per image pixel above which pixels are drawn as squares
 
-/** A picture of the server, decoded. */
+/** Fetch and decode an image. */
 export async function fetchBitmap(url) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error(await answer.text());
@@ -18,13 +18,13 @@ export function canvasOf(width, height) {
   return canvas;
 }
 
-/** How many pixels wide an outline is in a picture of a size. */
+/** Width in pixels of an outline in an image of this size. */
 export const lineWidth = (width, height) => Math.max(1, Math.round(Math.max(width, height) / 700));
 
 /** "#rrggbb" as three numbers. */
 export const channelsOf = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 
-/** A mask as two pictures in its colour: {fill, outline}. */
+/** A mask as two canvases in its colour: {fill, outline}. */
 export function tint(bitmap, colour) {
   const { width, height } = bitmap;
   const read = canvasOf(width, height).getContext("2d", { willReadFrequently: true });
@@ -39,7 +39,7 @@ export function tint(bitmap, colour) {
   };
 }
 
-/** The pixels of a mask that lie within `thick` steps of its border; the picture's own edge is none. */
+/** The pixels of a mask within `thick` steps of its border; the edge of the image does not count as border. */
 function rim(inside, width, height, thick) {
   let core = inside;
   for (let step = 0; step < thick; step++) {
@@ -69,7 +69,7 @@ function paint(inside, width, height, colour) {
   return canvas;
 }
 
-/** element: takes the gestures. layers: holds the canvases. onZoom: told the scale in screen pixels per image pixel. */
+/** element: receives gestures. layers: contains the canvases. onZoom: called with screen pixels per image pixel. */
 export class Stage {
   constructor(element, layers, onZoom) {
     Object.assign(this, { element, layers, onZoom, scale: 1, x: 0, y: 0, fitted: true, width: 0, height: 0 });
@@ -78,7 +78,7 @@ export class Stage {
     new ResizeObserver(() => this.fitted && this.fit()).observe(element);
   }
 
-  /** picture: a canvas, or null for none. masks: a canvas laid over all of it, or null. Zoom stays if the size does. */
+  /** picture: a canvas, or null for none. masks: a canvas laid over all of it, or null. Keeps the zoom if the size is unchanged. */
   show(picture, masks) {
     this.layers.replaceChildren(...[picture, masks].filter(Boolean));
     if (!picture) return;
@@ -99,7 +99,7 @@ export class Stage {
     this.place();
   }
 
-  /** Zoom by a factor; the point (x, y) of the stage stays where it is, its middle if none is given. */
+  /** Zoom by a factor around the point (x, y) of the stage, by default its centre. */
   zoom(factor, x = this.element.clientWidth / 2, y = this.element.clientHeight / 2) {
     if (!this.width) return;
     const scale = Math.min(LARGEST, Math.max(0.05, this.scale * factor));
@@ -111,7 +111,7 @@ export class Stage {
   }
 
   move(dx, dy) {
-    // some of the picture always stays in sight
+    // part of the image always stays visible
     const within = (value, size, room) => Math.min(room - 40, Math.max(40 - size, value));
     this.x = within(this.x + dx, this.width * this.scale, this.element.clientWidth);
     this.y = within(this.y + dy, this.height * this.scale, this.element.clientHeight);

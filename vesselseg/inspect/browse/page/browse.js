@@ -1,4 +1,4 @@
-// The page of tools/browse_data.py: state, address, keys. Everything is read from the server that served it.
+// The page of tools/browse_data.py: state, address, keys. All data come from its own server.
 import { List, choose } from "./browse_list.js";
 import {
   aboutDataset, aboutFindings, aboutImage, aboutModel, aboutObjects, aboutObservers, coloursOf, count, element,
@@ -8,8 +8,8 @@ import { Stage, canvasOf, fetchBitmap, tint } from "./browse_stage.js";
 const $ = (id) => document.getElementById(id);
 const FILTERS = ["search", "split", "group", "phrase", "finding", "sort"];
 const MODES = ["image", "square", "tiles"];
-const KEPT = 12; // pictures kept decoded, for leafing back and forth
-const OBSERVERS = ["#ffffff", "#ffe680", "#b9f2ff"]; // outlines of what further people drew
+const KEPT = 12; // decoded images in the cache
+const OBSERVERS = ["#ffffff", "#ffe680", "#b9f2ff"]; // outlines of further observers
 
 const state = { number: null, mode: "image", epoch: 0, hidden: new Set(), seen: null };
 let dataset, settings, shown = [];
@@ -24,7 +24,7 @@ async function getJson(path) {
   return answer.json();
 }
 
-/** A value made once per key, the longest unused forgotten; one that fails is forgotten at once. */
+/** An LRU cache of promises; one that fails is removed at once. */
 function remember(key, make) {
   const value = loaded.get(key) ?? make();
   loaded.delete(key);
@@ -73,7 +73,7 @@ function onCanvas(bitmap) {
   return canvas;
 }
 
-/** The tiles where they lie in the image, the thumbnail to the right of them. */
+/** The tiles at their positions in the image, with the thumbnail to the right. */
 async function mosaic(seen, base) {
   const tiles = await Promise.all(Array.from({ length: seen.tiles }, (_, place) => fetchBitmap(`${base}/tile-${place}.png`)));
   const gap = Math.ceil(seen.tile / 40);
@@ -88,7 +88,7 @@ async function mosaic(seen, base) {
   return canvas;
 }
 
-/** Show an image; address says whether the address bar follows. */
+/** Show an image. address: whether to update the address bar. */
 async function go(number, address = true) {
   if (number !== state.number) state.hidden.clear();
   state.number = number;
@@ -106,7 +106,7 @@ async function go(number, address = true) {
   }
 }
 
-/** Picture and panel of the current state; an answer that comes too late is dropped. */
+/** Draw image and panel of the current state; responses for an earlier state are dropped. */
 async function draw() {
   const { number, mode, epoch } = state;
   const late = () => number !== state.number || mode !== state.mode || epoch !== state.epoch;
@@ -131,13 +131,13 @@ async function draw() {
     $("message").hidden = true;
     state.layers = layers;
     paint();
-    setTimeout(() => !late() && follow(details), 120); // leafing on costs nothing
+    setTimeout(() => !late() && follow(details), 120); // not while the user browses on
   } catch (error) {
-    if (!late()) fail(error instanceof TypeError ? "The server does not answer: it may have been stopped." : error.message);
+    if (!late()) fail(error instanceof TypeError ? "The server does not respond: it may have been stopped." : error.message);
   }
 }
 
-/** The panel's lower half: what the model gets, fetched after the picture. */
+/** The lower half of the panel: the model's view, fetched after the image. */
 async function follow(details) {
   const { number, epoch } = state;
   const seen = await seenOf(number, epoch).catch((error) => ({ state: "failed", problem: error.message }));
@@ -155,7 +155,7 @@ function paint() {
     const kind = document.querySelector("input[name=drawn]:checked").value;
     over = canvasOf(masks[0].fill.width, masks[0].fill.height);
     const context = over.getContext("2d");
-    const drawnBy = (mask) => (typeof mask.place === "string" ? "outline" : kind); // further observers: what they add shows
+    const drawnBy = (mask) => (typeof mask.place === "string" ? "outline" : kind); // further observers as outlines, so that fills do not cover each other
     masks.filter((mask) => !state.hidden.has(mask.place)).sort((a, b) => (typeof a.place > typeof b.place) - 0.5)
       .forEach((mask) => context.drawImage(mask[drawnBy(mask)], 0, 0));
     over.dataset.layer = "masks";
@@ -167,7 +167,7 @@ function paint() {
   $("stage").setAttribute("aria-label", `${name}, ${what}, ${over ? "masks shown" : "no masks shown"}`);
 }
 
-/** A line of one pixel needs more than an area to be seen. */
+/** Thin outlines need a higher opacity than areas to be visible. */
 function setOpacity(over) {
   const outline = document.querySelector("input[name=drawn]:checked").value === "outline";
   over.style.opacity = Math.min(1, ($("opacity").value / 100) * (outline ? 1.8 : 1));
@@ -181,7 +181,7 @@ function fail(problem, quiet = false) {
   $("stage").setAttribute("aria-label", problem);
 }
 
-/** All of the panel for another image, else only what the model gets: boxes in use stay as they are. */
+/** Redraw the whole panel for another image, else only the model's view, so that controls in use keep their state. */
 function panel(details) {
   const colours = coloursOf(details.objects.map((found) => found.phrase), dataset.phrases);
   if (state.panelOf === details) return void $("model")?.replaceWith(aboutModel(state.seen, settings, colours));
@@ -261,16 +261,16 @@ function readAddress() {
   filter(false);
   const named = dataset.images.find((image) => image.name === parts.get("image"));
   const first = named ?? shown[0] ?? dataset.images[0];
-  const missing = named ? null : parts.get("image"); // said when the first one is drawn, which would cover it
-  if (first) go(first.number).then(() => missing && state.number === first.number && fail(`There is no image ${missing} in this dataset.`));
-  else fail("The dataset folder holds no image.");
+  const missing = named ? null : parts.get("image"); // shown after the first image is drawn, which would hide the message
+  if (first) go(first.number).then(() => missing && state.number === first.number && fail(`This dataset has no image ${missing}.`));
+  else fail("The dataset folder contains no image.");
 }
 
 const cleanEpoch = (value) => Math.min(9999999, Math.max(0, Math.floor(Number(value)) || 0));
 
-// --- what the user does ----------------------------------------------------------------------------------------------
+// --- user actions ----------------------------------------------------------------------------------------------------
 
-function leaf(step) {
+function stepBy(step) {
   const place = shown.findIndex((image) => image.number === state.number);
   const next = place < 0 ? 0 : Math.min(shown.length - 1, Math.max(0, place + step));
   if (shown[next] && shown[next].number !== state.number) go(shown[next].number);
@@ -279,7 +279,7 @@ function leaf(step) {
 function showMode() {
   document.querySelector(`input[name=mode][value=${state.mode}]`).checked = true;
   $("epoch").value = state.epoch;
-  // InternVL is given no masks
+  // InternVL gets no masks
   document.querySelectorAll(".masks input").forEach((box) => { box.disabled = state.mode === "tiles"; });
 }
 
@@ -290,7 +290,7 @@ function setMode(mode) {
   draw();
 }
 
-/** Another epoch; from the stored image this leads to SAM2's view, where epochs differ. */
+/** Change the epoch; the stored image does not depend on it, so switch to SAM2's view. */
 function setEpoch(epoch) {
   state.epoch = cleanEpoch(epoch);
   setMode(state.mode === "image" ? "square" : state.mode);
@@ -309,15 +309,15 @@ function changeDrawn() {
 }
 
 const KEYS = {
-  ArrowRight: () => leaf(1), ArrowDown: () => leaf(1), ArrowLeft: () => leaf(-1), ArrowUp: () => leaf(-1),
-  Home: () => leaf(-Infinity), End: () => leaf(Infinity), PageDown: () => leaf(8), PageUp: () => leaf(-8),
+  ArrowRight: () => stepBy(1), ArrowDown: () => stepBy(1), ArrowLeft: () => stepBy(-1), ArrowUp: () => stepBy(-1),
+  Home: () => stepBy(-Infinity), End: () => stepBy(Infinity), PageDown: () => stepBy(8), PageUp: () => stepBy(-8),
   m: toggleMasks, o: changeDrawn, 1: () => setMode("image"), 2: () => setMode("square"), 3: () => setMode("tiles"),
   e: () => setEpoch(state.epoch + (state.mode === "image" ? 0 : 1)), E: () => setEpoch(state.epoch - 1),
   "+": () => stage.zoom(1.25), "=": () => stage.zoom(1.25), "-": () => stage.zoom(0.8), 0: () => stage.fit(),
   "/": () => $("search").focus(), "?": () => $("help").showModal(),
 };
 
-/** Whether a field has a use of its own for a key. */
+/** Whether a form field handles a key itself. */
 function keeps(field, key) {
   if (field.matches("select")) return !"/?".includes(key);
   if (field.matches("[type=checkbox], [type=radio], [type=range]")) return key.length > 1 || key === " ";
@@ -328,7 +328,7 @@ function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const field = event.target.closest("input, select, textarea");
   if (event.key === "Escape" && field) {
-    event.preventDefault(); // a search field would be emptied
+    event.preventDefault(); // Escape would clear a search field
     return void field.blur();
   }
   if (field && keeps(field, event.key)) return;
@@ -341,13 +341,13 @@ function onKey(event) {
 function listen() {
   document.addEventListener("keydown", onKey);
   addEventListener("hashchange", readAddress);
-  // who switches with the mouse leafs on with the arrows, which a focused switch would take
+  // after a click on a radio button, arrow keys must change the image, not the selection
   document.querySelector(".toolbar").addEventListener("pointerup", () => setTimeout(() => {
     if (document.activeElement.matches("[type=radio]")) $("stage").focus({ preventScroll: true, focusVisible: false });
   }));
   for (const name of FILTERS) {
     $(name).addEventListener(name === "search" ? "input" : "change", () => {
-      if (name === "sort") state.number = null; // another order is asked for to see what comes first
+      if (name === "sort") state.number = null; // a new order starts with its first image
       filter();
       writeAddress();
     });
@@ -368,8 +368,8 @@ function listen() {
   $("epoch").addEventListener("change", () => setEpoch($("epoch").value));
   $("epoch-next").addEventListener("click", () => setEpoch(state.epoch + 1));
   $("epoch-back").addEventListener("click", () => setEpoch(state.epoch - 1));
-  $("previous").addEventListener("click", () => leaf(-1));
-  $("next").addEventListener("click", () => leaf(1));
+  $("previous").addEventListener("click", () => stepBy(-1));
+  $("next").addEventListener("click", () => stepBy(1));
   $("zoom-in").addEventListener("click", () => stage.zoom(1.25));
   $("zoom-out").addEventListener("click", () => stage.zoom(0.8));
   $("zoom-fit").addEventListener("click", () => stage.fit());

@@ -1,10 +1,10 @@
-// The list of images: which pass the filters, in which order, and only the rows in sight as elements.
+// The filtered, sorted list of images; only visible rows exist as elements.
 import { element, percent, splitTag } from "./browse_panels.js";
 
 const HEIGHT = 72; // of a row, as in browse.css
-const SPARE = 4; // rows above and below those in sight
+const SPARE = 4; // rows rendered above and below the visible ones
 
-/** The images that pass, in order. wanted: {search, split, group, phrase, finding, sort}. */
+/** The images that match the filters, in order. wanted: {search, split, group, phrase, finding, sort}. */
 export function choose(images, wanted) {
   const words = wanted.search.toLowerCase().split(/\s+/).filter(Boolean);
   const text = (image) => [image.name, image.group, image.split, ...image.phrases].join(" ").toLowerCase();
@@ -30,7 +30,7 @@ function passesFinding(image, wanted) {
   return image.codes.includes(wanted);
 }
 
-/** box: the scrolling element. rows: the element in it that is as high as all rows. */
+/** box: the scrolling element. rows: the element inside it with the height of all rows. */
 export class List {
   constructor(box, rows, onChoose) {
     Object.assign(this, { box, rows, onChoose, images: [], number: null, tinted: true, shown: new Map() });
@@ -43,7 +43,7 @@ export class List {
     this.most = Math.max(most, 1e-6);
     this.clear();
     this.rows.style.height = `${images.length * HEIGHT}px`;
-    if (!images.length) this.rows.append(element("p", { class: "empty" }, "No image passes these filters."));
+    if (!images.length) this.rows.append(element("p", { class: "empty" }, "No image matches these filters."));
     this.draw();
   }
 
@@ -53,7 +53,7 @@ export class List {
     this.draw();
   }
 
-  /** Mark an image and bring its row into sight. */
+  /** Select an image and scroll to its row. */
   select(number) {
     this.number = number;
     const place = this.images.findIndex((image) => image.number === number);
