@@ -241,7 +241,7 @@ def test_an_unreadable_image_is_a_message(server: BrowseServer, name: str) -> No
 
 def test_a_link_out_of_the_folder_is_not_followed(server: BrowseServer, folder: Path) -> None:
     assert (folder.parent / "private.png").is_file() and (folder / "images" / OUTSIDE).resolve().is_file()
-    with pytest.raises(ManifestError, match="leads out of the dataset folder"):
+    with pytest.raises(ManifestError, match="links out of the dataset folder"):
         server.catalogue.image(number_of(server, OUTSIDE))
     status, content = raw(server, f"/api/images/{number_of(server, OUTSIDE)}/seen/0")
     assert status == 200 and json.loads(content)["state"] == "failed"
@@ -274,7 +274,7 @@ def test_a_link_out_of_the_folder_is_not_followed(server: BrowseServer, folder: 
 )
 def test_nothing_else_is_served(server: BrowseServer, path: str) -> None:
     status, content = raw(server, path)
-    assert (status, content) == (404, b"there is nothing here")
+    assert (status, content) == (404, b"not found")
 
 
 def test_numbers_beyond_the_end_and_other_methods_are_refused(server: BrowseServer) -> None:

@@ -151,7 +151,7 @@ def test_filters_search_and_order(browser: Browser, url: str) -> None:
     choose(browser, "#group", "p4")
     assert names(browser) == [f"more_0{number}.png" for number in range(4)]
     choose(browser, "#split", "val")
-    assert text(browser, "#rows") == "No image passes these filters."
+    assert text(browser, "#rows") == "No image matches these filters."
     browser.click("#clear")
     choose(browser, "#split", "none")
     browser.wait(lambda: shows(browser, f"more_{FILLERS - 1}.png"), "the only image that passes")
@@ -247,7 +247,7 @@ def test_what_the_model_gets(browser: Browser, url: str, tmp_path: Path) -> None
     browser.wait(lambda: shape(browser) == (WIDTH, HEIGHT), "the stored image")
     browser.press("2")
     browser.open(f"{url}#image=more_20.png&view=square&epoch=4")
-    browser.wait(lambda: "As validation and evaluation pass it on" in text(browser, "#panel"), "an image of val")
+    browser.wait(lambda: "As in validation and evaluation" in text(browser, "#panel"), "an image of val")
     browser.open(f"{url}#image=more_{FILLERS - 1}.png&view=square")
     browser.wait(lambda: "in no split" in text(browser, "#message"), "a message")
     assert browser.errors() == []

@@ -71,8 +71,8 @@ def test_everything_at_once(folder: Folder, capsys: pytest.CaptureFixture[str]) 
     assert records["flipped.png"].group == records["p01_f1.png"].group != records["p02_f0.png"].group
     assert {phrase for record in records.values() for phrase in record.phrases} == {"blood vessel"}
     assert sorted(image for images in splits.values() for image in images) == sorted(records)
-    for said in ("left out copy.png", "left out p06_f0.png", "moved p03_f1.png to train", "made one group",
-                 "'Blood vessels' became 'blood vessel' in 1 image", "decide by eye"):  # fmt: skip
+    for said in ("left out copy.png", "left out p06_f0.png", "moved p03_f1.png to train", "into one group",
+                 "'Blood vessels' became 'blood vessel' in 1 image", "to be inspected"):  # fmt: skip
         assert said in told
     report = json.loads((new.path / "report.json").read_text())
     assert report["fingerprint"] == fingerprint(new.path) and report["source_fingerprint"] == fingerprint(folder.path)
