@@ -1,4 +1,4 @@
-"""Cine runs and models with a memory, as the tests need them."""
+"""Cine runs and models with memory, for tests."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vesselseg.models.sam2_grounding import SAM2Grounding
 
 
 def shake_memory(grounding: SAM2Grounding, seed: int = 0, present: bool = True) -> None:
-    """Move all weights of SAM2's memory away from where they start, so that each has an effect.
+    """Perturb all weights of SAM2's memory, so that each has an effect.
 
-    present: what SAM2 will say of every frame, that the object is in it or that it is not.
+    present: whether SAM2 predicts the object as present in every frame.
     """
     generator = torch.Generator().manual_seed(seed)
     sam2 = grounding.sam2
@@ -28,6 +28,6 @@ def shake_memory(grounding: SAM2Grounding, seed: int = 0, present: bool = True) 
 
 
 def cine_frames(count: int, width: int = 150, height: int = 120) -> list[Image.Image]:
-    """One picture that moves from frame to frame."""
+    """One image that moves from frame to frame."""
     large = picture(7, width + 4 * count, height)
     return [large.crop((4 * number, 0, 4 * number + width, height)) for number in range(count)]

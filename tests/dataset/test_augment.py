@@ -30,7 +30,7 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("quarter_turns", [False, True])
-def test_masks_move_with_what_they_mask(quarter_turns: bool) -> None:
+def test_masks_move_with_their_objects(quarter_turns: bool) -> None:
     image, masks = scene()
     augment = Augment(**GEOMETRY, **QUIET, quarter_turns=quarter_turns)
     moved = 0
@@ -46,7 +46,7 @@ def test_masks_move_with_what_they_mask(quarter_turns: bool) -> None:
     assert moved > 10
 
 
-def test_the_same_draws_give_the_same_sample() -> None:
+def test_the_same_seed_gives_the_same_sample() -> None:
     image, masks = scene()
     augment = Augment(**GEOMETRY, gamma=0.3, noise=0.05)
     first = augment(image, masks, np.random.default_rng((1, 2, 3)))
@@ -65,7 +65,7 @@ def test_ranges_of_zero_change_nothing() -> None:
         np.testing.assert_array_equal(same_masks, masks)
 
 
-def test_what_was_given_is_not_written_to() -> None:
+def test_inputs_are_not_modified() -> None:
     image, masks = scene()
     kept = image.copy(), masks.copy()
     for seed in range(5):
@@ -73,7 +73,7 @@ def test_what_was_given_is_not_written_to() -> None:
     assert np.array_equal(image, kept[0]) and np.array_equal(masks, kept[1])
 
 
-def test_read_only_pixels_and_no_object_are_fine() -> None:
+def test_read_only_pixels_and_no_objects() -> None:
     image, _ = scene()
     image.setflags(write=False)
     changed, masks = Augment(**GEOMETRY)(image, np.zeros((0, 120, 90), np.uint8), np.random.default_rng(0))
@@ -81,7 +81,7 @@ def test_read_only_pixels_and_no_object_are_fine() -> None:
     assert masks.shape == (0, 120, 90)
 
 
-def test_intensity_leaves_masks_alone_and_grey_grey() -> None:
+def test_intensity_changes_neither_masks_nor_colour() -> None:
     image, masks = scene()
     augment = Augment(horizontal_flip=0, rotation=0, scale=0, translation=0, gamma=0.5, noise=0.05)
     means = set()
@@ -114,6 +114,6 @@ def test_each_intensity_range_acts_within_bounds(name: str) -> None:
         ({"horizontal_flip": 50, "contrast": 2}, "horizontal_flip is 50, .*; contrast is 2"),
     ],
 )
-def test_values_without_sense_are_refused_together(wrong: dict[str, float], reason: str) -> None:
+def test_invalid_values_are_reported_together(wrong: dict[str, float], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         Augment(**wrong)

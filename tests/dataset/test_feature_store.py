@@ -1,4 +1,4 @@
-"""Files of stored features: whole or not there, and never another key's."""
+"""Files of stored features are complete or absent, and never those of another key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def same(first: EncodedViews, second: EncodedViews) -> bool:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Start it in a process of its own, which ends with 0 where it is done; returns the process's number."""
+    """Run it in a forked process, which exits with 0 on success; returns the process id."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 @pytest.mark.parametrize("width", [16, 21])
-def test_what_is_read_is_what_was_written(store: FeatureStore, width: int) -> None:
+def test_stored_features_are_read_back_exactly(store: FeatureStore, width: int) -> None:
     encoded, masks = encoded_views(0), torch.randint(0, 2, (3, 10, width), dtype=torch.uint8)
     assert not store.holds("one")
     written = store.write("one", encoded, masks, "clip/one.png")
@@ -63,8 +63,8 @@ def test_what_is_read_is_what_was_written(store: FeatureStore, width: int) -> No
     assert store.bytes() == written == store.path("one").stat().st_size
 
 
-def test_processes_may_write_the_same_views_at_once(store: FeatureStore) -> None:
-    """Whoever comes last replaces a whole file by a whole file; a reader never sees a part."""
+def test_processes_can_write_the_same_views_concurrently(store: FeatureStore) -> None:
+    """The last writer replaces a complete file by a complete file; readers never see a part."""
     masks, names = torch.ones((1, 8, 8), dtype=torch.uint8), [f"view{number}" for number in range(20)]
 
     def write() -> None:
@@ -84,7 +84,7 @@ def test_processes_may_write_the_same_views_at_once(store: FeatureStore) -> None
 
 
 @pytest.mark.parametrize("left", [0, 5, 200, -1])
-def test_a_file_cut_short_is_noticed(store: FeatureStore, left: int) -> None:
+def test_a_truncated_file_is_detected(store: FeatureStore, left: int) -> None:
     store.write("one", encoded_views(0), torch.ones((1, 4, 4), dtype=torch.uint8), "one.png")
     os.truncate(store.path("one"), left if left >= 0 else store.path("one").stat().st_size - 1)
     assert not store.holds("one")
@@ -109,20 +109,20 @@ def test_another_key_is_another_folder(tmp_path: Path, store: FeatureStore) -> N
     assert again.holds("one")
 
 
-def test_a_key_changed_by_hand_is_refused(store: FeatureStore) -> None:
+def test_an_edited_key_is_rejected(store: FeatureStore) -> None:
     path = store.folder / "store.json"
     path.write_text(path.read_text().replace("abc", "abd"))
     with pytest.raises(UserError, match=rf"{path} was edited.*remove {store.folder}"):
         store.create()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"features cannot be stored there .*; set features\.folder"):
         FeatureStore(tmp_path / "file", KEY).create()
 
 
-def test_a_write_that_fails_leaves_nothing_behind(store: FeatureStore) -> None:
+def test_a_failed_write_leaves_no_file(store: FeatureStore) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
     try:
@@ -133,7 +133,7 @@ def test_a_write_that_fails_leaves_nothing_behind(store: FeatureStore) -> None:
     assert [path.name for path in store.folder.iterdir()] == ["store.json"]
 
 
-def test_what_killed_processes_leave_is_removed_later(store: FeatureStore) -> None:
+def test_leftovers_of_killed_processes_are_removed_later(store: FeatureStore) -> None:
     old, new = store.folder / "a.host.1.unfinished", store.folder / "b.host.2.unfinished"
     for path in (old, new):
         path.touch()
@@ -147,15 +147,15 @@ def test_a_store_that_is_used_is_not_removed(tmp_path: Path, store: FeatureStore
     first, second = store.use(), FeatureStore(tmp_path, KEY).use()
     store.leave(first)
     assert not store.remove_unless_used() and store.folder.exists()
-    child = in_child(lambda: time.sleep(30))  # a loading process inherits the sign and may outlive it
+    child = in_child(lambda: time.sleep(30))  # a loading process inherits the lock and may outlive it
     store.leave(second)
     assert store.remove_unless_used() and not store.folder.exists()
     os.kill(child, 9)
     os.waitpid(child, 0)
-    assert store.remove_unless_used()  # nothing there is fine
+    assert store.remove_unless_used()  # a missing folder is no error
 
 
-def test_using_a_store_that_is_being_removed_makes_it_anew(store: FeatureStore) -> None:
+def test_using_a_store_that_is_being_removed_creates_it_again(store: FeatureStore) -> None:
     remover = (store.folder / "store.json").open("rb")
     fcntl.flock(remover, fcntl.LOCK_EX)
 
@@ -165,17 +165,17 @@ def test_using_a_store_that_is_being_removed_makes_it_anew(store: FeatureStore) 
         assert (store.folder / "store.json").exists() and not sign.closed
 
     child = in_child(use)
-    time.sleep(0.2)  # by now it waits for the lock; where it does not yet, it finds nothing
+    time.sleep(0.2)  # by now it waits for the lock, or else finds no folder
     (store.folder / "store.json").unlink()
     remover.close()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("moment", ["create", "_temporary"])
-def test_a_store_removed_at_a_bad_moment_is_made_anew(
+def test_a_store_removed_concurrently_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """After it was made and before it is opened; after the folder was made and before the key is in it."""
+    """Removal between creating and opening it, and between creating the folder and writing the key."""
     store, calls = FeatureStore(tmp_path, KEY), []
     step: Callable[..., Any] = getattr(FeatureStore, moment)
 
@@ -191,7 +191,7 @@ def test_a_store_removed_at_a_bad_moment_is_made_anew(
     assert len(calls) == 2 and [path.name for path in store.folder.iterdir()] == ["store.json"]
 
 
-def test_a_store_made_anew_shares_nothing_with_what_is_being_deleted(
+def test_a_store_created_again_shares_no_file_with_the_deleted_one(
     tmp_path: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks, delete = torch.ones((1, 4, 4), dtype=torch.uint8), shutil.rmtree
@@ -213,7 +213,7 @@ def test_a_store_made_anew_shares_nothing_with_what_is_being_deleted(
     store.leave(signs[0])
 
 
-def test_a_fingerprint_tells_weights_apart() -> None:
+def test_a_fingerprint_distinguishes_weights() -> None:
     weight = torch.randn(70, 90, generator=torch.Generator().manual_seed(0))
     seen = {weights_fingerprint([("a", weight)])}
     swapped, flipped = weight.clone(), weight.clone()
@@ -227,8 +227,8 @@ def test_a_fingerprint_tells_weights_apart() -> None:
     assert weights_fingerprint([("a", weight.T.clone().T)]) == weights_fingerprint([("a", weight)])
 
 
-def test_a_fingerprint_does_not_depend_on_how_a_tensor_is_cut() -> None:
-    """Tensors above four million elements are summed in pieces; places go on counting."""
+def test_a_fingerprint_does_not_depend_on_the_chunking() -> None:
+    """Tensors above four million elements are summed in chunks with continuous positions."""
     long = torch.zeros((1 << 22) + 1, dtype=torch.int16)
     found = set()
     for place in (0, 1, (1 << 22) - 1, 1 << 22):

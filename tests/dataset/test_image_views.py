@@ -37,21 +37,21 @@ SIZES = [
 
 
 def grid_by_hand(width: int, height: int, fewest: int, most: int, side: int) -> tuple[int, int]:
-    """The published rule, told as a choice among all grids: closest ratio; of those, walk up while the area allows."""
+    """The published rule as a choice among all grids: closest ratio; of those, the largest that the area allows."""
     grids = [(c, r) for c in range(1, most + 1) for r in range(1, most + 1) if fewest <= c * r <= most]
     closest = min(abs(width / height - c / r) for c, r in grids)
     tied = sorted((c * r, c, r) for c, r in grids if abs(width / height - c / r) == closest)
     chosen = tied[0]
     for grid in tied[1:]:
         if grid[0] == chosen[0]:
-            return (0, 0)  # two grids of one size: the published answer is an accident of a set's order
+            return (0, 0)  # two grids of one size: the published result depends on the order of a set
         if width * height > 0.5 * side * side * grid[0]:
             chosen = grid
     return chosen[1], chosen[2]
 
 
 @pytest.mark.parametrize(("fewest", "most"), [(1, 12), (1, 6), (1, 1), (3, 9), (12, 12)])
-def test_the_grid_is_the_published_one(fewest: int, most: int) -> None:
+def test_the_grid_equals_the_published_one(fewest: int, most: int) -> None:
     generator = np.random.default_rng(0)
     drawn = [tuple(int(side) for side in generator.integers(1, 3000, 2)) for _ in range(300)]
     exact = [(c * side, r * side) for c in range(1, 7) for r in range(1, 7) for side in (40, 224, 317, 320, 448)]
@@ -83,7 +83,7 @@ def test_views_have_their_shapes_at_any_size(size: tuple[int, int]) -> None:
     assert tiles.dtype == torch.float32
 
 
-def test_tiles_lie_row_by_row_and_the_thumbnail_last() -> None:
+def test_tiles_are_in_row_order_with_the_thumbnail_last() -> None:
     values = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     image = Image.fromarray(values.repeat(28, 0).repeat(28, 1)).convert("RGB")
     tiles = ImageViews(tile_size=28, sam_size=64, max_tiles=6).tiles(image)
@@ -123,7 +123,7 @@ def test_black_and_white() -> None:
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_deep_images_are_spread_over_their_own_range(mode: str) -> None:
+def test_images_above_8_bits_are_scaled_from_their_own_range(mode: str) -> None:
     values = np.array([[1000, 2000], [3000, 5000]])
     image = {
         "I;16": lambda: Image.fromarray(values.astype(np.uint16)),
@@ -134,13 +134,13 @@ def test_deep_images_are_spread_over_their_own_range(mode: str) -> None:
     np.testing.assert_array_equal(np.array(to_rgb(image))[..., 1], [[0, 64], [128, 255]])
 
 
-def test_flat_and_broken_deep_images_do_not_fail() -> None:
+def test_constant_and_non_finite_images_do_not_fail() -> None:
     assert np.array(to_rgb(Image.fromarray(np.full((2, 2), 7, np.uint16)))).max() == 0
     broken = Image.fromarray(np.array([[np.nan, 1.0], [np.inf, 0.0]], np.float32))
     np.testing.assert_array_equal(np.array(to_rgb(broken))[..., 0], [[0, 255], [0, 0]])
 
 
-def test_what_is_transparent_is_black() -> None:
+def test_transparent_pixels_are_black() -> None:
     pixels = np.full((1, 2, 4), (200, 150, 100, 255), np.uint8)
     pixels[0, 1, 3] = 0
     rgba = Image.fromarray(pixels)
@@ -159,8 +159,8 @@ def test_print_colours() -> None:
     assert np.array(to_rgb(Image.new("CMYK", (1, 1), (0, 255, 255, 0))))[0, 0].tolist() == [255, 0, 0]
 
 
-def test_an_orientation_tag_moves_no_pixel(tmp_path: Path) -> None:
-    """Polygons count pixels as they are stored; preparing is the one place that turns a picture, and drops the tag."""
+def test_an_orientation_tag_does_not_move_pixels(tmp_path: Path) -> None:
+    """Polygons refer to stored pixels; only preparation rotates images, and it removes the tag."""
     image = Image.new("RGB", (40, 20))
     image.paste((255, 255, 255), (0, 0, 20, 20))
     exif = Image.Exif()
@@ -177,8 +177,8 @@ def test_an_orientation_tag_moves_no_pixel(tmp_path: Path) -> None:
         assert np.array(to_rgb(opened))[:20].min() == 255
 
 
-def test_deep_images_look_alike_before_and_after_preparing(tmp_path: Path) -> None:
-    """The predictor gets the original, training what was stored."""
+def test_images_above_8_bits_are_the_same_before_and_after_preparation(tmp_path: Path) -> None:
+    """The predictor reads the original, training the stored image."""
     values = np.random.default_rng(0).integers(500, 9000, (30, 40)).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     (tmp_path / "a.json").write_text('{"shapes": [], "imagePath": "a.png", "imageHeight": 30, "imageWidth": 40}')
@@ -188,8 +188,8 @@ def test_deep_images_look_alike_before_and_after_preparing(tmp_path: Path) -> No
         np.testing.assert_array_equal(np.array(to_rgb(original)), np.array(to_rgb(prepared)))
 
 
-def test_logits_come_back_to_where_the_image_had_them() -> None:
-    """A bright rectangle, seen through the square view as a mask would see it, comes back to its own place."""
+def test_logits_are_mapped_back_to_their_position() -> None:
+    """A bright rectangle, resized to the square view, is mapped back to its position."""
     height, width = 90, 200
     truth = torch.zeros(height, width)
     truth[20:70, 100:180] = 1

@@ -35,7 +35,7 @@ def test_both_forms_read_alike(tmp_path: Path) -> None:
     assert parse_record(one_object) == parse_record(sa2va) == expected
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_records_are_read_back(tmp_path: Path) -> None:
     records = [
         Record("clip/a.png", ((TRIANGLE,), (RUN_LENGTH, TRIANGLE)), ("vessel", "导管"), group="patient 7"),
         Record("b.png", ((),), ("vessel",)),
@@ -88,7 +88,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_record_is_refused(name: str) -> None:
+def test_an_invalid_record_is_rejected(name: str) -> None:
     entry, reason = BROKEN[name]
     with pytest.raises(ManifestError, match=reason.replace("(", r"\(")):
         parse_record(entry)
@@ -113,13 +113,13 @@ def test_many_problems_are_counted_not_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "reason"), [("[", "not readable as JSON"), ("{}", "expected a list of records")])
-def test_a_file_that_is_no_manifest(tmp_path: Path, content: str, reason: str) -> None:
+def test_an_invalid_manifest(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "annotations.json").write_text(content)
     with pytest.raises(ManifestError, match=reason):
         read_manifest(tmp_path)
 
 
-def test_a_missing_folder_says_what_makes_one(tmp_path: Path) -> None:
+def test_a_missing_folder_error_names_the_tool_that_creates_one(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"does not exist; .*tools/prepare_data\.py"):
         read_manifest(tmp_path / "nowhere")
 
@@ -142,13 +142,13 @@ def test_a_split_has_the_order_of_its_list(tmp_path: Path) -> None:
         ([], "lists train, val, test"),
     ],
 )
-def test_splits_that_cannot_be_used(tmp_path: Path, splits: Any, reason: str) -> None:
+def test_invalid_splits(tmp_path: Path, splits: Any, reason: str) -> None:
     folder_with(tmp_path, entries("a", "b"), splits)
     with pytest.raises(ManifestError, match=reason):
         read_splits(tmp_path)
 
 
-def test_names_that_the_manifest_does_not_hold(tmp_path: Path) -> None:
+def test_names_that_the_manifest_lacks(tmp_path: Path) -> None:
     folder_with(tmp_path, entries("a"), {"train": ["a", "x", "y"], "val": [], "test": []})
     with pytest.raises(ManifestError, match=r"2 problem\(s\)\n  x: in split train but not in"):
         read_split(tmp_path, "train")

@@ -37,7 +37,7 @@ def test_one_round_word_by_word(tokens: ConversationTokens, tokenizer: PreTraine
     assert ids.dtype == torch.int64
 
 
-def test_several_rounds_hold_one_image_and_a_seg_each(
+def test_several_rounds_have_one_image_and_one_seg_each(
     tokens: ConversationTokens, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     asked = rounds("vessel", "catheter", "left")
@@ -45,13 +45,13 @@ def test_several_rounds_hold_one_image_and_a_seg_each(
     text = tokenizer.decode(ids)
     assert int((ids == tokenizer.convert_tokens_to_ids("[SEG]")).sum()) == 3
     assert text.count("<IMG_CONTEXT>") == 5 and text.count("<img>") == 1
-    assert text.count("<|im_end|>\n<|im_start|>user\n") == 2  # turns are apart by one newline
-    # Every question stands before its own [SEG] and behind the one before.
+    assert text.count("<|im_end|>\n<|im_start|>user\n") == 2  # one newline between turns
+    # Every question is between the previous [SEG] and its own.
     pieces = text.split("[SEG]")
     assert all(question in piece for (question, _), piece in zip(asked, pieces))
 
 
-def test_labels_stand_on_answers_and_their_end_only(
+def test_labels_cover_only_answers_and_their_end_tokens(
     tokens: ConversationTokens, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     ids, labels = tokens.encode(rounds("vessel", "catheter"), image_tokens=4)
@@ -63,8 +63,8 @@ def test_labels_stand_on_answers_and_their_end_only(
         assert tokenizer.decode(ids[:start]).endswith("<|im_start|>assistant\n")
 
 
-def test_the_answer_has_the_same_ids_whatever_is_asked(tokens: ConversationTokens) -> None:
-    """What the predictor puts behind a question is what training taught, token by token."""
+def test_the_ids_of_an_answer_do_not_depend_on_the_question(tokens: ConversationTokens) -> None:
+    """The predictor appends the same tokens to a question that training used."""
     answers = set()
     for phrase in ("vessel", "catheter 3", "血管", "x" * 100):
         for choice in range(len(QUESTIONS)):
@@ -75,7 +75,7 @@ def test_the_answer_has_the_same_ids_whatever_is_asked(tokens: ConversationToken
     assert len(answers) == 1
 
 
-def test_nothing_is_ever_cut_off(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_conversations_are_never_truncated(tokenizer: PreTrainedTokenizerBase) -> None:
     template = chat_template("internvl2_5")
     length = len(ConversationTokens(tokenizer, template, 10**6).encode(rounds("vessel", "left"), 20)[0])
     ids, _ = ConversationTokens(tokenizer, template, length).encode(rounds("vessel", "left"), 20)
@@ -95,6 +95,6 @@ def test_nothing_is_ever_cut_off(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @pytest.mark.parametrize("token", ["[SEG]", "<IMG_CONTEXT>", "<img>", "<|im_end|>"])
-def test_a_question_cannot_add_tokens_of_its_own(tokens: ConversationTokens, token: str) -> None:
+def test_a_question_cannot_contain_control_tokens(tokens: ConversationTokens, token: str) -> None:
     with pytest.raises(ValueError, match="a control token of the model"):
         tokens.encode([(f"Where is {token}?", ANSWER)], image_tokens=2)

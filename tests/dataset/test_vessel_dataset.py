@@ -89,7 +89,7 @@ def segs(example: Example, processor: Processor) -> int:
 def test_a_sample_depends_on_seed_epoch_and_index_only(folder: Path, processor: Processor) -> None:
     augmented = dataset(folder, processor, augment=Augment(noise=0.05), seed=3)
     again = dataset(folder, processor, augment={"noise": 0.05}, seed=3)
-    assert again[(5, 1)].input_ids is not None  # another item first: draws do not depend on what was drawn before
+    assert again[(5, 1)].input_ids is not None  # another item first: samples do not depend on earlier ones
     for index in (0, 1):
         assert same(augmented[(2, index)], again[(2, index)])
     assert not same(augmented[(2, 1)], augmented[(3, 1)])
@@ -98,7 +98,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(folder: Path, processor: 
     assert same(augmented[-1], augmented[len(RECORDS) - 1])
 
 
-def test_questions_vary_over_epochs_unless_told_not_to(folder: Path, processor: Processor) -> None:
+def test_questions_vary_over_epochs_unless_disabled(folder: Path, processor: Processor) -> None:
     varied = dataset(folder, processor)
     assert len({tuple(varied[(epoch, 0)].input_ids.tolist()) for epoch in range(40)}) == len(QUESTIONS)
     fixed = dataset(folder, processor, vary_questions=False)
@@ -106,7 +106,7 @@ def test_questions_vary_over_epochs_unless_told_not_to(folder: Path, processor: 
     assert fixed[1].phrases == RECORDS[1].phrases
 
 
-def test_variants_repeat_pictures_and_not_questions(folder: Path, processor: Processor) -> None:
+def test_variants_repeat_images_but_not_questions(folder: Path, processor: Processor) -> None:
     samples = dataset(folder, processor, augment=Augment(), variants=2)
     first, second, third = (samples[(epoch, 0)] for epoch in range(3))
     assert torch.equal(first.sam_image, third.sam_image) and torch.equal(first.masks, third.masks)
@@ -118,12 +118,12 @@ def test_variants_repeat_pictures_and_not_questions(folder: Path, processor: Pro
     assert not torch.equal(free[(2, 0)].sam_image, first.sam_image)
 
 
-def test_a_views_name_tells_what_it_is_made_of(folder: Path, processor: Processor) -> None:
+def test_the_name_of_a_view_depends_on_its_content(folder: Path, processor: Processor) -> None:
     augmented, plain = dataset(folder, processor, augment=Augment()), dataset(folder, processor)
     names = {augmented.view_name(index, number) for index in range(3) for number in range(2)}
     names |= {plain.view_name(index, 0) for index in range(3)}
     assert len(names) == 9
-    assert plain.view_name(0, 0) == plain.view_name(0, 1)  # without augmentation all views are one
+    assert plain.view_name(0, 0) == plain.view_name(0, 1)  # without augmentation all views are equal
     before = [plain.view_name(index, 0) for index in range(3)]
     save_as = Image.open(folder / "images" / "one.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     save_as.save(folder / "images" / "one.png")
@@ -136,7 +136,7 @@ def test_a_views_name_tells_what_it_is_made_of(folder: Path, processor: Processo
         plain.view_name(0, 0)
 
 
-def test_a_stored_view_stands_in_for_the_picture(folder: Path, processor: Processor, tmp_path: Path) -> None:
+def test_a_stored_view_replaces_the_image(folder: Path, processor: Processor, tmp_path: Path) -> None:
     samples = dataset(folder, processor, augment=Augment(), variants=2)
     computed = [samples[(epoch, 1)] for epoch in range(3)]
     store = FeatureStore(tmp_path / "features", {})
@@ -170,7 +170,7 @@ class Examples(Dataset):
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_loading_process_hands_over_the_same_batch(folder: Path, processor: Processor, stored: bool) -> None:
+def test_a_loading_process_returns_the_same_batch(folder: Path, processor: Processor, stored: bool) -> None:
     samples = dataset(folder, processor)
     examples = [samples[index] for index in (0, 1, 6)]
     if stored:
@@ -191,7 +191,7 @@ def test_a_loading_process_hands_over_the_same_batch(folder: Path, processor: Pr
 
 
 def test_every_object_keeps_its_phrase_mask_and_seg(folder: Path, processor: Processor) -> None:
-    """Objects are asked for in a drawn order; mask, phrase and [SEG] stay together."""
+    """Objects come in random order; mask, phrase and [SEG] stay aligned."""
     samples = dataset(folder, processor)
     sizes = {"blood vessel": 21 * 21, "catheter": 21 * 4, "all of it": 21 * 21 + 21 * 4}
     orders = set()
@@ -224,7 +224,7 @@ def test_types_shapes_and_ranges(folder: Path, processor: Processor) -> None:
         assert torch.isfinite(example.tiles).all() and example.tiles.std() > 0.1
 
 
-def test_a_grey_image_is_read_as_grey_and_a_deep_one_is_spread(folder: Path, processor: Processor) -> None:
+def test_a_grey_image_is_read_as_grey_and_a_16_bit_one_is_scaled(folder: Path, processor: Processor) -> None:
     samples = dataset(folder, processor)
     grey = np.asarray(samples.image(RECORDS[4]))
     assert grey.shape == (HEIGHT, WIDTH, 3) and (grey[..., 0] == grey[..., 2]).all()
@@ -263,7 +263,7 @@ def test_a_broken_image_is_named_and_not_replaced(folder: Path, processor: Proce
     assert samples[1].image_id == "several.png"
 
 
-def test_a_picture_too_large_to_decode_is_named(
+def test_an_image_too_large_to_decode_is_named(
     folder: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -271,13 +271,13 @@ def test_a_picture_too_large_to_decode_is_named(
         dataset(folder, processor)[0]
 
 
-def test_a_phrase_that_cannot_be_asked_is_named(folder: Path, processor: Processor) -> None:
+def test_an_invalid_phrase_is_named(folder: Path, processor: Processor) -> None:
     write_dataset(folder, [Record("one.png", ((SQUARE,),), ("vessel [SEG]",))])
     with pytest.raises(ManifestError, match=r"one\.png: .*'\[SEG\]'"):
         dataset(folder, processor)[0]
 
 
-def test_too_long_a_conversation_is_named(folder: Path, processor: Processor, tiny_base: Path) -> None:
+def test_a_conversation_that_is_too_long_is_named(folder: Path, processor: Processor, tiny_base: Path) -> None:
     base = read_base_folder(tiny_base)
     short = processor_for(base.config, base.tokenizer, max_length=60)
     with pytest.raises(ValueError, match=r"several\.png: \d+ tokens .* at most 60 fit"):

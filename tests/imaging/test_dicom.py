@@ -1,4 +1,4 @@
-"""DICOM: files written with pydicom, read back as the picture that their header asks for."""
+"""DICOM files written with pydicom are decoded and windowed as their headers specify."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shown(path: Path, frame: int | None = None) -> np.ndarray:
     return np.asarray(read_frame(path, frame).pixels)
 
 
-def test_eight_bits_without_a_window_stay_as_they_are(tmp_path: Path) -> None:
+def test_8_bit_values_without_a_window_are_unchanged(tmp_path: Path) -> None:
     pixels = frames() // 2
     write_dicom(tmp_path / "a.dcm", pixels)
     frame = read_frame(tmp_path / "a.dcm")
@@ -40,7 +40,7 @@ def test_eight_bits_without_a_window_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_window_is_that_of_the_standard(tmp_path: Path, function: str) -> None:
+def test_window_follows_the_standard(tmp_path: Path, function: str) -> None:
     pixels = frames(high=4095)
     window = {"WindowCenter": [1500, 9], "WindowWidth": [800, 9], "VOILUTFunction": function}
     header = write_dicom(tmp_path / "a.dcm", pixels, bits=12, **window)
@@ -58,7 +58,7 @@ def test_rescaled_and_signed_values_are_windowed_after_rescaling(tmp_path: Path)
     assert np.abs(shown(tmp_path / "a.dcm") - reference).max() <= 0.5 + 1e-6
 
 
-def test_deep_values_without_a_window_are_scaled_from_their_own_range(tmp_path: Path) -> None:
+def test_values_above_8_bits_without_a_window_are_scaled_from_their_own_range(tmp_path: Path) -> None:
     pixels = frames(high=900) + np.uint16(100)
     write_dicom(tmp_path / "a.dcm", pixels, bits=16)
     frame = read_frame(tmp_path / "a.dcm")
@@ -231,7 +231,7 @@ def broken(path: Path, kind: str) -> None:
         "odd bytes",
     ],
 )
-def test_broken_files_are_findings_without_a_word_of_the_header(tmp_path: Path, kind: str) -> None:
+def test_damaged_files_are_findings_that_do_not_quote_the_header(tmp_path: Path, kind: str) -> None:
     broken(tmp_path / "a.dcm", kind)
     with pytest.raises(ImageError) as caught:
         read_frame(tmp_path / "a.dcm")
@@ -239,7 +239,7 @@ def test_broken_files_are_findings_without_a_word_of_the_header(tmp_path: Path, 
     assert "Doe" not in str(caught.value)
 
 
-def test_files_are_told_by_ending_or_first_bytes(tmp_path: Path) -> None:
+def test_files_are_identified_by_suffix_or_prefix(tmp_path: Path) -> None:
     for name in ("a.dcm", "b.IMA", "IM0001", "1.2.840.113"):
         write_dicom(tmp_path / name, frames())
         assert is_dicom(tmp_path / name)
@@ -297,14 +297,14 @@ def test_labelled_frames_of_a_clip_become_images(
     assert record_masks(records[0], HEIGHT, WIDTH).sum() == drawn
 
 
-def test_labels_that_name_no_frame_or_one_too_far_are_left_out(tmp_path: Path) -> None:
+def test_labels_without_a_valid_frame_number_are_left_out(tmp_path: Path) -> None:
     write_clip(tmp_path / "s", {"clip": "json", "clip_7": "json", "clip_1": "json"})
     report = run(tmp_path / "s", tmp_path / "o", **ALL)
     assert report["findings_by_code"]["which_frame"] == 2
     assert len(read_manifest(tmp_path / "o")) == 1
 
 
-def test_picture_beside_is_used_unless_dicom_is_asked_for(tmp_path: Path) -> None:
+def test_image_next_to_the_label_is_used_unless_dicom_is_requested(tmp_path: Path) -> None:
     write_clip(tmp_path / "s", {"clip_2": "json"})
     picture(tmp_path / "s" / "clip_2.png")
     assert run(tmp_path / "s", tmp_path / "o", salt=tmp_path / "salt", **ALL)["findings_by_code"] == {"clip": 1}
@@ -336,7 +336,7 @@ def test_every_label_format_may_name_dicom(tmp_path: Path) -> None:
     assert (report["format"], report["counts"]["images"], report["counts"]["groups"]) == ("coco", 2, 2)
 
 
-def test_patients_stay_on_one_side(tmp_path: Path) -> None:
+def test_patients_stay_in_one_split(tmp_path: Path) -> None:
     for number in range(12):
         root = tmp_path / "s" / f"study{number}"
         write_dicom(root / "a.dcm", frames(seed=number), PatientID=str(number // 4))

@@ -1,4 +1,4 @@
-"""From a file's bytes to pictures: every odd form that is read, and one sentence for each that is not."""
+"""Images, DICOM files and videos as frames: all supported variants, and one message for each unsupported one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_video(
 
 
 def bar_of(image: Image.Image) -> int:
-    """Where the bar of `write_video` begins."""
+    """First column of the bar of `write_video`."""
     red = np.asarray(image).astype(int)[..., 0].mean(axis=0)
     return int(np.argmax(red > 170))
 
@@ -61,20 +61,20 @@ def test_every_mode_becomes_rgb(mode: str, form: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.dcm", "a.png", "a"])
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM"])
-def test_content_tells_what_a_file_is(name: str, form: str, tmp_path: Path) -> None:
+def test_the_type_is_detected_from_content(name: str, form: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(encoded(picture(1, 40, 30), form))
     for given in (tmp_path / name, (tmp_path / name).read_bytes()):
         assert open_frames(name, given).kind == "image"
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.dcm", "a.png", "a"])
-def test_clips_are_told_by_their_content_too(name: str, tmp_path: Path) -> None:
+def test_clips_are_detected_from_content(name: str, tmp_path: Path) -> None:
     write_dicom(tmp_path / "clip", frames(2))
     assert open_frames(name, (tmp_path / "clip").read_bytes()).kind == "dicom"
     assert open_frames(name, write_video(tmp_path / "clip.avi", 3).read_bytes()).kind == "video"
 
 
-def test_an_image_is_turned_upright() -> None:
+def test_exif_orientation_is_applied() -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     found = open_frames("a.jpg", encoded(picture(1, 40, 30), "JPEG", exif=turned))
@@ -82,7 +82,7 @@ def test_an_image_is_turned_upright() -> None:
 
 
 def huge_png(side: int = 20_000) -> bytes:
-    """What its header says is far more than there is."""
+    """A PNG whose header declares far more pixels than it has."""
     header = bytearray(encoded(picture(1), "PNG"))
     header[16:24] = side.to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
@@ -106,7 +106,7 @@ def huge_png(side: int = 20_000) -> bytes:
         ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(100), "a damaged or truncated video"),
     ],
 )
-def test_what_is_no_picture(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
+def test_unreadable_files_have_a_reason(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     for given in (content, tmp_path / name):
         with pytest.raises(UnreadableInputError) as caught:
@@ -119,8 +119,8 @@ def refuse(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("a.png", (13_000, 13_000)), ("a.dcm", (9000, 7000))])
-def test_a_size_is_refused_before_a_pixel_is_decoded(name: str, size: tuple[int, int], tmp_path: Path) -> None:
-    """Decoding would fail: there are fewer pixels than the header says."""
+def test_a_size_is_rejected_before_a_pixel_is_decoded(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    """Decoding would fail, since the file has fewer pixels than its header declares."""
     if name == "a.png":
         (tmp_path / name).write_bytes(huge_png(13_000))
     else:
@@ -135,7 +135,7 @@ def test_a_size_is_refused_before_a_pixel_is_decoded(name: str, size: tuple[int,
         assert caught.value.args == (size,)
 
 
-def test_a_video_is_refused_before_its_frames_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_is_rejected_before_its_frames_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.avi", 3)
     monkeypatch.setattr(VideoFrames, "_times", lambda _: pytest.fail("counted"))
     with pytest.raises(LookupError, match="96, 64"):
@@ -155,7 +155,7 @@ def test_dicom_clips(tmp_path: Path) -> None:
             found.frame(4)
 
 
-def test_dicom_files_that_are_none(tmp_path: Path) -> None:
+def test_invalid_dicom_files(tmp_path: Path) -> None:
     header = write_dicom(tmp_path / "a.dcm", frames(3))
     content = (tmp_path / "a.dcm").read_bytes()
     for kept in (len(content) - frames(1).size - 10, len(content) - 2 * frames(1).size - 10, 400, 200):
@@ -183,7 +183,7 @@ def test_videos(code: str, name: str, tmp_path: Path) -> None:
         assert [bar_of(found.frame(number)) for number in order] == pytest.approx([2 * n for n in order], abs=1)
 
 
-def test_a_video_of_one_frame_and_a_cut_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_video_of_one_frame_and_a_truncated_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert open_frames("a.avi", write_video(tmp_path / "one.avi", 1)).frames == 1
     content = write_video(tmp_path / "a.avi", 40).read_bytes()
     cut = open_frames("a.avi", content[: len(content) // 2])
@@ -194,4 +194,4 @@ def test_a_video_of_one_frame_and_a_cut_one(tmp_path: Path, capfd: pytest.Captur
     mp4 = write_video(tmp_path / "a.mp4", 40, "mp4v").read_bytes()
     with pytest.raises(UnreadableInputError, match="truncated video"):
         open_frames("a.mp4", mp4[: len(mp4) // 2])
-    assert "WARN" not in capfd.readouterr().err  # what OpenCV says of it
+    assert "WARN" not in capfd.readouterr().err  # a warning of OpenCV

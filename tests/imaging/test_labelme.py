@@ -1,4 +1,4 @@
-"""Reading one LabelMe file: every version and shape type; broken shapes are named by index and field."""
+"""Reading LabelMe files of every version and shape type; errors name index and field of invalid shapes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_bitmap_has_inclusive_corners(tmp_path: Path) -> None:
         (b"[" * 200_000, "JSON"),
     ],
 )
-def test_files_that_are_no_labelme_say_what_they_are(tmp_path: Path, content: bytes, words: str) -> None:
+def test_files_of_other_formats_are_described(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(LabelmeError) as caught:

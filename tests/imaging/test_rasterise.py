@@ -1,4 +1,4 @@
-"""The one rasteriser: its convention, its agreement with the makers' masks, and what it refuses."""
+"""The rasteriser: its convention, its agreement with masks of annotators, and rejected input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_inside_and_outline_belong_to_the_mask() -> None:
     assert np.array_equal(mask, expected)
 
 
-def test_a_vertex_stands_for_the_pixel_it_lies_in() -> None:
+def test_a_vertex_is_rounded_down_to_its_pixel() -> None:
     """Rounding to the nearest integer instead would move the square by half a pixel, truncation the left edge."""
     low, high = [2.0, 3.0, 7.0, 3.0, 7.0, 9.0, 2.0, 9.0], [2.9, 3.9, 7.9, 3.9, 7.9, 9.9, 2.9, 9.9]
     assert np.array_equal(rasterise([low], 12, 10), rasterise([high], 12, 10))
@@ -53,7 +53,7 @@ def test_four_numbers_are_never_a_box() -> None:
 
 
 @pytest.mark.parametrize("polygon", [[1.0] * 7, [0.0, 0.0, 5.0, float("nan"), 5.0, 5.0], []])
-def test_refuses_other_bad_polygons(polygon: list[float]) -> None:
+def test_rejects_other_invalid_polygons(polygon: list[float]) -> None:
     with pytest.raises(ValueError, match="region 0"):
         rasterise([polygon], 12, 10)
 
@@ -84,7 +84,7 @@ def test_record_masks_are_one_per_object() -> None:
 
 
 @pytest.mark.shared
-def test_agrees_with_the_makers_masks(shared: Path) -> None:
+def test_agrees_with_masks_of_the_annotators(shared: Path) -> None:
     root = shared / "data" / "lymphatic_labelme"
     files = sorted(root.glob("annotated/**/*.json"))
     assert len(files) == 8

@@ -1,4 +1,4 @@
-"""Shapes become regions of the stored image: every type, rescaled, clipped, refused without area."""
+"""Shapes of every type become regions of the stored image: rescaled, clipped, rejected without area."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_bitmap_is_placed_at_its_inclusive_corner_and_rescaled() -> None:
     assert halved[3:8, 2:7].all()
 
 
-def test_bitmap_over_the_border_is_cut() -> None:
+def test_bitmap_beyond_the_border_is_clipped() -> None:
     regions, cut, _ = shape_regions(shape("mask", [[35, 25], [44, 34]], np.ones((10, 10), dtype=bool)), PLAIN)
     assert cut
     assert rasterise(regions, 30, 40).sum() == 25
 
 
-def test_polygon_over_the_border_is_cut_where_the_image_ends() -> None:
+def test_polygon_beyond_the_border_is_clipped() -> None:
     """A U around the border: the edge that clipping adds between its arms must not be drawn."""
     points = [[-9, 2], [20, 2], [20, 8], [-5, 8], [-5, 20], [20, 20], [20, 26], [-9, 26]]
     regions, cut, _ = shape_regions(shape("polygon", points), PLAIN)

@@ -1,4 +1,4 @@
-"""Nothing that a library warns of or logs reaches the user: it quotes headers."""
+"""Warnings and log messages of libraries, which quote headers, do not reach the user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vesselseg.imaging import dicom as dicom_module
 from vesselseg.imaging.warning_filters import suppress_warnings
 
 
-def test_pydicom_warns_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_pydicom_shows_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     write_dicom(tmp_path / "a.dcm", frames(), PatientBirthDate="", PixelSpacing=[0.1, 0.1])
     content = (tmp_path / "a.dcm").read_bytes()
     (tmp_path / "a.dcm").write_bytes(content.replace(b"0.1\\0.1", b"abc\\0.1"))
@@ -24,8 +24,8 @@ def test_pydicom_warns_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRecord
     assert not recwarn.list
 
 
-def test_nothing_of_a_header_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """pydicom logs what it warns of, and the service writes a log."""
+def test_header_text_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """pydicom logs its warnings, and the service writes a log."""
     with pytest.warns(UserWarning, match="'doe'"):
         write_dicom(tmp_path / "a.dcm", frames(), SeriesInstanceUID="doe")
     with pytest.warns(UserWarning, match="'doe'"):
@@ -34,8 +34,8 @@ def test_nothing_of_a_header_is_logged(tmp_path: Path, caplog: pytest.LogCapture
     assert place is not None and place.series == "doe" and not caplog.records
 
 
-def test_warnings_stay_away_until_the_last_thread_is_done(recwarn: pytest.WarningsRecorder) -> None:
-    """One that began first and ends first; then they are shown again."""
+def test_warnings_are_suppressed_until_the_last_thread_leaves(recwarn: pytest.WarningsRecorder) -> None:
+    """The thread that enters first leaves first; warnings are shown again after the last one."""
     first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
     shown, hidden = list(warnings.filters), list[Any]()
 

@@ -1,4 +1,4 @@
-"""A dataset folder with everything that the page of tools/browse_data.py has to show."""
+"""A dataset folder that covers everything the page of tools/browse_data.py can show."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vesselseg.dataset.manifest import Record, write_manifest
 WIDTH, HEIGHT = 96, 80
 VESSEL = [10.0, 10.0, 70.0, 10.0, 70.0, 18.0, 10.0, 18.0]  # 61 x 9 pixels
 WIRE = [40.0, 5.0, 44.0, 5.0, 44.0, 60.0, 40.0, 60.0]  # 5 x 56
-SHIFTED = [10.0, 12.0, 70.0, 12.0, 70.0, 20.0, 10.0, 20.0]  # the vessel as somebody else drew it
-ODD = 'clip/<b>&"50% #1.png'  # a name that markup, a URL and a shell would each read in their own way
+SHIFTED = [10.0, 12.0, 70.0, 12.0, 70.0, 20.0, 10.0, 20.0]  # the vessel as drawn by another observer
+ODD = 'clip/<b>&"50% #1.png'  # special characters of markup, URLs and shells
 BROKEN, MISSING, OUTSIDE, WIDE, DEEP = "broken.png", "missing.png", "outside.png", "wide.png", "deep.png"
 FILLERS = 40
 

@@ -1,4 +1,4 @@
-"""What tools/browse_data.py serves: the list, pictures, what the model gets; and what it does not serve."""
+"""The server of tools/browse_data.py: the list, images and the model's input; and requests that it rejects."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def pixels(content: bytes) -> np.ndarray:
 
 
 def raw(server: BrowseServer, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
-    """The path as it stands: clients tidy up what leads upwards."""
+    """A request with the unmodified path, which other clients normalise."""
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
     connection.putrequest(method, path, skip_host="Host" in headers)
     for name, value in headers.items():
@@ -81,7 +81,7 @@ def raw(server: BrowseServer, path: str, method: str = "GET", **headers: str) ->
     return answer.status, answer.read()
 
 
-def test_the_list_tells_split_share_and_findings(server: BrowseServer) -> None:
+def test_the_list_contains_split_fraction_and_findings(server: BrowseServer) -> None:
     listed = get_json(server, "/api/dataset")
     images = {image["name"]: image for image in listed["images"]}
     assert len(images) == 9 + FILLERS and listed["phrases"] == ["blood vessel", "guide wire"]
@@ -94,7 +94,9 @@ def test_the_list_tells_split_share_and_findings(server: BrowseServer) -> None:
     assert [name for name, image in images.items() if image["problem"]] == [MISSING, OUTSIDE]
 
 
-def test_findings_of_preparing_reach_their_image(tmp_path: Path, source: Path, write_label: Any, square: Any) -> None:
+def test_findings_of_preparation_are_assigned_to_images(
+    tmp_path: Path, source: Path, write_label: Any, square: Any
+) -> None:
     write_label(source / "deeper", "p9_f9", [square, polygon([[1, 1], [2, 2]])])
     run(source, tmp_path / "data")
     catalogue = Catalogue(tmp_path / "data")
@@ -132,12 +134,12 @@ def test_details_measure_objects_and_observers(server: BrowseServer) -> None:
     grey = pixels(get(server, f"/images/{number_of(server, 'first.png')}.png"))
     assert details["objects"][1]["mean"] == pytest.approx(grey[5:61, 40:45].mean())
     inside = sum(details["objects"][0]["histogram"]) + sum(details["objects"][1]["histogram"])
-    assert inside - 5 * 9 + sum(details["background"]) == WIDTH * HEIGHT  # both objects hold where they cross
+    assert inside - 5 * 9 + sum(details["background"]) == WIDTH * HEIGHT  # both objects contain the crossing
     twice = get_json(server, f"/api/images/{number_of(server, 'seen_twice.png')}")
     assert twice["observers"] == [{"name": "2", "pixels": 61 * 9, "dice": pytest.approx(7 / 9)}]
 
 
-def test_masks_of_both_observers_are_those_of_the_rasteriser(server: BrowseServer) -> None:
+def test_masks_of_both_observers_equal_the_rasteriser(server: BrowseServer) -> None:
     number = number_of(server, "seen_twice.png")
     first, second = (pixels(get(server, f"/images/{number}/mask-{observer}-0.png")) for observer in (0, 1))
     assert set(np.unique(first)) == {0, 255} and first.sum() == second.sum() == 255 * 61 * 9
@@ -145,7 +147,7 @@ def test_masks_of_both_observers_are_those_of_the_rasteriser(server: BrowseServe
     assert raw(server, f"/images/{number}/mask-2-0.png")[0] == raw(server, f"/images/{number}/mask-0-1.png")[0] == 422
 
 
-def test_what_was_normalised_comes_back_exactly() -> None:
+def test_normalisation_is_inverted_exactly() -> None:
     image = Image.fromarray(
         np.random.default_rng(0).permutation(np.arange(3 * 1024) % 256).astype(np.uint8).reshape(32, 32, 3)
     )
@@ -180,7 +182,7 @@ def to_rgb(content: bytes) -> np.ndarray:
     return found if found.ndim == 3 else np.repeat(found[..., None], 3, -1)
 
 
-def test_other_splits_are_seen_as_evaluation_passes_them_on(server: BrowseServer, training: VesselDataset) -> None:
+def test_other_splits_are_shown_as_in_evaluation(server: BrowseServer, training: VesselDataset) -> None:
     number = number_of(server, "more_20.png")
     seen = get_json(server, f"/api/images/{number}/seen/5")
     assert seen["role"] == "evaluation" and server.catalogue.entries[number].split == "val"
@@ -191,7 +193,7 @@ def test_other_splits_are_seen_as_evaluation_passes_them_on(server: BrowseServer
     assert unused["state"] == "failed" and "in no split" in unused["problem"]
 
 
-def test_an_image_beyond_the_limit_does_not_train(folder: Path, tiny_base: Path) -> None:
+def test_an_image_beyond_the_limit_is_not_used_in_training(folder: Path, tiny_base: Path) -> None:
     limited = ModelViews(training_dataset(folder, tiny_base, 128, limit=1, augment=AUGMENT), "mine.py")
     entries = Catalogue(folder).entries
     assert [limited.render(entries[number], 0).facts["role"] for number in (0, 1)] == ["training", "unused"]
@@ -211,14 +213,14 @@ def test_without_a_tokenizer_views_and_questions_are_the_same(folder: Path, trai
     assert torch.equal(torch.from_numpy(seen.square), torch.from_numpy(to_pixels(training[(1, 0)].sam_image)))
 
 
-def test_too_long_a_conversation_is_said(folder: Path, tiny_base: Path) -> None:
+def test_a_conversation_that_is_too_long_is_reported(folder: Path, tiny_base: Path) -> None:
     short = training_dataset(folder, tiny_base, 128, max_length=60)
     facts = ModelViews(short, "mine.py").render(Catalogue(folder).entries[0], 0).facts
     assert "at most 60 fit" in facts["conversations"][0]["problem"]
 
 
-def test_a_view_asked_for_while_the_config_is_read(folder: Path, training: VesselDataset) -> None:
-    """The config may be there a moment after it was looked for."""
+def test_a_view_requested_while_the_config_is_loading(folder: Path, training: VesselDataset) -> None:
+    """The config may become available between two reads of the attribute."""
     moments = iter([None, ModelViews(training, "mine.py"), ModelViews(training, "mine.py")])
 
     class Loading(BrowseServer):
@@ -277,14 +279,14 @@ def test_nothing_else_is_served(server: BrowseServer, path: str) -> None:
     assert (status, content) == (404, b"not found")
 
 
-def test_numbers_beyond_the_end_and_other_methods_are_refused(server: BrowseServer) -> None:
+def test_numbers_out_of_range_and_other_methods_are_rejected(server: BrowseServer) -> None:
     assert raw(server, "/api/images/49")[0] == raw(server, "/images/9999999.png")[0] == 422
     assert {raw(server, "/", method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")} == {501}
     status, content = raw(server, "/", "HEAD")
     assert status == 200 and not content
 
 
-def test_only_this_machine_is_answered(server: BrowseServer) -> None:
+def test_only_local_hosts_are_served(server: BrowseServer) -> None:
     assert server.server_address[0] == "127.0.0.1"
     for host, expected in (
         ("evil.example", 403),
@@ -298,7 +300,7 @@ def test_only_this_machine_is_answered(server: BrowseServer) -> None:
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_a_name_with_markup_stays_text(server: BrowseServer, tmp_path: Path) -> None:
+def test_markup_in_a_name_is_escaped(server: BrowseServer, tmp_path: Path) -> None:
     assert get_json(server, f"/api/images/{number_of(server, ODD)}")["problem"] == ""
     folder = write_browsed(tmp_path / "<script>alert(1)<")
     other = BrowseServer(Catalogue(folder))
@@ -326,7 +328,7 @@ def test_nothing_is_written(server: BrowseServer, folder: Path) -> None:
     assert state() == before
 
 
-def test_the_cache_keeps_to_its_bound() -> None:
+def test_the_cache_respects_its_limit() -> None:
     cache, made = SizedCache(limit=100), []
 
     def make(key: int, weight: int = 40) -> Any:
@@ -347,7 +349,7 @@ def test_the_cache_keeps_to_its_bound() -> None:
         (["{folder}", "--port", "{taken}"], "error: --port {taken}: Address already in use"),
     ],
 )
-def test_the_tool_says_what_is_wrong(
+def test_the_tool_reports_errors(
     server: BrowseServer,
     folder: Path,
     tmp_path: Path,

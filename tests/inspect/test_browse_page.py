@@ -1,4 +1,4 @@
-"""The page of tools/browse_data.py in a real browser, served by the tool itself: everything is clicked once."""
+"""The page of tools/browse_data.py in a real browser, served by the tool: every control is used once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def state_of_config(url: str) -> str:
 
 
 def text(browser: Browser, selector: str) -> str:
-    """What an element says; the panel is drawn anew all the time, so that a script reads it at once."""
+    """The text of an element, read by one script, since the panel is redrawn continually."""
     return str(browser.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
 
 
@@ -76,14 +76,14 @@ def shows(browser: Browser, name: str) -> bool:
 
 
 def names(browser: Browser) -> list[str]:
-    """The names in the rows in sight, from top to bottom."""
+    """The names in the visible rows, from top to bottom."""
     script = """return [...document.querySelectorAll(".row")].sort((a, b) => a.offsetTop - b.offsetTop)
         .map((row) => row.querySelector(".name").textContent)"""
     return list(browser.run(script))
 
 
 def choose(browser: Browser, selector: str, value: str) -> None:
-    """An entry of a select box, as a user chooses it."""
+    """Choose an option of a select box as a user does."""
     from selenium.webdriver.support.select import Select
 
     Select(browser.find(selector)).select_by_value(value)
@@ -93,7 +93,7 @@ def address(browser: Browser) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(browser.driver.current_url).fragment).items()}
 
 
-def test_leafing_and_masks(browser: Browser, url: str) -> None:
+def test_browsing_and_masks(browser: Browser, url: str) -> None:
     browser.open(url)
     browser.wait(lambda: shows(browser, "first.png"), "the first image")
     assert text(browser, "#totals") == f"{ALL} images · {4 + FILLERS // 4} groups · 4 with findings"
@@ -165,7 +165,7 @@ def test_filters_search_and_order(browser: Browser, url: str) -> None:
     browser.press("/")
     browser.press("m", "o", "r", "e", "_", "1")
     assert names(browser) == [f"more_1{number}.png" for number in range(10)]
-    assert browser.find("#mask").is_selected()  # typing is no command
+    assert browser.find("#mask").is_selected()  # typing does not trigger commands
     browser.press(ESCAPE, RIGHT)
     browser.wait(lambda: shows(browser, "more_11.png"), "the second that passes")
     assert address(browser) == {"image": "more_11.png", "search": "more_1"}
@@ -198,7 +198,7 @@ def test_zoom_and_pan(browser: Browser, url: str) -> None:
     assert browser.run(at) != before and text(browser, "#zoom") == zoomed
     browser.press(RIGHT)
     browser.wait(lambda: shows(browser, "seen_twice.png"))
-    assert text(browser, "#zoom") == zoomed  # frames of a clip are compared at one place
+    assert text(browser, "#zoom") == zoomed  # so that frames of a clip can be compared
     browser.click("#zoom-fit")
     assert text(browser, "#zoom") == fit
     assert browser.errors() == []
@@ -214,7 +214,7 @@ def test_a_broken_image_is_a_message(browser: Browser, url: str, name: str) -> N
     assert browser.errors() == []
 
 
-def test_a_link_leads_to_an_image_and_a_wrong_one_says_so(browser: Browser, url: str) -> None:
+def test_the_address_selects_an_image_and_a_wrong_one_is_reported(browser: Browser, url: str) -> None:
     browser.open(f"{url}#image={quote(ODD)}")
     browser.wait(lambda: shows(browser, ODD), "the image with an odd name")
     assert browser.driver.title == f"{ODD} · vesselseg" and address(browser)["image"] == ODD
@@ -225,7 +225,7 @@ def test_a_link_leads_to_an_image_and_a_wrong_one_says_so(browser: Browser, url:
     assert browser.errors() == []
 
 
-def test_what_the_model_gets(browser: Browser, url: str, tmp_path: Path) -> None:
+def test_the_input_of_the_model(browser: Browser, url: str, tmp_path: Path) -> None:
     browser.open(url)
     browser.wait(lambda: shows(browser, "first.png"))
     browser.wait(lambda: browser.all("#model .chat"), "the config to be read", seconds=400)
@@ -268,7 +268,7 @@ def test_dialogs_focus_and_labels(browser: Browser, url: str) -> None:
     browser.press("?")
     assert browser.find("#help").get_property("open")
     browser.press("m")
-    assert browser.find("#mask").is_selected()  # no command behind a dialog
+    assert browser.find("#mask").is_selected()  # dialogs block commands
     browser.click("#help button")
     browser.click("#about-open")
     assert "source/lost.json" in browser.wait(lambda: text(browser, "#about-content"))
@@ -302,5 +302,5 @@ def test_it_fits_the_screen(browser: Browser, url: str, size: tuple[int, int], t
     assert browser.find("#stage").rect["height"] > 0.4 * size[1]
     shot = np.asarray(Image.open(browser.screenshot(tmp_path / "page.png")).convert("RGB"))
     reddish = (shot[..., 0].astype(int) - shot[..., 1] > 60).mean()
-    assert shot.shape[:2] == size[::-1] and reddish > 0.01  # the mask is really seen
+    assert shot.shape[:2] == size[::-1] and reddish > 0.01  # the mask is visible
     assert browser.errors() == []

@@ -28,7 +28,7 @@ from torch.distributed import TCPStore
 from tests.evaluation.drawn_data import REPOSITORY
 from tests.fork_server import python
 from tests.imaging.dicom_files import frames, write_dicom
-from tests.imaging.test_pictures import write_video
+from tests.imaging.test_frames import write_video
 from tests.labelme_files import run as prepare_labels
 from tests.predict.predict_calls import call, entries, forked, pixels
 from tests.tiny import picture

@@ -1,4 +1,4 @@
-"""The same drawn shapes in every label format that is read; each writer makes a source with two pictures."""
+"""The same shapes in every supported label format; each writer creates a source with two images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ DRAWN: dict[str, list[list[float]]] = {
 
 
 def picture(path: Path, seed: int = 0, mode: str = "L") -> None:
-    """A noisy PNG of 40 x 30 pixels; another seed, another picture."""
+    """A PNG of 40 x 30 pixels with seeded noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng([seed, *path.stem.encode()]).integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)
     Image.fromarray(values).convert(mode).save(path)
 
 
 def truth(stem: str) -> np.ndarray:
-    """(height, width) 0/1: what every format must give back."""
+    """(height, width) 0/1: the expected mask for every format."""
     return rasterise([list(points) for points in DRAWN[stem]], HEIGHT, WIDTH)
 
 

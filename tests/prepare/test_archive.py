@@ -1,4 +1,4 @@
-"""Archives: unpacked whole, or refused before anything is written."""
+"""Archives are extracted completely or rejected before anything is written."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def folder(tmp_path: Path) -> Path:
         ("named_wrongly.zip", lambda path, files: make_tar(path, files)),
     ],
 )
-def test_unpacks_all_but_junk(tmp_path: Path, folder: Path, name: str, make: Callable[..., Path]) -> None:
+def test_extracts_everything_except_system_files(
+    tmp_path: Path, folder: Path, name: str, make: Callable[..., Path]
+) -> None:
     unpack(make(tmp_path / name, CONTENT | JUNK), folder)
     assert unpacked(folder) == CONTENT
 
@@ -78,7 +80,7 @@ def test_unpacks_all_but_junk(tmp_path: Path, folder: Path, name: str, make: Cal
         ("C:x.json", "absolute"),
     ],
 )
-def test_unsafe_names_are_refused(
+def test_unsafe_names_are_rejected(
     tmp_path: Path, folder: Path, make: Callable[..., Path], name: str, reason: str
 ) -> None:
     archive = make(tmp_path / "a", {"good.json": b"{}", name: b"x"})
@@ -126,7 +128,9 @@ def test_all_bad_members_are_listed_at_once(tmp_path: Path, folder: Path) -> Non
 
 
 @pytest.mark.parametrize("make", [make_tar, make_zip])
-def test_bombs_are_refused_before_writing(tmp_path: Path, folder: Path, make: Callable[..., Path]) -> None:
+def test_decompression_bombs_are_rejected_before_writing(
+    tmp_path: Path, folder: Path, make: Callable[..., Path]
+) -> None:
     archive = make(tmp_path / "a", {"small.json": b"{}", "big.bin": bytes(3_000_000)})
     with pytest.raises(ArchiveError, match="--max-gib"):
         unpack(archive, folder, max_gib=0.002)
@@ -137,7 +141,7 @@ def test_bombs_are_refused_before_writing(tmp_path: Path, folder: Path, make: Ca
     assert set(unpacked(folder)) == {"small.json", "big.bin"}
 
 
-def test_zip_that_lies_about_sizes_is_stopped(tmp_path: Path, folder: Path) -> None:
+def test_zip_with_false_sizes_is_rejected(tmp_path: Path, folder: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {"big.bin": bytes(2_000_000)})
     content = path.read_bytes().replace((2_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     path.write_bytes(content)
@@ -148,7 +152,7 @@ def test_zip_that_lies_about_sizes_is_stopped(tmp_path: Path, folder: Path) -> N
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.99])
 @pytest.mark.parametrize("make", [make_tar, make_zip])
-def test_cut_off_archive_is_an_error(tmp_path: Path, folder: Path, make: Callable[..., Path], part: float) -> None:
+def test_truncated_archive_is_an_error(tmp_path: Path, folder: Path, make: Callable[..., Path], part: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (20, 5000), dtype=np.uint8)
     path = make(tmp_path / "a", {f"{number}.bin": row.tobytes() for number, row in enumerate(noise)})
     whole = path.read_bytes()
@@ -158,7 +162,7 @@ def test_cut_off_archive_is_an_error(tmp_path: Path, folder: Path, make: Callabl
 
 
 @pytest.mark.parametrize("length", [512 + 1000, 5632 + 200, 5632 + 512, 5632 + 512 + 1])
-def test_cut_off_plain_tar_is_an_error(tmp_path: Path, folder: Path, length: int) -> None:
+def test_truncated_plain_tar_is_an_error(tmp_path: Path, folder: Path, length: int) -> None:
     """Two members of 512 bytes of header and 5120 of content, cut inside a content, a header, and between."""
     path = make_tar(tmp_path / "a.tar", {"a.bin": b"a" * 5000, "b.bin": b"b" * 5000}, "w")
     path.write_bytes(path.read_bytes()[:length])
@@ -170,14 +174,14 @@ def test_cut_off_plain_tar_is_an_error(tmp_path: Path, folder: Path, length: int
     ("content", "words"),
     [(b"", "empty"), (b"hello world", "neither"), (b"Rar!\x1a\x07\x00", "RAR"), (b"\x1f\x8b\x08broken", "damaged")],
 )
-def test_files_that_are_no_archive(tmp_path: Path, folder: Path, content: bytes, words: str) -> None:
+def test_files_other_than_archives(tmp_path: Path, folder: Path, content: bytes, words: str) -> None:
     path = tmp_path / "a.tar.gz"
     path.write_bytes(content)
     with pytest.raises(ArchiveError, match=words):
         unpack(path, folder)
 
 
-def test_encrypted_zip_is_refused(tmp_path: Path, folder: Path) -> None:
+def test_encrypted_zip_is_rejected(tmp_path: Path, folder: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {"x.json": b"{}"})
     content = bytearray(path.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -195,6 +199,6 @@ def test_chinese_names_of_windows_zip_files(tmp_path: Path, folder: Path) -> Non
     assert set(unpacked(folder)) == {"病人/a.json"}
 
 
-def test_name_that_is_file_and_folder(tmp_path: Path, folder: Path) -> None:
+def test_name_of_both_a_file_and_a_folder(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ArchiveError, match="both a file and a folder"):
         unpack(make_tar(tmp_path / "a.tgz", {"x": b"1", "x/y.json": b"2"}), folder)

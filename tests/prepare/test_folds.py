@@ -1,4 +1,4 @@
-"""Folds: every image tested on once, whole groups, nearly equal sizes, by seed; each a folder for every tool."""
+"""Folds: every image is tested once, groups are undivided, sizes nearly equal; every tool accepts a fold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vesselseg.prepare.splits import SplitError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve pictures of six groups, two each."""
+    """Twelve images of six groups, two each."""
     data = tmp_path / "drawn"
     (data / "images").mkdir(parents=True)
     records = []
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def of_all(folds: list[Path]) -> set[str]:
-    """The fingerprints that folds say all folds together have."""
+    """The fingerprints of the set of folds, as read from each fold."""
     return {fold.fingerprint for fold in map(read_fold, folds) if fold is not None}
 
 
@@ -65,13 +65,13 @@ def test_properties_over_random_groups(trial: int) -> None:
     assert max(tested) - min(tested) <= max(sizes)
 
 
-def test_single_images_give_folds_of_equal_size_and_the_asked_validation() -> None:
+def test_single_images_give_folds_of_equal_size_and_the_requested_validation() -> None:
     images = [str(number) for number in range(100)]
     splits = split_folds(images, images, 5, 0.1, 0)
     assert [[len(one[name]) for name in ("train", "val", "test")] for one in splits] == [[72, 8, 20]] * 5
 
 
-def test_seed_decides() -> None:
+def test_the_seed_determines_the_folds() -> None:
     images = [str(number) for number in range(30)]
     assert split_folds(images, images, 3, 0.2, 1) == split_folds(images, images, 3, 0.2, 1)
     assert split_folds(images, images, 3, 0.2, 1) != split_folds(images, images, 3, 0.2, 2)
@@ -80,13 +80,13 @@ def test_seed_decides() -> None:
 @pytest.mark.parametrize(
     ("folds", "val", "says"), [(1, 0.1, "2 or more"), (7, 0.1, "6 groups"), (3, 0.0, "above 0"), (3, 1.0, "below 1")]
 )
-def test_folds_that_cannot_be(folder: Path, folds: int, val: float, says: str) -> None:
+def test_impossible_folds(folder: Path, folds: int, val: float, says: str) -> None:
     with pytest.raises(SplitError, match=says):
         make_folds(folder, folds, val)
     assert not (folder / "folds").exists()
 
 
-def test_two_groups_leave_none_to_validate_on() -> None:
+def test_two_groups_leave_none_for_validation() -> None:
     with pytest.raises(SplitError, match="none is left for validation"):
         split_folds(["a", "b"], ["a", "b"], 2, 0.5, 0)
 
@@ -120,7 +120,7 @@ def test_fingerprints(folder: Path) -> None:
     assert read_fold(folder) is None
 
 
-def test_a_fold_that_is_not_there_is_told_with_those_that_are(folder: Path) -> None:
+def test_a_missing_fold_is_reported_with_the_existing_ones(folder: Path) -> None:
     with pytest.raises(ManifestError, match="which has: none"):
         read_split(folder / "folds" / "1", "test")
     make_folds(folder, 2)
@@ -136,7 +136,7 @@ def test_the_same_file_under_two_groups_stays_together(folder: Path) -> None:
             assert any({"0.png", "1.png", "10.png", "11.png"} <= set(images) for images in one.values())
 
 
-def test_stored_folds_are_not_replaced_without_being_asked(folder: Path) -> None:
+def test_stored_folds_are_not_replaced_without_force(folder: Path) -> None:
     make_folds(folder, 3)
     with pytest.raises(UserError, match="--force"):
         make_folds(folder, 2)
@@ -144,7 +144,7 @@ def test_stored_folds_are_not_replaced_without_being_asked(folder: Path) -> None
         make_folds(folder / "folds" / "1", 2)
 
 
-def test_the_tool_says_what_it_made(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tool_reports_its_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call_tool("make_folds.py", folder, "--folds", 3) == 0
     told = capsys.readouterr().out
     fold = read_fold(folder / "folds" / "1")

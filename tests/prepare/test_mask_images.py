@@ -1,4 +1,4 @@
-"""Mask images: what their pixels mean, which picture they belong to, whose they are."""
+"""Mask images: meaning of pixel values, pairing with images, observers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rgb(*channels: np.ndarray) -> Image.Image:
 
 
 ZERO, FULL = np.zeros_like(MASK), MASK * np.uint8(255)
-# how a mask may be written -> the picture, the label that its pixels get
+# encoding of a mask -> (file, label of its pixels)
 WAYS: dict[str, tuple[Image.Image, str]] = {
     "1 bit": (Image.fromarray(MASK > 0), "1"),
     "0 and 1": (Image.fromarray(MASK), "1"),
@@ -52,7 +52,7 @@ WAYS: dict[str, tuple[Image.Image, str]] = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_every_way_to_write_a_mask_comes_back_bit_by_bit(tmp_path: Path, name: str) -> None:
+def test_masks_in_every_encoding_are_read_exactly(tmp_path: Path, name: str) -> None:
     image, label = WAYS[name]
     expected = MASK == 0 if name == "palette of colours" else MASK > 0
     ending = "tif" if name == "float" else "png"
@@ -65,7 +65,7 @@ def test_every_way_to_write_a_mask_comes_back_bit_by_bit(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("kind", ["png", "gif", "bmp", "tif", "pgm"])
-def test_through_preparing_a_mask_stays_bit_by_bit(tmp_path: Path, kind: str) -> None:
+def test_preparation_preserves_masks_exactly(tmp_path: Path, kind: str) -> None:
     picture(tmp_path / "s" / "a.png")
     Image.fromarray(FULL).save(tmp_path / "s" / f"a_mask.{kind}")
     report = run(tmp_path / "s", tmp_path / "o", **ALL)
@@ -87,7 +87,7 @@ def test_classes_are_labels(tmp_path: Path) -> None:
     assert np.array_equal(masks[0], values == 1) and np.array_equal(masks[1], values == 2)
 
 
-def test_grey_levels_are_cut_at_half_and_said(tmp_path: Path) -> None:
+def test_grey_levels_are_thresholded_and_reported(tmp_path: Path) -> None:
     smooth = Image.fromarray(FULL).resize((4 * WIDTH, 4 * HEIGHT), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "m.jpg", quality=80)
     classes, _, notes = read_mask(tmp_path / "m.jpg")
@@ -100,20 +100,20 @@ def test_grey_levels_are_cut_at_half_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
-def test_masks_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
+def test_unreadable_masks(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.png").write_bytes(content)
     with pytest.raises(LabelFileError, match="mask "):
         read_mask(tmp_path / "m.png")
 
 
-def test_a_photograph_is_no_mask(tmp_path: Path) -> None:
+def test_a_photograph_is_rejected_as_a_mask(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "m.png")
     with pytest.raises(LabelFileError, match="colours"):
         read_mask(tmp_path / "m.png")
 
 
-# picture, its masks (first and second observer's), what else lies there: as public data sets name them
+# (image, masks of the first and second observer, other files), named as in public datasets
 LAYOUTS: dict[str, tuple[str, list[str], list[str]]] = {
     "DRIVE": (
         "DRIVE/test/images/01_test.tif",
@@ -139,7 +139,7 @@ LAYOUTS: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_masks_find_their_picture_by_the_names_that_people_use(tmp_path: Path, name: str) -> None:
+def test_masks_are_paired_by_common_naming_schemes(tmp_path: Path, name: str) -> None:
     pictured, masks, others = LAYOUTS[name]
     picture(tmp_path / "s" / pictured)
     for path, values in [*zip(masks, (FULL, OTHER * np.uint8(255))), *((other, FULL | 255) for other in others)]:
@@ -163,7 +163,7 @@ def write_pair(root: Path, stem: str, *masks: str) -> None:
         Image.fromarray(FULL).save(root / path)
 
 
-def test_ambiguous_and_lonely_masks_are_listed(tmp_path: Path) -> None:
+def test_ambiguous_and_unpaired_masks_are_listed(tmp_path: Path) -> None:
     root = tmp_path / "s"
     write_pair(root, "good", "good_gt.png")
     write_pair(root, "two", "two_gt.png", "two_seg.png")
@@ -181,7 +181,7 @@ def test_ambiguous_and_lonely_masks_are_listed(tmp_path: Path) -> None:
     assert [record.image for record in read_manifest(tmp_path / "o")] == ["good.png"]
 
 
-def test_folders_of_masks_can_be_named(tmp_path: Path) -> None:
+def test_folders_of_masks_can_be_given(tmp_path: Path) -> None:
     write_pair(tmp_path / "s" / "raw", "a", "../by_anna/a.png", "../by_bert/a.png", "../seg/a.png")
     report = run(tmp_path / "s", tmp_path / "o", masks=("by_anna", "by_bert"), **ALL)
     assert [(f["file"], f["code"]) for f in report["findings"]] == []
@@ -209,7 +209,7 @@ def test_observers_who_drew_nothing_and_unreadable_ones(tmp_path: Path) -> None:
     assert c.observers == {}
 
 
-def test_observers_with_classes_keep_their_objects_apart(tmp_path: Path) -> None:
+def test_observers_with_classes_have_separate_objects(tmp_path: Path) -> None:
     root = tmp_path / "s"
     write_pair(root, "a", "a_1stHO.png", "a_2ndHO.png")
     Image.fromarray(MASK * np.uint8(2)).save(root / "a_1stHO.png")

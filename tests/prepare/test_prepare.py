@@ -58,7 +58,7 @@ def test_same_input_gives_the_same_bytes_with_any_number_of_workers(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_other_size_is_rescaled_per_axis_and_found(tmp_path: Path, write_label: WriteLabel) -> None:
+def test_another_size_is_rescaled_per_axis_and_listed(tmp_path: Path, write_label: WriteLabel) -> None:
     big = polygon([[8, 12], [28, 12], [28, 32], [8, 32]])
     write_label(tmp_path / "s", "a", [big], imageWidth=80, imageHeight=60)
     stretched = polygon([[8, 6], [28, 6], [28, 16], [8, 16]])
@@ -72,7 +72,9 @@ def test_other_size_is_rescaled_per_axis_and_found(tmp_path: Path, write_label: 
     assert report["counts"]["rescaled"] == 2
 
 
-def test_broken_shapes_are_listed_and_the_rest_goes_on(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
+def test_invalid_shapes_are_listed_and_the_others_prepared(
+    tmp_path: Path, write_label: WriteLabel, square: Shape
+) -> None:
     shapes = [
         polygon([[1, 1]]),
         square,
@@ -100,7 +102,9 @@ def test_broken_shapes_are_listed_and_the_rest_goes_on(tmp_path: Path, write_lab
     assert "no_width" not in run(tmp_path / "s", tmp_path / "p", line_width=3.0)["findings_by_code"]
 
 
-def test_broken_files_are_listed_and_the_rest_goes_on(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
+def test_damaged_files_are_listed_and_the_others_prepared(
+    tmp_path: Path, write_label: WriteLabel, square: Shape
+) -> None:
     write_label(tmp_path / "s", "good", [square])
     write_label(tmp_path / "s", "nopicture", [square], picture=False)
     write_label(tmp_path / "s", "empty", [square])
@@ -122,7 +126,7 @@ def test_broken_files_are_listed_and_the_rest_goes_on(tmp_path: Path, write_labe
     assert "good.png" not in report["unlabelled"]
 
 
-def test_picture_without_shapes_is_a_negative(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
+def test_image_without_shapes_is_a_negative(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
     write_label(tmp_path / "s", "a", [])
     write_label(tmp_path / "s", "b", [square])
     report = run(tmp_path / "s", tmp_path / "o", text="coronary artery")
@@ -189,7 +193,7 @@ def test_same_names_in_different_folders_do_not_collide(tmp_path: Path, write_la
     assert records["clip2/a.png"].regions[0][0][:2] == [2.0, 2.0]
 
 
-def test_names_that_differ_in_case_or_ending_only(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
+def test_names_that_differ_in_case_or_suffix_only(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
     write_label(tmp_path / "s", "a", [square])
     write_label(tmp_path / "s", "A", [square])
     write_label(tmp_path / "s", "a_2", [square])
@@ -217,7 +221,7 @@ def test_groups_stay_together_and_unmatched_files_are_found(
     assert len(sides) == 11
 
 
-def test_one_picture_labelled_twice_is_found_and_stays_on_one_side(source: Path, tmp_path: Path) -> None:
+def test_duplicate_images_are_listed_and_stay_in_one_split(source: Path, tmp_path: Path) -> None:
     for number in range(8):
         shutil.copy(source / "p0_f0.png", source / f"copy{number}.png")
         (source / f"copy{number}.json").write_text(
@@ -229,7 +233,7 @@ def test_one_picture_labelled_twice_is_found_and_stays_on_one_side(source: Path,
     assert any(copies <= set(names) for names in read_splits(tmp_path / "o").values())
 
 
-def test_chinese_names_and_deep_folders(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
+def test_chinese_names_and_nested_folders(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
     write_label(tmp_path / "源" / "病人 一" / "深", "血管#1", [square])
     write_label(tmp_path / "源" / "病人 二", "血管#1", [square], imagePath="D:\\数据\\血管#1.png")
     run(tmp_path / "源", tmp_path / "出", group_regex="病人 [一二]")
@@ -240,7 +244,7 @@ def test_chinese_names_and_deep_folders(tmp_path: Path, write_label: WriteLabel,
     }
 
 
-def test_labels_that_fit_after_turning_are_stored_turned(tmp_path: Path, write_label: WriteLabel) -> None:
+def test_labels_of_the_rotated_image_are_stored_with_it_rotated(tmp_path: Path, write_label: WriteLabel) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     write_label(
@@ -252,7 +256,7 @@ def test_labels_that_fit_after_turning_are_stored_turned(tmp_path: Path, write_l
     assert Image.open(tmp_path / "o" / "images" / "a.png").size == (30, 40)
 
 
-def test_page_shows_findings_and_overlays_and_loads_nothing(
+def test_page_shows_findings_and_overlays_and_is_self_contained(
     source: Path, tmp_path: Path, write_label: WriteLabel, square: Shape
 ) -> None:
     write_label(source, "z", [square, polygon([[1, 1]], "<b>odd</b>")])
@@ -295,7 +299,7 @@ def test_every_polygon_is_rasterised_once(
 
 
 @pytest.mark.parametrize("size", [(40, 30), (700, 520)])
-def test_overlays_show_the_masks_that_train(
+def test_overlays_show_the_masks_of_the_dataset(
     tmp_path: Path, write_label: WriteLabel, square: Shape, size: tuple[int, int]
 ) -> None:
     path = write_label(tmp_path, "a", [square, polygon([[20, 20], [39, 20], [39, 29], [20, 29]])], size=size)

@@ -1,4 +1,4 @@
-"""Preparing never touches the source, never leaves half an output, and refuses what it cannot do."""
+"""Preparation never modifies the source, never leaves incomplete output, and rejects invalid requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_strict_makes_findings_an_error_and_writes_nothing(
 
 
 @pytest.mark.parametrize("kind", ["empty", "pictures", "broken"])
-def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path: Path, write_label: WriteLabel, kind: str) -> None:
+def test_nothing_usable_is_an_error_and_writes_nothing(tmp_path: Path, write_label: WriteLabel, kind: str) -> None:
     (tmp_path / "s").mkdir()
     if kind == "pictures":
         Image.new("L", (4, 4)).save(tmp_path / "s" / "a.png")
@@ -66,7 +66,7 @@ def test_failure_keeps_the_old_output(source: Path, tmp_path: Path, monkeypatch:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "source"]
 
 
-def test_old_output_comes_back_if_the_last_step_fails(
+def test_the_old_output_is_restored_if_the_last_step_fails(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "o"
@@ -86,7 +86,7 @@ def test_old_output_comes_back_if_the_last_step_fails(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "source"]
 
 
-def test_force_does_not_replace_a_folder_that_is_no_dataset(source: Path, tmp_path: Path) -> None:
+def test_force_does_not_replace_a_folder_other_than_a_dataset(source: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not a dataset folder"):
@@ -127,7 +127,7 @@ def test_bad_options(source: Path, tmp_path: Path, options: dict[str, Any], word
     assert not (tmp_path / "o").exists()
 
 
-def test_archive_gives_what_the_folder_gives(source: Path, tmp_path: Path) -> None:
+def test_archive_and_folder_give_the_same_dataset(source: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.add(source, "top")
     run(source, tmp_path / "f")
@@ -137,7 +137,7 @@ def test_archive_gives_what_the_folder_gives(source: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz", "f", "g", "source"]
 
 
-def test_archive_may_not_take_pictures_from_outside(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
+def test_archive_cannot_refer_to_images_outside(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
     write_label(tmp_path / "in", "a", [square], picture=False, imagePath="../secret.png")
     write_label(tmp_path / "in", "b", [square])
     Image.new("L", (40, 30), 7).save(tmp_path / "secret.png")

@@ -1,4 +1,4 @@
-"""Preparing real LabelMe files: a labelling team's archive, clips of vessels, files of many versions."""
+"""Preparation of real LabelMe files: an archive of annotators, vessel clips, files of many versions."""
 
 from __future__ import annotations
 

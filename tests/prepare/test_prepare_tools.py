@@ -27,7 +27,7 @@ def source(tmp_path: Path, write_label: WriteLabel, square: dict[str, Any]) -> P
     return tmp_path / "s"
 
 
-def test_summary_and_status_nought(repository: Path, source: Path, tmp_path: Path) -> None:
+def test_summary_and_exit_status_zero(repository: Path, source: Path, tmp_path: Path) -> None:
     done = run(repository, "prepare_data.py", source, "--out", tmp_path / "o", "--split", "0.5,0.5,0", "--seed", 3)
     assert done.returncode == 0, done.stderr
     assert "6 images, 6 objects from 12 shapes" in done.stdout
@@ -66,7 +66,7 @@ def test_label_map(repository: Path, source: Path, tmp_path: Path) -> None:
         (["s", "--out", "file/below"], "file"),
     ],
 )
-def test_bad_input_is_one_message_and_status_two(
+def test_invalid_input_gives_one_message_and_status_two(
     repository: Path, source: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     (tmp_path / "bad.yaml").write_text("vessel: 3\nyes: x\n", encoding="utf-8")

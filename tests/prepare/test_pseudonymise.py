@@ -1,4 +1,4 @@
-"""No name, id or date of a patient in any byte of what is written, nor in a file's name or on the terminal."""
+"""No output byte, file name or terminal output contains a name, id or date of a patient."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def leaks(*places: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def hospital(tmp_path: Path, write_label: WriteLabel) -> Path:
-    """Files whose headers, names, folders and metadata all tell who the patient is; many are broken on purpose."""
+    """Files whose headers, names, folders and metadata identify the patient; many are deliberately invalid."""
     root = tmp_path / "in" / "Zhang_SanFeng_19480229"
     study = root / "StMary" / "ID4711"
     write_dicom(study / "ID4711_20240131.dcm", frames(4), **HEADER)
@@ -97,7 +97,7 @@ def hospital(tmp_path: Path, write_label: WriteLabel) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_nothing_of_the_patient_is_in_what_is_written(hospital: Path, tmp_path: Path, workers: int) -> None:
+def test_the_output_does_not_identify_the_patient(hospital: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(hospital, hospital / "more" / "Zhang" / "again")
     before = tree(hospital)
     assert {secret for _, secret in leaks(hospital)} == set(SECRETS)
@@ -113,7 +113,7 @@ def test_nothing_of_the_patient_is_in_what_is_written(hospital: Path, tmp_path: 
     assert tree(hospital) == before
 
 
-def test_regular_expressions_work_on_the_names_and_are_not_written(hospital: Path, tmp_path: Path) -> None:
+def test_regular_expressions_match_original_names_and_are_not_written(hospital: Path, tmp_path: Path) -> None:
     options = {"group_regex": r"(Zhang|SanFeng)\d", "test_regex": "SanFeng", "pseudonymise": True}
     report = run(hospital, tmp_path / "out" / "d", **options)
     assert leaks(tmp_path / "out") == []
@@ -123,7 +123,7 @@ def test_regular_expressions_work_on_the_names_and_are_not_written(hospital: Pat
     assert len(test) == 3 and len({groups[name] for name in test}) == 1
 
 
-def test_errors_that_list_findings_are_without_names(hospital: Path, tmp_path: Path) -> None:
+def test_errors_that_list_findings_contain_no_names(hospital: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         run(hospital, tmp_path / "out" / "d", strict=True)
     text = str(caught.value).replace(str(hospital), "")
@@ -150,7 +150,7 @@ def test_every_format_can_be_pseudonymised(tmp_path: Path, name: str) -> None:
         assert np.array_equal(*pixels)
 
 
-def test_the_same_salt_gives_the_same_names_and_another_others(hospital: Path, tmp_path: Path) -> None:
+def test_names_depend_on_the_salt_only(hospital: Path, tmp_path: Path) -> None:
     def names(out: str, salt: str) -> set[str]:
         run(hospital, tmp_path / out, salt=tmp_path / salt)
         return {record.image for record in read_manifest(tmp_path / out)}
@@ -161,7 +161,7 @@ def test_the_same_salt_gives_the_same_names_and_another_others(hospital: Path, t
     assert len((tmp_path / "one").read_text().strip()) == 64
 
 
-def test_the_salt_lies_beside_the_folder_and_is_used_again(hospital: Path, tmp_path: Path) -> None:
+def test_the_salt_is_stored_next_to_the_folder_and_reused(hospital: Path, tmp_path: Path) -> None:
     out = tmp_path / "d"
     run(hospital, out)
     salt = (tmp_path / "d.salt").read_text()
@@ -172,7 +172,7 @@ def test_the_salt_lies_beside_the_folder_and_is_used_again(hospital: Path, tmp_p
     assert not any(salt.strip().encode() in path.read_bytes() for path in out.rglob("*") if path.is_file())
 
 
-def test_key_table_says_who_is_who(hospital: Path, tmp_path: Path) -> None:
+def test_key_table_maps_pseudonyms_to_names(hospital: Path, tmp_path: Path) -> None:
     run(hospital, tmp_path / "d", key_table=tmp_path / "keys" / "key.csv")
     with (tmp_path / "keys" / "key.csv").open(newline="", encoding="utf-8") as opened:
         rows = list(csv.DictReader(opened))
@@ -195,7 +195,7 @@ def test_key_table_says_who_is_who(hospital: Path, tmp_path: Path) -> None:
         ({"salt": "short"}, "3 characters; a salt needs at least 16"),
     ],
 )
-def test_bad_places_and_salts(hospital: Path, tmp_path: Path, options: dict[str, str], words: str) -> None:
+def test_invalid_locations_and_salts(hospital: Path, tmp_path: Path, options: dict[str, str], words: str) -> None:
     (tmp_path / "short").write_text("abc\n")
     before = tree(tmp_path)
     with pytest.raises(UserError, match=words):
@@ -203,7 +203,7 @@ def test_bad_places_and_salts(hospital: Path, tmp_path: Path, options: dict[str,
     assert tree(tmp_path) == before
 
 
-def test_without_need_no_salt_is_made(tmp_path: Path) -> None:
+def test_no_salt_is_created_without_pseudonyms(tmp_path: Path) -> None:
     write_masks(tmp_path / "s")
     run(tmp_path / "s", tmp_path / "d")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s"]
@@ -217,7 +217,7 @@ def test_a_pseudonym_is_keyed_and_stable(tmp_path: Path) -> None:
     assert names.file("ID4711") != names.group("ID4711")
 
 
-def test_the_terminal_names_nobody(repository: Path, hospital: Path, tmp_path: Path) -> None:
+def test_the_terminal_shows_no_names(repository: Path, hospital: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(repository / "tools" / "prepare_data.py"), ".", "--out", str(tmp_path / "out" / "d")]
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=hospital, check=False)

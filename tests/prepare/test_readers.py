@@ -1,4 +1,4 @@
-"""Every label format gives the same masks, and what is wrong with a source is said, never raised."""
+"""Every label format gives the same masks; problems of a source are listed, never raised."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_same_shapes_give_the_same_masks(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_an_archive_gives_what_the_folder_gives(tmp_path: Path, name: str) -> None:
+def test_an_archive_and_a_folder_give_the_same_dataset(tmp_path: Path, name: str) -> None:
     (tmp_path / "s").mkdir()
     WRITERS[name][1](tmp_path / "s")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
@@ -65,7 +65,7 @@ def test_an_archive_gives_what_the_folder_gives(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_damaged_pictures_and_lost_ones_are_findings(tmp_path: Path, name: str) -> None:
+def test_damaged_and_missing_images_are_findings(tmp_path: Path, name: str) -> None:
     (tmp_path / "s").mkdir()
     WRITERS[name][1](tmp_path / "s")
     path = min(path for path in (tmp_path / "s").rglob("p2_b.png") if "masks" not in path.parts)
@@ -93,7 +93,7 @@ def test_damaged_label_files_are_findings_or_one_message(tmp_path: Path, name: s
         assert {label.stem, "empty"} & {Path(file).stem for file in files} or (name, content) == ("YOLO", b"")
 
 
-def test_mixed_formats_are_one_message(tmp_path: Path) -> None:
+def test_mixed_formats_give_one_message(tmp_path: Path) -> None:
     formats.write_labelme(tmp_path / "s")
     formats.write_coco(tmp_path / "s")
     with pytest.raises(UserError, match=r"several formats: labelme \(2, as p1_a.json\), coco \(1, .*--format"):
@@ -130,7 +130,7 @@ COCO_PARTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", COCO_PARTS)
-def test_coco_annotations_that_cannot_be_drawn(tmp_path: Path, name: str) -> None:
+def test_invalid_coco_annotations(tmp_path: Path, name: str) -> None:
     part, code = COCO_PARTS[name]
     coco_with(tmp_path / "s", [part, [[4, 6, 14, 6, 14, 16, 4, 16]]])
     report = run(tmp_path / "s", tmp_path / "o", **ALL)
@@ -163,7 +163,7 @@ def test_coco_parts_of_an_annotation_are_one_object_and_categories_are_labels(tm
     assert report["labels"][0]["label"] == "vessel"
 
 
-def test_coco_names_in_two_folders_go_by_the_nearest(tmp_path: Path) -> None:
+def test_coco_names_in_two_folders_match_the_nearest(tmp_path: Path) -> None:
     for split in ("train", "val"):
         root = tmp_path / "s" / split
         picture(root / "a.png", seed=len(split))
@@ -221,7 +221,7 @@ CVAT_SHAPES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CVAT_SHAPES)
-def test_cvat_shapes_that_cannot_be_drawn(tmp_path: Path, name: str) -> None:
+def test_invalid_cvat_shapes(tmp_path: Path, name: str) -> None:
     kind, fields, code = CVAT_SHAPES[name]
     formats.cvat_file(tmp_path / "s", lambda stem: [(kind, fields)] if DRAWN[stem] else [])
     report = run(tmp_path / "s", tmp_path / "o", **ALL)
@@ -245,11 +245,11 @@ def test_cvat_shapes_have_the_area_of_their_formulas(tmp_path: Path) -> None:
         assert mask.sum() == pytest.approx(area, rel=0.2), name
         if name == "turned box":
             assert np.ptp(np.nonzero(mask)[0]) == 10 and np.ptp(np.nonzero(mask)[1]) == 4
-        if name == "turned ellipse":  # clockwise as seen: the right end goes down
+        if name == "turned ellipse":  # clockwise on the screen: the right end moves down
             assert mask[21, 26] and not mask[9, 26]
 
 
-def test_text_between_cvat_images_is_passed_over(tmp_path: Path) -> None:
+def test_text_between_cvat_images_is_ignored(tmp_path: Path) -> None:
     formats.write_cvat(tmp_path / "s")
     path = tmp_path / "s" / "annotations.xml"
     path.write_bytes(path.read_bytes().replace(b"</image>", b"</image>, note "))
@@ -264,7 +264,7 @@ def test_text_between_cvat_images_is_passed_over(tmp_path: Path) -> None:
         ("<annotations><image", "not readable as XML"),
     ],
 )
-def test_cvat_files_that_are_refused(tmp_path: Path, content: str, words: str) -> None:
+def test_rejected_cvat_files(tmp_path: Path, content: str, words: str) -> None:
     picture(tmp_path / "s" / "a.png")
     (tmp_path / "s" / "annotations.xml").write_text(content)
     with pytest.raises(UserError, match=words):
@@ -288,7 +288,7 @@ def test_labels_of_other_size_are_rescaled_in_every_format(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["LabelMe", "COCO polygons"])
-def test_half_characters_in_names_do_not_stop_the_rest(tmp_path: Path, name: str) -> None:
+def test_lone_surrogates_in_names_are_tolerated(tmp_path: Path, name: str) -> None:
     (tmp_path / "s").mkdir()
     WRITERS[name][1](tmp_path / "s")
     path = min((tmp_path / "s").rglob("*.json"))  # that of the picture with shapes
@@ -299,7 +299,7 @@ def test_half_characters_in_names_do_not_stop_the_rest(tmp_path: Path, name: str
     assert labels == ["\U0001f600 \ufffd \ufffd"]
 
 
-def test_odd_values_in_coco_files(tmp_path: Path) -> None:
+def test_unusual_values_in_coco_files(tmp_path: Path) -> None:
     names = ["", "..", "/etc/passwd", "nul\0.png", "a" * 5000]
     images = [{"id": n, "file_name": name, "width": 1e300, "height": None} for n, name in enumerate(names)]
     coco_with(tmp_path / "s", [], images=[*images, {"id": "x", "file_name": "p1_a.png"}], categories=3)
@@ -307,7 +307,7 @@ def test_odd_values_in_coco_files(tmp_path: Path) -> None:
     assert report["findings_by_code"] == {"no_image": 5}
 
 
-def test_nothing_labelled_says_what_is_expected(tmp_path: Path) -> None:
+def test_a_source_without_labels_reports_what_is_expected(tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     for kind in ("", "coco", "yolo", "cvat", "masks", "dicom"):
         with pytest.raises(UserError, match=r"no labels: found 0 \.json, 1 image"):

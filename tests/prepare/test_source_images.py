@@ -1,4 +1,4 @@
-"""The image of a LabelMe file: where it is looked for, damaged ones, and in which form it is stored."""
+"""The image of a LabelMe file: where it is searched, damaged files, and the stored form."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_absolute_windows_path_is_found_by_its_name(tmp_path: Path) -> None:
     assert level(find_source_image(labels("C:/Users/li/frame.png"), tmp_path / "x.json")) == 10
 
 
-def test_image_path_that_is_the_json_itself_is_passed_over(tmp_path: Path) -> None:
+def test_image_path_that_is_the_json_itself_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     picture(20).save(tmp_path / "x.jpg")
     assert find_source_image(labels("x.json"), tmp_path / "x.json").origin == tmp_path / "x.jpg"
@@ -83,7 +83,7 @@ def test_no_image(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_cut_off_picture_is_refused_or_replaced(tmp_path: Path, kind: str) -> None:
+def test_truncated_image_is_rejected_or_replaced(tmp_path: Path, kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8))
     whole = encoded(noise, kind)
     (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
@@ -96,7 +96,7 @@ def test_cut_off_picture_is_refused_or_replaced(tmp_path: Path, kind: str) -> No
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"", "0 bytes"), (b"hello", "not an image")])
-def test_files_that_are_no_picture(tmp_path: Path, content: bytes, words: str) -> None:
+def test_files_other_than_images(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ImageError, match=words):
         find_source_image(labels("x.png"), tmp_path / "x.json")
@@ -106,13 +106,13 @@ def test_files_that_are_no_picture(tmp_path: Path, content: bytes, words: str) -
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_eight_bit_png_and_jpeg_are_copied_byte_for_byte(tmp_path: Path, kind: str, suffix: str, mode: str) -> None:
     content = encoded(picture(90).convert(mode), kind)
-    (tmp_path / "x.PNG").write_bytes(content)  # the ending may lie
+    (tmp_path / "x.PNG").write_bytes(content)  # the suffix may be wrong
     image = find_source_image(labels("x.PNG"), tmp_path / "x.json")
     assert (image.content, image.suffix, image.notes) == (content, suffix, ())
 
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "WEBP"])
-def test_other_formats_become_png_without_loss(tmp_path: Path, kind: str) -> None:
+def test_other_formats_are_converted_to_png_losslessly(tmp_path: Path, kind: str) -> None:
     values = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     (tmp_path / "x.bmp").write_bytes(
         encoded(Image.fromarray(values), kind, **({"lossless": True} if kind == "WEBP" else {}))
@@ -122,7 +122,7 @@ def test_other_formats_become_png_without_loss(tmp_path: Path, kind: str) -> Non
     assert np.array_equal(np.array(Image.open(io.BytesIO(image.content))), values)
 
 
-def test_sixteen_bits_are_scaled_and_said(tmp_path: Path) -> None:
+def test_16_bit_images_are_scaled_and_listed(tmp_path: Path) -> None:
     values = np.linspace(100, 4095, 48).reshape(6, 8).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
     image = find_source_image(labels("x.png"), tmp_path / "x.json")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.imaging.dicom_files import frames, write_dicom
-from tests.imaging.test_pictures import bar_of, write_video
+from tests.imaging.test_frames import bar_of, write_video
 from tests.service.running import RunningService, assert_error, pixels_of, png
 from tests.tiny import picture
 from vesselseg.imaging.rasterise import rasterise

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.imaging.dicom_files import frames, write_dicom
-from tests.imaging.test_pictures import huge_png
+from tests.imaging.test_frames import huge_png
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
 

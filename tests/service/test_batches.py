@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.imaging.test_pictures import huge_png
+from tests.imaging.test_frames import huge_png
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
 from vesselseg.dataset.prompts import question_for

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.imaging.dicom_files import frames, write_dicom
-from tests.imaging.test_pictures import write_video
+from tests.imaging.test_frames import write_video
 from tests.labelme_files import run
 from tests.service.driven_page import Page
 from tests.service.running import RunningService, assert_error, pixels_of, png

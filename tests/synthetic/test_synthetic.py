@@ -1,4 +1,4 @@
-"""Drawn angiograms: reproducible, real LabelMe files, dark tapered vessels where the labels are."""
+"""Synthetic angiograms: reproducible, valid LabelMe files, dark tapering vessels at the labels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def truth(path: Path) -> np.ndarray:
     return rasterise([shape.points.reshape(-1).tolist() for shape in labels.shapes], *labels.size) > 0
 
 
-def test_same_seed_draws_the_same_files(drawn: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_files(drawn: Path, tmp_path: Path) -> None:
     write_synthetic(tmp_path / "again", COUNT, size=128, seed=7)
     write_synthetic(tmp_path / "other", COUNT, size=128, seed=8)
     for path in drawn.iterdir():
@@ -48,7 +48,7 @@ def test_a_longer_set_begins_with_the_shorter_one(drawn: Path, tmp_path: Path) -
     assert all(path.read_bytes() == (drawn / path.name).read_bytes() for path in tmp_path.iterdir())
 
 
-def test_prepare_takes_them_without_a_finding(drawn: Path, tmp_path: Path) -> None:
+def test_preparation_has_no_findings(drawn: Path, tmp_path: Path) -> None:
     options = PrepareOptions(group_regex=r"(p\d+)_", strict=True, progress=False, workers=1)
     report = prepare_dataset(drawn, tmp_path / "o", options)
     assert report["counts"]["images"] == COUNT
@@ -76,7 +76,7 @@ def test_trees_branch_and_vessels_taper() -> None:
         assert min(tube.width.min() for tube in tubes) >= 2.4
 
 
-def test_frames_of_a_patient_are_alike_but_not_the_same() -> None:
+def test_frames_of_a_patient_are_similar_but_not_identical() -> None:
     first, second, other = (draw_angiogram(128, 0, patient, frame)[1] for patient, frame in ((0, 0), (0, 1), (1, 0)))
     moved = np.abs(first[0].centre - second[0].centre).max()
     assert 0.3 < moved < 128 * 0.1
@@ -84,7 +84,7 @@ def test_frames_of_a_patient_are_alike_but_not_the_same() -> None:
 
 
 def test_catheter_is_drawn_and_not_labelled(drawn: Path) -> None:
-    """From an edge of the picture to the tree there is something dark that no label covers."""
+    """An unlabelled dark structure leads from an edge of the image to the tree."""
     unlabelled = 0
     for path in drawn.glob("*.json"):
         image = np.array(Image.open(path.with_suffix(".png"))).astype(float)
@@ -101,7 +101,7 @@ def test_files_have_the_fields_of_labelme_5(drawn: Path) -> None:
 
 
 def noise_smoothed_and_written() -> None:
-    """Work of the kind that a picture takes, about as long as one, on a CPU of any speed."""
+    """A reference workload similar to drawing one image, to normalise for the speed of the CPU."""
     noise = np.random.default_rng(0).normal(size=(256, 256))
     for _ in range(8):
         noise = np.exp(-np.abs(cv2.GaussianBlur(noise, (0, 0), 3)))
@@ -110,14 +110,14 @@ def noise_smoothed_and_written() -> None:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Of this thread alone: what others do with the CPU does not count."""
+    """CPU time of this thread only, independent of other load."""
     start = time.thread_time()
     work()
     return time.thread_time() - start
 
 
 def test_fast_enough_for_a_demo(tmp_path: Path) -> None:
-    """300 pictures in seconds: one takes 1.3 times as long as the work above; of three rounds the quickest tells."""
+    """300 images in seconds: one takes 1.3 times the reference workload; the fastest of three rounds counts."""
     drawing, other = [], []
     for number in range(3):
         drawing.append(seconds_of(lambda folder=tmp_path / str(number): write_synthetic(folder, 5, size=256)))
@@ -126,6 +126,6 @@ def test_fast_enough_for_a_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"count": 0}, {"count": 1, "size": 8}, {"count": 1, "frames": 0}])
-def test_impossible_sets(tmp_path: Path, arguments: dict[str, int]) -> None:
+def test_invalid_sets(tmp_path: Path, arguments: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least"):
         write_synthetic(tmp_path, **arguments)

@@ -1,4 +1,4 @@
-"""A drawn cine run: reproducible, its truth where the vessels are dark, filling and emptying from the catheter on."""
+"""A synthetic cine run: reproducible, masks at dark vessels, filling and emptying from the catheter on."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_same_seed_same_run(cine: Cine) -> None:
     assert not np.array_equal(other.masks, cine.masks)
 
 
-def test_agent_comes_fills_the_tree_and_goes(cine: Cine) -> None:
+def test_agent_fills_the_tree_and_leaves_it(cine: Cine) -> None:
     share = cine.masks.mean(axis=(1, 2))
     assert share[0] == 0
-    assert share[5] < share[8] < share[14]  # the front runs along the tree
+    assert share[5] < share[8] < share[14]  # the front moves along the tree
     assert 0.01 < share[FRAMES // 2] < 0.12
     assert share[-1] < 0.1 * share[FRAMES // 2]
 
@@ -73,7 +73,7 @@ def test_the_tree_moves_and_the_noise_is_new_in_every_frame(cine: Cine) -> None:
 
 
 @pytest.mark.parametrize(("frames", "size"), [(0, 128), (3, 32)])
-def test_runs_that_cannot_be_drawn(frames: int, size: int) -> None:
+def test_invalid_runs(frames: int, size: int) -> None:
     with pytest.raises(UserError, match="at least 1 frame and a size of at least 64"):
         draw_cine(frames, size)
 

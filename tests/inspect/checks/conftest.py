@@ -1,4 +1,4 @@
-"""A dataset folder of drawn angiograms in which nothing is wrong, and a hand that changes it."""
+"""A dataset folder of synthetic angiograms without findings, and helpers that modify it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Folder:
 
 
 def brighter(pixels: np.ndarray) -> np.ndarray:
-    """The same picture as another export would have it."""
+    """The same image as from another export."""
     return np.clip(pixels * 1.15 + 8, 0, 255).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Every kind of problem is found where it was put, nothing else is, and clean data give nothing to look at."""
+"""Every kind of problem is found where it was planted, and nothing else; clean data have no findings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLANTS: dict[str, tuple[Plant, set[str]]] = {}
 
 
 def plants(code: str, *also: str) -> Callable[[Plant], Plant]:
-    """Puts a problem into clean data and returns the images that it is about; also: what it must bring with it."""
+    """Register a function that plants a problem and returns the affected images. also: further codes it causes."""
 
     def keep(plant: Plant) -> Plant:
         PLANTS[code] = plant, set(also)
@@ -208,16 +208,16 @@ def left_behind(folder: Folder) -> set[str]:
     return set()
 
 
-def test_clean_data_give_nothing_to_look_at(folder: Folder) -> None:
+def test_clean_data_have_no_findings(folder: Folder) -> None:
     assert set(folder.codes()) == {ALWAYS}
 
 
-def test_every_kind_is_planted() -> None:
+def test_every_kind_of_finding_is_tested() -> None:
     assert set(PLANTS) | {ALWAYS} == set(KINDS)
 
 
 @pytest.mark.parametrize("code", PLANTS)
-def test_what_is_planted_is_found_and_nothing_else(folder: Folder, code: str) -> None:
+def test_a_planted_problem_is_the_only_finding(folder: Folder, code: str) -> None:
     plant, also = PLANTS[code]
     images = plant(folder)
     found = folder.codes()
@@ -225,7 +225,7 @@ def test_what_is_planted_is_found_and_nothing_else(folder: Folder, code: str) ->
     assert found[code] == images
 
 
-def test_observers_that_agree_are_no_finding(folder: Folder) -> None:
+def test_observers_that_agree_give_no_finding(folder: Folder) -> None:
     masks = {name: record_masks(record, SIDE, SIDE)[0] for name, record in folder.records.items()}
     shifted = {name: ((encode(np.roll(mask, 1, axis=1)),),) for name, mask in masks.items()}
     folder.change_all({name: {"observers": {"2": regions}} for name, regions in shifted.items()})

@@ -1,4 +1,4 @@
-"""--fix: a new folder in which what was planted is gone; the old one stays as it is."""
+"""--fix: planted problems are gone in the new folder; the old one is unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vesselseg.inspect.checks.finding_kinds import KINDS
 from vesselseg.prepare.folds import make_folds
 from vesselseg.prepare.report import write_splits
 
-REMAINS = {  # what no rule can decide
+REMAINS = {  # findings that need a decision
     "duplicate_masks_differ", "low_agreement", "little_vessel", "much_vessel", "specks", "blank_image", "new_format",
     "odd_format", "unusual_group", "split_drift", "empty_image", "not_in_a_split", ALWAYS,
 }  # fmt: skip
@@ -34,7 +34,7 @@ def fix(folder: Folder, *more: object) -> tuple[int, Folder]:
 
 
 @pytest.mark.parametrize("code", [code for code in PLANTS if code not in REMAINS])
-def test_what_rules_can_decide_is_gone(folder: Folder, code: str) -> None:
+def test_findings_with_a_clear_solution_are_fixed(folder: Folder, code: str) -> None:
     PLANTS[code][0](folder)
     before = digest(folder.path)
     status, new = fix(folder)
@@ -44,7 +44,7 @@ def test_what_rules_can_decide_is_gone(folder: Folder, code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["duplicate_masks_differ", "specks", "empty_image", "not_in_a_split"])
-def test_what_they_cannot_decide_is_told_again(folder: Folder, code: str) -> None:
+def test_findings_that_need_a_decision_remain(folder: Folder, code: str) -> None:
     PLANTS[code][0](folder)
     _, new = fix(folder)
     assert code in new.codes()
@@ -82,7 +82,7 @@ def test_everything_at_once(folder: Folder, capsys: pytest.CaptureFixture[str]) 
         assert (new.path / "images" / name).read_bytes() == (folder.path / "images" / name).read_bytes()
 
 
-def test_a_split_that_moving_would_empty_is_drawn_anew(folder: Folder) -> None:
+def test_a_split_that_moving_would_empty_is_redrawn(folder: Folder) -> None:
     names = [name for name in folder.records if name.endswith("f0.png")]
     write_splits(folder.path, {"train": sorted(set(folder.records) - {names[0]}), "val": [], "test": [names[0]]})
     status, new = fix(folder)
@@ -91,7 +91,7 @@ def test_a_split_that_moving_would_empty_is_drawn_anew(folder: Folder) -> None:
     assert set(new.codes()) == {ALWAYS}
 
 
-def test_stored_folds_are_not_taken_over(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stored_folds_are_omitted(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     make_folds(folder.path, 4)
     _, new = fix(folder)
     assert not (new.path / "folds").exists() and "4 stored folds" in capsys.readouterr().out
@@ -103,14 +103,14 @@ def test_a_fold_can_be_checked(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("where", [".", "inside", "..", "images/../inside"])
-def test_the_old_folder_is_never_written_to(folder: Folder, where: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_old_folder_is_never_modified(folder: Folder, where: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = digest(folder.path)
     status = call_tool("check_data.py", folder.path, "--fix", folder.path / where, "--force", "--quiet")
     assert status == 2 and capsys.readouterr().err.startswith("error: ")
     assert digest(folder.path) == before
 
 
-def test_page_and_json_say_what_where_why(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_and_json_contain_finding_location_and_reason(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     folder.list("p00_f0.png", "test")
     assert call_tool("check_data.py", folder.path, "--quiet") == 1
     content = json.loads((folder.path / "check.json").read_text())
@@ -128,7 +128,7 @@ def test_page_and_json_say_what_where_why(folder: Folder, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("damage", ["annotations.json", "splits.json"])
-def test_bad_input_ends_with_two(folder: Folder, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_input_has_exit_status_two(folder: Folder, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     (folder.path / damage).write_text("{")
     assert call_tool("check_data.py", folder.path, "--quiet") == 2
     assert damage in capsys.readouterr().err
@@ -143,7 +143,7 @@ def test_an_empty_folder_of_records_is_checked(folder: Folder) -> None:
     assert call_tool("check_data.py", folder.path, "--fix", folder.path.parent / "n", "--quiet") == 2
 
 
-def test_pictures_with_names_in_any_script(folder: Folder) -> None:
+def test_image_names_in_any_script(folder: Folder) -> None:
     folder.add("血管 ü<b>.png", np.roll(folder.image("p00_f0.png"), 3, axis=1), "test", like="p00_f0.png")
     assert call_tool("check_data.py", folder.path, "--quiet") == 1
     page = (folder.path / "check.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Hashes and correlation, outliers, spellings, agreement: each by itself."""
+"""Unit tests of hashes and correlation, outliers, phrase variants and agreement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def turn(pixels: np.ndarray, how: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("how", TRANSFORMS)
-def test_turned_copies_are_told_apart(folder: Folder, how: str) -> None:
+def test_the_transform_of_a_copy_is_identified(folder: Folder, how: str) -> None:
     folder.add("z.png", turn(brighter(folder.image("p00_f0.png")), how), "train", like="p00_f0.png")
     facts = [measure_image(folder.records[name], folder.path) for name in ("p00_f0.png", "p03_f0.png", "z.png")]
     pairs = similar_pairs(np.stack([one.hashes for one in facts]), np.stack([one.texture for one in facts]))
@@ -35,7 +35,7 @@ def test_turned_copies_are_told_apart(folder: Folder, how: str) -> None:
     assert pairs[0].correlation > 0.9
 
 
-def test_padding_and_brightness_make_no_difference_but_another_picture_does(folder: Folder) -> None:
+def test_texture_ignores_padding_and_brightness_but_not_content(folder: Folder) -> None:
     grey = folder.image("p00_f0.png")
     padded = np.pad(grey, 40)
     folder.add("padded.png", padded, "train", like="p00_f0.png")
@@ -45,13 +45,13 @@ def test_padding_and_brightness_make_no_difference_but_another_picture_does(fold
     assert one @ same > 0.95 and abs(same @ other) < 0.4
 
 
-def test_a_picture_without_structure_is_like_nothing() -> None:
+def test_an_image_without_structure_resembles_no_other() -> None:
     blank = texture(Image.new("L", (64, 64), 90))
     assert not blank.any()
     assert similar_pairs(np.ones((2, 4, 64), bool), np.stack([blank, blank])) == []
 
 
-def test_pairs_over_many_rows_are_those_of_every_pair_by_itself() -> None:
+def test_blockwise_pairs_equal_a_brute_force_search() -> None:
     draw = np.random.default_rng(0)
     base = draw.normal(size=(40, 32, 32))
     textures = base[draw.integers(0, 40, 700)] + 0.4 * draw.normal(size=(700, 32, 32))
@@ -67,13 +67,13 @@ def test_pairs_over_many_rows_are_those_of_every_pair_by_itself() -> None:
     assert found == expected and len(found) > 20
 
 
-def test_clusters_and_equal_pictures() -> None:
+def test_clusters_and_identical_images() -> None:
     assert sorted(map(sorted, clusters(7, [(0, 3), (3, 5), (1, 2)]))) == [[0, 3, 5], [1, 2]]
     assert clusters(3, []) == []
     assert identical_images(["a", "", "b", "a", ""]) == [[0, 3]]
 
 
-def test_robust_scores() -> None:
+def test_robust_z_scores() -> None:
     values = [10.0, 11.0, 9.0, 10.5, 9.5, 10.2, 9.8, 40.0]
     scores = robust_z_scores(values, 0.1)
     # by hand: the median is 10.1; distances .1 .9 1.1 .4 .6 .1 .3 29.9, their median .5
@@ -95,9 +95,7 @@ def test_robust_scores() -> None:
         ({"artery": 9, "artey": 2}, "label_typo", ("artery", "artey"), False),
     ],
 )
-def test_names_that_are_meant_to_be_the_same(
-    counts: dict[str, int], code: str, phrases: tuple[str, ...], sure: bool
-) -> None:
+def test_phrase_variants(counts: dict[str, int], code: str, phrases: tuple[str, ...], sure: bool) -> None:
     found = find_variants(counts)
     assert [(one.code, one.phrases, one.is_certain) for one in found] == [(code, phrases, sure)]
 
@@ -115,11 +113,11 @@ def test_names_that_are_meant_to_be_the_same(
         ("focus", "foci"),
     ],
 )
-def test_names_that_are_not(one: str, other: str) -> None:
+def test_different_phrases(one: str, other: str) -> None:
     assert find_variants({one: 100, other: 1}) == []
 
 
-def test_a_misspelt_variant_ends_at_the_commonest_name() -> None:
+def test_a_misspelt_variant_is_replaced_by_the_most_frequent_phrase() -> None:
     same = find_variants({"vessel": 50, "Vessel": 8, "vesel": 2, "Vesel": 1})
     assert replacements(same) == {"Vessel": "vessel", "vesel": "vessel", "Vesel": "vessel"}
 
@@ -137,7 +135,7 @@ def region(x: float) -> list[float]:
         (("catheter", "wire"), ("catheter", "wire"), ((region(0),), (region(5),))),
     ],
 )
-def test_objects_with_a_new_name(phrases: Any, kept: Any, regions: Any) -> None:
+def test_objects_with_replaced_phrases(phrases: Any, kept: Any, regions: Any) -> None:
     record = Record("a.png", ((region(0),), (region(5),)), phrases, observers={"2": ((region(1),), (region(6),))})
     new = rename_phrases(record, {"Vessel": "vessel"})
     assert (new.phrases, new.regions) == (kept, regions)
@@ -145,7 +143,7 @@ def test_objects_with_a_new_name(phrases: Any, kept: Any, regions: Any) -> None:
     assert new.observers["2"] == shifted
 
 
-def test_agreement_is_that_of_scikit_learn() -> None:
+def test_agreement_equals_scikit_learn() -> None:
     draw = np.random.default_rng(1)
     one, other = (draw.random((2, 60, 50)) < 0.1).astype(np.uint8)
     other[:30] = one[:30]
@@ -157,7 +155,7 @@ def test_agreement_is_that_of_scikit_learn() -> None:
     assert agreement_of(empty, 1 - empty) == (0.0, 0.0)
 
 
-def test_processes_measure_the_same(folder: Folder) -> None:
+def test_processes_give_the_same_measurements(folder: Folder) -> None:
     for number in range(20):
         folder.add(f"x{number}.png", folder.image("p00_f0.png"), "train", like="p00_f0.png")
     one, two = (measure_dataset(folder.path, workers) for workers in (1, 2))
