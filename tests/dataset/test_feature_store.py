@@ -126,7 +126,9 @@ def test_a_failed_write_leaves_no_file(store: FeatureStore) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
     try:
-        with pytest.raises(UserError, match=r"the features of one\.png cannot be written .*What is written is kept"):
+        with pytest.raises(
+            UserError, match=r"the features of one\.png cannot be written .*Features written so far are kept"
+        ):
             store.write("one", encoded_views(0), torch.ones((1, 4, 4), dtype=torch.uint8), "one.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

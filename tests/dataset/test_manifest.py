@@ -70,7 +70,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "flat polygon as object": ({"image": "a.png", "mask": [TRIANGLE], "text": ["v"]}, "flat list of finite numbers"),
     "spacing": ({"image": "a.png", "mask": [], "text": [], "spacing": [0.2]}, '"spacing" must be'),
     "no spacing": ({"image": "a.png", "mask": [], "text": [], "spacing": [0.2, 0]}, '"spacing" must be'),
-    "observers": ({"image": "a.png", "mask": [], "text": [], "observers": [[]]}, '"observers" must hold'),
+    "observers": ({"image": "a.png", "mask": [], "text": [], "observers": [[]]}, '"observers" must contain'),
     "observer's objects": (
         {"image": "a.png", "mask": [], "text": [], "observers": {"2": [[TRIANGLE]]}},
         "a.png, observer 2: 0 phrases for 1 objects",

@@ -29,6 +29,7 @@ from vesselseg.inspect.browse.model_views import ModelViews
 from vesselseg.inspect.browse.renderer import SizedCache
 from vesselseg.inspect.browse.server import BrowseServer
 from vesselseg.training.training_data import training_dataset
+from vesselseg.web_pages import SECURITY_HEADERS
 
 AUGMENT = {"quarter_turns": True, "noise": 0.02}
 
@@ -94,9 +95,7 @@ def test_the_list_contains_split_fraction_and_findings(server: BrowseServer) -> 
     assert [name for name, image in images.items() if image["problem"]] == [MISSING, OUTSIDE]
 
 
-def test_findings_of_preparation_are_assigned_to_images(
-    tmp_path: Path, source: Path, write_label: Any, square: Any
-) -> None:
+def test_preparation_findings_reach_their_image(tmp_path: Path, source: Path, write_label: Any, square: Any) -> None:
     write_label(source / "deeper", "p9_f9", [square, polygon([[1, 1], [2, 2]])])
     run(source, tmp_path / "data")
     catalogue = Catalogue(tmp_path / "data")
@@ -298,6 +297,7 @@ def test_only_local_hosts_are_served(server: BrowseServer) -> None:
     with urlopen(server.url) as answer:
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert answer.headers["Cache-Control"] == "no-store"
+        assert {name: answer.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 def test_markup_in_a_name_is_escaped(server: BrowseServer, tmp_path: Path) -> None:

@@ -72,9 +72,7 @@ def test_another_size_is_rescaled_per_axis_and_listed(tmp_path: Path, write_labe
     assert report["counts"]["rescaled"] == 2
 
 
-def test_invalid_shapes_are_listed_and_the_others_prepared(
-    tmp_path: Path, write_label: WriteLabel, square: Shape
-) -> None:
+def test_invalid_shapes_are_listed_and_others_kept(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
     shapes = [
         polygon([[1, 1]]),
         square,
@@ -102,9 +100,7 @@ def test_invalid_shapes_are_listed_and_the_others_prepared(
     assert "no_width" not in run(tmp_path / "s", tmp_path / "p", line_width=3.0)["findings_by_code"]
 
 
-def test_damaged_files_are_listed_and_the_others_prepared(
-    tmp_path: Path, write_label: WriteLabel, square: Shape
-) -> None:
+def test_damaged_files_are_listed_and_others_kept(tmp_path: Path, write_label: WriteLabel, square: Shape) -> None:
     write_label(tmp_path / "s", "good", [square])
     write_label(tmp_path / "s", "nopicture", [square], picture=False)
     write_label(tmp_path / "s", "empty", [square])

@@ -24,6 +24,7 @@ from vesselseg.service.metrics import Metrics
 from vesselseg.service.rate import RateLimit
 from vesselseg.service.run import listen, model_names
 from vesselseg.service.settings import ServiceSettings
+from vesselseg.web_pages import SECURITY_HEADERS
 
 GOOD = png(picture(0, 60, 50))
 TOKEN = "a-token-of-24-characters"
@@ -217,7 +218,7 @@ def test_every_answer_carries_the_headers(service: RunningService) -> None:
         service.predict(b""),
         service.get("/", headers={"Host": "x"}),
     ):
-        for name, value in guard.HEADERS.items():
+        for name, value in SECURITY_HEADERS.items():
             assert answer.headers[name] == value
         assert "server" not in answer.headers and answer.headers["x-request-id"]
 
