@@ -76,11 +76,14 @@ def run_imports(imports: dict[str, Import]) -> dict[str, Outcome]:
 
 def serve(text: str) -> None:
     """In the new interpreter: all stages, and on the last line of stdout how each import ended."""
-    outcomes = {}
+    left, outcomes = json.loads(text), {}
     for stage, before in STAGES.items():
-        own = {name: one for name, one in json.loads(text).items() if one[0] == stage}
+        if not left:
+            break
         exec(before, {})
-        outcomes |= {name: forked(code, arguments) for name, (_, code, arguments) in own.items()}
+        for name in [name for name, one in left.items() if one[0] == stage]:
+            _, code, arguments = left.pop(name)
+            outcomes[name] = forked(code, arguments)
     print("\n" + json.dumps(outcomes), flush=True)
 
 

@@ -176,17 +176,12 @@ SCORING = rooms(
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    folder = tmp_path_factory.mktemp("imports")
-    (folder / "loud.py").write_text("print('hello')")
-    (folder / "writing.py").write_text(f"open({str(folder / 'x')!r}, 'w').close()")
+def outcomes() -> dict[str, Outcome]:
     without, modules = "without training packages", package_modules()
     predicting = tuple(name for name in modules if starts_with(name, PREDICTING))
-    noticed = f"import sys; sys.path.insert(0, {str(folder)!r})\n{WATCHED_IMPORT}"
     scoring = f"{WITHOUT_TRAINING}{NOTHING_LATE}raise SystemExit('torch' in sys.modules)"
     imports = {
         "everything": Import("everything", WATCHED_IMPORT, tuple(modules)),
-        "loud and writing": Import("nothing", noticed, ("loud", "writing")),
         "predicting": Import(without, WITHOUT_TRAINING + NOTHING_LATE, predicting),
         "transformers' Trainer": Import(without, WITHOUT_TRAINING, ("examples.hf_trainer",)),
         "scoring": Import("nothing", scoring, SCORING),
@@ -201,8 +196,11 @@ def test_importing_defines_and_does_nothing_else(outcomes: dict[str, Outcome]) -
 
 
 @pytest.mark.process
-def test_importing_that_prints_or_writes_is_noticed(outcomes: dict[str, Outcome]) -> None:
-    outcome = outcomes["loud and writing"]
+def test_importing_that_prints_or_writes_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text("print('hello')")
+    (tmp_path / "writing.py").write_text(f"open({str(tmp_path / 'x')!r}, 'w').close()")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{WATCHED_IMPORT}"
+    (outcome,) = run_imports({"both": Import("nothing", code, ("loud", "writing"))}).values()
     assert outcome.status == 1
     assert "loud printed" in outcome.stderr and "writing wrote" in outcome.stderr
 
