@@ -50,7 +50,7 @@ RULES = {
     "vesselseg.web_pages": Rule((), NO_TORCH),
     "vesselseg.reports.html": Rule((), NO_TORCH),
     "vesselseg.registry": Rule((), ("torch",)),
-    "vesselseg.config": Rule(LEAVES, ("torch", "xtuner", "deepspeed")),
+    "vesselseg.config": Rule((*LEAVES, *rooms("registry")), ("torch", "xtuner", "deepspeed")),
     "vesselseg.imaging": Rule(LEAVES, NO_TORCH),
     "vesselseg.dataset.batch": Rule((), TRAINING_ONLY),
     "vesselseg.dataset.prompts": Rule((), NO_TORCH),
@@ -93,6 +93,7 @@ RULES = {
     "vesselseg.cli": Rule(("vesselseg",)),
     "tools": Rule(("vesselseg",)),
     "examples": Rule(("vesselseg",), TRAINING_ONLY),
+    "examples.custom_loss_config": Rule(("configs",)),
     "configs": Rule(("vesselseg", "configs")),  # configs read their bases
     "benchmarks": Rule(("vesselseg", "benchmarks")),
 }

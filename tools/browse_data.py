@@ -77,7 +77,7 @@ def open_views(config: Path, data: Path) -> ModelViews:
         try:
             from vesselseg.config.load import expand, load_config
             from vesselseg.inspect.browse.model_views import ModelViews
-            from vesselseg.training.launch import build
+            from vesselseg.registry import build
         except ModuleNotFoundError as error:
             raise UserError(f"{config}: reading a config needs the training packages ({error})") from None
 

@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_and_hangs_on_two_nodes_ends_as_if_nothing_had_been
     assert (
         "4 process(es) x micro-batch 1 x accumulation 1 now, 2 process(es) x micro-batch 1 x accumulation 2" in said[0]
     )
-    assert "going on at image 24 of 36, 3 iterations and 3 optimizer steps are left" in said[0]
+    assert "continuing at image 24 of 36, 3 iterations and 3 optimizer steps are left" in said[0]
     images += seen(training, broken, 2)
 
     # One process to the end, with ZeRO-3 and everything on the CPU.

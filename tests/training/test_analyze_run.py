@@ -156,7 +156,7 @@ def test_a_resumed_run_with_skips_and_an_unfinished_line(tmp_path: Path) -> None
     processes = [{"rank": 0, "images": ["a/1.png"], "losses": {}}, {"rank": 1, "images": ["b/2.png"], "losses": {}}]
     write_run(tmp_path, [row(20), row(40), row(60)])
     log = RunLog(tmp_path / "log.jsonl", active=True)
-    log.go_on_after(20)
+    log.cut_after(20)
     log.write("event", event="resumed", iter=20, folder="iter_20.resume")
     for one in ({**lost, "processes": processes}, {"kind": "event", "event": "step_left_out", "iter": 35}, row(40)):
         log.write(**one)

@@ -20,7 +20,7 @@ from vesselseg.training import flat_parameters
 from vesselseg.training.flat_parameters import FlatParameters, worth_laying
 from vesselseg.training.optimizer_state import read_optimizer_state, write_optimizer_state
 from vesselseg.training.plan import TrainPlan
-from vesselseg.training.train_step import MicroSteps
+from vesselseg.training.train_step import TrainStep
 
 LR = 0.01
 
@@ -37,7 +37,7 @@ class Model(nn.Module):
 
 
 class Rows:
-    """What MicroSteps needs of a batch."""
+    """What TrainStep needs of a batch."""
 
     image_ids = ("a.png",)
 
@@ -83,7 +83,7 @@ def engine_of(model: nn.Module, flat: bool) -> Any:
 def trained(model: nn.Module, flat: bool, groups: int = 3, accumulation: int = 2) -> tuple[Any, list[float]]:
     engine = engine_of(model, flat)
     plan = TrainPlan(groups * accumulation, 1, Schedule(epochs=1, lr=LR, accumulation=accumulation, warmup_ratio=0.0))
-    steps = MicroSteps(engine, plan)
+    steps = TrainStep(engine, plan)
     results = [steps.run(Rows(number)) for number in range(groups * accumulation)]  # type: ignore[arg-type]
     return engine, [result.gradient_norm for result in results if result.stepped]
 

@@ -23,7 +23,7 @@ from vesselseg.config.load import load_config
 from vesselseg.machine import GIB
 from vesselseg.models.build import build_model
 from vesselseg.training import memory_limit
-from vesselseg.training.memory_plan.check import AvailableMemory, MemoryPlanError, check_memory, lacks, room_of
+from vesselseg.training.memory_plan.check import AvailableMemory, MemoryPlanError, available_memory, check_memory, lacks
 from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import shapes_of
 from vesselseg.training.memory_plan.zero import GRADIENTS, MASTERS, MOMENTS, TRAINABLE, zero_bytes
@@ -116,7 +116,7 @@ def test_too_little_main_memory_for_offload_is_told(folder_8b: Path) -> None:
 def test_a_run_on_the_cpu_is_checked_for_main_memory_only(base: Path, data: Path) -> None:
     options = {"model.sa2va.base": str(base), "data_root": str(data)}
     config = load_config(REPOSITORY / "configs" / "tiny_cpu.py", options)
-    room = room_of(torch.device("cpu"), 2)
+    room = available_memory(torch.device("cpu"), 2)
     assert room.usable is None and room.host is not None and room.host > 0
     check_memory(config, 2, room, force=False)
     with pytest.raises(MemoryPlanError, match="more of main memory"):
@@ -128,7 +128,7 @@ SMALL_CARD = """
 import runpy, sys
 from vesselseg.training import launch
 from vesselseg.training.memory_plan.check import AvailableMemory
-launch.room_of = lambda *_: AvailableMemory(2**20, "a small card", 2**20)
+launch.available_memory = lambda *_: AvailableMemory(2**20, "a small card", 2**20)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

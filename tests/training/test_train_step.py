@@ -13,7 +13,7 @@ from torch import Tensor
 from vesselseg.config.settings import Schedule
 from vesselseg.dataset.batch import Batch
 from vesselseg.training.plan import TrainPlan
-from vesselseg.training.train_step import MicroSteps, TrainingDivergedError
+from vesselseg.training.train_step import TrainingDivergedError, TrainStep
 
 
 class Recorder:
@@ -62,10 +62,10 @@ def batch() -> Batch:
     return Batch(("a.png",), empty, (1,), empty, (empty[0].long(),), (empty[0].long(),), (), (0,))
 
 
-def steps(losses: list[float], accumulation: int) -> tuple[MicroSteps, Recorder]:
+def steps(losses: list[float], accumulation: int) -> tuple[TrainStep, Recorder]:
     engine = Recorder(losses)
     plan = TrainPlan(len(losses), 1, Schedule(epochs=1, lr=1.0, accumulation=accumulation, warmup_ratio=0.0))
-    return MicroSteps(engine, plan), engine
+    return TrainStep(engine, plan), engine
 
 
 def test_every_group_averages_what_it_holds_also_the_last_one() -> None:

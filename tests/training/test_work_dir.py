@@ -42,7 +42,7 @@ def test_auto_takes_the_newest_complete_checkpoint(tmp_path: Path) -> None:
 def test_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").touch()
     assert resume_folder(tmp_path, "auto") is None
-    assert claim(tmp_path, resuming=False, anew_by_auto=True, force=False) is None
+    assert claim(tmp_path, resuming=False, auto=True, force=False) is None
 
 
 def test_a_checkpoint_can_be_named_in_three_ways(tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path, name: str) -> None:
 def test_an_earlier_run_is_never_overwritten(tmp_path: Path) -> None:
     checkpoint(tmp_path, 5)
     (tmp_path / "log.jsonl").write_text("old")
-    for anew_by_auto in (False, True):
-        with pytest.raises(UserError, match=r"holds an earlier run \(iter_5\.pth, iter_5\.resume, log\.jsonl\)"):
-            claim(tmp_path, resuming=False, anew_by_auto=anew_by_auto, force=False)
-    assert claim(tmp_path, resuming=True, anew_by_auto=False, force=False) is None
-    assert claim(tmp_path, resuming=False, anew_by_auto=False, force=True) == tmp_path / "previous_1"
+    for auto in (False, True):
+        with pytest.raises(UserError, match=r"contains an earlier run \(iter_5\.pth, iter_5\.resume, log\.jsonl\)"):
+            claim(tmp_path, resuming=False, auto=auto, force=False)
+    assert claim(tmp_path, resuming=True, auto=False, force=False) is None
+    assert claim(tmp_path, resuming=False, auto=False, force=True) == tmp_path / "previous_1"
     assert (tmp_path / "previous_1" / "log.jsonl").read_text() == "old"
     assert find_checkpoints(tmp_path) == {} and list(find_checkpoints(tmp_path / "previous_1")) == [5]
 
@@ -89,23 +89,26 @@ def test_other_data_or_another_order_is_refused_with_all_differences(tmp_path: P
     with pytest.raises(UserError) as caught:
         read_run_state(folder, RunIdentity(10, 1, "other"))
     message = str(caught.value)
-    assert "seed: 0 there, 1 now" in message and "data_fingerprint: abc there, other now" in message
+    assert (
+        "seed: 0 in the checkpoint, 1 now" in message
+        and "data_fingerprint: abc in the checkpoint, other now" in message
+    )
     assert "images:" not in message
     assert f"load_from={tmp_path / 'iter_6.pth'}" in message
 
 
-def test_a_checkpoint_that_this_node_does_not_see_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must lie on a file system that all of them share"):
+def test_a_checkpoint_that_this_node_does_not_see_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be on a file system that all of them share"):
         read_run_state(tmp_path / "iter_6.resume", IDENTITY)
 
 
 def test_a_run_goes_on_at_the_same_image_with_other_sizes() -> None:
     state = RunState(Progress(iteration=6, optimizer_steps=3), sizes=Sizes(2, 1, 2))
-    assert not state.go_on_with(Sizes(2, 1, 2)) and state.behind == ResumeOffset()
-    assert state.go_on_with(Sizes(4, 2, 1)) and state.behind == ResumeOffset(6, 12, 3)
+    assert not state.change_sizes(Sizes(2, 1, 2)) and state.offset == ResumeOffset()
+    assert state.change_sizes(Sizes(4, 2, 1)) and state.offset == ResumeOffset(6, 12, 3)
     state.progress.iteration = 8
     assert state.images_seen == 12 + 2 * 8
-    assert state.go_on_with(Sizes(1, 1, 1)) and state.behind == ResumeOffset(8, 28, 3)
+    assert state.change_sizes(Sizes(1, 1, 1)) and state.offset == ResumeOffset(8, 28, 3)
 
 
 def test_rows_of_a_log_that_come_again_are_set_aside(tmp_path: Path) -> None:
@@ -116,10 +119,10 @@ def test_rows_of_a_log_that_come_again_are_set_aside(tmp_path: Path) -> None:
     with log.path.open("a") as file:
         file.write('{"kind": "tra')
     before = log.path.read_text()
-    log.go_on_after(2)
+    log.cut_after(2)
     kept = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [row.get("iter") for row in kept] == [1, 2, None]
     aside = (tmp_path / RunLog.CUT_OFF).read_text()
     assert sorted((log.path.read_text() + aside).splitlines()) == sorted(before.splitlines())
-    log.go_on_after(2)
+    log.cut_after(2)
     assert (tmp_path / RunLog.CUT_OFF).read_text() == aside

@@ -1,24 +1,24 @@
-"""Check every ``dict(type=X, ...)`` of a config against the signature of X, without building anything.
+"""Check every ``dict(type=X, ...)`` of a config against the signature of X, and complete it with X's defaults.
 
-A class may name in ``config_targets`` what becomes of its dict arguments, by relative path: a class, a function, their
-dotted name, or a frozenset of names (``{"loss": "package.module.Loss", "sa2va.lora": Lora}``). Their keys are then
-checked as well. Arguments annotated with a dataclass or a pydantic model are followed by themselves.
+Nothing is built. A class may list in ``config_targets`` which class or function its dict arguments are passed to, by
+relative path, as an object or a dotted name (``{"loss": "package.module.Loss", "sa2va.lora": Lora}``). Their keys are
+then checked as well. Arguments annotated with a dataclass or a pydantic model need no entry there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vesselseg.config.settings import SECTIONS, read_section, section_fields
+from vesselseg.registry import resolve
 from vesselseg.suggest import SIMILARITY, did_you_mean
 
-Names = dict[str, Any]  # argument name -> what its dict becomes, or None
+Names = dict[str, Any]  # argument name -> class or function that its dict is passed to, or None
 
 
 def check_types(values: Any, where: str = "") -> list[str]:
@@ -38,7 +38,7 @@ def check_types(values: Any, where: str = "") -> list[str]:
 
 
 def check_sections(values: Mapping[str, Any]) -> list[str]:
-    """Unknown names and values without sense in the plain sections, one sentence each."""
+    """Unknown names and invalid values in the plain sections, one sentence each."""
     problems = []
     for section in SECTIONS:
         given = values.get(section)
@@ -53,6 +53,34 @@ def check_sections(values: Mapping[str, Any]) -> list[str]:
         if not unknown:
             problems += [f"{section}.{problem}" for problem in read_section(values, section).problems()]
     return problems
+
+
+def complete(values: Mapping[str, Any], without: Iterable[str] = ()) -> None:
+    """Add the defaults of our own and the user's signatures to every dict that is passed to one, in place.
+
+    A written config then shows all values that a run used, also after a default has changed. without: dotted paths that
+    are not settings of a config. Third-party settings, which pydantic or mmengine define, are left as they are.
+    """
+    excluded = set(without)
+    for path, node, target in list(_typed(values, "")):
+        for name, default in own_defaults(target).items():
+            if f"{path}.{name}" not in excluded and isinstance(node, dict):
+                node.setdefault(name, default)
+
+
+def own_defaults(target: Any) -> dict[str, Any]:
+    """Arguments of a class or function, inherited ones excluded, whose default is a plain value."""
+    target = resolve(target)
+    if isinstance(target, Exception) or hasattr(target, "model_fields"):
+        return {}
+    function = vars(target).get("__init__") if inspect.isclass(target) else target
+    parameters = inspect.signature(function).parameters.values() if function else ()
+    return {parameter.name: parameter.default for parameter in parameters if _is_plain(parameter.default)}
+
+
+def typed_nodes(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """(dotted path, dict, class or function that the dict is passed to) for every such dict of a config."""
+    return _typed(values, "")
 
 
 def accepted(values: Mapping[str, Any]) -> set[str]:
@@ -73,7 +101,7 @@ def flatten(values: Mapping[str, Any], where: str = "") -> Iterator[str]:
 
 
 def nearest(path: str, known: Iterable[str]) -> list[str]:
-    """Up to two known paths that the user may have meant: the same last name elsewhere, else similar spelling."""
+    """Up to two known paths that may be meant: the same last name elsewhere, or a similar spelling."""
     known = sorted(set(known) - {path})
     last = path.rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]
@@ -83,26 +111,12 @@ def nearest(path: str, known: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(same + close + similar))[:2]
 
 
-def import_name(name: str) -> Any:
-    """The object that a dotted name names; raises ImportError."""
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        raise ImportError(f"{name!r} is no dotted name of a class or function")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise ImportError(f"module {module} has no {attribute!r}") from None
-
-
 def accepted_names(target: Any) -> Names | None:
-    """Argument names that a class or function takes; None if it takes any.
+    """Argument names of a class or function; None if it accepts any name.
 
-    ``**kwargs`` of a class are resolved through the classes it inherits from.
+    ``**kwargs`` of a class are resolved through its base classes.
     """
-    if isinstance(target, str):
-        target = import_name(target)
-    if isinstance(target, frozenset):
-        return dict.fromkeys(target)
+    target = resolve(target)
     if hasattr(target, "model_fields"):
         found = {name: _nested(field.annotation) for name, field in target.model_fields.items()}
         aliases = {field.alias: found[name] for name, field in target.model_fields.items() if field.alias}
@@ -126,16 +140,16 @@ def accepted_names(target: Any) -> Names | None:
 def _typed(
     values: Any, where: str, target: Any = None, below: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
-    """(path, dict, what it becomes) for every dict whose signature is known; below: targets by relative path."""
+    """(path, dict, target) for every dict whose target's signature is known; below: targets by relative path."""
     if isinstance(values, (list, tuple)):
         for index, item in enumerate(values):
             yield from _typed(item, f"{where}.{index}")
     if not isinstance(values, Mapping):
         return
-    if target is None and "type" in values:
+    if "type" in values:  # a config may replace the class that would be called
         try:
-            target = import_name(values["type"]) if isinstance(values["type"], str) else values["type"]
-        except Exception as error:  # an import may fail in any way; all of them are reported
+            target = resolve(values["type"])
+        except Exception as error:  # an import can raise anything; it is reported like any other problem
             target = error
     names: Names = {}
     if target is not None:
@@ -148,7 +162,7 @@ def _typed(
 
 
 def _parameters(function: Any, skip_first: bool) -> Names | None:
-    """Parameters by name with what their dicts become; None where **kwargs take any name."""
+    """Parameters by name with the target of their dicts; None where **kwargs accept any name."""
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
     if inspect.Parameter.VAR_KEYWORD in kinds:
         return None
@@ -160,7 +174,7 @@ def _all_parameters(function: Any) -> Names:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     try:
         hints = typing.get_type_hints(function)
-    except Exception:  # annotations of other packages may name what is not importable; names alone suffice then
+    except Exception:  # other packages' annotations may not be importable; parameter names are enough
         hints = {}
     parameters = inspect.signature(function).parameters.values()
     return {p.name: _nested(hints.get(p.name)) for p in parameters if p.kind in named}
@@ -174,7 +188,11 @@ def _nested(annotation: Any) -> Any:
     return None
 
 
+def _is_plain(default: Any) -> bool:
+    if isinstance(default, tuple):
+        return all(map(_is_plain, default))
+    return default is None or isinstance(default, (bool, int, float, str))
+
+
 def _name(target: Any) -> str:
-    if isinstance(target, frozenset):
-        return "this setting"
-    return getattr(import_name(target) if isinstance(target, str) else target, "__name__", str(target))
+    return getattr(resolve(target), "__name__", str(target))

@@ -1,34 +1,28 @@
-"""Settings of a config's plain sections: each section is one frozen dataclass that refuses values without sense."""
+"""Sections of a config: one frozen dataclass each, which declares the defaults and checks the values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. The one home of these numbers: optimizer, DeepSpeed and loader read them from here.
+    """Length of the run, batch size, and AdamW's settings; optimizer, DeepSpeed and loader all read them from here."""
 
-    epochs: passes over the training images. micro_batch: images per process and iteration.
-    accumulation: iterations per optimizer step. lr: peak learning rate; warmup_ratio: share of the optimizer steps in
-    which it rises linearly from zero, after which it falls as a cosine to zero. clip: largest gradient norm.
-    max_iters: stop after so many iterations (the learning rate still ends at zero there); None: all epochs.
-    """
-
-    epochs: int = 3
-    lr: float = 2e-5
+    epochs: int = 3  # passes over the training images
+    lr: float = 2e-5  # peak learning rate
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
-    warmup_ratio: float = 0.1
-    accumulation: int = 8
-    micro_batch: int = 1
-    clip: float = 1.0
-    max_iters: int | None = None
+    warmup_ratio: float = 0.1  # share of the optimizer steps with a linear warm-up; a cosine to zero follows
+    accumulation: int = 8  # iterations per optimizer step
+    micro_batch: int = 1  # images per process and iteration
+    clip: float = 1.0  # largest gradient norm
+    max_iters: int | None = None  # stop after N iterations, where the learning rate ends at zero too; None: all epochs
 
     def problems(self) -> list[str]:
-        """Values without sense, one sentence each."""
+        """Invalid values, one sentence each."""
         found = _not_positive_integers(self, "epochs", "accumulation", "micro_batch")
         found += _not_numbers(self, "lr", "weight_decay", "warmup_ratio", "clip")
         if found:
@@ -54,7 +48,7 @@ class Loader:
     prefetch: int = 2
 
     def problems(self) -> list[str]:
-        """Values without sense, one sentence each."""
+        """Invalid values, one sentence each."""
         found = _not_positive_integers(self, "prefetch")
         if not _is_integer(self.num_workers, 0):
             found.append(f"num_workers must be a whole number of at least 0, found {self.num_workers!r}")
@@ -65,34 +59,38 @@ class Loader:
 class Validation:
     """interval: iterations between validations, None for none; the last iteration always validates.
 
-    split: which split of the dataset folder. max_images: only the first so many, None for all.
+    split: which split of the dataset folder. max_images: only the first N, None for all. metrics: registered functions
+    that are logged too, each of (mask, truth), both (height, width) bool, at the best threshold; NaN where undefined.
     """
 
     interval: int | None = 200
     split: str = "val"
     max_images: int | None = None
+    metrics: Sequence[str] = ()
 
     def problems(self) -> list[str]:
-        """Values without sense, one sentence each."""
+        """Invalid values, one sentence each."""
         given = [name for name in ("interval", "max_images") if getattr(self, name) is not None]
         found = _not_positive_integers(self, *given)
         if self.split not in ("train", "val", "test"):
             found.append(f"split must be train, val or test, found {self.split!r}")
+        if isinstance(self.metrics, str) or not all(isinstance(name, str) for name in self.metrics):
+            found.append(f"metrics must be a list of registered names, found {self.metrics!r}")
         return found
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """interval: iterations between checkpoints (the last iteration always writes one), None for none at all.
+    """interval: iterations between checkpoints (the last iteration always writes one), None for no checkpoints.
 
-    keep: how many stay.
+    keep: how many of the newest are kept.
     """
 
     interval: int | None = 200
     keep: int = 2
 
     def problems(self) -> list[str]:
-        """Values without sense, one sentence each."""
+        """Invalid values, one sentence each."""
         return _not_positive_integers(self, *(["keep"] if self.interval is None else ["interval", "keep"]))
 
 
@@ -104,22 +102,23 @@ class Logging:
     tensorboard: bool = True
 
     def problems(self) -> list[str]:
-        """Values without sense, one sentence each."""
+        """Invalid values, one sentence each."""
         found = _not_positive_integers(self, "interval")
         if not isinstance(self.tensorboard, bool):
             found.append(f"tensorboard must be True or False, found {self.tensorboard!r}")
         return found
 
 
+PRECISIONS = ("auto", "bf16", "fp32")
 STORES = (None, "disk", "memory")
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the frozen encoders make of the training images, computed once before training and kept.
+    """Stored features: the frozen encoders' outputs for the training images, computed once before training.
 
-    store: None (computed in every iteration), `disk`, or `memory` (a folder in /dev/shm, removed when the run is done).
-    folder: of all stores on disk. variants: views per image, each augmented once; epoch e sees number e % variants.
+    store: None (computed in every iteration), `disk`, or `memory` (a folder in /dev/shm, removed after the run).
+    folder: parent folder of the stores on disk. variants: augmented views per image; epoch e uses view e % variants.
     """
 
     store: str | None = None
@@ -127,7 +126,7 @@ class Features:
     variants: int = 1
 
     def problems(self) -> list[str]:
-        """Values without sense, one sentence each."""
+        """Invalid values, one sentence each."""
         found = _not_positive_integers(self, "variants")
         if self.store not in STORES:
             found.append(f"store must be None, 'disk' or 'memory', found {self.store!r}")
@@ -136,6 +135,35 @@ class Features:
         return found
 
 
+@dataclass(frozen=True)
+class Run:
+    """Top-level values of a config.
+
+    precision: `auto` (bf16 on a GPU, fp32 on a CPU), `bf16` or `fp32`. seed: of weights, data order and augmentation.
+    load_from: initial weights of a new run: a checkpoint .pth, an exported or published folder, or None.
+    custom_imports: dict(imports=[module, ...]), modules that register classes and functions of your own.
+    custom_hooks: dict(type=..., ...) of further hooks, as in mmengine.
+    """
+
+    precision: str = "auto"
+    seed: int = 0
+    load_from: str | None = None
+    custom_imports: Mapping[str, Any] | None = None
+    custom_hooks: Sequence[Mapping[str, Any]] = ()
+
+    def problems(self) -> list[str]:
+        """Invalid values, one sentence each."""
+        found = []
+        if self.precision not in PRECISIONS:
+            found.append(f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if not isinstance(self.seed, int):
+            found.append(f"seed must be a whole number, found {self.seed!r}")
+        if not all(isinstance(hook, Mapping) and "type" in hook for hook in self.custom_hooks):
+            found.append(f"custom_hooks must be a list of dict(type=..., ...), found {self.custom_hooks!r}")
+        return found
+
+
+RUN = frozenset(field.name for field in fields(Run))
 SECTIONS: dict[str, type[Any]] = {
     "schedule": Schedule,
     "loader": Loader,
@@ -147,7 +175,7 @@ SECTIONS: dict[str, type[Any]] = {
 
 
 def section_fields(section: str) -> set[str]:
-    """Names that a section takes."""
+    """Names of a section's settings."""
     return {field.name for field in fields(SECTIONS[section])}
 
 

@@ -42,13 +42,18 @@ def threshold_counts(probabilities: NDArray[np.float32], truth: NDArray[np.bool_
             f"probabilities must lie in 0..1, found {probabilities.min()} to {probabilities.max()}; "
             "logits need a sigmoid first"
         )
-    # How many thresholds a pixel exceeds: bin k means that it is mask at the first k thresholds.
-    exceeded = np.searchsorted(THRESHOLDS.astype(np.float32), probabilities.ravel().astype(np.float32), side="left")
+    exceeded = exceeded_thresholds(probabilities).ravel()
     bins = len(THRESHOLDS) + 1
     positive = _mask_pixels(np.bincount(exceeded[truth.ravel()], minlength=bins))
     everything = _mask_pixels(np.bincount(exceeded, minlength=bins))
     missed = np.count_nonzero(truth) - positive
     return np.stack([positive, everything - positive, missed], axis=1).astype(np.int64)
+
+
+def exceeded_thresholds(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """How many of THRESHOLDS each pixel exceeds: k means that it belongs to the mask at the first k thresholds."""
+    found = np.searchsorted(THRESHOLDS.astype(np.float32), probabilities.ravel().astype(np.float32), side="left")
+    return found.astype(np.uint8).reshape(probabilities.shape)
 
 
 def dice_iou_curves(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

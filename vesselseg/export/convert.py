@@ -102,10 +102,14 @@ def _write_and_check(
 
 
 def training_loss(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The loss's settings of the config that a checkpoint carries as text; {} where it carries none."""
+    """Arguments of TotalLoss in the config that a checkpoint contains as text; {} where it contains none.
+
+    Losses of the user's own are omitted: an exported folder trains without the file that registers them.
+    """
     for statement in ast.parse(checkpoint.get("config") or "").body:
         if isinstance(statement, ast.Assign) and [ast.unparse(name) for name in statement.targets] == ["model"]:
-            return dict(ast.literal_eval(statement.value).get("loss") or {})
+            loss = dict(ast.literal_eval(statement.value).get("loss") or {})
+            return {} if "type" in loss else {name: value for name, value in loss.items() if name != "terms"}
     return {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -36,6 +36,7 @@ class TotalLoss(nn.Module):
     mask_target: `area` compares the logits, at a quarter (or half) of SAM2's side, with area-averaged labels; `full`
     enlarges the logits to the image and compares there (more memory, exact borders). clDice and skeleton recall are
     computed at the image's size in both cases, because a centreline has no area.
+    terms: further mask losses by name, each with its weight.
     A loss other than lm, bce and dice is computed only where its weight is above 0.
     """
 
@@ -51,6 +52,7 @@ class TotalLoss(nn.Module):
         skeleton_recall: float = 0.0,
         thin_weight: float = 0.0,
         mask_target: str = "area",
+        terms: Mapping[str, tuple[Term, float]] | None = None,
     ) -> None:
         super().__init__()
         if mask_target not in MASK_TARGETS:
@@ -68,6 +70,8 @@ class TotalLoss(nn.Module):
             "cldice": partial(soft_cldice_per_object, iterations=cldice_iterations),
             "skeleton_recall": skeleton_recall_per_object,
         }
+        for name, (term, weight) in (terms or {}).items():
+            self.terms[name], self.mask_weights[name] = term, weight
         self.mask_target = mask_target
 
     def forward(

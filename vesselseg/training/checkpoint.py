@@ -1,9 +1,9 @@
-"""Checkpoints: what trains as one file for everyone, and a folder beside it for resuming.
+"""Checkpoints: one file with the trained weights, and a folder next to it to resume from.
 
-``iter_N.pth`` holds the trained weights, the model's settings, the whole config, the data's fingerprint, versions and
-the threshold; torch.load(weights_only=True) reads it. ``iter_N.resume/`` holds the optimizer's state, random states
-and counters, none of which depends on how many processes wrote it. Both are written under another name and renamed
-when they are complete. The first process writes; where the work folder is one for all nodes, all of them read.
+``iter_N.pth`` contains the trained weights, the model's settings, the whole config, the data's fingerprint, versions
+and the threshold; torch.load(weights_only=True) reads it. ``iter_N.resume/`` contains optimizer state, random states
+and counters, none of which depends on the number of processes. Both are written under another name and renamed when
+they are complete. The first process writes; all processes read, so several nodes need a shared work folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides how many images an iteration and an optimizer step take."""
+    """Number of processes and batch sizes: they determine the images per iteration and per optimizer step."""
 
     world_size: int = 1
     micro_batch: int = 1
@@ -52,45 +52,49 @@ class Sizes:
 
 @dataclass
 class RunState:
-    """Everything that counts up during a run.
+    """Counters of a run.
 
     best_dice, threshold: of the validation with the highest Dice so far, None and 0.5 before the first one.
-    sizes: of the present iterations. behind: what was done with other ones.
+    sizes: of the current iterations. offset: the part of the run that was done with other sizes.
     """
 
     progress: Progress = field(default_factory=Progress)
     best_dice: float | None = None
     threshold: float = 0.5
     sizes: Sizes = field(default_factory=Sizes)
-    behind: ResumeOffset = field(default_factory=ResumeOffset)
+    offset: ResumeOffset = field(default_factory=ResumeOffset)
 
     @property
     def images_seen(self) -> int:
-        """Place in the stream of images."""
-        new = self.progress.iteration - self.behind.iterations
-        return self.behind.images + new * self.sizes.world_size * self.sizes.micro_batch
+        """Position in the stream of images."""
+        new = self.progress.iteration - self.offset.iterations
+        return self.offset.images + new * self.sizes.world_size * self.sizes.micro_batch
 
-    def go_on_with(self, sizes: Sizes) -> bool:
-        """Take other sizes from here on; returns whether they are others. The run goes on at the same image."""
+    def change_sizes(self, sizes: Sizes) -> bool:
+        """Use other sizes from here on; returns whether they differ. The run continues at the same image."""
         changed = sizes != self.sizes
         if changed:
-            self.behind = ResumeOffset(self.progress.iteration, self.images_seen, self.progress.optimizer_steps)
+            self.offset = ResumeOffset(self.progress.iteration, self.images_seen, self.progress.optimizer_steps)
             self.sizes = sizes
         return changed
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What must be the same for a resumed run to go on: the images and the order in which they come."""
+    """What a resumed run must have in common with its checkpoint: the images and their order."""
 
     images: int
     seed: int
     data_fingerprint: str
 
     def check(self, saved: Mapping[str, Any], folder: Path) -> None:
-        """Raise UserError listing every difference from what a checkpoint was written with."""
+        """Raise UserError listing every difference from a checkpoint's identity."""
         own = asdict(self)
-        wrong = [f"{name}: {saved.get(name)} there, {own[name]} now" for name in own if saved.get(name) != own[name]]
+        wrong = [
+            f"{name}: {saved.get(name)} in the checkpoint, {own[name]} now"
+            for name in own
+            if saved.get(name) != own[name]
+        ]
         if wrong:
             listed = "\n  ".join(wrong)
             raise UserError(
@@ -116,23 +120,23 @@ def find_checkpoints(work_dir: Path) -> dict[int, Path]:
 
 
 def trained_state(model: Sa2VA) -> dict[str, Tensor]:
-    """What a checkpoint must hold, by name, on the CPU; a collective call where weights are partitioned (ZeRO-3).
+    """The tensors of a checkpoint by name, on the CPU; a collective call where weights are partitioned (ZeRO-3).
 
-    Every tensor has a storage of its own: DeepSpeed's are views of large flat ones, which torch.save would write whole.
+    Every tensor is copied: DeepSpeed's are views of large flat buffers, which torch.save would write completely.
     """
     with _gathered(model):
         return {name: value.to("cpu", copy=True).contiguous() for name, value in checkpoint_state(model).items()}
 
 
 def checkpoint_elements(model: Sa2VA) -> int:
-    """Numbers that a checkpoint of the model holds, partitioned (ZeRO-3) ones counted whole."""
+    """Elements in a checkpoint of the model; partitioned weights (ZeRO-3) count with their full size."""
     names = checkpoint_state(model).keys()
     entries = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in names}
     return sum(int(getattr(value, "ds_numel", value.numel())) for value in entries.values())
 
 
 def load_trained(model: Sa2VA, path: Path) -> None:
-    """Put a checkpoint's weights, our own or of the published code, into a model; raises WeightsError."""
+    """Load a checkpoint's weights, ours or the published code's, into a model; raises WeightsError."""
     content = read_training_file(path, model_config={})
     state, kind = checkpoint_tensors(model, content, str(path))
     with _gathered(model, state.keys(), modifier_rank=0), torch.no_grad():
@@ -141,7 +145,7 @@ def load_trained(model: Sa2VA, path: Path) -> None:
 
 
 def _gathered(model: Sa2VA, further: Collection[str] = (), modifier_rank: int | None = None) -> AbstractContextManager:
-    """What a checkpoint holds, and further entries, whole on every process while the context lasts."""
+    """Gather a checkpoint's entries and further ones completely on every process within the context."""
     names = checkpoint_state(model).keys() | set(further)
     partitioned = [
         value for name, value in model.state_dict(keep_vars=True).items() if name in names and hasattr(value, "ds_id")
@@ -150,13 +154,13 @@ def _gathered(model: Sa2VA, further: Collection[str] = (), modifier_rank: int | 
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None:
-    """Write one checkpoint file, whole or not at all. facts: plain values only."""
+    """Write one checkpoint file atomically. facts: plain values only."""
     with whole_file(path, durable=True) as temporary:
         torch.save({"state_dict": dict(state), **facts, "versions": package_versions()}, temporary)
 
 
 def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdentity) -> None:
-    """Write iter_N.resume; every process calls it."""
+    """Write iter_N.resume; a collective call."""
     temporary = folder.with_name(folder.name + UNFINISHED)
     first = process_rank() == 0
     if first:
@@ -177,16 +181,18 @@ def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdenti
 
 
 def read_run_state(folder: Path, identity: RunIdentity) -> RunState:
-    """Counters of a checkpoint; raises UserError where it cannot be gone on from."""
+    """Counters of a checkpoint; raises UserError where it cannot be resumed from."""
     try:
         content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         run = content["run"]
-        parts = {"progress": Progress, "sizes": Sizes, "behind": ResumeOffset}
+        if "behind" in run:  # the key until vesselseg 0.1
+            run["offset"] = run.pop("behind")
+        parts = {"progress": Progress, "sizes": Sizes, "offset": ResumeOffset}
         state = RunState(**{**run, **{name: kind(**run[name]) for name, kind in parts.items()}})
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is not on {socket.gethostname()}; the work dir of several nodes must lie on a file system that "
-            "all of them share, under the same path"
+            f"{folder} does not exist on {socket.gethostname()}; the work dir of several nodes must be on a file "
+            "system that all of them share, under the same path"
         ) from None
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: not a complete checkpoint of this version to resume from ({error!r})") from None
@@ -197,7 +203,7 @@ def read_run_state(folder: Path, identity: RunIdentity) -> RunState:
 def restore(folder: Path, engine: Any) -> None:
     """Optimizer state and this process's random state from iter_N.resume; the weights are in iter_N.pth.
 
-    With another number of processes, random states are drawn anew, from the run's seed and the iteration.
+    With another number of processes, random states are seeded again, from the run's seed and the iteration.
     """
     read_optimizer_state(folder / OPTIMIZER_FILE, engine)
     saved = torch.load(folder / RANDOM_FILE, weights_only=True)
@@ -212,7 +218,7 @@ def restore(folder: Path, engine: Any) -> None:
 
 
 def random_state() -> dict[str, Tensor]:
-    """torch's generators; data draws from generators of its own, seeded by (seed, epoch, index)."""
+    """States of torch's generators; data loading uses its own generators, seeded by (seed, epoch, index)."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -220,7 +226,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def prune(work_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what an interrupted write left behind."""
+    """Delete all but the newest `keep` checkpoints, and unfinished files of interrupted writes."""
     checkpoints = find_checkpoints(work_dir)
     for folder in list(checkpoints.values())[:-keep]:
         shutil.rmtree(folder)
@@ -230,12 +236,12 @@ def prune(work_dir: Path, keep: int) -> None:
 
 
 def process_rank() -> int:
-    """This process's number among all."""
+    """This process's global rank."""
     return torch.distributed.get_rank()
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide what a checkpoint means."""
+    """Installed versions of the packages that a checkpoint depends on."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -15,7 +15,6 @@ from mmengine.runner import FlexibleRunner
 from mmengine.visualization import TensorboardVisBackend, Visualizer
 from torch.utils.data import DataLoader
 
-from vesselseg.config.check import import_name
 from vesselseg.config.load import config_text, expand
 from vesselseg.config.settings import Loader, Schedule, read_section
 from vesselseg.dataset.collate import collate
@@ -24,12 +23,13 @@ from vesselseg.dataset.vessel_dataset import VesselDataset
 from vesselseg.errors import UserError
 from vesselseg.inference.processor import Processor
 from vesselseg.models.checkpoints.hub import hub_name
+from vesselseg.registry import build
 from vesselseg.training import console
 from vesselseg.training.checkpoint import RunIdentity, RunState, Sizes, process_rank, read_run_state, weights_file
 from vesselseg.training.feature_filling import FeatureHook
 from vesselseg.training.loop import LateDataLoader, VesselTrainLoop
 from vesselseg.training.memory import out_of_memory_message
-from vesselseg.training.memory_plan.check import check_memory, min_over_ranks, room_of
+from vesselseg.training.memory_plan.check import available_memory, check_memory, min_over_ranks
 from vesselseg.training.periodic_hooks import CheckpointFacts, CheckpointHook, ValidationHook
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.profile import ProfileHook
@@ -43,8 +43,8 @@ from vesselseg.training.work_dir import AUTO, claim, resume_folder
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 CONFIG_FILE = "config.py"
-# How gloo, NCCL and torch's store word it.
-SIGNS_OF_A_LOST_PROCESS = (
+# Parts of the messages of gloo, NCCL and torch's store.
+LOST_PROCESS_MESSAGES = (
     "Connection closed by peer",
     "Connection reset by peer",
     "remote process exited",
@@ -54,17 +54,17 @@ SIGNS_OF_A_LOST_PROCESS = (
 
 
 class LostProcessError(UserError):
-    """A process of the job is gone; its own message, or the launcher's, tells why."""
+    """Another process of the job has ended; its own message, or the launcher's, says why."""
 
 
 class VesselRunner(FlexibleRunner):
-    """FlexibleRunner without its own report of the environment and its own copy of the config."""
+    """FlexibleRunner without its environment report and without its copy of the config."""
 
     def dump_config(self) -> None:
-        """`train` writes the config."""
+        """Do nothing: `train` writes the config."""
 
     def _log_env(self) -> None:
-        """Nothing: the versions stand in every checkpoint."""
+        """Do nothing: every checkpoint contains the versions."""
 
 
 def train(
@@ -75,12 +75,11 @@ def train(
     skip_plan: bool = False,
     profile: int | None = None,
 ) -> None:
-    """Train; every process of the job calls it.
+    """Train; called by every process of the job.
 
-    resume: None, `auto`, or a path (see `resume_folder`). force: move an earlier run's results aside, and go on where
-    the memory plan says that the run cannot fit. skip_plan: do not plan. profile: how many iterations to look at
-    closely (see `ProfileHook`).
-    Raises UserError and its kin for what the user can correct.
+    resume: None, `auto`, or a path (see `resume_folder`). force: move an earlier run's results aside, and train even if
+    the memory plan says that the run cannot fit. skip_plan: do not plan memory. profile: number of iterations to
+    profile (see `ProfileHook`). Raises UserError and its subclasses for problems that the user can correct.
     """
     with readable_errors(config):
         run_training(config, Path(work_dir), resume, force, skip_plan, profile)
@@ -88,17 +87,17 @@ def train(
 
 @contextlib.contextmanager
 def readable_errors(config: Config) -> Iterator[None]:
-    """Torch's errors as messages for the user; ends the group of processes."""
+    """Turn torch's errors into messages for the user; destroys the process group."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory_message(config, error)) from error
     except (torch.distributed.DistError, RuntimeError) as error:
-        if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PROCESS):
+        if not any(sign in str(error) for sign in LOST_PROCESS_MESSAGES):
             raise
-        raise LostProcessError("another process of this job ended; the run goes on with --resume auto") from error
+        raise LostProcessError("another process of this job ended; continue the run with --resume auto") from error
     finally:
-        # NCCL warns where its group is not ended; gloo needs no end, and with torch 2.6 it hangs there now and then.
+        # NCCL warns about a group that is not destroyed; gloo does not need it, and torch 2.6 sometimes hangs in it.
         if torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
             torch.distributed.destroy_process_group()
 
@@ -111,16 +110,16 @@ def run_training(
     skip_plan: bool = False,
     profile: int | None = None,
 ) -> None:
-    """The run itself, with torch's errors as they come."""
+    """The run itself; torch's errors are not translated."""
     config = start_from_folder(config)
     parts = expand(config)
     strategy = make_strategy(parts["strategy"], config, work_dir)
     rank = strategy.rank
     console.set_up(rank)
     if not skip_plan:
-        room = min_over_ranks(room_of(strategy.device, strategy.world_size))
-        with torch.random.fork_rng(devices=[]):  # the plan draws weights, and all processes must draw the same ones
-            _on_first_process(rank, lambda: check_memory(config, strategy.world_size, room, force))
+        available = min_over_ranks(available_memory(strategy.device, strategy.world_size))
+        with torch.random.fork_rng(devices=[]):  # the plan draws random weights on the first process only
+            _on_first_process(rank, lambda: check_memory(config, strategy.world_size, available, force))
     resume_from = _on_first_process(rank, lambda: _claim(work_dir, resume, force))
     dataset = build(parts["train_dataset"])
     identity = RunIdentity(len(dataset), config["seed"], dataset.fingerprint)
@@ -129,11 +128,11 @@ def run_training(
         (work_dir / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
     state, plan = _state_and_plan(resume_from, identity, strategy, read_section(config, "schedule"))
     if resume == AUTO and resume_from is None:
-        logger.info("--resume auto: no complete checkpoint in %s, starting anew", work_dir)
+        logger.info("--resume auto: no complete checkpoint in %s, starting from the beginning", work_dir)
     strategy.load_from = config["load_from"] if resume_from is None else str(weights_file(resume_from))
     log = RunLog(work_dir / "log.jsonl", active=rank == 0)
     if resume_from is not None:
-        log.go_on_after(state.progress.iteration)
+        log.cut_after(state.progress.iteration)
         log.write("event", event="resumed", iter=state.progress.iteration, folder=str(resume_from))
     sampler = StreamSampler(plan, rank, config["seed"], state.progress.iteration)
     profiling = [] if profile is None else [ProfileHook(profile, plan, work_dir / "profile")]
@@ -156,9 +155,9 @@ def run_training(
 
 
 def start_from_folder(config: Config) -> Config:
-    """`load_from` may name a whole model, exported or published: it takes the base's place.
+    """Where `load_from` names a whole model, exported or published, use it as the base.
 
-    Checkpoints refer to it then, and hold what trains, instead of all that a model of this size differs in.
+    Checkpoints then refer to it and hold the trained weights only.
     """
     path = config["load_from"]
     if path is None or not (Path(path).is_dir() or hub_name(path)):
@@ -169,28 +168,21 @@ def start_from_folder(config: Config) -> Config:
     return Config(values, filename=config.filename)
 
 
-def build(values: dict[str, Any]) -> Any:
-    """Call what `type` names with the other values."""
-    kind = values["type"]
-    arguments = {key: value for key, value in values.items() if key != "type"}
-    return (import_name(kind) if isinstance(kind, str) else kind)(**arguments)
-
-
 def _state_and_plan(
     resume_from: Path | None, identity: RunIdentity, strategy: VesselStrategy, schedule: Schedule
 ) -> tuple[RunState, TrainPlan]:
-    """What is done and what is to do. A run that was resumed with other sizes goes on at the same image."""
+    """State and plan of the run. A run that is resumed with other batch sizes continues at the same image."""
     sizes = Sizes(strategy.world_size, schedule.micro_batch, schedule.accumulation)
     state = RunState(sizes=sizes) if resume_from is None else read_run_state(resume_from, identity)
     earlier = state.sizes
-    changed = state.go_on_with(sizes)
-    plan = TrainPlan(identity.images, strategy.world_size, schedule, state.behind)
+    changed = state.change_sizes(sizes)
+    plan = TrainPlan(identity.images, strategy.world_size, schedule, state.offset)
     done = state.progress
     if resume_from is not None:
         logger.info("resuming %s at iteration %d", resume_from, done.iteration)
     if changed:
         logger.info(
-            "%s now, %s before: going on at image %d of %d, %d iterations and %d optimizer steps are left",
+            "%s now, %s before: continuing at image %d of %d, %d iterations and %d optimizer steps are left",
             *(sizes, earlier, state.images_seen, identity.images * schedule.epochs),
             *(plan.iterations - done.iteration, plan.optimizer_steps - done.optimizer_steps),
         )
@@ -198,7 +190,7 @@ def _state_and_plan(
 
 
 def make_strategy(values: dict[str, Any], config: Config, work_dir: Path) -> VesselStrategy:
-    """The strategy of an expanded config, with which the processes meet."""
+    """The strategy of an expanded config; initialises the process group."""
     strategy = build(
         {
             **values,
@@ -213,14 +205,14 @@ def make_strategy(values: dict[str, Any], config: Config, work_dir: Path) -> Ves
 
 def _claim(work_dir: Path, resume: str | None, force: bool) -> Path | None:
     folder = resume_folder(work_dir, resume)
-    moved = claim(work_dir, resuming=folder is not None, anew_by_auto=resume == AUTO, force=force)
+    moved = claim(work_dir, resuming=folder is not None, auto=resume == AUTO, force=force)
     if moved is not None:
-        logger.info("the earlier run's results now lie in %s", moved)
+        logger.info("the earlier run's results were moved to %s", moved)
     return folder
 
 
 def _on_first_process(rank: int, decide: Callable[[], T]) -> T:
-    """What the first process decides, or the error that it raises, on all of them."""
+    """Run `decide` on the first process; return its result, or raise its error, on all of them."""
     outcome: list[Any] = [None, None]
     if rank == 0:
         try:
@@ -242,13 +234,13 @@ def _loader(dataset: VesselDataset, sampler: StreamSampler, settings: Loader) ->
         num_workers=workers,
         prefetch_factor=settings.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
-        # torch draws worker seeds from its global generator otherwise, which a resumed run finds in another state.
+        # Without it torch draws worker seeds from its global generator, whose state differs in a resumed run.
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog, identity: RunIdentity) -> list[Any]:
-    digests = image_digests(dataset.root, dataset.records if process_rank() == 0 else ())  # read once, not by each
+    digests = image_digests(dataset.root, dataset.records if process_rank() == 0 else ())  # images are read once
     facts = CheckpointFacts(
         model_config=Config(config["model"]["sa2va"]).to_dict(),
         config=config_text(config),
@@ -270,9 +262,10 @@ def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog,
         records = validation_records(data_root, validation)
         hooks.append(ValidationHook(validation, data_root, records, processor, facts, log))
     if checkpoint.interval is None and process_rank() == 0:
-        kept = "only best.pth, which cannot be resumed from" if validation.interval is not None else "nothing"
-        logger.warning("checkpoint.interval=None: of what is trained %s is kept", kept)
-    return hooks
+        kept = "only best.pth is kept, which cannot be resumed from"
+        kept = kept if validation.interval is not None else "no trained weights are kept"
+        logger.warning("checkpoint.interval=None: %s", kept)
+    return [*hooks, *map(build, config["custom_hooks"])]
 
 
 def _visualizer(config: Config, work_dir: Path, name: str) -> Visualizer:

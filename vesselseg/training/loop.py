@@ -17,7 +17,7 @@ from vesselseg.dataset.batch import Batch
 from vesselseg.registry import LOOPS
 from vesselseg.training.checkpoint import RunState, restore
 from vesselseg.training.plan import TrainPlan
-from vesselseg.training.train_step import MicroSteps
+from vesselseg.training.train_step import TrainStep
 
 
 class LateDataLoader(DataLoader):
@@ -60,7 +60,7 @@ class VesselTrainLoop(TrainLoop):
     def run(self) -> nn.Module:
         """Train to the end of the plan."""
         engine = self.runner.model.model
-        steps = MicroSteps(engine, self.plan, self.state.progress)
+        steps = TrainStep(engine, self.plan, self.state.progress)
         # Dropout differs between processes, as their samples do.
         torch.manual_seed(self.runner.seed * 1009 + self.runner.rank)
         if self.resume_from is not None:

@@ -30,14 +30,15 @@ from vesselseg.dataset.vessel_dataset import VesselDataset, View
 from vesselseg.errors import UserError
 from vesselseg.inference.out_of_memory import is_out_of_memory
 from vesselseg.machine import GIB
+from vesselseg.registry import build
 from vesselseg.training import console
 from vesselseg.training.feature_filling import encode_each, move_encoders
-from vesselseg.training.launch import build, make_strategy, readable_errors, start_from_folder
+from vesselseg.training.launch import make_strategy, readable_errors, start_from_folder
 from vesselseg.training.memory import remedies
 from vesselseg.training.memory_limit import MemoryLimit, memory_limit
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.strategy import VesselStrategy
-from vesselseg.training.train_step import MicroSteps
+from vesselseg.training.train_step import TrainStep
 
 LARGEST = 64  # images; larger micro-batches are not tried
 SCATTERED = 0.05  # share of the memory that lies between blocks in use
@@ -210,7 +211,7 @@ class Trials:
 
     def _group(self, batch: Batch) -> int:
         """An accumulation group with its optimizer step, as in training."""
-        steps = MicroSteps(self.engine, self.plan)
+        steps = TrainStep(self.engine, self.plan)
         for _ in range(self.plan.schedule.accumulation):
             steps.run(batch)
         return self.plan.schedule.accumulation

@@ -1,4 +1,4 @@
-"""What happens now and then during a run: validation, best.pth, checkpoints to resume from."""
+"""Hooks that act every N iterations: validation with best.pth, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vesselseg.registry import HOOKS
 from vesselseg.training.checkpoint import RunIdentity, prune, trained_state, write_resume, write_weights
 from vesselseg.training.run_log import RunLog
 from vesselseg.training.train_step import StepResult
-from vesselseg.training.validation import validate
+from vesselseg.training.validation import registered_metrics, validate
 
 logger = logging.getLogger(__name__)
 BEST = "best.pth"
@@ -27,10 +27,10 @@ BEST = "best.pth"
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What every checkpoint file tells beside the weights; plain values.
+    """Contents of every checkpoint file in addition to the weights; plain values.
 
-    training_images: see `Sa2VAConfig`; those of this run, known to the process that writes. A checkpoint tells those of
-    its base and of what it started from too.
+    training_images: see `Sa2VAConfig`; those of this run, known to the first process only, which writes. A checkpoint
+    also contains those of its base and of the checkpoint that the run started from.
     """
 
     model_config: dict[str, Any]
@@ -40,10 +40,10 @@ class CheckpointFacts:
     training_images: str
 
 
-class MilestoneHook(Hook):
+class PeriodicHook(Hook):
     """Acts at the first optimizer step at or after every multiple of an interval, and after the last iteration.
 
-    Between optimizer steps gradients are pending that no checkpoint holds, so a run resumed there would not be exact.
+    Between optimizer steps, gradients are pending that no checkpoint contains, so a resumed run would not be exact.
     """
 
     def __init__(self, interval: int | None) -> None:
@@ -51,13 +51,13 @@ class MilestoneHook(Hook):
         self.previous = 0
 
     def before_train(self, runner: Any) -> None:
-        """A resumed run goes on from where it was saved."""
+        """A resumed run counts from the iteration at which it was saved."""
         self.previous = runner.iter
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Batch | None = None, outputs: StepResult | None = None
     ) -> None:
-        """Act if it is time."""
+        """Act if an interval has passed."""
         if self.interval is None:
             return
         passed = runner.iter // self.interval > self.previous // self.interval
@@ -67,13 +67,13 @@ class MilestoneHook(Hook):
             self.act(runner)
 
     def act(self, runner: Any) -> None:
-        """What is done."""
+        """Do the periodic work; called by all processes."""
         raise NotImplementedError
 
 
 @HOOKS.register_module()
-class ValidationHook(MilestoneHook):
-    """Validates and keeps the best weights as best.pth."""
+class ValidationHook(PeriodicHook):
+    """Validates and writes the weights with the best Dice as best.pth."""
 
     priority = "LOW"
 
@@ -87,6 +87,7 @@ class ValidationHook(MilestoneHook):
         log: RunLog,
     ) -> None:
         super().__init__(settings.interval)
+        self.metrics = registered_metrics(settings.metrics)
         self.data_root = data_root
         self.records = records
         self.processor = processor
@@ -98,26 +99,26 @@ class ValidationHook(MilestoneHook):
         started = time.perf_counter()
         model = runner.model.model.module.sa2va
         with runner.strategy.ready_to_predict():
-            result = validate(Sa2VAPredictor(model, self.processor), self.data_root, self.records)
+            result = validate(Sa2VAPredictor(model, self.processor), self.data_root, self.records, self.metrics)
         state = runner.train_loop.state
         best = state.best_dice is None or result.dice > state.best_dice
         if best:
             state.best_dice, state.threshold = result.dice, result.threshold
             save_weights(runner, Path(runner.work_dir) / BEST, self.facts)
         seconds = time.perf_counter() - started
-        self.log.write("val", iter=runner.iter, **asdict(result), best=best, seconds=round(seconds, 1))
+        self.log.write("val", iter=runner.iter, **result.row(), best=best, seconds=round(seconds, 1))
         if runner.rank == 0:
+            further = "".join(f", {name} {value:.4f}" for name, value in result.metrics.items())
             logger.info(
-                f"validation at iter {runner.iter}: Dice {result.dice:.4f}, IoU {result.iou:.4f} at threshold "
+                f"validation at iter {runner.iter}: Dice {result.dice:.4f}, IoU {result.iou:.4f}{further} at threshold "
                 f"{result.threshold:.2f} ({result.items} items, {seconds:.0f} s){', best so far' if best else ''}"
             )
-            runner.visualizer.add_scalars(
-                {"val/dice": result.dice, "val/iou": result.iou, "val/threshold": result.threshold}, step=runner.iter
-            )
+            shown = {name: value for name, value in result.row().items() if name != "items"}
+            runner.visualizer.add_scalars({f"val/{name}": value for name, value in shown.items()}, step=runner.iter)
 
 
 @HOOKS.register_module()
-class CheckpointHook(MilestoneHook):
+class CheckpointHook(PeriodicHook):
     """Writes iter_N.pth and iter_N.resume and keeps the last few."""
 
     priority = "VERY_LOW"
@@ -129,7 +130,7 @@ class CheckpointHook(MilestoneHook):
         self.identity = identity
 
     def act(self, runner: Any) -> None:
-        """One checkpoint; the weights first, because the folder's presence tells that both are complete."""
+        """One checkpoint; the weights first, because the folder's existence means that both are complete."""
         work_dir = Path(runner.work_dir)
         path = work_dir / f"iter_{runner.iter}.pth"
         save_weights(runner, path, self.facts)
@@ -140,12 +141,12 @@ class CheckpointHook(MilestoneHook):
 
 
 def save_weights(runner: Any, path: Path, facts: CheckpointFacts) -> None:
-    """Write the trained weights as they are now; a collective call."""
+    """Write the current trained weights; a collective call."""
     loop = runner.train_loop
     model = runner.model.model.module.sa2va
     weights = trained_state(model)
     if runner.rank == 0:
         model.config.add_training_images(facts.training_images)
-        told = {**asdict(facts), "training_images": model.config.training_images}
+        content = {**asdict(facts), "training_images": model.config.training_images}
         meta = {"iter": loop.iter, "epoch": loop.plan.epoch(loop.iter), "best_dice": loop.state.best_dice}
-        write_weights(path, weights, **told, threshold=loop.state.threshold, meta=meta)
+        write_weights(path, weights, **content, threshold=loop.state.threshold, meta=meta)

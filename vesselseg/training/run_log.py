@@ -42,7 +42,7 @@ class RunLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, **values}) + "\n")
 
-    def go_on_after(self, iteration: int) -> None:
+    def cut_after(self, iteration: int) -> None:
         """Move rows of later iterations, which a resumed run goes through again, to log.cut_off.jsonl.
 
         So is a last row that was not written to its end.

@@ -17,16 +17,18 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import set_z3_leaf_modules
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 from mmengine.logging import MMLogger
+from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn
 from xtuner.engine._strategy import DeepSpeedStrategy
 
 from vesselseg.errors import UserError
 from vesselseg.models.host_embedding import embedding_to_host
-from vesselseg.registry import MODELS, STRATEGIES
+from vesselseg.registry import STRATEGIES, build
 from vesselseg.training.checkpoint import load_trained
 from vesselseg.training.feature_filling import encoders_at_hand
 from vesselseg.training.flat_parameters import FlatParameters, worth_laying
 
+DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam", "FusedLamb", "OnebitAdam", "OnebitLamb", "ZeroOneAdam")
 PRECISION_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -55,6 +57,10 @@ class VesselStrategy(DeepSpeedStrategy):
             settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
         if _offloads_optimizer(settings.get("zero_optimization")):
             require_compiler()
+        for (
+            name
+        ) in DEEPSPEED_OPTIMIZERS:  # mmengine registers them for every strategy, and fails if they are registered
+            OPTIMIZERS.module_dict.pop(name, None)
         super().__init__(**settings)
         # With this object alive, transformers partitions weights by itself while it builds a model; `build_model` does
         # that here, for the parts that need it.
@@ -81,7 +87,7 @@ class VesselStrategy(DeepSpeedStrategy):
         placement: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         if self.stage == 3:
             placement.update(device="cpu", construction=self._partitioned, assign=assign_partitioned)
-        built = MODELS.build({**model, **placement})
+        built = build({**model, **placement})
         if self.load_from is not None:
             load_trained(built.sa2va, Path(self.load_from))
         if self.stage == 3 and self.whole_layers:

@@ -54,7 +54,7 @@ class Progress:
 
 
 @dataclass
-class MicroSteps:
+class TrainStep:
     """Drives a DeepSpeed engine through a plan."""
 
     engine: Any

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it may be written to, and where a run goes on from."""
+"""The work folder of a run: whether it may be written to, and which checkpoint a run resumes from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ RESULTS = ("iter_*.pth", "iter_*.resume", "best.pth", "log.jsonl", RunLog.CUT_OF
 
 
 def results_in(work_dir: Path) -> list[Path]:
-    """What an earlier run has left in the folder."""
+    """Results of an earlier run in the folder."""
     return [path for pattern in RESULTS for path in sorted(Path(work_dir).glob(pattern))]
 
 
 def resume_folder(work_dir: Path, resume: str | None) -> Path | None:
-    """The iter_N.resume folder that --resume names, None to start anew.
+    """The iter_N.resume folder that --resume names, None for a run from the beginning.
 
     resume: None, `auto` (the newest complete checkpoint of the work folder, if any), an iter_N.resume folder, its
-    iter_N.pth, or another run's work folder. Raises UserError if a named one is not there or not complete.
+    iter_N.pth, or another run's work folder. Raises UserError if a named one does not exist or is not complete.
     """
     if resume is None:
         return None
@@ -42,24 +42,24 @@ def resume_folder(work_dir: Path, resume: str | None) -> Path | None:
     return folder
 
 
-def claim(work_dir: Path, *, resuming: bool, anew_by_auto: bool, force: bool) -> Path | None:
-    """Make sure that nothing of an earlier run is overwritten; returns where --force has moved it, if it has.
+def claim(work_dir: Path, *, resuming: bool, auto: bool, force: bool) -> Path | None:
+    """Make sure that no earlier results are overwritten; returns the folder that --force moved them to, if any.
 
-    anew_by_auto: --resume auto found no checkpoint; a log alone is then no reason to refuse.
-    Raises UserError if there are results and the run neither resumes nor may move them away.
+    auto: --resume auto found no checkpoint; a log alone is then no reason to refuse.
+    Raises UserError if there are results and the run neither resumes nor may move them.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     results = results_in(work_dir)
     if resuming or not results:
         return None
-    if anew_by_auto and all(path.name in ("log.jsonl", RunLog.CUT_OFF) for path in results):
+    if auto and all(path.name in ("log.jsonl", RunLog.CUT_OFF) for path in results):
         return None
     if not force:
         named = ", ".join(path.name for path in results[:4])
         raise UserError(
-            f"{work_dir} holds an earlier run ({named}{', ...' if len(results) > 4 else ''}). Go on with it "
-            "(--resume auto), choose another --work-dir, or start anew with the old results moved to a subfolder "
-            "(--force)"
+            f"{work_dir} contains an earlier run ({named}{', ...' if len(results) > 4 else ''}). Resume it "
+            "(--resume auto), choose another --work-dir, or start from the beginning and move the old results to a "
+            "subfolder (--force)"
         )
     number = 1
     while (work_dir / f"previous_{number}").exists():

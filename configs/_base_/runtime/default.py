@@ -1,9 +1,6 @@
-"""What a run writes and how often, in iterations."""
+"""Validation, checkpoints and logging at the default intervals; defaults: vesselseg/config/settings.py."""
 
-validation = dict(interval=200, split="val", max_images=None)
-checkpoint = dict(interval=200, keep=2)
-logging = dict(interval=10, tensorboard=True)
-features = dict(store=None, folder="work_dirs/features", variants=1)
-precision = "auto"
-seed = 0
-load_from = None
+validation = dict()
+checkpoint = dict()
+logging = dict()
+features = dict()

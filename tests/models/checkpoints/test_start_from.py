@@ -21,7 +21,7 @@ from vesselseg.losses.total import TotalLoss
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.training_file import build_from_training_file
 from vesselseg.models.sam2_grounding import build_sam2
-from vesselseg.training.launch import build
+from vesselseg.registry import build
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.sampler import StreamSampler
 

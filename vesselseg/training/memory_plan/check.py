@@ -41,7 +41,7 @@ class AvailableMemory:
     host: float | None = None
 
 
-def room_of(device: torch.device, processes: int) -> AvailableMemory:
+def available_memory(device: torch.device, processes: int) -> AvailableMemory:
     """What this process may have; the limit that was set for it counts as the card's size."""
     host = available_bytes()
     if device.type != "cuda":
