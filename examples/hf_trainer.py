@@ -43,7 +43,7 @@ from vesselseg.inference.model_files import weights_digest
 from vesselseg.inference.processor import processor_for
 from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable, trainable_state
 from vesselseg.output_folder import check_output, whole_folder
-from vesselseg.run_tool import positive, run_tool
+from vesselseg.run_tool import run_tool
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.sampler import StreamSampler
 
@@ -316,6 +316,13 @@ class PlannedTrainer(ResumableTrainer):
         """Each process's share of the images, in the order of the plan."""
         apart = {"num_workers": 2, "worker_init_fn": lambda _: os.setsid()}  # what stops all ends no loader early
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=inputs, **apart)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ RULES = {
         TRAINING_ONLY,
     ),
     "vesselseg.cli": Rule(("vesselseg",)),
+    "vesselseg.__main__": Rule(rooms("cli")),
     "tools": Rule(("vesselseg",)),
     "examples": Rule(("vesselseg",), TRAINING_ONLY),
     "examples.custom_loss_config": Rule(("configs",)),

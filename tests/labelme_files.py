@@ -20,7 +20,7 @@ def polygon(points: list[Any], label: str = "vessel", **fields: Any) -> dict[str
 
 
 def run(source: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return prepare_dataset(source, out, PrepareOptions(**{"progress": False, "workers": 1, **options}))
+    return prepare_dataset(source, out, PrepareOptions(**{"quiet": True, "workers": 1, **options}))
 
 
 def found(report: dict[str, Any]) -> set[tuple[str, int | None, str]]:

@@ -116,7 +116,7 @@ def test_files_stay_short() -> None:
 
 def test_the_package_does_not_print() -> None:
     printing = []
-    for path in sorted((REPOSITORY / "vesselseg").rglob("*.py")):
+    for path in set((REPOSITORY / "vesselseg").rglob("*.py")) - set((REPOSITORY / "vesselseg/cli").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
                 printing.append(f"{path.relative_to(REPOSITORY)}:{node.lineno}")

@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from vesselseg.run_tool import positive, run_tool
+from vesselseg.cli.parameters import positive
+from vesselseg.run_tool import run_tool
 from vesselseg.training.console import muted, quieten_imports
 from vesselseg.training.heartbeat import start_beating
 

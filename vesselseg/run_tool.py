@@ -1,8 +1,7 @@
-"""What every tool shares: bad input becomes one message on stderr and exit status 2, never a traceback."""
+"""What every command and script shares: bad input becomes one message on stderr and exit status 2, no traceback."""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import sys
 from collections.abc import Callable
@@ -35,32 +34,26 @@ _USER_ERRNOS = {
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
-    """Run a tool's main and exit with its status (None is 0).
+    """Run a script's main and exit with its status, see `exit_status`."""
+    raise SystemExit(exit_status(main))
 
-    UserError and file-system errors (missing, not permitted, disk full) end as "error: message" on
-    stderr with status 2, Ctrl-C with status 130. Anything else is a defect of the program and keeps its traceback.
+
+def exit_status(main: Callable[[], int | None]) -> int:
+    """The status of main (None is 0); what a user can correct becomes a message.
+
+    UserError and file-system errors (missing, not permitted, disk full) are "error: message" on stderr and status 2,
+    Ctrl-C is status 130. Anything else is a defect of the program and keeps its traceback.
     """
     try:
-        status = main()
+        return main() or 0
     except UserError as error:
-        _fail(str(error))
+        message = str(error)
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
-        _fail(describe_os_error(error))
+        message = describe_os_error(error)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        raise SystemExit(INTERRUPTED) from None
-    raise SystemExit(0 if status is None else status)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1, as argparse's `type`."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
-    return int(text)
-
-
-def _fail(message: str) -> NoReturn:
+        return INTERRUPTED
     sys.stderr.write(f"error: {message}\n")
-    raise SystemExit(BAD_INPUT) from None
+    return BAD_INPUT

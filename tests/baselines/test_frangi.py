@@ -12,6 +12,7 @@ import pytest
 from scipy import ndimage
 from skimage.filters import frangi
 
+from tests.command_line import call_command
 from tests.evaluation.drawn_data import Drawn, call_tool
 from vesselseg.baselines import frangi_search
 from vesselseg.baselines.frangi import THRESHOLD, FrangiParams, apply_frangi, drop_small, vesselness
@@ -134,7 +135,7 @@ def test_the_tool_writes_what_the_evaluation_reads(
     ]
     assert found.summary["dice"].mean == pytest.approx(np.mean(direct), abs=1e-3)
     assert found.summary["dice"].mean > 0.6
-    assert call_tool("eval.py", out, "--data", drawn.folder, "--threshold", "auto", "--out", tmp_path / "eval") == 0
+    assert call_command("eval", out, "--data", drawn.folder, "--threshold", "auto", "--out", tmp_path / "eval") == 0
     assert "best mean Dice on the val split" in capsys.readouterr().out
 
 

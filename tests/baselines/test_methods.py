@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.command_line import call_command
 from tests.evaluation.drawn_data import Drawn, call_tool
 from vesselseg.baselines import frangi_search
 from vesselseg.baselines.methods import Method, check_methods, parse_method
@@ -95,7 +96,7 @@ def test_wrong_predictions_are_listed_before_anything_is_trained(
 
 def test_what_cannot_be_compared_is_refused_at_once(drawn: Drawn, mask_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "evaluation"
-    assert call_tool("eval.py", mask_folder, "--data", drawn.folder, "--split", "val", "--out", other) == 0
+    assert call_command("eval", mask_folder, "--data", drawn.folder, "--split", "val", "--out", other) == 0
     with pytest.raises(EvaluationError) as caught:
         check_methods(drawn.folder, [Method("Frangi", mask_folder), Method("eval", other)], "diceness")
     message = str(caught.value)

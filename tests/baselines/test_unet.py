@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.evaluation.drawn_data import REPOSITORY, Drawn, call_tool
 from vesselseg.baselines.folder import Pictures
-from vesselseg.baselines.unet import AUGMENT, TrainedUNet, UNetOptions, build_unet, train_unet, unet_loss
+from vesselseg.baselines.options import UNetOptions
+from vesselseg.baselines.unet import AUGMENT, TrainedUNet, build_unet, train_unet, unet_loss
 from vesselseg.config.load import load_config
 from vesselseg.dataset.augment import Augment
 from vesselseg.dataset.manifest import read_manifest

@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.command_line import call_command
 from tests.distill.conftest import BIG_TRAINED_ON, FEATURE_BYTES, PHRASE
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.evaluation.drawn_data import Drawn
 from tests.isolated import run_without
 from tests.tiny import picture
 from vesselseg.dataset.manifest import image_digests
 from vesselseg.distill import graphs, learning, teaching
-from vesselseg.distill.distilling import RESULTS_FILE, DistillOptions, distill
+from vesselseg.distill.distilling import distill
+from vesselseg.distill.options import RESULTS_FILE, DistillOptions
 from vesselseg.distill.predict_onnx import predict as predict_without_torch
 from vesselseg.errors import UserError, WeightsError
 from vesselseg.export.hf_prompted_model import VesselSegSAM2Model
@@ -58,8 +60,8 @@ def distilled(big: Path, data: Drawn, tmp_path_factory: pytest.TempPathFactory) 
     with redirect_stdout(said), pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "EPOCHS", FEW_EPOCHS)
         patch.setattr(teaching, "FEATURE_BYTES", KEPT * FEATURE_BYTES)
-        command = ("distill_prompt.py", big, "--data", data.folder, "--out", out, "--minutes", 60, *AS_ON_A_GPU)
-        assert call_tool(*command) == 0
+        command = ("distill", big, "--data", data.folder, "--out", out, "--minutes", 60, *AS_ON_A_GPU)
+        assert call_command(*command) == 0
     return Distilled(out, json.loads((out / RESULTS_FILE).read_text()), said.getvalue())
 
 
@@ -221,17 +223,17 @@ def test_numpy_and_onnxruntime_are_enough(folder: Path, tmp_path: Path) -> None:
     IMAGE.save(tmp_path / "image.png")
     script = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
 
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
+    def call_command(*words: str) -> subprocess.CompletedProcess[str]:
         start = f"import sys; sys.argv = {[str(folder / 'predict_onnx.py'), *words]!r}; {script}"
         return subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, cwd=tmp_path, check=False)
 
     model = str(folder / graphs.ONNX)
-    done = call(model, "image.png", "m.png")
+    done = call_command(model, "image.png", "m.png")
     assert done.returncode == 0, done.stderr[-2000:]
     assert np.asarray(Image.open(tmp_path / "m.png")).shape == (120, 150)
     Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(tmp_path / "deep.png")
     for words, reason in (([], "predict_onnx.py model_int8.onnx"), ([model, "deep.png", "m.png"], "more than 8 bits")):
-        refused = call(*words)
+        refused = call_command(*words)
         assert refused.returncode == 1 and reason in refused.stderr and "Traceback" not in refused.stderr
 
 
@@ -241,19 +243,19 @@ def test_eval_and_predict_take_the_folder(
     folder = distilled.folder
     shared = AS_ON_A_GPU
     arguments = (folder, "--data", data.folder, "--split", "val", "--out", tmp_path / "eval", *shared)
-    assert call_tool("eval.py", *arguments) == 0
+    assert call_command("eval", *arguments) == 0
     scored = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert scored["summary"]["dice"]["mean"] == pytest.approx(distilled.chosen["dice"], abs=1e-6)
     IMAGE.save(tmp_path / "image.png")
-    assert call_tool("predict.py", folder, tmp_path / "image.png", "--out", tmp_path / "out", *shared) == 0
+    assert call_command("predict", folder, tmp_path / "image.png", "--out", tmp_path / "out", *shared) == 0
     assert (tmp_path / "out" / "masks" / "image.png").exists()
     wishes = [word for wish in ("Please segment the blood vessel.", "Blood Vessel") for word in ("--phrase", wish)]
-    assert call_tool("predict.py", folder, tmp_path / "image.png", "--out", tmp_path / "asked", *wishes, *shared) == 0
+    assert call_command("predict", folder, tmp_path / "image.png", "--out", tmp_path / "asked", *wishes, *shared) == 0
     assert json.loads((tmp_path / "asked" / "predictions.json").read_text())["phrases"] == [PHRASE]
     masks = [(tmp_path / out / "masks" / "image.png").read_bytes() for out in ("out", "asked")]
     assert masks[0] == masks[1]
     bad = (folder, tmp_path / "image.png", "--out", tmp_path / "other", "--phrase", "catheter", *shared)
-    assert call_tool("predict.py", *bad) == 2
+    assert call_command("predict", *bad) == 2
     assert "segments only 'blood vessel'" in capsys.readouterr().err
 
 
@@ -283,5 +285,5 @@ def test_the_tool_says_what_came_out_and_replaces_nothing(
     distilled: Distilled, big: Path, data: Drawn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "<- exported" in distilled.said and "do not use it: It learnt from 4 images" in distilled.said
-    assert call_tool("distill_prompt.py", big, "--data", data.folder, "--out", distilled.folder, *AS_ON_A_GPU) == 2
+    assert call_command("distill", big, "--data", data.folder, "--out", distilled.folder, *AS_ON_A_GPU) == 2
     assert "--force" in capsys.readouterr().err

@@ -12,8 +12,9 @@ from PIL import Image
 from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import Options, cases, evaluate
+from vesselseg.evaluation.evaluator import cases, evaluate
 from vesselseg.evaluation.metrics import METRICS
+from vesselseg.evaluation.options import EvaluationOptions
 from vesselseg.evaluation.sources import ModelSource, PredictionSource, open_source
 from vesselseg.inference.flips import flipped_copies, mean_over_flips
 from vesselseg.inference.post_processing import PostProcessing
@@ -62,7 +63,7 @@ def test_flips_undo_what_depends_on_the_place(drawn: Drawn) -> None:
 def test_flips_are_searched_reported_and_measured(drawn: Drawn) -> None:
     source = _slanted(drawn)
     plain = evaluate(drawn.folder, "test", source, "auto")
-    flips = evaluate(drawn.folder, "test", source, "auto", options=Options(flips=True))
+    flips = evaluate(drawn.folder, "test", source, "auto", options=EvaluationOptions(tta="flips"))
     assert flips.test_time == "flips"
     assert flips.baseline_threshold == plain.threshold.value != flips.threshold.value
     effect = next(one for one in flips.switches if one.metric == "mcc")
@@ -77,7 +78,7 @@ def test_flips_are_searched_reported_and_measured(drawn: Drawn) -> None:
 def test_flips_need_a_model(drawn: Drawn, probability_folder: Path) -> None:
     source = open_source(probability_folder, read_manifest(drawn.folder))
     with pytest.raises(EvaluationError, match="--tta"):
-        evaluate(drawn.folder, "test", source, 0.3, options=Options(flips=True))
+        evaluate(drawn.folder, "test", source, 0.3, options=EvaluationOptions(tta="flips"))
 
 
 @pytest.fixture
@@ -101,14 +102,16 @@ def test_each_step_alone_and_all_together(drawn: Drawn, spotted: Path) -> None:
     source = open_source(spotted, read_manifest(drawn.folder))
     without = evaluate(drawn.folder, "test", source)
     steps = {"min_component": 5, "fill_holes": 1}
-    both = evaluate(drawn.folder, "test", source, options=Options(post_processing=PostProcessing(**steps)))
+    both = evaluate(drawn.folder, "test", source, options=EvaluationOptions(post_processing=PostProcessing(**steps)))
     assert both.post_processing == steps
     assert not without.switches
     effects = {(one.switch, one.metric): one for one in both.switches}
     together = "min_component + fill_holes"
     assert {switch for switch, _ in effects} == {*steps, together}
     for name, size in steps.items():
-        alone = evaluate(drawn.folder, "test", source, options=Options(post_processing=PostProcessing(**{name: size})))
+        alone = evaluate(
+            drawn.folder, "test", source, options=EvaluationOptions(post_processing=PostProcessing(**{name: size}))
+        )
         for metric in ("dice", "precision", "recall", "betti_0_error"):
             means = without.summary[metric].mean, alone.summary[metric].mean
             assert effects[name, metric].means == pytest.approx(means)
@@ -126,7 +129,7 @@ def test_each_step_alone_and_all_together(drawn: Drawn, spotted: Path) -> None:
 
 def test_what_is_measured_covers_every_metric(drawn: Drawn, probability_folder: Path) -> None:
     source = open_source(probability_folder, read_manifest(drawn.folder))
-    found = evaluate(drawn.folder, "test", source, 0.5, options=Options(post_processing=PostProcessing(3)))
+    found = evaluate(drawn.folder, "test", source, 0.5, options=EvaluationOptions(post_processing=PostProcessing(3)))
     defined = {name for name in METRICS if found.summary[name].items}
     assert {one.metric for one in found.switches} == defined
     ranking = next(one for one in found.switches if one.metric == "roc_auc")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.command_line import call_command
 from tests.evaluation.drawn_data import REPOSITORY, Drawn, call_tool
 from vesselseg.evaluation.comparison import Comparison, compare, lower_is_better, measure, read_results, signed_rank
 from vesselseg.evaluation.errors import EvaluationError
@@ -214,7 +215,7 @@ def test_panels_of_evaluations_stand_side_by_side(
     drawn: Drawn, mask_folder: Path, probability_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder, out in ((mask_folder, "a"), (probability_folder, "b")):
-        assert call_tool("eval.py", folder, "--data", drawn.folder, "--threshold", "0.3", "--out", tmp_path / out) == 0
+        assert call_command("eval", folder, "--data", drawn.folder, "--threshold", "0.3", "--out", tmp_path / out) == 0
     assert call_tool("compare.py", tmp_path / "b", tmp_path / "a", "--out", tmp_path / "out") == 0
     page = (tmp_path / "out/comparison.html").read_text()
     assert page.count("data:image/jpeg") >= 2

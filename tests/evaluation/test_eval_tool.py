@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.drawn_data import Drawn, call_tool, run_tool
+from tests.command_line import call_command, run_command
+from tests.evaluation.drawn_data import Drawn
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS, image_metrics
 
 
@@ -20,7 +21,7 @@ from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS, image_metrics
 def finished(drawn: Drawn, probability_folder: Path, tmp_path: Path) -> tuple[Path, str]:
     """The output folder of a whole run with a searched threshold, and its console output."""
     out = tmp_path / "out"
-    done = run_tool("eval.py", probability_folder, "--data", drawn.folder, "--threshold", "auto", "--out", out)
+    done = run_command("eval", probability_folder, "--data", drawn.folder, "--threshold", "auto", "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -80,7 +81,7 @@ def _check_page(page: str) -> None:
 def test_a_mask_folder_is_scored_as_its_masks(
     drawn: Drawn, mask_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call_tool("eval.py", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out") == 0
+    assert call_command("eval", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out") == 0
     assert "the source holds masks" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert not (tmp_path / "out" / "threshold_curve.png").exists()
@@ -95,7 +96,7 @@ def test_what_was_searched_and_switched_is_written(
     drawn: Drawn, probability_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--threshold", "auto", "--calibrate", "--min-component", 5, "--fill-holes", 3]
-    assert call_tool("eval.py", probability_folder, "--data", drawn.folder, "--out", tmp_path / "out", *options) == 0
+    assert call_command("eval", probability_folder, "--data", drawn.folder, "--out", tmp_path / "out", *options) == 0
     console = capsys.readouterr().out
     assert "min_component + fill_holes: Dice" in console
     assert "fitted on val" in console
@@ -120,7 +121,7 @@ def test_what_was_searched_and_switched_is_written(
 def test_missing_predictions_are_listed_and_nothing_is_written(drawn: Drawn, mask_folder: Path, tmp_path: Path) -> None:
     (mask_folder / "test/case1.png").unlink()
     (mask_folder / "test/case3.png").unlink()
-    done = run_tool("eval.py", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out")
+    done = run_command("eval", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "images without a prediction: 2" in done.stderr
     assert "test/case1.png" in done.stderr
@@ -132,13 +133,13 @@ def test_missing_predictions_are_listed_and_nothing_is_written(drawn: Drawn, mas
 def test_output_is_not_overwritten_without_force(
     drawn: Drawn, mask_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["eval.py", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out"]
-    assert call_tool(*arguments) == 0
+    arguments = ["eval", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out"]
+    assert call_command(*arguments) == 0
     before = (tmp_path / "out" / "results.json").read_bytes()
-    assert call_tool(*arguments, "--seed", 1) == 2
+    assert call_command(*arguments, "--seed", 1) == 2
     assert "--force" in capsys.readouterr().err
     assert (tmp_path / "out" / "results.json").read_bytes() == before
-    assert call_tool(*arguments, "--seed", 1, "--force") == 0
+    assert call_command(*arguments, "--seed", 1, "--force") == 0
     assert json.loads((tmp_path / "out" / "results.json").read_text())["bootstrap"]["seed"] == 1
 
 
@@ -162,7 +163,7 @@ def test_wrong_arguments_end_in_one_message(
     expected: str,
 ) -> None:
     filled = [argument.replace("{predictions}", str(probability_folder)) for argument in arguments]
-    status = call_tool("eval.py", probability_folder, "--data", drawn.folder, "--out", tmp_path / "out", *filled)
+    status = call_command("eval", probability_folder, "--data", drawn.folder, "--out", tmp_path / "out", *filled)
     assert status == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -17,12 +17,13 @@ from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import Record, image_path, read_manifest, write_manifest
 from vesselseg.errors import UserError
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import Options, cases, evaluate
+from vesselseg.evaluation.evaluator import cases, evaluate
 from vesselseg.evaluation.metrics import image_metrics
+from vesselseg.evaluation.options import EvaluationOptions
 from vesselseg.evaluation.scores import Scored
 from vesselseg.evaluation.sources import FolderSource, ModelSource, PredictionSource, open_source
 from vesselseg.inference.load import load_predictor
-from vesselseg.inference.model_arguments import Loading
+from vesselseg.inference.options import LoadOptions
 from vesselseg.output_folder import whole_folder
 from vesselseg.reports.evaluation_report import write_evaluation
 from vesselseg.reports.panels import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, choose_cases, difference
@@ -71,7 +72,7 @@ def test_auto_for_another_metric(drawn: Drawn, probability_folder: Path) -> None
             np.save(path, values)
     source = _open(drawn, probability_folder)
     assert evaluate(drawn.folder, "test", source, "auto").threshold.value < 0.34
-    found = evaluate(drawn.folder, "test", source, "auto", options=Options(metric="components_error"))
+    found = evaluate(drawn.folder, "test", source, "auto", options=EvaluationOptions(metric="components_error"))
     assert found.threshold.value >= 0.5
     assert found.threshold.origin == "best mean Lone pieces on the val split"
     chosen = next(one for one in found.thresholds if one.metric == "components_error")
@@ -85,11 +86,15 @@ def test_metrics_that_choose_no_threshold(
     drawn: Drawn, probability_folder: Path, metric: str, threshold: float | str
 ) -> None:
     with pytest.raises(EvaluationError, match=f"--threshold-metric {metric}"):
-        evaluate(drawn.folder, "test", _open(drawn, probability_folder), threshold, options=Options(metric=metric))
+        evaluate(
+            drawn.folder, "test", _open(drawn, probability_folder), threshold, options=EvaluationOptions(metric=metric)
+        )
 
 
 def test_a_temperature_is_fitted_on_val_and_measured_on_test(drawn: Drawn, probability_folder: Path) -> None:
-    found = evaluate(drawn.folder, "test", _open(drawn, probability_folder), 0.3, options=Options(calibrate=True))
+    found = evaluate(
+        drawn.folder, "test", _open(drawn, probability_folder), 0.3, options=EvaluationOptions(calibrate=True)
+    )
     plain = evaluate(drawn.folder, "test", _open(drawn, probability_folder), 0.3).calibration
     calibration = found.calibration
     assert calibration is not None and plain is not None
@@ -106,7 +111,7 @@ def test_a_temperature_is_fitted_on_val_and_measured_on_test(drawn: Drawn, proba
 def test_masks_are_not_calibrated(drawn: Drawn, mask_folder: Path) -> None:
     assert evaluate(drawn.folder, "test", _open(drawn, mask_folder)).calibration is None
     with pytest.raises(EvaluationError, match=r"--threshold auto[\s\S]*--calibrate"):
-        evaluate(drawn.folder, "test", _open(drawn, mask_folder), "auto", options=Options(calibrate=True))
+        evaluate(drawn.folder, "test", _open(drawn, mask_folder), "auto", options=EvaluationOptions(calibrate=True))
 
 
 def test_lengths_are_in_millimetres_where_every_image_has_a_spacing(drawn: Drawn, mask_folder: Path) -> None:
@@ -310,14 +315,14 @@ def test_the_base_of_a_checkpoint_may_have_moved(drawn: Drawn, tiny_base: Path, 
     path = tiny.save_checkpoint(tiny.shaken_model(here), tmp_path / "tiny.pth", tiny.model_arguments(here))
     here.rename(there)
     with pytest.raises(UserError, match="--base"):
-        open_source(path, read_manifest(drawn.folder), Loading("cpu"))
-    source = open_source(path, read_manifest(drawn.folder), Loading("cpu", base=str(there)))
+        open_source(path, read_manifest(drawn.folder), LoadOptions("cpu"))
+    source = open_source(path, read_manifest(drawn.folder), LoadOptions("cpu", base=str(there)))
     assert evaluate(drawn.folder, "test", source).items
 
 
 def test_a_checkpoint_goes_through_the_one_inference_path(drawn: Drawn, checkpoint: Path, tmp_path: Path) -> None:
     records = read_manifest(drawn.folder)
-    source = open_source(checkpoint, records, Loading("cpu"))
+    source = open_source(checkpoint, records, LoadOptions("cpu"))
     found = evaluate(drawn.folder, "test", source, batch=2)
     assert found.kind == "model"
     assert found.threshold.value == 0.4

@@ -13,7 +13,8 @@ from tests.evaluation.drawn_data import Drawn, call_tool
 from vesselseg.dataset.manifest import FOLDS, fingerprint, read_fold, read_manifest
 from vesselseg.evaluation.comparison import compare, read_results
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import Options, evaluate
+from vesselseg.evaluation.evaluator import evaluate
+from vesselseg.evaluation.options import EvaluationOptions
 from vesselseg.evaluation.pooled_folds import pool_folds
 from vesselseg.evaluation.results import write_json
 from vesselseg.evaluation.sources import FolderSource
@@ -37,7 +38,7 @@ def masks(drawn: Drawn, tmp_path: Path) -> Path:
 
 def score(masks: Path, data: Path, out: Path, split: str = "test", holes: int = 0) -> Path:
     """results.json as tools/eval.py writes it, without its page."""
-    options = Options(post_processing=PostProcessing(0, holes))
+    options = EvaluationOptions(post_processing=PostProcessing(0, holes))
     out.mkdir()
     write_json(evaluate(data, split, FolderSource(masks, read_manifest(data)), options=options), out)
     return out

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.command_line import call_command
+from tests.evaluation.drawn_data import Drawn
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_files import read_prediction
 from vesselseg.evaluation.prediction_folder import PredictionFolder
@@ -219,16 +220,16 @@ def test_the_tool_lists_missing_extra_and_wrongly_sized_files(
         path = folder / f"{record.image[:-4]}.nii.gz"
         path.parent.mkdir(exist_ok=True)
         nibabel.save(nifti(drawn.truth(record)[number:].astype(np.uint8)), path)
-    assert call_tool("eval.py", *arguments) == 2
+    assert call_command("eval", *arguments) == 2
     message = capsys.readouterr().err
     assert "images without a prediction: 2" in message and "test/case4.png: expected test/case4 with" in message
     for record in drawn.records("test")[3:]:
         nibabel.save(nifti(drawn.truth(record).astype(np.uint8)), folder / f"{record.image[:-4]}.nii.gz")
-    assert call_tool("eval.py", *arguments) == 2
+    assert call_command("eval", *arguments) == 2
     message = capsys.readouterr().err
     assert "unusable predictions: 2" in message
     assert "test/case1.nii.gz: 71 x 96 (height x width), but test/case1.png is 72 x 96" in message
     (folder / "more.nii.gz").touch()
-    assert call_tool("eval.py", *arguments) == 2
+    assert call_command("eval", *arguments) == 2
     assert "more.nii.gz: belongs to no image" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from tests import tiny
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.command_line import call_command
+from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import image_path
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.store_threshold import check_storable, store_threshold
@@ -33,7 +34,7 @@ def test_found_stored_and_applied(drawn: Drawn, checkpoint: Path, tmp_path: Path
     arguments = [model, "--data", drawn.folder, "--device", "cpu"]
     before = load_predictor(model, device="cpu").predict([Image.open(image)], [["blood vessel"]])[0].probabilities
     assert (
-        call_tool("eval.py", *arguments, "--threshold", "auto", "--calibrate", "--store-threshold", "--out", found) == 0
+        call_command("eval", *arguments, "--threshold", "auto", "--calibrate", "--store-threshold", "--out", found) == 0
     )
     results = json.loads((found / "results.json").read_text())
     temperature, threshold = (results["calibration"][name] for name in ("temperature", "threshold"))
@@ -42,7 +43,7 @@ def test_found_stored_and_applied(drawn: Drawn, checkpoint: Path, tmp_path: Path
     assert f"| threshold | {threshold:.2f} at temperature {temperature:.3f}" in (model / "README.md").read_text()
     assert not list(model.glob(".*"))
 
-    assert call_tool("eval.py", *arguments, "--out", again) == 0
+    assert call_command("eval", *arguments, "--out", again) == 0
     applied = json.loads((again / "results.json").read_text())
     assert applied["threshold"]["value"] == pytest.approx(threshold, abs=1e-6)
     for one, two in zip(results["items"], applied["items"]):
@@ -130,8 +131,8 @@ def test_what_holds_no_model_is_refused_before_any_work(
         (published, "someone else's model"),
         (tmp_path / "nothing", "does not exist"),
     ):
-        assert call_tool("eval.py", source, *arguments, "--threshold", "auto") == 2
+        assert call_command("eval", source, *arguments, "--threshold", "auto") == 2
         assert expected in capsys.readouterr().err
-    assert call_tool("eval.py", probability_folder, *arguments, "--threshold", "0.4") == 2
+    assert call_command("eval", probability_folder, *arguments, "--threshold", "0.4") == 2
     assert "--threshold auto" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

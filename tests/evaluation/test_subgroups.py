@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.command_line import call_command
+from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import Options, evaluate
+from vesselseg.evaluation.evaluator import evaluate
+from vesselseg.evaluation.options import EvaluationOptions
 from vesselseg.evaluation.scores import Evaluation
 from vesselseg.evaluation.sources import open_source
 
@@ -20,7 +22,7 @@ def _evaluated(drawn: Drawn, masks: Path, table: str) -> Evaluation:
     path = drawn.folder.parent / "table.csv"
     path.write_text(table, encoding="utf-8")
     return evaluate(
-        drawn.folder, "test", open_source(masks, read_manifest(drawn.folder)), options=Options(subgroups=path)
+        drawn.folder, "test", open_source(masks, read_manifest(drawn.folder)), options=EvaluationOptions(subgroups=path)
     )
 
 
@@ -86,7 +88,7 @@ def test_another_encoding_is_named(drawn: Drawn, mask_folder: Path) -> None:
     path.write_bytes("image,view\ntest/case0.png,Schrägaufnahme\n".encode("latin-1"))
     source = open_source(mask_folder, read_manifest(drawn.folder))
     with pytest.raises(EvaluationError, match="UTF-8"):
-        evaluate(drawn.folder, "test", source, options=Options(subgroups=path))
+        evaluate(drawn.folder, "test", source, options=EvaluationOptions(subgroups=path))
 
 
 def test_a_column_of_numbers_makes_no_subgroups(
@@ -117,7 +119,7 @@ def test_the_tool_writes_subgroups(drawn: Drawn, mask_folder: Path, capsys: pyte
     path, out = drawn.folder.parent / "table.csv", drawn.folder.parent / "out"
     path.write_text("image,view\n" + "".join(f"test/case{number}.png,v{number % 2}\n" for number in range(5)))
     arguments = [mask_folder, "--data", drawn.folder, "--out", out, "--subgroups"]
-    assert call_tool("eval.py", *arguments, path) == 0
+    assert call_command("eval", *arguments, path) == 0
     assert "view = v0: Dice" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert [(one["column"], one["value"], one["items"]) for one in results["subgroups"]] == [
@@ -126,5 +128,5 @@ def test_the_tool_writes_subgroups(drawn: Drawn, mask_folder: Path, capsys: pyte
     ]
     assert results["subgroups"][0]["summary"]["roc_auc"]["mean"] is None
     assert [one["group"] for one in results["per_group"]] == [f"test patient {number}" for number in range(3)]
-    assert call_tool("eval.py", *arguments, drawn.folder / "nothing.csv", "--force") == 2
+    assert call_command("eval", *arguments, drawn.folder / "nothing.csv", "--force") == 2
     assert "nothing.csv" in capsys.readouterr().err

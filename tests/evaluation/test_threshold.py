@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from vesselseg.evaluation.metrics import METRIC_TABLE, METRICS, image_metrics
+from vesselseg.evaluation.options import COUNTED, ON_GRID
 from vesselseg.evaluation.threshold import (
-    COUNTED,
-    ON_GRID,
     THRESHOLDS,
     apply_threshold,
     best_threshold,

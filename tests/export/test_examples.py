@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from examples import hf_trainer
+from tests.command_line import call_command
 from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.export.conftest import LOSS
 from tests.tiny import picture
@@ -85,7 +86,7 @@ def test_training_on_with_transformers_trainer(
     rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
     assert rates == pytest.approx([plan.learning_rate(step) for step in range(STEPS)])
     score = ["--data", drawn.folder, "--split", "test", "--threshold", "auto", "--out", tmp_path / "eval"]
-    assert call_tool("eval.py", out, *score) == 0
+    assert call_command("eval", out, *score) == 0
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert results["source"]["kind"] == "model" and results["data"]["seen_in_training"] == []
     seen = image_digests(drawn.folder, drawn.records("train")).values()

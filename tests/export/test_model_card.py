@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from tests.command_line import call_command
 from tests.evaluation.conftest import drawn  # noqa: F401, a fixture
 from tests.evaluation.drawn_data import Drawn, call_tool
 from tests.tiny import model_arguments, save_checkpoint, shaken_model
@@ -33,7 +34,7 @@ def made(tiny_base: Path, drawn: Drawn, tmp_path: Path) -> Made:  # noqa: F811
     model, results = tmp_path / "hf", tmp_path / "eval"
     convert(checkpoint, model, [drawn.folder / "images" / drawn.records("val")[0].image])
     arguments = (model, "--data", drawn.folder, "--threshold", "auto", "--device", "cpu", "--out", results)
-    assert call_tool("eval.py", *arguments) == 0
+    assert call_command("eval", *arguments) == 0
     return model, results
 
 

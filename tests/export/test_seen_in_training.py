@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.command_line import call_command
+from tests.evaluation.drawn_data import Drawn
 from tests.tiny import model_arguments, save_checkpoint, shaken_model
 from vesselseg.dataset.manifest import FOLDS, image_digests, read_split
 from vesselseg.evaluation.errors import EvaluationError
@@ -45,7 +46,7 @@ def score(tmp_path: Path) -> Score:
 
     def run(model: Path, data: Path) -> dict:
         out = tmp_path / f"eval_{model.stem}_{data.name}"
-        assert call_tool("eval.py", model, "--data", data, "--device", "cpu", "--out", out) == 0
+        assert call_command("eval", model, "--data", data, "--device", "cpu", "--out", out) == 0
         return json.loads((out / "results.json").read_text())
 
     return run

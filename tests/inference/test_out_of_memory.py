@@ -14,7 +14,7 @@ from PIL import Image
 
 from vesselseg.errors import UserError
 from vesselseg.inference import load
-from vesselseg.inference.model_arguments import Loading
+from vesselseg.inference.options import LoadOptions
 from vesselseg.inference.out_of_memory import is_out_of_memory, probability_map_pixels
 
 HUGE = 2**60
@@ -51,13 +51,13 @@ def test_other_errors(error: Exception) -> None:
 @pytest.mark.parametrize(
     ("loading", "gpus", "advice"),
     [
-        (Loading(), 4, "--quantise nf4 (a quarter of bf16's memory), --device split (over 4 GPUs), ending"),
-        (Loading("cpu"), 0, "--quantise nf4 (a quarter of bf16's memory), ending"),
-        (Loading("split", quantise="nf4"), 4, "ending"),
+        (LoadOptions(), 4, "--quantise nf4 (a quarter of bf16's memory), --device split (over 4 GPUs), ending"),
+        (LoadOptions("cpu"), 0, "--quantise nf4 (a quarter of bf16's memory), ending"),
+        (LoadOptions("split", quantise="nf4"), 4, "ending"),
     ],
 )
 def test_a_model_that_does_not_fit_is_reported(
-    loading: Loading, gpus: int, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    loading: LoadOptions, gpus: int, advice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(load, "load_predictor", lambda *_: torch.empty(HUGE, dtype=torch.uint8))

@@ -151,7 +151,9 @@ def test_frames_of_a_clip_and_flips(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda _: PredictOptions(("a",), cine="memory", flips=True), lambda p: memory_run(p)], ids=["tool", "API"]
+    "wrong",
+    [lambda _: PredictOptions(("a",), cine="memory", tta="flips"), lambda p: memory_run(p)],
+    ids=["tool", "API"],
 )
 def test_memory_and_flips_do_not_go_together(wrong: Any, predictor: Predictor) -> None:
     with pytest.raises(UserError, match="memory does not support flips"):

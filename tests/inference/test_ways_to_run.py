@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.command_line import parsed
 from tests.samples import losses_of, processor_of
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.dataset.batch import Example
@@ -20,7 +20,7 @@ from vesselseg.errors import UserError
 from vesselseg.export.convert import convert
 from vesselseg.inference.greedy_decoding import greedy_decode, question_ids
 from vesselseg.inference.load import load_predictor
-from vesselseg.inference.model_arguments import Loading, add_model_arguments, loading_of
+from vesselseg.inference.options import LoadOptions
 from vesselseg.inference.processor import Processor
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.build import build_model
@@ -195,14 +195,14 @@ def expected(exported: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("loading", "layer", "off"),
     [
-        (Loading("cpu", quantise="int8"), Int8Linear, 0.02),
-        (Loading("cpu", quantise="nf4"), Nf4Linear, 0.2),
-        (Loading("cpu", dtype="bf16"), nn.Linear, 0.05),
-        (Loading("cpu", dtype="fp16"), nn.Linear, 0.02),
+        (LoadOptions("cpu", quantise="int8"), Int8Linear, 0.02),
+        (LoadOptions("cpu", quantise="nf4"), Nf4Linear, 0.2),
+        (LoadOptions("cpu", dtype="bf16"), nn.Linear, 0.05),
+        (LoadOptions("cpu", dtype="fp16"), nn.Linear, 0.02),
     ],
 )
 def test_fewer_bits_give_nearly_the_same(
-    exported: Path, expected: np.ndarray, loading: Loading, layer: type, off: float
+    exported: Path, expected: np.ndarray, loading: LoadOptions, layer: type, off: float
 ) -> None:
     predictor = loading.predictor(exported)
     blocks = predictor.model.language_model.model.layers
@@ -213,7 +213,7 @@ def test_fewer_bits_give_nearly_the_same(
 
 def test_fewer_bits_take_fewer_bytes(exported: Path) -> None:
     def weight_bytes(kind: str | None) -> int:
-        layers = Loading("cpu", quantise=kind).predictor(exported).model.language_model.model.layers
+        layers = LoadOptions("cpu", quantise=kind).predictor(exported).model.language_model.model.layers
         return sum(weight.numel() * weight.element_size() for weight in layers.parameters())
 
     assert weight_bytes("int8") < 0.27 * weight_bytes(None) and weight_bytes("nf4") < 0.14 * weight_bytes(None)
@@ -221,11 +221,11 @@ def test_fewer_bits_take_fewer_bytes(exported: Path) -> None:
 
 def test_a_checkpoint_in_4_bits_keeps_its_adapters(tiny_base: Path, tmp_path: Path) -> None:
     path = save_checkpoint(shaken_model(tiny_base), tmp_path / "best.pth", model_arguments(tiny_base))
-    dense, packed = (Loading("cpu", quantise=kind).predictor(path) for kind in (None, "nf4"))
+    dense, packed = (LoadOptions("cpu", quantise=kind).predictor(path) for kind in (None, "nf4"))
     both = [each.probabilities(IMAGES[:1], [QUESTIONS])[0] for each in (dense, packed)]
     assert 0 < np.abs(both[0] - both[1]).max() < 0.2
     with pytest.raises(UserError, match="weights in 8 bits are for predicting with an exported folder"):
-        Loading("cpu", quantise="int8").predictor(path)
+        LoadOptions("cpu", quantise="int8").predictor(path)
 
 
 def test_layers_are_distributed_by_bytes(tiny_base: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_split_model_computes_the_same(exported: Path, expected: np.ndarray, m
     """Both shares are on the CPU here; the hooks that move hidden states between them are installed all the same."""
     devices = (torch.device("cpu"), torch.device("cpu"))
     monkeypatch.setattr("vesselseg.inference.load.choose_devices", lambda device: devices)
-    predictor = Loading("split").predictor(exported)
+    predictor = LoadOptions("split").predictor(exported)
     decoder = predictor.model.language_model.model
     assert all(hasattr(module, "_hf_hook") for module in (*decoder.layers, decoder.norm))
     np.testing.assert_allclose(predictor.probabilities(IMAGES[:1], [QUESTIONS])[0], expected, atol=1e-6)
@@ -266,14 +266,14 @@ def test_split_without_a_gpu_is_refused(exported: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="--device split spreads a model over GPUs, and this machine has none"):
-        Loading("split").predictor(exported)
+        LoadOptions("split").predictor(exported)
 
 
 @pytest.mark.gpu
 def test_a_model_split_over_gpus_computes_the_same(exported: Path, expected: np.ndarray) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
-    found = Loading("split", dtype="fp32").predictor(exported).probabilities(IMAGES[:1], [QUESTIONS])[0]
+    found = LoadOptions("split", dtype="fp32").predictor(exported).probabilities(IMAGES[:1], [QUESTIONS])[0]
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
@@ -281,9 +281,7 @@ def test_everything_is_on_one_device_without_a_split() -> None:
     assert LayerSplit(torch.device("cpu"), ()).place("language_model.model.layers.3.mlp.up_proj.weight").type == "cpu"
 
 
-def test_options_of_tools() -> None:
-    parser = argparse.ArgumentParser()
-    add_model_arguments(parser)
-    assert loading_of(parser.parse_args([])) == Loading()
-    given = parser.parse_args(["--device", "cuda:1", "--dtype", "fp16", "--quantise", "nf4", "--base", "b"])
-    assert loading_of(given) == Loading("cuda:1", "fp16", "nf4", "b")
+def test_options_of_commands() -> None:
+    assert parsed("eval", "model", "data", "--out", "x")["loading"] == LoadOptions()
+    given = ["--device", "cuda:1", "--dtype", "fp16", "--quantise", "nf4", "--base", "b"]
+    assert parsed("predict", "m", "i", "--out", "x", *given)["loading"] == LoadOptions("cuda:1", "fp16", "nf4", "b")

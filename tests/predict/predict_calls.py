@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.evaluation.drawn_data import call_tool
+from tests.command_line import call_command
 from vesselseg.predict.result_folder import Entry, ResultFolder
 
 ALL = "masks,probs,overlay,labelme,coco"
@@ -22,7 +22,7 @@ NAMES = ("frame 1.png", "x.jpg", "x.PNG", "patient ä/造影 01.TIF", "patient �
 
 
 def call(model: Path, source: Path, out: Path, *arguments: object) -> int:
-    return call_tool("predict.py", model, source, "--out", out, "--device", "cpu", *arguments)
+    return call_command("predict", model, source, "--out", out, "--device", "cpu", *arguments)
 
 
 def forked(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore
 
-from tests.evaluation.drawn_data import call_tool
+from tests.command_line import call_command
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.labelme_files import run as prepare_labels
 from tests.predict.predict_calls import call, entries, forked
@@ -261,10 +261,10 @@ def test_what_preparing_tells_of_phrases(
 ) -> None:
     out, asked = tmp_path / "out", ["--phrase", "catheter", "--phrase", "blood vessel"]
     assert call(model, source, out, "--save", "labelme", "--threshold", middle, *asked) == 0
-    assert call_tool("prepare_data.py", out / "labelme", "--out", tmp_path / "data", "--quiet") == 0
+    assert call_command("prepare", out / "labelme", "--out", tmp_path / "data", "--quiet") == 0
     told = capsys.readouterr().out
     assert "labels that are phrases, as tools/predict.py was asked for them: blood vessel, catheter" in told
     assert "read as" not in told
-    assert call_tool("prepare_data.py", out / "labelme", "--out", tmp_path / "one", "--text", "artery", "--quiet") == 0
+    assert call_command("prepare", out / "labelme", "--out", tmp_path / "one", "--text", "artery", "--quiet") == 0
     told = capsys.readouterr().out
     assert "labels: all 2 read as 'artery'; --labels tells them apart" in told and "that are phrases" not in told

@@ -47,7 +47,7 @@ def test_label_map(repository: Path, source: Path, tmp_path: Path) -> None:
     )
     done = run(repository, "prepare_data.py", source, "--out", tmp_path / "o", "--labels", tmp_path / "map.yaml")
     assert done.returncode == 0, done.stderr
-    assert "'stenosys', which no file uses; near to 'stenosis'" in done.stdout
+    assert "'stenosys', which no file uses; did you mean 'stenosis'?" in done.stdout
     assert read_manifest(tmp_path / "o")[0].phrases == ("coronary artery",)
 
 

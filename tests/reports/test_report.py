@@ -13,8 +13,9 @@ import pytest
 
 from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import read_manifest
-from vesselseg.evaluation.evaluator import Options, evaluate
+from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.metrics import METRICS
+from vesselseg.evaluation.options import EvaluationOptions
 from vesselseg.evaluation.scores import Calibration, Evaluation, Reliability
 from vesselseg.evaluation.sources import PredictionSource, open_source
 from vesselseg.inference.post_processing import PostProcessing
@@ -36,7 +37,9 @@ def measured(drawn: Drawn, probability_folder: Path, tmp_path: Path) -> tuple[Ev
     rows = [f"{record.image},{'a|b' if number else 'c_d'}" for number, record in enumerate(drawn.records("test"))]
     table = tmp_path / "views.csv"
     table.write_text("\n".join(["image,view_%", *rows]))
-    options = Options(metric="components_error", post_processing=PostProcessing(5, 3), calibrate=True, subgroups=table)
+    options = EvaluationOptions(
+        metric="components_error", post_processing=PostProcessing(5, 3), calibrate=True, subgroups=table
+    )
     source = open_source(probability_folder, read_manifest(drawn.folder))
     return evaluate(drawn.folder, "test", source, "auto", options=options), source
 

@@ -127,7 +127,7 @@ def test_models_health_and_page(service: RunningService) -> None:
 
 
 def test_mirrored_copies_are_averaged(start: Callable[..., Any], predictor: Predictor) -> None:
-    with start(flips=True) as flipping:
+    with start(tta="flips") as flipping:
         found = flipping.predict(png(picture(4))).json()["objects"][0]
     wanted = predictor.predict([picture(4)], [["blood vessel"]], flips=True)[0].probabilities[0] * 255
     np.testing.assert_allclose(pixels_of(found["probability_png"]), wanted, atol=1)

@@ -49,7 +49,7 @@ def test_a_longer_set_begins_with_the_shorter_one(drawn: Path, tmp_path: Path) -
 
 
 def test_preparation_has_no_findings(drawn: Path, tmp_path: Path) -> None:
-    options = PrepareOptions(group_regex=r"(p\d+)_", strict=True, progress=False, workers=1)
+    options = PrepareOptions(group_regex=r"(p\d+)_", strict=True, quiet=True, workers=1)
     report = prepare_dataset(drawn, tmp_path / "o", options)
     assert report["counts"]["images"] == COUNT
     assert report["counts"]["groups"] == COUNT // 3

@@ -11,13 +11,13 @@ import numpy as np
 from vesselseg.baselines.folder import Pictures, check_splits, write_predictions, write_settings
 from vesselseg.baselines.frangi import THRESHOLD, FrangiParams, apply_frangi
 from vesselseg.baselines.frangi_search import tune_frangi
+from vesselseg.baselines.options import TUNING_IMAGES
 from vesselseg.dataset.manifest import Record, read_split
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
 from vesselseg.output_folder import whole_folder
 
 _log = logging.getLogger(__name__)
 
-TUNING_IMAGES = 24
 TUNING_SPLIT = "train"
 
 

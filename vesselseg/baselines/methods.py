@@ -17,25 +17,25 @@ from typing import Any
 import torch
 
 from vesselseg.baselines.folder import read_pixels
-from vesselseg.baselines.frangi_baseline import TUNING_IMAGES, write_frangi_baseline
-from vesselseg.baselines.unet import UNetOptions
+from vesselseg.baselines.frangi_baseline import write_frangi_baseline
+from vesselseg.baselines.options import BASELINES, TUNING_IMAGES, UNetOptions
 from vesselseg.baselines.unet_baseline import write_unet_baseline
 from vesselseg.dataset.manifest import fingerprint, read_manifest, read_split
 from vesselseg.evaluation.comparison import Comparison, compare, read_results
 from vesselseg.evaluation.errors import EvaluationError, problem_list
-from vesselseg.evaluation.evaluator import AUTO, SEARCH_SPLIT, Track, evaluate, silent
+from vesselseg.evaluation.evaluator import SEARCH_SPLIT, Track, evaluate, silent
 from vesselseg.evaluation.metrics import METRIC_TABLE
+from vesselseg.evaluation.options import AUTO
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
 from vesselseg.evaluation.results import RESULTS_FILE
 from vesselseg.evaluation.sources import FolderSource, PredictionSource, open_source
-from vesselseg.inference.model_arguments import Loading
+from vesselseg.inference.options import LoadOptions
 from vesselseg.reports.evaluation_report import write_evaluation
 
 _log = logging.getLogger(__name__)
 
 REPORTED_SPLIT = "test"
 FRANGI, UNET = "Frangi", "U-Net"
-BASELINES = "baselines"  # the sub-folder of their predictions: what marks an output folder of this kind
 _PREDICTED = (SEARCH_SPLIT, REPORTED_SPLIT)
 
 
@@ -158,7 +158,7 @@ def _scored(data: Path, folder: Path, runtime: Runtime, method: Method) -> Path:
     if (method.path / RESULTS_FILE).is_file():
         return method.path
     _log.info("scoring %s", method.name)
-    source = open_source(method.path, read_manifest(data), Loading(runtime.device))
+    source = open_source(method.path, read_manifest(data), LoadOptions(runtime.device))
     threshold = AUTO if _predicts_validation(data, source) else None
     evaluation = evaluate(data, REPORTED_SPLIT, source, threshold, runtime.batch, track=runtime.track)
     out = folder / method.name

@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
+from vesselseg.baselines.options import UNetOptions
 from vesselseg.dataset.augment import Augment
 from vesselseg.dataset.image_views import normalise
 from vesselseg.evaluation.errors import EvaluationError
@@ -44,7 +45,6 @@ AUGMENT = Augment(
 )
 """That of ``configs/scratch_1gpu.py``, the other training from scratch; a test compares them."""
 
-_STRIDE = 32  # the encoder halves the picture five times
 _DECODER = (128, 64, 32, 32, 16)
 _AVERAGED = 0.99  # part of the moving average that stays at each step
 _WORKERS = 8
@@ -58,30 +58,6 @@ class Labelled(Protocol):
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """One image and its truth."""
-
-
-@dataclass(frozen=True)
-class UNetOptions:
-    """How it is trained.
-
-    size: side of the square that every image is stretched to, in pixels, a multiple of 32. epochs, minutes: the
-    training ends with whichever comes first; only where that is the epochs do two runs agree. batch: images per step.
-    Raises EvaluationError.
-    """
-
-    size: int = 512
-    epochs: int = 200
-    minutes: float = 10.0
-    batch: int = 4
-    learning_rate: float = 1e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.size < 2 * _STRIDE or self.size % _STRIDE:
-            raise EvaluationError(f"--size {self.size}: expected a multiple of {_STRIDE} from {2 * _STRIDE}")
-        if self.epochs < 1 or self.batch < 1 or not self.minutes > 0:
-            found = f"--epochs {self.epochs}, --minutes {self.minutes}, --batch {self.batch}"
-            raise EvaluationError(f"{found}: expected 1 or more, above 0, 1 or more")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from vesselseg.baselines.folder import Pictures, check_splits, write_predictions, write_settings
-from vesselseg.baselines.unet import AUGMENT, TrainedUNet, UNetOptions, train_unet
+from vesselseg.baselines.options import UNetOptions
+from vesselseg.baselines.unet import AUGMENT, TrainedUNet, train_unet
 from vesselseg.dataset.manifest import read_split
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
 from vesselseg.output_folder import whole_folder

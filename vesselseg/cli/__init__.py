@@ -1,1 +1,1 @@
-"""The command line: arguments in, one call each."""
+"""The command line `vesselseg`: a file per command, whose function takes typed arguments and makes one call."""

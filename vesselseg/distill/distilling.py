@@ -18,6 +18,7 @@ from vesselseg.distill.distillation import Distillation
 from vesselseg.distill.folder import check_forms, small_model, write_graphs, write_model
 from vesselseg.distill.learning import Candidate, Teaching, candidates
 from vesselseg.distill.measuring import Bench, Figures, compared, paired, scatter, winner
+from vesselseg.distill.options import RESULTS_FILE, DistillOptions
 from vesselseg.distill.report import write_card, write_report
 from vesselseg.distill.teaching import (
     CHOOSING,
@@ -42,18 +43,7 @@ from vesselseg.predict.options import clean_phrases
 
 _log = logging.getLogger(__name__)
 
-RESULTS_FILE = "distillation.json"
 CHECK_IMAGES = 3
-
-
-@dataclass(frozen=True)
-class DistillOptions:
-    """phrases: none takes the one that most objects of the training split have. minutes: that training may take."""
-
-    phrases: tuple[str, ...] = ()
-    minutes: float = 5.0
-    batch: int = 4
-    seed: int = 0
 
 
 def distill(

@@ -10,7 +10,7 @@ from vesselseg.evaluation.comparison import measure
 from vesselseg.evaluation.metrics import METRICS
 from vesselseg.evaluation.score_split import Variant
 from vesselseg.evaluation.scores import Scored, SwitchEffect
-from vesselseg.inference.flips import FLIPS
+from vesselseg.inference.options import FLIPS
 from vesselseg.inference.post_processing import PostProcessing
 
 WITHOUT = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vesselseg.evaluation.ablations import switch_effects, switch_variants
 from vesselseg.evaluation.calibration import calibrated
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRIC_TABLE, METRICS
+from vesselseg.evaluation.options import AUTO, COUNTED, ON_GRID, EvaluationOptions
 from vesselseg.evaluation.score_split import (
     Measure,
     SplitScores,
@@ -37,9 +38,7 @@ from vesselseg.evaluation.sources import PredictionSource
 from vesselseg.evaluation.subgroups import read_subgroups
 from vesselseg.evaluation.summaries import group_means, summarise_groups, summarise_items
 from vesselseg.evaluation.threshold import (
-    COUNTED,
     GRID,
-    ON_GRID,
     THRESHOLDS,
     best_index,
     competing_means,
@@ -48,28 +47,12 @@ from vesselseg.evaluation.threshold import (
     metric_threshold,
 )
 from vesselseg.imaging.rgb import to_rgb
-from vesselseg.inference.flips import FLIPS
-from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
+from vesselseg.inference.options import FLIPS
+from vesselseg.inference.post_processing import PostProcessing
 
 _log = logging.getLogger(__name__)
 
-AUTO = "auto"
 SEARCH_SPLIT = "val"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be asked for beside the figures.
-
-    metric: whose best threshold ``auto`` takes. flips: average the model's answers over mirrored copies.
-    calibrate: fit a temperature on the validation split. subgroups: a table, see ``read_subgroups``.
-    """
-
-    metric: str = "dice"
-    flips: bool = False
-    post_processing: PostProcessing = NO_POST_PROCESSING
-    calibrate: bool = False
-    subgroups: Path | None = None
 
 
 def evaluate(
@@ -80,14 +63,14 @@ def evaluate(
     batch: int = 4,
     seed: int = 0,
     track: Track = silent,
-    options: Options | None = None,
+    options: EvaluationOptions | None = None,
 ) -> Evaluation:
     """Score a split of the dataset folder data.
 
     threshold: a number in 0..1; "auto" searches it on the validation split; None takes the one stored with the source.
     batch: images given to the model at once. seed: of the bootstrap. Raises EvaluationError, ManifestError.
     """
-    data, options = Path(data), options or Options()
+    data, options = Path(data), options or EvaluationOptions()
     records = _records_of(data, split)
     search = _search_records(data, split, records) if threshold == AUTO or options.calibrate else []
     source.check(_image_sizes(data, [*records, *search]))
@@ -155,7 +138,7 @@ def _with_curves(
     scores: SplitScores,
     found: SplitScores | None,
     searched: SplitScores | None,
-    options: Options,
+    options: EvaluationOptions,
     without: float,
 ) -> Evaluation:
     """What probabilities tell and masks do not. found: the validation split; searched: it, if for a threshold too."""
@@ -188,7 +171,7 @@ def cases(evaluation: Evaluation, source: PredictionSource, chosen: Sequence[Sco
 def _score(
     data: Path,
     source: PredictionSource,
-    options: Options,
+    options: EvaluationOptions,
     millimetres: bool,
     batch: int,
     track: Track,
@@ -201,12 +184,12 @@ def _score(
     return score_split(data, split, source, records, measure, _flips(options), batch, track)
 
 
-def _flips(options: Options) -> tuple[bool, ...]:
+def _flips(options: EvaluationOptions) -> tuple[bool, ...]:
     return (False, True) if options.flips else (False,)
 
 
 def _choices(
-    source: PredictionSource, threshold: float | str | None, options: Options, found: SplitScores | None
+    source: PredictionSource, threshold: float | str | None, options: EvaluationOptions, found: SplitScores | None
 ) -> dict[bool, ThresholdChoice]:
     """The threshold with and without flips; only a search tells the two apart."""
     if threshold is None:
@@ -231,7 +214,9 @@ def _values(scores: SplitScores, flips: bool, metric: str) -> tuple[NDArray[np.f
     return GRID, scores.grid(flips)[..., METRICS.index(metric)]
 
 
-def _metric_thresholds(found: SplitScores, scores: SplitScores, options: Options) -> Iterator[MetricThreshold]:
+def _metric_thresholds(
+    found: SplitScores, scores: SplitScores, options: EvaluationOptions
+) -> Iterator[MetricThreshold]:
     for metric in (name for name in METRICS if name in COUNTED or name in _searched_on_grid(options)):
         grid, searched = _values(found, options.flips, metric)
         _, reported = _values(scores, options.flips, metric)
@@ -239,7 +224,7 @@ def _metric_thresholds(found: SplitScores, scores: SplitScores, options: Options
             yield metric_threshold(metric, grid, searched, reported, METRIC_TABLE[metric].lower_is_better)
 
 
-def _searched_on_grid(options: Options) -> tuple[str, ...]:
+def _searched_on_grid(options: EvaluationOptions) -> tuple[str, ...]:
     return () if options.metric in COUNTED else ON_GRID
 
 
@@ -248,7 +233,9 @@ def _curve(scores: SplitScores, flips: bool) -> Curve:
     return Curve(scores.split, len(counts), *dice_iou_curves(counts))
 
 
-def _calibration(scores: SplitScores, found: SplitScores | None, options: Options, threshold: float) -> Calibration:
+def _calibration(
+    scores: SplitScores, found: SplitScores | None, options: EvaluationOptions, threshold: float
+) -> Calibration:
     logits = scores.logits[options.flips]
     plain = Calibration(scores.split, logits.reliability(), logits.reliability(visible=True))
     if found is None or not options.calibrate:
@@ -290,7 +277,7 @@ def _search_records(data: Path, split: str, records: Sequence[Record]) -> list[R
     return found
 
 
-def _check_options(source: PredictionSource, threshold: float | str | None, options: Options) -> None:
+def _check_options(source: PredictionSource, threshold: float | str | None, options: EvaluationOptions) -> None:
     """Refuse what the source cannot do, all at once, before anything is predicted."""
     problems = []
     if source.kind == "masks" and threshold == AUTO:

@@ -20,12 +20,12 @@ import numpy as np
 
 from vesselseg.dataset.manifest import read_fold
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
+from vesselseg.evaluation.options import RESULTS_FILE
 from vesselseg.evaluation.scores import Curve, Evaluation, Scored
 from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES
 from vesselseg.evaluation.threshold import THRESHOLDS
 from vesselseg.inference.model_files import weights_digest
 
-RESULTS_FILE = "results.json"
 FORMAT = 2
 _PACKAGES = ("vesselseg", "numpy", "scikit-image", "scikit-learn", "scipy", "pillow", "torch", "transformers", "sam2")
 

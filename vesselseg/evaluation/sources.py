@@ -14,7 +14,7 @@ from PIL import Image
 from vesselseg.dataset.manifest import Record
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_folder import PredictionFolder
-from vesselseg.inference.model_arguments import AS_IT_IS, Loading
+from vesselseg.inference.options import DEFAULT_LOADING, LoadOptions
 
 if TYPE_CHECKING:
     from vesselseg.inference.predictor import Predictor
@@ -116,7 +116,7 @@ class ModelSource:
         return [prediction.probabilities for prediction in predictions]
 
 
-def open_source(path: Path, records: Sequence[Record], loading: Loading = AS_IT_IS) -> PredictionSource:
+def open_source(path: Path, records: Sequence[Record], loading: LoadOptions = DEFAULT_LOADING) -> PredictionSource:
     """What lies at path: a ``.pth`` file is a checkpoint, a folder with ``config.json`` a model, another one masks.
 
     records: the whole dataset's. loading: how a model is loaded.

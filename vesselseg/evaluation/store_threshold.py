@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.scores import Evaluation
 from vesselseg.output_folder import replace_text
+
+if TYPE_CHECKING:
+    from vesselseg.evaluation.scores import Evaluation
 
 _CONFIG, _CARD, _CODE = "config.json", "README.md", "*.py"
 _ROW = re.compile(r"^\| threshold \|.*$", re.MULTILINE)

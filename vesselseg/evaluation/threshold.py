@@ -15,10 +15,6 @@ from vesselseg.evaluation.scores import MetricThreshold
 Table = NDArray[np.float64]
 THRESHOLDS: NDArray[np.float64] = np.arange(1, 100) / 100
 """0.01 to 0.99 in steps of 0.01."""
-COUNTED = ("dice", "iou", "accuracy", "balanced_accuracy", "mcc")
-"""Metrics with a best threshold that counts of pixels give at once; precision and recall alone have none in between."""
-ON_GRID = ("cldice", "hd", "hd95", "assd", "nsd", "betti_0_error", "betti_1_error", "components_error")
-"""Metrics that need the mask itself: searched at the few thresholds of GRID, where one of them is asked for."""
 GRID: NDArray[np.float64] = np.arange(1, 20) / 20
 """0.05 to 0.95 in steps of 0.05."""
 

@@ -12,13 +12,10 @@ from torch import Tensor
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.rgb import to_rgb
+from vesselseg.inference.options import Keyframes, mode_problems, resolve_keyframes
 from vesselseg.inference.predictor import ModelInputs, Prediction, Predictor, QuestionBatch, check_threshold
 from vesselseg.inference.threads import prefetch
 from vesselseg.models.sam2_memory import MaskMemory, has_memory, memory_trained, single
-
-MODES = ("frames", "memory")
-DEFAULT_KEYFRAME_INTERVAL = 8  # frames
-Keyframes = int | Sequence[int] | None
 
 
 def segment_cine(
@@ -50,22 +47,6 @@ def segment_cine(
     if mode == "frames":
         return _segment_frames(predictor, frames, phrases, threshold, batch, flips)
     return _propagate(predictor, frames, phrases, keyframe_numbers, threshold, batch)
-
-
-def resolve_keyframes(keyframes: Keyframes) -> int | Sequence[int]:
-    """The given keyframes, or the default interval for None."""
-    return DEFAULT_KEYFRAME_INTERVAL if keyframes is None else keyframes
-
-
-def mode_problems(mode: str, flips: bool, keyframes: Keyframes) -> list[str]:
-    """Incompatible arguments, found without clip and model."""
-    if mode not in MODES:
-        return [f"cine: the mode is {mode!r}; expected {' or '.join(MODES)}"]
-    if mode == "memory" and flips:
-        return ["cine: memory does not support flips; omit --tta, or use mode 'frames' (--cine frames)"]
-    if mode == "frames" and keyframes is not None:
-        return ["keyframes: only mode 'memory' uses them; add --cine memory, or omit --keyframes"]
-    return []
 
 
 def _problems(frames: Sequence[Image.Image], phrases: Sequence[str], batch: int) -> list[str]:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-FLIPS = "flips"
 _Flip = Image.Transpose
 # Pillow's operation, and the axes of (phrases, height, width) that undo it.
 _FLIPS = ((_Flip.FLIP_LEFT_RIGHT, (-1,)), (_Flip.FLIP_TOP_BOTTOM, (-2,)), (_Flip.ROTATE_180, (-2, -1)))

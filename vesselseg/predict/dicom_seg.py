@@ -12,7 +12,6 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +50,6 @@ _DROPPED = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence"),
     *("ImageOrientationPatient", "SliceThickness"),
 )
-
-
-def check_installed() -> None:
-    """Raises UserError where highdicom is not there."""
-    if find_spec("highdicom") is None:
-        raise UserError('--save dicom-seg needs highdicom: pip install "vesselseg[dicom]"')
 
 
 class SegmentationObject:

@@ -1,36 +1,38 @@
-"""What is asked of a call of tools/predict.py, and what it says in the end."""
-
-from __future__ import annotations
+"""The options of predicting files, light to import, and the outcome."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
-from vesselseg.dataset.prompts import clean_phrase
+from vesselseg.dataset.prompts import DEFAULT_PHRASE, clean_phrase
 from vesselseg.errors import UserError
-from vesselseg.inference.cine import mode_problems, resolve_keyframes
-from vesselseg.inference.flips import FLIPS
+from vesselseg.inference.options import mode_problems, resolve_keyframes
 from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
-from vesselseg.predict.dicom_seg import check_installed
-from vesselseg.predict.result_files import KINDS
+
+KINDS = ("masks", "probs", "overlay", "labelme", "coco", "dicom-seg")
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """threshold: None takes the one stored with the model. batch: images given to the model at once.
+    """How files are predicted and what is written; see `segment_cine` for cine and keyframes."""
 
-    cine, keyframes: how clips are segmented, see `segment_cine`. flips: probabilities are the mean over mirrored
-    copies. post_processing: of the masks, after the threshold.
-    """
-
-    phrases: tuple[str, ...]
+    phrases: tuple[str, ...] = (DEFAULT_PHRASE,)
+    """what to segment; repeat for several"""
     threshold: float | None = None
-    save: tuple[str, ...] = KINDS
+    """a probability between 0 and 1, or stored: the one stored with the model (default)"""
+    save: tuple[str, ...] = ("masks", "overlay")
+    """some of masks,probs,overlay,labelme,coco,dicom-seg"""
     batch: int = 4
-    cine: str = "frames"
+    """images given to the model at once"""
+    cine: Literal["frames", "memory"] = "frames"
+    """frames of a clip: each on its own, or by SAM2's memory of keyframes"""
     keyframes: int | tuple[int, ...] | None = None
-    flips: bool = False
+    """with --cine memory: interval of the keyframes, or their numbers, e.g. 0,12,40 (default: 8)"""
+    tta: Literal["flips"] | None = None
+    """average the predictions over the mirrored images, at 4 x the time"""
     post_processing: PostProcessing = NO_POST_PROCESSING
+    """of the masks, after the threshold"""
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.save if kind not in KINDS]
@@ -39,11 +41,16 @@ class PredictOptions:
         if problems := mode_problems(self.cine, self.flips, self.keyframes):
             raise UserError("\n".join(problems))
 
+    @property
+    def flips(self) -> bool:
+        """Whether predictions are averaged over mirrored images."""
+        return self.tta is not None
+
     def deciding(self, clip: bool = False) -> dict[str, Any]:
         """What decides the results, as JSON holds it; those of a clip by how it is segmented, too."""
         threshold = "auto" if self.threshold is None else self.threshold
         decided: dict[str, Any] = {"phrases": list(self.phrases), "threshold": threshold, "save": sorted(self.save)}
-        decided |= {"tta": FLIPS} if self.flips else {}
+        decided |= {"tta": self.tta} if self.tta else {}
         decided |= self.post_processing.enabled_steps()
         if clip:
             decided["cine"] = self.cine
@@ -72,8 +79,8 @@ def checked(options: PredictOptions) -> PredictOptions:
     phrases = clean_phrases(options.phrases)
     if not phrases:
         raise UserError('no phrase is given; say what to segment, e.g. "blood vessel"')
-    if "dicom-seg" in options.save:
-        check_installed()
+    if "dicom-seg" in options.save and find_spec("highdicom") is None:
+        raise UserError('--save dicom-seg needs highdicom: pip install "vesselseg[dicom]"')
     return replace(options, phrases=phrases)
 
 

@@ -24,7 +24,6 @@ from vesselseg.output_folder import whole_file
 from vesselseg.predict.edited_labels import FOLDER as LABELS
 from vesselseg.predict.edited_labels import EditedLabels
 
-KINDS = ("masks", "probs", "overlay", "labelme", "coco", "dicom-seg")
 PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as tools/eval.py reads it
 FRAMES_PER_SECOND = 15.0  # usual for coronary angiography
 _LONGEST_TAG = 40  # characters

@@ -181,7 +181,7 @@ def _prepare_images(tasks: list[ImageTask], image_options: ImageOptions, options
     """Prepare all images in order, in several processes if there are many."""
     work = partial(prepare_image, options=image_options)
     workers = min(options.workers or available_cores(), len(tasks))
-    bar = partial(tqdm, total=len(tasks), unit="file", desc="preparing", disable=not options.progress)
+    bar = partial(tqdm, total=len(tasks), unit="file", desc="preparing", disable=options.quiet)
     if workers == 1 or len(tasks) < _PARALLEL_FROM:
         return list(bar(map(work, tasks)))
     with ProcessPoolExecutor(workers, initializer=_ignore_interrupt) as pool:

@@ -24,10 +24,10 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
         values = []
     total = sum(values)
     good = len(values) == 3 and all(0 <= value < 1e3 for value in values)
-    if not good or not (abs(total - 1) < 1e-6 or abs(total - 100) < 1e-4) or values[0] <= 0:
+    if not good or not (abs(total - 1) < 1e-6 or abs(total - 100) < 1e-4):
         raise SplitError(
-            f"--split {text}: expected three numbers for train,val,test that add up to 1, with train above 0, "
-            "as in 0.8,0.1,0.1"
+            f"--split {text}: expected three shares for train,val,test that add up to 1 or to 100, as in 0.8,0.1,0.1 "
+            "or 80,10,10; 0,0,1 makes an external test set"
         )
     return values[0] / total, values[1] / total, values[2] / total
 

@@ -1,10 +1,9 @@
 """How a service runs, checked as a whole before a model is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vesselseg.errors import UserError
 from vesselseg.web_pages import LOCAL_HOSTS
@@ -15,31 +14,39 @@ MOST_PHRASES = 16  # of one request
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """host, port: where it listens. token: what clients have to show, None for no one; needed off this machine.
-
-    keep: folder for images and results, None stores nothing. max_megabytes: of one upload, 1 MB = 10^6 bytes.
-    rate: requests per second that one client address may make on average, 0 for any number; ten seconds' worth at once.
-    The page, its files, /health and /openapi.json do not count.
-    queue: requests accepted at once, waiting ones included. batch: images that the model gets at once.
-    wait_ms: milliseconds that a request waits for others to share its batch, at most.
-    flips: probabilities are the mean over the image and its mirrored copies.
-    """
+    """How a service runs; UserError for settings that make no sense."""
 
     host: str = "127.0.0.1"
+    """address to listen on"""
     port: int = 8000
+    """0 takes a free one"""
     token: str | None = None
+    """what clients have to show; a file (its only line) keeps it out of the process list"""
     keep: Path | None = None
+    """store images and results, a folder per request"""
     max_megabytes: float = 64.0
+    """largest upload, 1 MB = 10^6 bytes"""
+    # On average, ten seconds' worth at once; /health and /openapi.json do not count either.
     rate: float = 10.0
+    """requests per second and client address, the page's files not counted; 0 for any number"""
     queue: int = 256
+    """requests accepted at once, waiting ones included"""
     batch: int = 64
+    """images given to the model at once"""
     wait_ms: float = 20.0
-    flips: bool = False
+    """longest wait of a request for others to share a batch with, in milliseconds"""
+    tta: Literal["flips"] | None = None
+    """average the predictions over the mirrored images, at 4 x the time"""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
         if problems:
             raise UserError("; ".join(problems))
+
+    @property
+    def flips(self) -> bool:
+        """Whether predictions are averaged over mirrored images."""
+        return self.tta is not None
 
     @property
     def is_local(self) -> bool:

@@ -1,0 +1,34 @@
+"""The options of an evaluation, light to import: a command line declares them before any work."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
+
+AUTO = "auto"  # the threshold is searched on the validation split
+RESULTS_FILE = "results.json"
+# Metrics whose best threshold can be searched: from pixel counts at every threshold, and from masks on a coarser grid.
+COUNTED = ("dice", "iou", "accuracy", "balanced_accuracy", "mcc")
+ON_GRID = ("cldice", "hd", "hd95", "assd", "nsd", "betti_0_error", "betti_1_error", "components_error")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is computed in addition to the metrics at one threshold."""
+
+    metric: str = "dice"
+    """whose best mean on the validation split auto takes"""
+    tta: Literal["flips"] | None = None
+    """average the predictions over the mirrored images, at 4 x the time"""
+    post_processing: PostProcessing = NO_POST_PROCESSING
+    """of the masks, after the threshold"""
+    calibrate: bool = False
+    """fit a temperature on the validation split"""
+    subgroups: Path | None = None
+    """CSV table with columns image (or group) and view, centre ..."""
+
+    @property
+    def flips(self) -> bool:
+        """Whether predictions are averaged over mirrored images."""
+        return self.tta is not None
