@@ -15,7 +15,7 @@ from vesselseg.output_folder import check_output, whole_folder
 
 if TYPE_CHECKING:
     from vesselseg.inspect.checks.measure_image import ImageStatistics
-    from vesselseg.inspect.checks.result import Check
+    from vesselseg.inspect.checks.result import CheckResult
 
 
 def check(
@@ -73,15 +73,15 @@ def progress(facts: Iterable[ImageStatistics], total: int, quiet: bool) -> Itera
     return tqdm(facts, total=total, unit="image", desc="checking", disable=quiet)
 
 
-def summary_lines(check: Check) -> list[str]:
+def summary_lines(result: CheckResult) -> list[str]:
     """Images, groups, and the number of findings of each kind."""
-    measured, counts = check.measured, check.counts
+    measured, counts = result.measured, result.counts
     groups = len({record.group_key for record in measured.records})
     lines = [
         f"{measured.folder}: {len(measured.records)} images of {groups} groups: {counts['serious']} serious, "
         f"{counts['check']} to check, {counts['information']} for information"
     ]
-    for _, group in groupby(check.findings, key=lambda finding: finding.code):
+    for _, group in groupby(result.findings, key=lambda finding: finding.code):
         found = list(group)
         lines.append(f"  {len(found):5d}  {found[0].kind.title} ({found[0].kind.severity}): {found[0].reason}")
     return lines
