@@ -3,7 +3,7 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.datasets.vessel import *
+    from ._base_.datasets.oriented import *
     from ._base_.models.internvl3 import *
     from ._base_.runtime.default import *
     from ._base_.runtime.zero2 import *
@@ -14,8 +14,6 @@ model.sa2va.update(base="weights/tiny_base", gradient_checkpointing=False)
 model.sa2va.sam2.update(variant="tiny", checkpoint=None, image_size=512, trunk=_trunk)
 model.sa2va.trainable.update(llm="full", projector=True, sam2_encoder=True, vision=True)
 model.loss.update(mask_target="full")
-train_dataset.augment.update(vertical_flip=0.5, quarter_turns=True, rotation=30.0, scale=0.25, translation=0.1)
-train_dataset.augment.update(contrast=0.3, gamma=0.3, noise=0.03)
 schedule.update(epochs=1000, lr=1e-3, accumulation=1, micro_batch=16, warmup_ratio=0.05)
 loader.update(num_workers=12)
 validation.update(interval=400)

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from vesselseg.baselines.options import UNetOptions
-from vesselseg.dataset.augment import Augment
+from vesselseg.dataset.augment import ORIENTED, Augment
 from vesselseg.dataset.image_views import normalise
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.threshold import best_threshold, threshold_counts
@@ -33,16 +33,7 @@ from vesselseg.machine import available_cores
 
 _log = logging.getLogger(__name__)
 
-AUGMENT = Augment(
-    vertical_flip=0.5,
-    quarter_turns=True,
-    rotation=30.0,
-    scale=0.25,
-    translation=0.1,
-    contrast=0.3,
-    gamma=0.3,
-    noise=0.03,
-)
+AUGMENT = ORIENTED
 """That of ``configs/scratch_1gpu.py``, the other training from scratch; a test compares them."""
 
 _DECODER = (128, 64, 32, 32, 16)
