@@ -1,7 +1,7 @@
-"""The same without vesselseg, as anyone gets it: python examples/image_to_picture_hf.py FOLDER IMAGE PICTURE
+"""The same without vesselseg: python examples/image_to_picture_hf.py FOLDER IMAGE PICTURE
 
-FOLDER is an exported folder; its own code runs. It takes torch, transformers 4.57, sam2, safetensors and pillow.
-IMAGE is a picture that Pillow opens; colours behind transparent pixels are shown as they are stored.
+FOLDER is an exported folder, whose own code runs. It needs torch, transformers 4.57, sam2, safetensors and pillow.
+IMAGE is an image that Pillow opens; transparency is ignored.
 """
 
 import sys
@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 image = ImageOps.exif_transpose(Image.open(sys.argv[2]))  # upright
-if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would cut off at 255
+if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip at 255
     values = np.array(image, np.float64)
     image = Image.fromarray(np.round((values - values.min()) * (255 / max(np.ptp(values), 1e-9))).astype(np.uint8))
 pixels = np.array(image.convert("RGB"))
-found = model.predict_forward(Image.fromarray(pixels), "<image>\nPlease segment blood vessel in this image.", tokenizer)
-pixels[found["prediction_masks"][0][0], 0] = 255  # prediction_probs holds what the threshold was applied to
+result = model.predict_forward(Image.fromarray(pixels), "Please segment blood vessel in this image.", tokenizer)
+pixels[result["prediction_masks"][0][0], 0] = 255  # prediction_probs has the probabilities
 Image.fromarray(pixels).save(sys.argv[3])

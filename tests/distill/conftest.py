@@ -1,4 +1,4 @@
-"""A big model, and a dataset to distil it on."""
+"""A teacher, and a dataset to distil it on."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.write_published import write_published_folder
 
 PHRASE = "blood vessel"
-BIG_TRAINED_ON = "0123456789ab"
-FEATURE_BYTES = 2 * (256 * 8**2 + 64 * 16**2 + 32 * 32**2)  # of an image of 128 px, in half precision
+TEACHER_TRAINED_ON = "0123456789ab"
+FEATURE_BYTES = 2 * (256 * 8**2 + 64 * 16**2 + 32 * 32**2)  # per image of 128 px, in half precision
 
 
 @pytest.fixture(scope="package")
-def big(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher_folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = shaken_model(tiny_base)
-    model.seg_projector.linear_2.weight.data *= 40  # so that the vectors, and with them the masks, depend on the image
+    model.seg_projector.linear_2.weight.data *= 40  # makes prompts and masks depend on the image
     model.config.threshold, model.config.mask_temperature = 0.4, 1.5
-    model.config.training_images = BIG_TRAINED_ON
-    folder = tmp_path_factory.mktemp("big")
+    model.config.training_images = TEACHER_TRAINED_ON
+    folder = tmp_path_factory.mktemp("teacher")
     write_published_folder(model, read_base_folder(tiny_base).tokenizer, folder, dtype=torch.float32, extra={})
     return folder
 
 
 @pytest.fixture(scope="package")
-def teacher(big: Path) -> Predictor:
-    return load_predictor(big, device="cpu")
+def teacher(teacher_folder: Path) -> Predictor:
+    return load_predictor(teacher_folder, device="cpu")
 
 
 @pytest.fixture(scope="package")

@@ -1,4 +1,4 @@
-"""The small model: its folder, its graphs, and what it refuses."""
+"""The student: its folder, its graphs, and the phrases that it refuses."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.command_line import call_command
-from tests.distill.conftest import BIG_TRAINED_ON, FEATURE_BYTES, PHRASE
+from tests.distill.conftest import FEATURE_BYTES, PHRASE, TEACHER_TRAINED_ON
 from tests.evaluation.drawn_data import Drawn
 from tests.isolated import run_without
 from tests.tiny import picture
 from vesselseg.dataset.manifest import image_digests
-from vesselseg.distill import graphs, learning, teaching
-from vesselseg.distill.distilling import distill
+from vesselseg.distill import graphs, targets, train_heads
 from vesselseg.distill.options import RESULTS_FILE, DistillOptions
 from vesselseg.distill.predict_onnx import predict as predict_without_torch
+from vesselseg.distill.run import distill
 from vesselseg.errors import UserError, WeightsError
 from vesselseg.export.hf_prompted_model import VesselSegSAM2Model
 from vesselseg.inference.cine import segment_cine
@@ -35,19 +35,19 @@ from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.prompted_sam2 import POSITIONS, PromptedSAM2, positions_matrix
 
-KEPT = 3  # images whose features fit
+KEPT = 3  # images whose features fit into the limit
 AS_ON_A_GPU = ("--device", "cpu", "--dtype", "bf16")
-FEW_EPOCHS = 10  # end a training, and not the minutes: a slow machine learns as much as a fast one
+FEW_EPOCHS = 10  # end training before the minutes do, so results do not depend on the machine's speed
 IMAGE = picture(5, 150, 120)
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What the tool wrote and said. content: of distillation.json."""
+    """Output of the tool. content: of distillation.json."""
 
     folder: Path
     content: dict[str, Any]
-    said: str
+    printed: str
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -55,14 +55,14 @@ class Distilled:
 
 
 @pytest.fixture(scope="module")
-def distilled(big: Path, data: Drawn, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
-    out, said = tmp_path_factory.mktemp("small") / "model", io.StringIO()
-    with redirect_stdout(said), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "EPOCHS", FEW_EPOCHS)
-        patch.setattr(teaching, "FEATURE_BYTES", KEPT * FEATURE_BYTES)
-        command = ("distill", big, "--data", data.folder, "--out", out, "--minutes", 60, *AS_ON_A_GPU)
+def distilled(teacher_folder: Path, data: Drawn, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
+    out, printed = tmp_path_factory.mktemp("small") / "model", io.StringIO()
+    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_heads, "MAX_EPOCHS", FEW_EPOCHS)
+        patch.setattr(targets, "MAX_FEATURE_BYTES", KEPT * FEATURE_BYTES)
+        command = ("distill", teacher_folder, "--data", data.folder, "--out", out, "--minutes", 60, *AS_ON_A_GPU)
         assert call_command(*command) == 0
-    return Distilled(out, json.loads((out / RESULTS_FILE).read_text()), said.getvalue())
+    return Distilled(out, json.loads((out / RESULTS_FILE).read_text()), printed.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +70,14 @@ def folder(distilled: Distilled) -> Path:
     return distilled.folder
 
 
-def test_report_and_card_tell_how_many_images_masks_were_learnt_from(distilled: Distilled, data: Drawn) -> None:
+def test_report_and_card_state_the_images_used_for_masks(distilled: Distilled, data: Drawn) -> None:
     images = distilled.content["images"]
     kept = {split: min(KEPT, number) for split, number in images.items()}
     assert distilled.content["images_whose_masks_were_learnt"] == kept and kept["train"] < images["train"]
-    told = f"{kept['train']} of {images['train']} training images"
+    text_in_both = f"{kept['train']} of {images['train']} training images"
     for file in ("README.md", "report.html"):
         text = (distilled.folder / file).read_text()
-        assert told in text and "drawn with seed 0" in text, file
+        assert text_in_both in text and "drawn with seed 0" in text, file
 
 
 def test_training_on_masks_lowers_their_loss(distilled: Distilled) -> None:
@@ -85,9 +85,9 @@ def test_training_on_masks_lowers_their_loss(distilled: Distilled) -> None:
     assert tuned["losses"][-1][0] < tuned["losses"][0][0] and tuned["ended_by"] in ("epochs", "patience")
 
 
-def test_the_folder_tells_what_both_models_trained_on(distilled: Distilled, data: Drawn) -> None:
+def test_the_folder_lists_the_training_images_of_both_models(distilled: Distilled, data: Drawn) -> None:
     own = image_digests(data.folder, data.records("train")).values()
-    assert read_config(distilled)["training_images"].split() == sorted({*own, BIG_TRAINED_ON})
+    assert read_config(distilled)["training_images"].split() == sorted({*own, TEACHER_TRAINED_ON})
 
 
 def read_config(distilled: Distilled) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def read_config(distilled: Distilled) -> dict[str, Any]:
     return content
 
 
-def test_the_folder_is_what_was_measured(distilled: Distilled) -> None:
+def test_the_folder_holds_the_measured_model(distilled: Distilled) -> None:
     folder, result = distilled.folder, distilled.content
     files = {"config.json", "model.safetensors", "README.md", "report.html", RESULTS_FILE, graphs.ONNX}
     assert files | {graphs.ONNX_INT8, graphs.PROGRAM, "predict_onnx.py"} <= {path.name for path in folder.iterdir()}
@@ -122,8 +122,8 @@ def test_no_memory_is_stored_and_loading_is_strict(folder: Path, tmp_path: Path)
         load_predictor(tmp_path, device="cpu")
 
 
-def test_the_head_is_stored_as_it_was_trained(folder: Path) -> None:
-    """In float32, and not rounded to the type that the big model computes in."""
+def test_the_head_is_stored_in_float32(folder: Path) -> None:
+    """Not rounded to the precision that the teacher runs in."""
     base = load_file(folder / "model.safetensors")["prompt_head.base"]
     assert base.dtype == torch.float32 and not torch.equal(base, base.bfloat16().float())
 
@@ -131,13 +131,13 @@ def test_the_head_is_stored_as_it_was_trained(folder: Path) -> None:
 def test_other_phrases_are_refused(folder: Path) -> None:
     predictor = load_predictor(folder, device="cpu")
     assert isinstance(predictor, PromptedPredictor)
-    for wish in (
+    for text in (
         "catheter",
         "Please segment catheter in this image.",
         "Please segment Please segment the blood vessel..",
     ):
-        with pytest.raises(UserError, match=f"only 'blood vessel', not {wish!r}"):
-            predictor.predict([IMAGE], [[wish]])
+        with pytest.raises(UserError, match=f"only 'blood vessel', not {text!r}"):
+            predictor.predict([IMAGE], [[text]])
     with pytest.raises(ValueError, match="phrase is empty"):
         predictor.resolve_phrase(" ")
     with pytest.raises(UserError, match="no language model"):
@@ -147,29 +147,29 @@ def test_other_phrases_are_refused(folder: Path) -> None:
     np.testing.assert_array_equal(several[0].probabilities[0], several[0].probabilities[1])
 
 
-@pytest.mark.parametrize("wish", ["Blood Vessel", "  blood\tvessel ", "please segment the  blood vessel. "])
-def test_one_rule_says_which_phrase_a_wish_means(folder: Path, wish: str) -> None:
-    """In predictions, in clips, in questions and in the class that travels with the folder."""
+@pytest.mark.parametrize("text", ["Blood Vessel", "  blood\tvessel ", "please segment the  blood vessel. "])
+def test_one_rule_maps_texts_to_phrases(folder: Path, text: str) -> None:
+    """In predictions, clips, questions, and the model class in the folder."""
     predictor = load_predictor(folder, device="cpu")
-    assert predictor.resolve_phrase(wish) == PHRASE
+    assert predictor.resolve_phrase(text) == PHRASE
     expected = predictor.predict([IMAGE], [[PHRASE]])[0].probabilities
     remote = VesselSegSAM2Model.from_pretrained(folder)
     answers = {
-        "predict": predictor.predict([IMAGE], [[wish]])[0].probabilities,
-        "probabilities": predictor.probabilities([IMAGE], [[wish]])[0],
-        "cine": next(segment_cine(predictor, [IMAGE], [wish], "frames")).probabilities,
-        "remote": remote.predict_forward(IMAGE, f"<image>{wish}")["prediction_probs"][0],
+        "predict": predictor.predict([IMAGE], [[text]])[0].probabilities,
+        "probabilities": predictor.probabilities([IMAGE], [[text]])[0],
+        "cine": next(segment_cine(predictor, [IMAGE], [text], "frames")).probabilities,
+        "remote": remote.predict_forward(IMAGE, f"<image>{text}")["prediction_probs"][0],
     }
     for name, found in answers.items():
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
 
 
-def test_phrases_that_differ_in_case_alone_are_told_apart(folder: Path) -> None:
+def test_phrases_that_differ_only_in_case_are_distinguished(folder: Path) -> None:
     model = load_predictor(folder, device="cpu").model
     assert isinstance(model, PromptedSAM2)
     model.config.phrases = ["lm", "LM"]
     predictor = PromptedPredictor(model)
-    assert [predictor.resolve_phrase(wish) for wish in ("lm", "LM", "Please segment the LM.")] == ["lm", "LM", "LM"]
+    assert [predictor.resolve_phrase(text) for text in ("lm", "LM", "Please segment the LM.")] == ["lm", "LM", "LM"]
 
 
 def test_the_folder_loads_without_vesselseg(folder: Path, tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_onnx_gives_the_same_masks_for_any_batch(folder: Path) -> None:
     for count in (1, 2, 5):
         assert float((onnx.run_graph(squares[:count]) - expected[:count]).abs().max()) <= 1e-3 * scale
     images = [picture(number, 150, 90) for number in range(5)]
-    asked = [[PHRASE]] * 5
-    masks = [np.stack([one.masks for one in each.predict(images, asked)]) for each in (plain, onnx)]
+    phrases = [[PHRASE]] * 5
+    masks = [np.stack([one.masks for one in each.predict(images, phrases)]) for each in (plain, onnx)]
     assert (masks[0] == masks[1]).mean() >= 0.999
 
 
@@ -249,10 +249,10 @@ def test_eval_and_predict_take_the_folder(
     IMAGE.save(tmp_path / "image.png")
     assert call_command("predict", folder, tmp_path / "image.png", "--out", tmp_path / "out", *shared) == 0
     assert (tmp_path / "out" / "masks" / "image.png").exists()
-    wishes = [word for wish in ("Please segment the blood vessel.", "Blood Vessel") for word in ("--phrase", wish)]
-    assert call_command("predict", folder, tmp_path / "image.png", "--out", tmp_path / "asked", *wishes, *shared) == 0
-    assert json.loads((tmp_path / "asked" / "predictions.json").read_text())["phrases"] == [PHRASE]
-    masks = [(tmp_path / out / "masks" / "image.png").read_bytes() for out in ("out", "asked")]
+    phrases = [word for text in ("Please segment the blood vessel.", "Blood Vessel") for word in ("--phrase", text)]
+    assert call_command("predict", folder, tmp_path / "image.png", "--out", tmp_path / "second", *phrases, *shared) == 0
+    assert json.loads((tmp_path / "second" / "predictions.json").read_text())["phrases"] == [PHRASE]
+    masks = [(tmp_path / out / "masks" / "image.png").read_bytes() for out in ("out", "second")]
     assert masks[0] == masks[1]
     bad = (folder, tmp_path / "image.png", "--out", tmp_path / "other", "--phrase", "catheter", *shared)
     assert call_command("predict", *bad) == 2
@@ -281,9 +281,10 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
-def test_the_tool_says_what_came_out_and_replaces_nothing(
-    distilled: Distilled, big: Path, data: Drawn, capsys: pytest.CaptureFixture[str]
+def test_the_tool_prints_a_summary_and_replaces_nothing(
+    distilled: Distilled, teacher_folder: Path, data: Drawn, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "<- exported" in distilled.said and "do not use it: It learnt from 4 images" in distilled.said
-    assert call_command("distill", big, "--data", data.folder, "--out", distilled.folder, *AS_ON_A_GPU) == 2
+    assert "<- exported" in distilled.printed and "do not use it: It was trained on 4 images" in distilled.printed
+    options = ("--data", data.folder, "--out", distilled.folder, *AS_ON_A_GPU)
+    assert call_command("distill", teacher_folder, *options) == 2
     assert "--force" in capsys.readouterr().err

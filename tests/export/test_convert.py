@@ -26,7 +26,7 @@ from vesselseg.models.lora import merge_lora
 POSITIONS = "grounding_encoder.sam2_model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
 
-def test_checkpoint_and_folder_answer_alike(checkpoint: Path, exported: Path) -> None:
+def test_checkpoint_and_folder_give_the_same_results(checkpoint: Path, exported: Path) -> None:
     image = picture(7, 200, 90)
     before = load_predictor(checkpoint, device="cpu").predict([image], [["blood vessel", "catheter"]])[0]
     after = load_predictor(exported, device="cpu").predict([image], [["blood vessel", "catheter"]])[0]
@@ -50,7 +50,7 @@ def test_adapters_change_the_answer(checkpoint: Path, tiny_base: Path) -> None:
 
 
 def test_folder_loads_without_the_training_framework(exported: Path, tmp_path: Path) -> None:
-    """AutoModel in an environment that holds neither vesselseg nor mmengine, xtuner, deepspeed and peft."""
+    """AutoModel in an environment without vesselseg, mmengine, xtuner, deepspeed and peft."""
     image_path = tmp_path / "image.png"
     picture(3).save(image_path)
     script = f"""
@@ -87,11 +87,9 @@ def test_stored_dtype_is_what_from_pretrained_gives(checkpoint: Path, images: li
     assert result["prediction_probs"][0].dtype == np.float32
 
 
-def test_positions_stay_exact_in_a_folder_of_half_the_bytes(
-    checkpoint: Path, images: list[Path], tmp_path: Path
-) -> None:
-    """The matrix that SAM2 draws its positions with is written in float32, the weights are not; a folder whose matrix
-    is rounded, as published ones are, loads as before and comes back rounded.
+def test_positions_stay_exact_in_a_bf16_folder(checkpoint: Path, images: list[Path], tmp_path: Path) -> None:
+    """SAM2's matrix of position encodings is written in float32, the weights in bf16. A rounded matrix, as in published
+    folders, loads as before and is written rounded.
     """
 
     def matrix(predictor: Any) -> torch.Tensor:
@@ -172,7 +170,7 @@ def test_checkpoint_that_does_not_fit_is_refused(
 def test_a_difference_stops_the_conversion(
     checkpoint: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder's weights are damaged between writing and checking: nothing may be left behind."""
+    """The folder's weights are damaged between writing and checking: no folder may remain."""
     write = convert_module.write_published_folder
 
     def write_damaged(model, tokenizer, folder, **options):
@@ -181,7 +179,7 @@ def test_a_difference_stops_the_conversion(
         write(model, tokenizer, folder, **options)
 
     monkeypatch.setattr(convert_module, "write_published_folder", write_damaged)
-    with pytest.raises(UserError, match="answers differently"):
+    with pytest.raises(UserError, match="gives different results"):
         convert(checkpoint, tmp_path / "out", images)
     assert not list(tmp_path.iterdir())
 
@@ -227,5 +225,5 @@ def test_config_and_card(exported: Path) -> None:
 
 def test_tool_needs_images_it_can_find(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call_tool("convert_to_hf.py", checkpoint, "--save-path", tmp_path / "out") == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and "--images" in told
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "--images" in message

@@ -37,7 +37,7 @@ STEPS, BATCH = 12, 2
 def test_ten_lines_make_a_picture(
     script: str, name: str, exported: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same one with vesselseg and without, upright, of all bits that the file has."""
+    """The same image with and without vesselseg, upright and scaled from all bits of the file."""
     source = repository / "examples" / script
     code = [line for line in source.read_text().split('"""')[2].splitlines() if line and "import" not in line]
     assert len(code) <= 10
@@ -53,11 +53,11 @@ def test_ten_lines_make_a_picture(
 
 
 def saved_picture(path: Path) -> Image.Image:
-    """Write one, and say what it shows."""
+    """Write an image file and return the expected upright 8-bit image."""
     image = picture(5, 90, 70)
     if path.name == "turned.jpg":
         turned = Image.Exif()
-        turned[0x0112] = 6  # to be turned by 90 degrees, clockwise
+        turned[0x0112] = 6  # displayed rotated by 90 degrees clockwise
         image.save(path, exif=turned)
         return Image.open(path).convert("RGB").transpose(Image.Transpose.ROTATE_270)
     if path.name == "deep.png":
@@ -72,10 +72,10 @@ def saved_picture(path: Path) -> Image.Image:
 def test_training_on_with_transformers_trainer(
     exported: Path, drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first loss is the main path's for the same images, losses fall, and the folder is a model like any other."""
+    """The first loss equals that of tools/train.py, losses fall, and the folder can be evaluated."""
     out = tmp_path / "trained"
-    told = ["--lr", 3e-3, "--batch", BATCH, "--accumulation", 1, "--max-iters", STEPS, "--epochs", 99, "--seed", 3]
-    assert call_tool("../examples/hf_trainer.py", exported, "--data", drawn.folder, "--out", out, *told) == 0
+    options = ["--lr", 3e-3, "--batch", BATCH, "--accumulation", 1, "--max-iters", STEPS, "--epochs", 99, "--seed", 3]
+    assert call_tool("../examples/hf_trainer.py", exported, "--data", drawn.folder, "--out", out, *options) == 0
     assert f"{out}: written" in capsys.readouterr().out
     rows = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -93,7 +93,7 @@ def test_training_on_with_transformers_trainer(
     assert load_predictor(out, device="cpu").model.config.training_images.split() == sorted(seen)
 
 
-def test_processes_take_a_folders_code_one_after_the_other(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_cache_a_folders_code_one_at_a_time(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taking, at_once = [], []
 
     def taken(reference: str, folder: str) -> None:
@@ -104,7 +104,7 @@ def test_processes_take_a_folders_code_one_after_the_other(exported: Path, monke
 
     monkeypatch.setattr(hf_trainer, "get_class_from_dynamic_module", taken)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(hf_trainer.take_code, [exported] * 4))
+        list(pool.map(hf_trainer.cache_code, [exported] * 4))
     assert at_once == [1] * 8  # the config's class and the model's, four times
 
 
@@ -118,7 +118,7 @@ def main_path_loss(exported: Path, drawn: Drawn) -> float:
 
 
 @pytest.mark.parametrize("wrong", ["published", "nothing", "out", "batch"])
-def test_what_cannot_be_trained_is_told_in_a_line(
+def test_errors_of_training_are_one_line(
     wrong: str, exported: Path, drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out, further = exported, tmp_path / "out", []
@@ -132,9 +132,9 @@ def test_what_cannot_be_trained_is_told_in_a_line(
         out = exported
     else:
         further = ["--batch", 0]
-    told = call_tool("../examples/hf_trainer.py", folder, "--data", drawn.folder, "--out", out, *further)
+    status = call_tool("../examples/hf_trainer.py", folder, "--data", drawn.folder, "--out", out, *further)
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told == 2 and message.startswith("error: "), message
+    assert status == 2 and message.startswith("error: "), message
     expected = {"published": "convert_to_hf.py", "nothing": "config.json", "out": "--force", "batch": "micro_batch"}
     assert expected[wrong] in message
     assert not (tmp_path / "out").exists()

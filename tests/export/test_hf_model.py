@@ -1,4 +1,4 @@
-"""The model class of an exported folder: training, saving, devices and bits; predicting is in test_convert.py."""
+"""The model class of an exported folder: training, saving, devices, quantisation; test_convert.py covers predicting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tiny import LORA, picture
 from vesselseg.dataset.batch import Batch
 from vesselseg.dataset.collate import collate
 from vesselseg.export.convert import training_loss
-from vesselseg.export.hf_loading import settle_device_map, shared_out
+from vesselseg.export.hf_loading import distribute_layers, resolve_device_map
 from vesselseg.export.hf_model import VesselSegModel
 from vesselseg.inference.load import load_predictor
 from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable, trainable_state
@@ -36,7 +36,7 @@ def load(folder: Path, **how: Any) -> Any:
 
 
 def training(folder: Path, shaken: bool = False) -> Any:
-    """The model with adapters; shaken: with everything that trains moved."""
+    """The model with adapters; shaken: with noise added to all trainable parameters."""
     model = load(folder)
     torch.manual_seed(0)
     attach_lora(model.sa2va, Lora(**LORA))
@@ -96,10 +96,10 @@ def test_recomputed_layers_give_the_same_gradients(exported: Path, batch: Batch,
         torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
 
 
-def test_what_was_trained_is_in_the_folder_that_is_saved(exported: Path, tmp_path: Path) -> None:
+def test_trained_weights_are_in_the_saved_folder(exported: Path, tmp_path: Path) -> None:
     model = training(exported, shaken=True)
     model.save_pretrained(tmp_path / "saved")
-    assert "lora_A.default.weight" in "".join(model.state_dict())  # saving leaves the adapters where they were
+    assert "lora_A.default.weight" in "".join(model.state_dict())  # saving does not remove the adapters
     AutoTokenizer.from_pretrained(exported).save_pretrained(tmp_path / "saved")
     expected = answers(model, exported)
     assert np.abs(expected - answers(load(exported), exported)).max() > 1e-2
@@ -114,13 +114,13 @@ def test_what_was_trained_is_in_the_folder_that_is_saved(exported: Path, tmp_pat
     assert names == {"README.md"}
 
 
-def test_the_packages_own_class_saves_the_same(exported: Path, tmp_path: Path) -> None:
+def test_the_class_of_the_package_saves_the_same(exported: Path, tmp_path: Path) -> None:
     VesselSegModel.from_pretrained(exported).save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
 
 
-def test_saved_weights_are_not_silently_passed_over(exported: Path) -> None:
-    """Trainer's way to resume: names that do not fit would leave the model as it is, with a warning."""
+def test_saved_weights_are_not_silently_ignored(exported: Path) -> None:
+    """Trainer resumes this way; unknown names would only cause a warning and leave the model unchanged."""
     model = training(exported)
     with pytest.raises(ValueError, match="from_pretrained"):
         model.load_state_dict({"mlp1.0.weight": torch.zeros(1)}, strict=False)
@@ -135,7 +135,7 @@ def test_saved_weights_are_not_silently_passed_over(exported: Path) -> None:
         ({"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}, 2e-2),
     ],
 )
-def test_transformers_own_way_to_devices_and_fewer_bits(
+def test_device_maps_and_quantisation_of_transformers(
     exported: Path, tmp_path: Path, how: dict[str, Any], tolerance: float
 ) -> None:
     model = load(exported, device_map="auto", **how)
@@ -150,22 +150,22 @@ def test_transformers_own_way_to_devices_and_fewer_bits(
         model.save_pretrained(tmp_path / "saved")
 
 
-def test_shares_of_several_gpus_keep_together_what_belongs_together(exported: Path) -> None:
+def test_only_decoder_layers_are_distributed(exported: Path) -> None:
     model = load(exported)
     devices = [torch.device("cuda", number) for number in range(2)]
-    shares = shared_out(devices, model.config, torch.bfloat16, None)
+    shares = distribute_layers(devices, model.config, torch.bfloat16, None)
     for name, _ in [*model.named_parameters(), *model.named_buffers()]:
         owners = [place for prefix, place in shares.items() if name.startswith(f"{prefix}.")]
         assert len(owners) == 1, name
         assert owners[0] == devices[0] or ".layers." in name
     assert devices[1] in shares.values()
-    assert settle_device_map(shares, model.config, torch.bfloat16) == shares
+    assert resolve_device_map(shares, model.config, torch.bfloat16) == shares
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"sa2va.grounding": 1, "sa2va.vision_model": 0}, {"": "cpu", "sa2va.language_model.model.layers.0": "disk"}],
 )
-def test_a_map_that_takes_sam2_apart_is_refused(exported: Path, wrong: dict[str, Any]) -> None:
+def test_a_map_that_separates_sam2_is_refused(exported: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="decoder layers"):
         load(exported, device_map=wrong)

@@ -1,4 +1,4 @@
-"""An exported model is scored, and its card says so: figures, model-index, and what is refused."""
+"""Evaluation results in a model card: figures, model-index, and results that are refused."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def changed(results: Path, **sections: dict[str, Any]) -> Path:
     return path
 
 
-def test_the_card_says_what_was_measured_and_keeps_the_rest(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_gets_the_results_and_keeps_the_rest(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     model, results = made
     card = model / "README.md"
-    assert "Not scored yet" in card.read_text()
+    assert "Not evaluated yet" in card.read_text()
     card.write_text(card.read_text().replace("## Limits", "## Our hospital\n\nAsk Ada.\n\n## Limits"))
     assert call_tool("model_card.py", model, results) == 0
     assert f"card: {card}" in capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_the_card_says_what_was_measured_and_keeps_the_rest(made: Made, capsys: 
     dice = content["summary"]["dice"]
     expected = f"| {dice['mean']:.3f} | {dice['low']:.3f} - {dice['high']:.3f} | {dice['median']:.3f} |"
     assert f"| Dice {expected} {dice['minimum']:.3f} |" in text
-    assert "Not scored yet" not in text and "Ask Ada." in text and "## Intended use" in text
+    assert "Not evaluated yet" not in text and "Ask Ada." in text and "## Intended use" in text
     assert "5 images of 3 groups (patients)." in text
     assert f"Threshold {content['threshold']['value']:.2f}: best mean Dice on the val split." in text
     low = sum(item["metrics"]["dice"] < 0.5 for item in content["items"])
@@ -82,30 +82,30 @@ def test_results_of_something_else_are_refused(made: Made, tmp_path: Path) -> No
         ({"source": {"weights": "0" * 16}}, f"weights {'0' * 16}, .* another model, or the checkpoint before"),
         ({"source": {"weights": None, "path": "elsewhere"}}, "the results are of elsewhere, not of"),
         ({"data": {"fingerprint": "0" * 16}}, f"the results are of data {'0' * 16} .*--other-data"),
-        ({"data": {"split": "train"}}, "learnt by heart"),
-        ({"summary": {"dice": None}}, "no results of tools/eval.py"),
+        ({"data": {"split": "train"}}, "memorised"),
+        ({"summary": {"dice": None}}, "not valid results of tools/eval.py"),
     ]
     for sections, reason in refused:
         with pytest.raises(UserError, match=reason):
             add_results(model, changed(results, **sections))
-    with pytest.raises(UserError, match="does not exist; name what"):
+    with pytest.raises(UserError, match="does not exist; name the"):
         add_results(model, tmp_path / "nothing")
     with pytest.raises(UserError, match=r"README\.md does not exist"):
         add_results(tmp_path, results)
     assert (model / "README.md").read_bytes() == before
 
 
-def test_what_the_scored_images_are_to_the_training_is_said(made: Made, tmp_path: Path) -> None:
+def test_the_card_relates_scored_images_to_the_training_data(made: Made, tmp_path: Path) -> None:
     model, results = made
     card = add_results(model, changed(results, data={"fingerprint": "0" * 16}), other_data=True)
-    assert "Another dataset than that of the training." in card.read_text()
+    assert "A different dataset than the training data." in card.read_text()
     add_results(model, changed(results, data={"split": "val"}))
-    assert "the figures flatter" in card.read_text() and "Another dataset" not in card.read_text()
-    moved = model.rename(tmp_path / "moved")  # told by its weights
+    assert "the figures are optimistic" in card.read_text() and "A different dataset" not in card.read_text()
+    moved = model.rename(tmp_path / "moved")  # identified by its weights
     assert "other images" in add_results(moved, results).read_text()
     (moved / "README.md").write_text("# Someone's model\n")
     text = add_results(moved, results).read_text()
-    assert "What the model was trained on is not told" in text
+    assert "The training data of the model are unknown" in text
     assert text.index("# Someone's model") < text.index("## Results")
 
 

@@ -1,4 +1,4 @@
-"""A model that is scored on images that it has trained on: told loudly, and not pooled."""
+"""Scoring a model on its training images is reported clearly, and such results are not pooled."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def folds(drawn: Drawn) -> list[Path]:
 @pytest.fixture
 def checkpoint(tiny_base: Path, folds: list[Path], tmp_path: Path) -> Path:
     """Of fold 1, as training writes it."""
-    told = " ".join(digests(folds[0], "train"))
+    seen = " ".join(digests(folds[0], "train"))
     arguments = model_arguments(tiny_base)
-    return save_checkpoint(shaken_model(tiny_base), tmp_path / "best.pth", arguments, training_images=told)
+    return save_checkpoint(shaken_model(tiny_base), tmp_path / "best.pth", arguments, training_images=seen)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def score(tmp_path: Path) -> Score:
     return run
 
 
-def test_another_folds_test_images_are_told_loudly(
+def test_test_images_of_another_fold_are_reported(
     checkpoint: Path, folds: list[Path], score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = score(checkpoint, folds[0])
@@ -81,7 +81,7 @@ def test_a_copied_picture_under_another_name_is_found(checkpoint: Path, folds: l
     assert score(checkpoint, folds[0])["data"]["seen_in_training"] == [tested.image]
 
 
-def test_what_an_exported_base_trained_on_stays_known(
+def test_training_images_of_an_exported_base_are_kept(
     checkpoint: Path,
     folds: list[Path],
     drawn: Drawn,
@@ -101,6 +101,6 @@ def test_what_an_exported_base_trained_on_stays_known(
         assert set(load_predictor(path, "cpu").model.config.training_images.split()) == expected
 
 
-def test_a_model_that_tells_nothing_is_not_judged(tiny_base: Path, folds: list[Path], score: Score) -> None:
+def test_a_model_without_training_images_is_not_checked(tiny_base: Path, folds: list[Path], score: Score) -> None:
     path = save_checkpoint(shaken_model(tiny_base), folds[0] / "old.pth", model_arguments(tiny_base))
     assert score(path, folds[0])["data"]["seen_in_training"] is None

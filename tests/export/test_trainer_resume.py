@@ -1,4 +1,4 @@
-"""examples/hf_trainer.py after a stop: it goes on as if there had been none, or says why it cannot."""
+"""Resuming examples/hf_trainer.py: it continues like an uninterrupted run, or states why it cannot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vesselseg.training.sampler import StreamSampler
 
 SCRIPT = REPOSITORY / "examples" / "hf_trainer.py"
 ITERATIONS, BATCH, ACCUMULATION, SEED = 11, 2, 2, 3  # 6 optimizer steps, of which the last averages one iteration
-TOLD = ("--lr", 3e-3, "--batch", BATCH, "--accumulation", ACCUMULATION, "--max-iters", ITERATIONS, "--epochs", 99)
+OPTIONS = ("--lr", 3e-3, "--batch", BATCH, "--accumulation", ACCUMULATION, "--max-iters", ITERATIONS, "--epochs", 99)
 KILLED_IN_ITERATION_10 = """
 import os, runpy, signal, sys, torch
 from transformers import Trainer
@@ -45,7 +45,7 @@ LOCKED = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fc
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration saw. random: a draw from torch's generator, as dropout would take."""
+    """Inputs and loss of one iteration. random: a draw from torch's generator, as dropout takes."""
 
     images: tuple[str, ...]
     loss: float
@@ -53,29 +53,29 @@ class Iteration:
 
 
 class Runs:
-    """Runs of the script with the same settings inside this process, and what their iterations saw."""
+    """Runs of the script with the same settings inside this process, and their iterations."""
 
     def __init__(self, exported: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.always = (exported, "--data", drawn.folder, "--seed", SEED, *TOLD)
+        self.always = (exported, "--data", drawn.folder, "--seed", SEED, *OPTIONS)
         self.seen: list[Iteration] = []
         self.before: Callable[[int], None] = lambda number: None
         step = Trainer.training_step
 
-        def noted(trainer: Trainer, model: Any, inputs: dict[str, Any], *further: Any) -> torch.Tensor:
+        def recorded(trainer: Trainer, model: Any, inputs: dict[str, Any], *further: Any) -> torch.Tensor:
             self.before(len(self.seen))
             random = float(torch.rand(()))
             loss = step(trainer, model, inputs, *further)
             self.seen.append(Iteration(tuple(inputs["image_ids"]), float(loss), random))
             return loss
 
-        monkeypatch.setattr(Trainer, "training_step", noted)
+        monkeypatch.setattr(Trainer, "training_step", recorded)
 
     def __call__(self, out: Path, *further: Any) -> int:
         self.seen = []
         return call_tool("../examples/hf_trainer.py", *self.always, "--out", out, *further)
 
     def whole(self, out: Path) -> list[Iteration]:
-        """A run that nothing stops."""
+        """An uninterrupted run."""
         assert self(out) == 0
         assert not checkpoints(out).exists()
         return self.seen
@@ -85,7 +85,7 @@ class Runs:
 def runs(exported: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield Runs(exported, drawn, monkeypatch)
-    for number, handler in before.items():  # a run that crashes keeps its own
+    for number, handler in before.items():  # a crashed run does not restore them
         signal.signal(number, handler)
 
 
@@ -107,14 +107,14 @@ def assert_same_result(out: Path, expected: Path) -> None:
     weights = load_file(out / "model.safetensors")
     for name, value in load_file(expected / "model.safetensors").items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6, msg=name)
-    rows, wanted = (json.loads((folder / "trainer_state.json").read_text()) for folder in (out, expected))
+    rows, reference = (json.loads((folder / "trainer_state.json").read_text()) for folder in (out, expected))
     assert [row["step"] for row in rows["log_history"]] == list(range(1, rows["max_steps"] + 1))
-    for row, other in zip(rows["log_history"], wanted["log_history"], strict=True):
+    for row, other in zip(rows["log_history"], reference["log_history"], strict=True):
         assert row == pytest.approx(other, abs=1e-6)
 
 
 @pytest.mark.process
-def test_after_sigkill_nothing_is_seen_twice_or_left_out(runs: Runs, drawn: Drawn, tmp_path: Path) -> None:
+def test_after_sigkill_no_image_is_repeated_or_skipped(runs: Runs, drawn: Drawn, tmp_path: Path) -> None:
     whole, out = runs.whole(tmp_path / "whole"), tmp_path / "out"
     plan = TrainPlan(4, 1, Schedule(epochs=99, max_iters=ITERATIONS, micro_batch=BATCH))
     stream = [index for batch in StreamSampler(plan, 0, SEED) for _, index in batch]
@@ -142,7 +142,7 @@ def test_stopped_then_crashed_then_damaged(
 
     runs.before = lambda number: signal.raise_signal(signal.SIGTERM) if number == 2 else None
     assert runs(out) == 128 + signal.SIGTERM
-    assert "stopped after step 2 of 6; go on with --resume" in capsys.readouterr().out
+    assert "stopped after step 2 of 6; continue with --resume" in capsys.readouterr().out
     assert_same(runs.seen, whole[:4])
     assert names(out) == ["checkpoint-2"]
 
@@ -159,7 +159,7 @@ def test_stopped_then_crashed_then_damaged(
     damaged.write_bytes(damaged.read_bytes()[:-10])
     capsys.readouterr()
     assert runs(out) == 2
-    assert "holds a stopped run (checkpoint-4): go on (--resume) or throw it away (--force)" in capsys.readouterr().err
+    assert "has a stopped run (checkpoint-4): continue it (--resume) or discard it (--force)" in capsys.readouterr().err
     assert runs(out, "--resume", "--lr", 1e-3, "--accumulation", 1) == 2
     message = capsys.readouterr().err
     assert "checkpoint-3 was written with other settings" in message
@@ -168,8 +168,8 @@ def test_stopped_then_crashed_then_damaged(
 
     assert runs(out, "--resume") == 0
     printed = capsys.readouterr().out
-    assert "checkpoint-4 is damaged (optimizer.pt); taking the one before" in printed
-    assert f"going on from {checkpoints(out) / 'checkpoint-3'}" in printed
+    assert "checkpoint-4 is damaged (optimizer.pt); using the one before" in printed
+    assert f"continuing from {checkpoints(out) / 'checkpoint-3'}" in printed
     assert_same(runs.seen, whole[6:])
     assert_same_result(out, tmp_path / "whole")
 
@@ -177,19 +177,19 @@ def test_stopped_then_crashed_then_damaged(
 def test_a_signal_between_two_steps_is_not_lost(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It comes when the processes have just told each other that none got one."""
-    gather, told = accelerate.utils.gather, []
+    """It arrives just after the processes have exchanged that none was received."""
+    gather, gathered = accelerate.utils.gather, []
 
     def then_a_signal(tensor: torch.Tensor) -> Any:
-        told.append(gather(tensor))
-        if len(told) == 1:
+        gathered.append(gather(tensor))
+        if len(gathered) == 1:
             signal.raise_signal(signal.SIGTERM)
-        return told[-1]
+        return gathered[-1]
 
     monkeypatch.setattr(accelerate.utils, "gather", then_a_signal)
     assert runs(tmp_path / "out", "--max-iters", 6) == 128 + signal.SIGTERM
-    assert "stopped after step 2 of 3; go on with --resume" in capsys.readouterr().out
-    assert [int(one) for one in told] == [0, signal.SIGTERM] and names(tmp_path / "out") == ["checkpoint-2"]
+    assert "stopped after step 2 of 3; continue with --resume" in capsys.readouterr().out
+    assert [int(one) for one in gathered] == [0, signal.SIGTERM] and names(tmp_path / "out") == ["checkpoint-2"]
 
 
 def crash(folder: str) -> None:
@@ -211,20 +211,20 @@ def test_a_run_that_ended_before_its_folder_was_written(
 
 
 @pytest.mark.parametrize("wrong", ["nothing", "all damaged", "twice at once"])
-def test_what_cannot_be_resumed_is_told_in_a_line(
+def test_errors_of_resuming_are_one_line(
     wrong: str, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     if wrong == "nothing":
         assert runs(out, "--resume") == 2
-        assert f"{checkpoints(out)} holds no checkpoint, so there is nothing to resume" in capsys.readouterr().err
+        assert f"{checkpoints(out)} has no checkpoint, so there is nothing to resume" in capsys.readouterr().err
         assert not checkpoints(out).exists()
         return
     (checkpoints(out) / "checkpoint-7").mkdir(parents=True)
     if wrong == "all damaged":
         assert runs(out, "--resume") == 2
         printed = capsys.readouterr()
-        assert "checkpoint-7 is damaged (origin.json)" in printed.out and "no checkpoint is whole" in printed.err
+        assert "checkpoint-7 is damaged (origin.json)" in printed.out and "all checkpoints are damaged" in printed.err
     else:
         command = [sys.executable, "-c", LOCKED, str(checkpoints(out) / "lock")]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

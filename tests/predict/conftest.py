@@ -1,3 +1,3 @@
-"""Fixtures that tests of this room share with those of another."""
+"""Fixtures shared with the tests of inference."""
 
 from tests.inference.conftest import images, middle, model, predictor  # noqa: F401

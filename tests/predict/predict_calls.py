@@ -1,4 +1,4 @@
-"""Calls of tools/predict.py inside this process, and what tests read of its output."""
+"""Calls of tools/predict.py inside this process, and readers of its output."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def call(model: Path, source: Path, out: Path, *arguments: object) -> int:
 def forked(
     model: Path, source: Path, out: Path, *arguments: object, ends_at: int = 0, **environment: str
 ) -> ForkProcess:
-    """The same in a process of its own, which is killed; a fork, since imports take most of a start.
+    """The same in a forked process, which saves the time of the imports.
 
-    ends_at: it kills itself when it has noted down so many files, which no waiting from outside could time.
+    ends_at: the process kills itself once it has recorded this number of files; a kill from outside could not be timed.
     """
 
     def work() -> None:
-        torch.set_num_threads(1)  # those of before the fork are not there
+        torch.set_num_threads(1)  # threads do not survive a fork
         os.environ.update(environment)
         if ends_at:
             _end_at(ends_at)
@@ -46,12 +46,12 @@ def forked(
 
 
 def _end_at(files: int) -> None:
-    add, noted = ResultFolder.add, list[str]()
+    add, recorded = ResultFolder.add, list[str]()
 
     def counted(self: ResultFolder, entry: Entry) -> None:
         add(self, entry)
-        noted.append(entry["file"])
-        if len(noted) == files:
+        recorded.append(entry["file"])
+        if len(recorded) == files:
             os.kill(os.getpid(), signal.SIGKILL)
 
     ResultFolder.add = counted  # type: ignore[method-assign]

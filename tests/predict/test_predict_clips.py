@@ -35,7 +35,7 @@ from tests.tiny import picture
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.imaging.frames import FrameSource, open_frames
 from vesselseg.inference.predictor import Prediction, Predictor
-from vesselseg.predict import clips as predict_clip
+from vesselseg.predict import clips as clips_module
 from vesselseg.predict.clips import ClipWriter, Frames
 from vesselseg.predict.dicom_seg import SegmentationObject
 from vesselseg.predict.result_files import OverlayVideo, ResultWriter, overlay
@@ -52,7 +52,7 @@ def middle(predictor: Predictor) -> float:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A video, a DICOM clip, one DICOM picture, and a series of three in the wrong order of names."""
+    """A video, a DICOM clip, one DICOM image, and a series of three whose names are in the wrong order."""
     folder = tmp_path / "runs"
     clip = {**STUDY, "SeriesInstanceUID": "1.2.9.1", "SOPInstanceUID": generate_uid(), "FrameTime": "100"}
     clip["PixelSpacing"] = [0.3, 0.3]  # calibrated, and without a position that would give it a plane
@@ -68,8 +68,8 @@ def runs(tmp_path: Path) -> Path:
 def test_clips_give_results_per_frame(
     model: Path, predictor: Predictor, middle: float, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, asked = tmp_path / "out", ["--threshold", middle, "--save", "masks,probs,overlay,labelme,coco"]
-    assert call(model, runs, out, *asked) == 0
+    out, arguments = tmp_path / "out", ["--threshold", middle, "--save", "masks,probs,overlay,labelme,coco"]
+    assert call(model, runs, out, *arguments) == 0
     assert "4 predicted, 0 failed" in capsys.readouterr().out
     found = entries(out)
     kinds = {"clip.dcm": ("dicom", 4), "run.avi": ("video", 5), "series/series_3": ("dicom", 3)}
@@ -87,16 +87,16 @@ def test_clips_give_results_per_frame(
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5, rel=0.01)
     coco = COCO(out / "coco.json")
     assert {item["file_name"] for item in coco.imgs.values()} >= {"one.dcm", "clip.dcm/00003", "run.avi/00000"}
-    assert call(model, runs, out, *asked) == 0 and "4 finished before" in capsys.readouterr().out
+    assert call(model, runs, out, *arguments) == 0 and "4 finished before" in capsys.readouterr().out
     (out / "masks/clip/00002.png").unlink()
-    assert call(model, runs, out, *asked) == 0 and "1 predicted, 3 finished" in capsys.readouterr().out
-    # LabelMe opens no clips: pictures lie beside the labels; docs/predicting.md has the pattern
+    assert call(model, runs, out, *arguments) == 0 and "1 predicted, 3 finished" in capsys.readouterr().out
+    # LabelMe opens no clips, so their images are next to the labels; docs/predicting.md has the pattern
     prepare_labels(out / "labelme", tmp_path / "data", group_regex=r".+(?=/\d{5})")
     groups = Counter(record.group_key for record in read_manifest(tmp_path / "data"))
     assert groups == {"clip": 4, "run": 5, "series/series_3": 3, "one.png": 1}
 
 
-def test_a_clip_that_breaks_leaves_nothing(model: Path, runs: Path, tmp_path: Path) -> None:
+def test_a_damaged_clip_leaves_no_files(model: Path, runs: Path, tmp_path: Path) -> None:
     content = (runs / "clip.dcm").read_bytes()
     (runs / "clip.dcm").write_bytes(content[: len(content) - 1300])
     assert call(model, runs, tmp_path / "out", "--batch", 1) == 1
@@ -120,7 +120,9 @@ def drawn_predictions(clip: FrameSource, seed: int) -> list[Prediction]:
 def write_with(out: Path, clip: FrameSource, predictions: list[Prediction], threads: int) -> list[str]:
     writer = ResultWriter(out, ("vessel",), ("masks", "overlay"))
     with ThreadPoolExecutor(threads) as pool:
-        return ClipWriter("clip", Frames(clip, kept=9), writer, None, pool, lambda found: found).write(predictions)[1]
+        return ClipWriter("clip", Frames(clip, cache_size=9), writer, None, pool, lambda found: found).write(
+            predictions
+        )[1]
 
 
 def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(
@@ -137,7 +139,7 @@ def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(
             second.set()
         return drawn[-1]
 
-    monkeypatch.setattr(predict_clip, "overlay", late)
+    monkeypatch.setattr(clips_module, "overlay", late)
     monkeypatch.setattr("vesselseg.predict.result_files.overlay", late)
     outputs = write_with(tmp_path / "out", clip, predictions, threads=2)
     assert len(drawn) == clip.frames == 5 and outputs[-1] == "overlays/clip.mp4"
@@ -150,7 +152,7 @@ def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(
     assert (tmp_path / "out/overlays/clip.mp4").read_bytes() == (tmp_path / video.name).read_bytes()
 
 
-def test_a_frame_that_cannot_be_written_takes_the_clip_with_it(clip: FrameSource, tmp_path: Path) -> None:
+def test_a_frame_that_cannot_be_written_removes_the_clip(clip: FrameSource, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "masks/clip/00003.png").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
@@ -159,7 +161,7 @@ def test_a_frame_that_cannot_be_written_takes_the_clip_with_it(clip: FrameSource
 
 
 def gdcm_masks(path: Path) -> np.ndarray:
-    """(frames, height, width) bool of a binary segmentation, by GDCM, which knows nothing of highdicom."""
+    """(frames, height, width) bool of a binary segmentation, read by GDCM, which is independent of highdicom."""
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     assert reader.Read()
@@ -173,8 +175,8 @@ def gdcm_masks(path: Path) -> np.ndarray:
 
 def test_dicom_segmentations_hold_the_masks(model: Path, middle: float, runs: Path, tmp_path: Path) -> None:
     out, phrases = tmp_path / "out", ["left coronary artery", "catheter"]
-    asked = [text for phrase in phrases for text in ("--phrase", phrase)]
-    assert call(model, runs, out, *asked, "--threshold", middle, "--save", "masks,dicom-seg") == 1  # the video
+    arguments = [text for phrase in phrases for text in ("--phrase", phrase)]
+    assert call(model, runs, out, *arguments, "--threshold", middle, "--save", "masks,dicom-seg") == 1  # the video
     assert "no DICOM file, which dicom-seg needs" in entries(out)["run.avi"]["error"]
     sources = {"clip": [runs / "clip.dcm"], "one": [runs / "one.dcm"], "series/series_3": sorted(runs.glob("series/*"))}
     for name, paths in sources.items():
@@ -212,7 +214,7 @@ def _check_segments(made: Dataset, fingerprint: str) -> None:
 
 
 @pytest.mark.parametrize("apart", [True, False])
-def test_slices_keep_their_place_in_the_patient(model: Path, middle: float, tmp_path: Path, apart: bool) -> None:
+def test_slices_keep_their_position_in_the_patient(model: Path, middle: float, tmp_path: Path, apart: bool) -> None:
     slices, plane = tmp_path / "in", {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.4, 0.5]}
     shared = {**STUDY, **plane, "SeriesInstanceUID": "1.2.9.3", "FrameOfReferenceUID": "1.2.9.4", "Modality": "CT"}
     heights = [5.0, 2.5, 0.0] if apart else [5.0, 2.5, 2.5]  # highdicom sorts them the other way round
@@ -220,8 +222,8 @@ def test_slices_keep_their_place_in_the_patient(model: Path, middle: float, tmp_
         own = {"SOPInstanceUID": f"1.2.9.3.{number}", "InstanceNumber": number + 1}
         place = {"ImagePositionPatient": [-9, -8, height], "SOPClassUID": CTImageStorage}
         write_dicom(slices / f"{number}.dcm", values[None], **shared, **own, **place)
-    asked = ("--phrase", "left coronary artery", "--phrase", "catheter", "--threshold", middle)
-    assert call(model, slices, tmp_path / "out", *asked, "--save", "masks,dicom-seg") == 0
+    arguments = ("--phrase", "left coronary artery", "--phrase", "catheter", "--threshold", middle)
+    assert call(model, slices, tmp_path / "out", *arguments, "--save", "masks,dicom-seg") == 0
     [file] = (tmp_path / "out/dicom-seg").glob("*.dcm")
     made, read = dcmread(file), gdcm_masks(file)
     assert len(read) == 6 and ("FrameOfReferenceUID" in made) == apart
@@ -246,7 +248,7 @@ def test_a_header_without_uids_is_refused_by_dicom_seg(model: Path, tmp_path: Pa
 
 
 def test_a_phrase_has_the_same_code_in_every_file(tmp_path: Path) -> None:
-    """A private code, where SNOMED CT's has no word of the phrase."""
+    """A private code, if no SNOMED CT code matches the phrase."""
     write_dicom(tmp_path / "a.dcm", frames(1), **STUDY, SeriesInstanceUID="1.2.9.1")
     found = set()
     for phrases in (["stent"], ["guide wire", "stent"], ["aorta", "guide wire"]):
@@ -263,12 +265,12 @@ def test_a_header_that_highdicom_refuses_leaves_no_results(model: Path, tmp_path
     with pytest.warns(UserWarning, match="Invalid value"):
         write_dicom(tmp_path / "in/a.dcm", frames(1), **STUDY, SeriesInstanceUID="1.2.9.1", StudyDate="someday")
     assert call(model, tmp_path / "in", tmp_path / "out", "--save", "masks,overlay,dicom-seg") == 1
-    assert "highdicom makes no segmentation" in entries(tmp_path / "out")["a.dcm"]["error"]
+    assert "highdicom rejects the header" in entries(tmp_path / "out")["a.dcm"]["error"]
     assert {path.suffix for path in (tmp_path / "out").rglob("*.*")} == {".json", ".jsonl"}
 
 
 def torchrun(model: Path, source: Path, out: Path) -> subprocess.Popen[str]:
-    """Two processes; the address is given, since not every machine can look up its own name."""
+    """Two processes; the address is given, because not every machine can resolve its own name."""
     launcher = [
         python(),
         "-m",
@@ -287,7 +289,7 @@ def torchrun(model: Path, source: Path, out: Path) -> subprocess.Popen[str]:
 
 @contextmanager
 def ranks(model: Path, source: Path, out: Path, second_ends_at: int) -> Iterator[tuple[ForkProcess, ForkProcess]]:
-    """Two processes as torchrun starts them: it holds their store, whose port is taken before they look for it."""
+    """Two processes as torchrun starts them: this one hosts their store, whose port is bound before they connect."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
     place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -301,8 +303,8 @@ def ranks(model: Path, source: Path, out: Path, second_ends_at: int) -> Iterator
             process.join()
 
 
-def noted(out: Path) -> list[str]:
-    """Files in the states of all processes; what follows the last line is one that a kill cut off."""
+def recorded(out: Path) -> list[str]:
+    """Files in the state files of all processes; text after the last newline is a line that a kill truncated."""
     lines = [line for path in out.glob("*.jsonl") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     return [json.loads(line)["file"] for line in lines]
 
@@ -316,11 +318,11 @@ def test_two_processes_share_the_files_and_one_is_killed(
         picture(number % 3).save(source / f"{number}.png")
     with ranks(model, source, out, second_ends_at=5) as (first, second):
         second.join()
-        assert first.is_alive(), "it works, or waits for the other"
-        first.terminate()  # as torchrun does then
+        assert first.is_alive(), "it is working, or waiting for the other"
+        first.terminate()  # as torchrun does in this case
         first.join()
         assert (first.exitcode, second.exitcode) == (-signal.SIGTERM, -signal.SIGKILL)
-    done = noted(out)
+    done = recorded(out)
     assert 5 <= len(done) == len(set(done)) < 30
     (source / "broken.png").touch()
     process = torchrun(model, source, out)
@@ -328,7 +330,7 @@ def test_two_processes_share_the_files_and_one_is_killed(
     assert process.returncode == 1 and "broken.png: the file is empty" in complaints
     assert f"{30 - len(done)} predicted, {len(done)} finished before, 1 failed" in printed
     assert printed.count("predicted") == 1 and not list(out.glob("*.rank*"))
-    assert len(noted(out)) == len(set(noted(out))) == 31 and len(list(out.glob("masks/*.png"))) == 30
+    assert len(recorded(out)) == len(set(recorded(out))) == 31 and len(list(out.glob("masks/*.png"))) == 30
     (source / "broken.png").unlink()
-    assert call(model, source, out) == 0  # one process goes on where two ended
+    assert call(model, source, out) == 0  # one process continues where two stopped
     assert "0 predicted, 30 finished before" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""LabelMe files that people have edited: no later call of tools/predict.py writes over them or deletes them."""
+"""Edited LabelMe files are never overwritten or deleted by a later call of tools/predict.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABELS = "labelme,overlay"
 
 
 def edit(path: Path) -> bytes:
-    """As LabelMe saves it: everything that it knows is kept, and one shape is drawn by hand."""
+    """Edit a file as LabelMe saves it: its fields are kept, and one shape is drawn by hand."""
     content = json.loads(path.read_text(encoding="utf-8"))
     phrase = content["vesselseg"]["phrases"][0]
     shape = {"label": phrase, "points": [[1, 1], [20, 1], [20, 20]], "shape_type": "polygon", "group_id": None}
@@ -41,7 +41,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def corrected(model: Path, middle: float, source: Path, tmp_path: Path) -> tuple[Path, bytes]:
-    """A folder of results, and what a person made of its one.json."""
+    """A result folder, and the content of its one.json after editing."""
     assert call(model, source, tmp_path / "out", "--save", LABELS, "--threshold", middle) == 0
     return tmp_path / "out", edit(tmp_path / "out/labelme/one.json")
 
@@ -55,7 +55,7 @@ def corrected(model: Path, middle: float, source: Path, tmp_path: Path) -> tuple
         ["--save", LABELS, "--phrase", "catheter"],
     ],
 )
-def test_a_changed_call_writes_over_none(
+def test_a_changed_call_overwrites_none(
     changed: list[str],
     model: Path,
     source: Path,
@@ -66,19 +66,19 @@ def test_a_changed_call_writes_over_none(
     others = (out / "overlays/one.png").stat().st_mtime_ns
     capsys.readouterr()
     assert call(model, source, out, *changed) == 0
-    told = capsys.readouterr().out
-    assert "were edited: 1 (labelme/one.json)" in told and "delete or move them" in told
+    printed = capsys.readouterr().out
+    assert "were edited: 1 (labelme/one.json)" in printed and "delete or move them" in printed
     assert (out / "labelme/one.json").read_bytes() == mine and (out / "overlays/one.png").stat().st_mtime_ns > others
     assert call(model, source, out, *changed) == 0
-    told = capsys.readouterr().out
-    assert "0 predicted, 3 finished before" in told and "edited" not in told, "it is said once"
+    printed = capsys.readouterr().out
+    assert "0 predicted, 3 finished before" in printed and "edited" not in printed, "it is reported once"
     (out / "labelme/one.json").unlink()
     assert call(model, source, out, *changed) == 0
     assert "1 predicted, 2 finished before" in capsys.readouterr().out
-    assert len(json.loads((out / "labelme/one.json").read_text())["shapes"]) != 1, "the model's came back"
+    assert len(json.loads((out / "labelme/one.json").read_text())["shapes"]) != 1, "the model's labels are back"
 
 
-def test_no_call_deletes_one(
+def test_no_call_deletes_an_edited_file(
     model: Path, source: Path, corrected: tuple[Path, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, mine = corrected
@@ -92,13 +92,13 @@ def test_no_call_deletes_one(
     assert "were edited: 1 (labelme/one.json)" in capsys.readouterr().out
     edit(out / "labelme/two.json")
     assert call(model, source, out, "--save", "masks") == 0
-    told = capsys.readouterr().out
-    assert "were edited: 2 (labelme/one.json, labelme/two.json)" in told and "delete or move" not in told
+    printed = capsys.readouterr().out
+    assert "were edited: 2 (labelme/one.json, labelme/two.json)" in printed and "delete or move" not in printed
     assert sorted(path.name for path in (out / "labelme").iterdir()) == ["one.json", "two.json"]
     assert (out / "labelme/one.json").read_bytes() == mine
 
 
-def test_a_result_that_cannot_be_written_takes_none_with_it(
+def test_a_failed_write_deletes_no_edited_file(
     model: Path, source: Path, corrected: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, mine = corrected
@@ -115,7 +115,7 @@ def test_a_result_that_cannot_be_written_takes_none_with_it(
 
 
 def forget(out: Path) -> None:
-    """As a folder of a version that kept no record."""
+    """Turn the folder into one of a version that kept no records."""
     state = out / "predictions.jsonl"
     lines = [line for line in state.read_text(encoding="utf-8").split("\n") if '"labelme": "' not in line]
     state.write_text("\n".join(lines).replace('"format": 5', '"format": 4'), encoding="utf-8")
@@ -125,15 +125,15 @@ def forget(out: Path) -> None:
         path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_without_a_record_what_differs_is_somebodys(
+def test_without_a_record_a_different_file_counts_as_edited(
     model: Path, middle: float, source: Path, corrected: tuple[Path, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = corrected
     forget(out)
     mine = (out / "labelme/one.json").read_bytes()
     assert call(model, source, out, "--save", LABELS, "--threshold", middle) == 0
-    told = capsys.readouterr().out
-    assert "3 predicted" in told and "were edited: 1 (labelme/one.json)" in told
+    printed = capsys.readouterr().out
+    assert "3 predicted" in printed and "were edited: 1 (labelme/one.json)" in printed
     assert (out / "labelme/one.json").read_bytes() == mine
     assert "vesselseg" in json.loads((out / "labelme/two.json").read_text())
     forget(out)
@@ -141,10 +141,10 @@ def test_without_a_record_what_differs_is_somebodys(
     assert "were edited: 3 (" in capsys.readouterr().out and len(list((out / "labelme").iterdir())) == 3
 
 
-def test_what_a_killed_run_wrote_is_nobodys(
+def test_files_of_a_killed_run_do_not_count_as_edited(
     model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files that were written when no line said yet that their pictures are done: records come first."""
+    """A file is recorded before it is written, so it is known although its image was never recorded as done."""
     out, state = tmp_path / "out", tmp_path / "out/predictions.jsonl"
     assert call(model, source, out, "--save", "labelme") == 0
     lines = [json.loads(line) for line in state.read_text(encoding="utf-8").splitlines()]
@@ -171,7 +171,7 @@ def test_a_file_is_recorded_before_it_is_written(
     assert call(model, source, tmp_path / "out", "--save", "labelme") == 0 and recorded == [True] * 3
 
 
-def test_a_frame_stays_with_its_picture(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_edited_frame_keeps_its_image(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "in/run.dcm", tmp_path / "out"
     write_dicom(source, frames(3, seed=1))
     assert call(model, source, out, "--save", "labelme") == 0
@@ -189,7 +189,7 @@ def test_a_frame_stays_with_its_picture(model: Path, tmp_path: Path, capsys: pyt
     assert sorted(path.name for path in labels.iterdir()) == ["00001.json", "00001.png"]
 
 
-def test_a_clip_that_breaks_halfway_takes_none_with_it(
+def test_a_clip_that_fails_halfway_deletes_no_edited_file(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = tmp_path / "in/run.dcm", tmp_path / "out"
@@ -206,15 +206,17 @@ def test_a_clip_that_breaks_halfway_takes_none_with_it(
     assert sorted(path.name for path in (out / "labelme/run").iterdir()) == ["00000.json", "00000.png"]
 
 
-def test_several_processes_keep_them(model: Path, middle: float, source: Path, corrected: tuple[Path, bytes]) -> None:
-    """Each its own, told by the first one."""
+def test_several_processes_keep_edited_files(
+    model: Path, middle: float, source: Path, corrected: tuple[Path, bytes]
+) -> None:
+    """Each process keeps its own; the main process reports all."""
     out, _ = corrected
     mine = {name: edit(out / f"labelme/{name}.json") for name in ("one", "two", "three")}
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
     place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    asked = ["--save", "labelme,masks", "--threshold", middle]
-    ranks = [forked(model, source, out, *asked, ends_at=0, **place, RANK=str(rank)) for rank in (0, 1)]
+    arguments = ["--save", "labelme,masks", "--threshold", middle]
+    ranks = [forked(model, source, out, *arguments, ends_at=0, **place, RANK=str(rank)) for rank in (0, 1)]
     for process in ranks:
         process.join()
         assert process.exitcode == 0
@@ -224,8 +226,8 @@ def test_several_processes_keep_them(model: Path, middle: float, source: Path, c
 
 def test_corrections_and_phrases_become_training_data(model: Path, middle: float, source: Path, tmp_path: Path) -> None:
     """No option is needed; --text and --labels decide as for any other labels."""
-    out, asked = tmp_path / "out", ["--phrase", "catheter", "--phrase", "left  main"]
-    assert call(model, source, out, "--save", "labelme", "--threshold", middle, *asked) == 0
+    out, arguments = tmp_path / "out", ["--phrase", "catheter", "--phrase", "left  main"]
+    assert call(model, source, out, "--save", "labelme", "--threshold", middle, *arguments) == 0
     edit(out / "labelme/one.json")
     content = json.loads((out / "labelme/two.json").read_text())
     (out / "labelme/two.json").write_text(json.dumps({**content, "shapes": []}))
@@ -245,7 +247,7 @@ def test_corrections_and_phrases_become_training_data(model: Path, middle: float
         assert phrases["one.png"] == phrases["three.png"] == ("artery",)
 
 
-def test_a_label_typed_by_hand_is_told(model: Path, middle: float, source: Path, tmp_path: Path) -> None:
+def test_a_label_typed_by_hand_is_reported(model: Path, middle: float, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert call(model, source, out, "--save", "labelme", "--threshold", middle) == 0
     content = json.loads((out / "labelme/one.json").read_text())
@@ -256,15 +258,15 @@ def test_a_label_typed_by_hand_is_told(model: Path, middle: float, source: Path,
     assert finding["file"] == "one.json" and finding["code"] == "other_phrase" and "'vessel'" in finding["reason"]
 
 
-def test_what_preparing_tells_of_phrases(
+def test_preparing_reports_the_phrases(
     model: Path, middle: float, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, asked = tmp_path / "out", ["--phrase", "catheter", "--phrase", "blood vessel"]
-    assert call(model, source, out, "--save", "labelme", "--threshold", middle, *asked) == 0
+    out, arguments = tmp_path / "out", ["--phrase", "catheter", "--phrase", "blood vessel"]
+    assert call(model, source, out, "--save", "labelme", "--threshold", middle, *arguments) == 0
     assert call_command("prepare", out / "labelme", "--out", tmp_path / "data", "--quiet") == 0
-    told = capsys.readouterr().out
-    assert "labels that are phrases, as tools/predict.py was asked for them: blood vessel, catheter" in told
-    assert "read as" not in told
+    printed = capsys.readouterr().out
+    assert "labels that are phrases, as tools/predict.py was asked for them: blood vessel, catheter" in printed
+    assert "read as" not in printed
     assert call_command("prepare", out / "labelme", "--out", tmp_path / "one", "--text", "artery", "--quiet") == 0
-    told = capsys.readouterr().out
-    assert "labels: all 2 read as 'artery'; --labels tells them apart" in told and "that are phrases" not in told
+    printed = capsys.readouterr().out
+    assert "labels: all 2 read as 'artery'; --labels tells them apart" in printed and "that are phrases" not in printed

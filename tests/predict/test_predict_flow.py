@@ -1,4 +1,4 @@
-"""tools/predict.py from call to call and from batch to batch: resuming, kills, memory that runs out, overlap."""
+"""tools/predict.py across calls and batches: resuming, kills, concurrent calls, overlap of reading and predicting."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pycocotools.coco import COCO
 from tests.predict.predict_calls import ALL, call, entries, forked, pixels, summary
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.inference.predictor import Predictor, Request
-from vesselseg.predict import run as module
+from vesselseg.predict import worker as module
 
 
 def times(out: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in (out / "masks").rglob("*.png")}
 
 
-def test_what_is_finished_is_skipped(
+def test_finished_files_are_skipped(
     model: Path, middle: float, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -42,7 +42,7 @@ def test_what_is_finished_is_skipped(
     assert call(model, images, out, "--save", "masks,coco", "--threshold", middle) == 0
     assert "6 predicted, 0 failed" in capsys.readouterr().out
     assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel") == 0
-    assert len(times(out)) == 12 and not (out / "coco.json").exists()  # none of the earlier phrase is left
+    assert len(times(out)) == 12 and not (out / "coco.json").exists()  # results of the earlier phrase are gone
     assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel", "--save", "overlay") == 0
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"overlays"}
     assert call(model, images, out, "--phrase", "catheter", "--phrase", "vessel", "--save", "masks") == 0
@@ -60,17 +60,17 @@ def test_another_model_predicts_again(model: Path, tiny_base: Path, images: Path
     assert first["model"] != second["model"] and first["sha256"] == second["sha256"]
 
 
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_continues(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[int] = []
-    answer = Predictor.run
+    run = Predictor.run
 
     def interrupted(self: Predictor, *arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return answer(self, *arguments)
+        return run(self, *arguments)
 
     monkeypatch.setattr(Predictor, "run", interrupted)
     assert call(model, images, tmp_path / "out", "--batch", 2) == 130
@@ -79,7 +79,7 @@ def test_an_interrupted_run_goes_on(
     assert "2 predicted, 4 finished before" in capsys.readouterr().out
 
 
-def test_a_killed_run_goes_on(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_run_continues(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "images", tmp_path / "out"
     source.mkdir()
     for number in range(20):
@@ -87,8 +87,8 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path, capsys: pytest.Captur
     process, state = forked(model, source, out, "--batch", 1, "--save", ALL, ends_at=8), out / "predictions.jsonl"
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    state.write_bytes(state.read_bytes()[:-20])  # as a kill in the middle of a line leaves it
-    (out / "masks/19.png.part").write_bytes(b"half")  # and one in the middle of a result
+    state.write_bytes(state.read_bytes()[:-20])  # a kill in the middle of a line
+    (out / "masks/19.png.part").write_bytes(b"half")  # and in the middle of a result
     assert call(model, source, out, "--save", ALL) == 0
     assert "13 predicted, 7 finished before, 0 failed" in capsys.readouterr().out
     assert summary(out)["counts"] == {"done": 20, "failed": 0}
@@ -107,40 +107,40 @@ def test_two_calls_at_once(model: Path, images: Path, tmp_path: Path, capsys: py
     assert "another call is writing to it" in capsys.readouterr().err
 
 
-def test_views_are_made_while_the_model_works(
+def test_images_are_preprocessed_while_the_model_runs(
     model: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first batch comes back only when all of the second is ready; then everything is as one by one.
+    """The first batch returns only once the second one is preprocessed; results equal those of single images.
 
-    The clock stands still but for half a second in which the first batch is in the model.
+    The clock advances only while the first batch is in the model, by half a second.
     """
     (tmp_path / "in").mkdir()
     for number in range(6):
         picture(number).save(tmp_path / f"in/{number}.png")
-    answer, still = Predictor.run, module._Still
+    run, preprocessed = Predictor.run, module._PreprocessedImage
     ready, in_model, now = threading.Semaphore(0), list[int](), [0.0]
 
-    class Counted(still):  # type: ignore[misc, valid-type]
+    class Counted(preprocessed):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             ready.release()
 
-    def slow(self: Predictor, asked: list[Request], *arguments: Any) -> Any:
-        in_model.append(len(asked))
+    def slow(self: Predictor, requests: list[Request], *arguments: Any) -> Any:
+        in_model.append(len(requests))
         if len(in_model) == 1:
             assert all(ready.acquire(timeout=60) for _ in range(6))
             now[0] += 0.5
-        return answer(self, asked, *arguments)
+        return run(self, requests, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_Still", Counted)
+        patched.setattr(module, "_PreprocessedImage", Counted)
         patched.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
         patched.setattr(Predictor, "run", slow)
         assert call(model, tmp_path / "in", tmp_path / "out", "--batch", 3, "--save", "probs") == 0
     assert in_model == [3, 3]
     found = entries(tmp_path / "out")
     for number in range(6):
-        wanted = predictor.predict([picture(number)], [["blood vessel"]])[0].probabilities[0]
-        np.testing.assert_allclose(pixels(tmp_path / f"out/probabilities/{number}.png") / 65535, wanted, atol=1e-4)
+        expected = predictor.predict([picture(number)], [["blood vessel"]])[0].probabilities[0]
+        np.testing.assert_allclose(pixels(tmp_path / f"out/probabilities/{number}.png") / 65535, expected, atol=1e-4)
     seconds = [found[f"{number}.png"]["seconds"] for number in range(6)]
-    assert seconds == [pytest.approx(0.5 / 3, abs=1e-4)] * 3 + [0] * 3, "their share of their own batch"
+    assert seconds == [pytest.approx(0.5 / 3, abs=1e-4)] * 3 + [0] * 3, "each image counts its share of its own batch"

@@ -1,4 +1,4 @@
-"""tools/predict.py where memory runs out, on a GPU or a CPU: smaller batches, then alone, then the file is listed."""
+"""tools/predict.py when memory runs out, on a GPU or CPU: single images, then alone, then the file is listed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.imaging.dicom_files import frames, write_dicom
 from tests.predict.predict_calls import call, entries
 from tests.tiny import picture
 from vesselseg.inference.predictor import Predictor, Request
-from vesselseg.predict import run as module
+from vesselseg.predict import worker as module
 from vesselseg.predict.result_files import ResultWriter
 
 TOO_LARGE = "does not fit into memory, not even alone"
@@ -36,37 +36,37 @@ def in_numpy() -> None:
 
 
 @pytest.mark.parametrize("allocate", [on_a_gpu, in_torch])
-def test_a_batch_too_large_is_taken_apart(
+def test_a_batch_too_large_is_split(
     allocate: Callable[[], None], model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = Predictor.run
-    ask, asked, prepared = Predictor.preprocess, list[int](), list[tuple[int, int]]()
+    preprocess, run = Predictor.preprocess, Predictor.run
+    batches, preprocessed = list[int](), list[tuple[int, int]]()
 
-    def noted(self: Predictor, images: list[Image.Image], *arguments: Any) -> Request:
-        prepared.extend(image.size for image in images)
-        return ask(self, images, *arguments)
+    def recorded(self: Predictor, images: list[Image.Image], *arguments: Any) -> Request:
+        preprocessed.extend(image.size for image in images)
+        return preprocess(self, images, *arguments)
 
-    def small(self: Predictor, images: list[Request], *arguments: Any) -> Any:
-        asked.append(len(images))
-        if len(images) > 1 or images[0].sizes[0][0] > 180:
+    def limited(self: Predictor, requests: list[Request], *arguments: Any) -> Any:
+        batches.append(len(requests))
+        if len(requests) > 1 or requests[0].sizes[0][0] > 180:
             allocate()
-        return answer(self, images, *arguments)
+        return run(self, requests, *arguments)
 
-    monkeypatch.setattr(Predictor, "preprocess", noted)
-    monkeypatch.setattr(Predictor, "run", small)
+    monkeypatch.setattr(Predictor, "preprocess", recorded)
+    monkeypatch.setattr(Predictor, "run", limited)
     assert call(model, images, tmp_path / "out", "--batch", 4) == 1
     failed = {name: entry["error"] for name, entry in entries(tmp_path / "out").items() if "error" in entry}
-    assert failed == {LARGEST: TOO_LARGE} and asked == [4, 1, 1, 1, 1, 2, 1, 1, 1]
-    assert len(set(prepared)) == 6, "views are made once, also of a batch that did not fit"
-    assert prepared[6:] == [(190, 95)], "but for what is tried again when all else is done"
+    assert failed == {LARGEST: TOO_LARGE} and batches == [4, 1, 1, 1, 1, 2, 1, 1, 1]
+    assert len(set(preprocessed)) == 6, "images are preprocessed once, also those of a batch that did not fit"
+    assert preprocessed[6:] == [(190, 95)], "except the one that is tried again at the end"
 
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize(("owner", "step"), [(Predictor, "preprocess"), (ResultWriter, "write")])
-def test_main_memory_that_runs_out_beside_other_work(
+def test_main_memory_that_runs_out_next_to_other_work(
     owner: type, step: str, times: int, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While files are read or written: once, beside others; twice, alone as well."""
+    """While a file is read or written: once, next to others; twice, alone as well."""
     made, tried = getattr(owner, step), itertools.count(1)
 
     def crowded(self: Any, *arguments: Any) -> Any:
@@ -102,7 +102,7 @@ def test_a_clip_that_does_not_fit_is_listed(
     assert len(list((tmp_path / "out/masks/run").glob("*.png"))) == 3
 
 
-def test_defects_are_no_want_of_memory(
+def test_defects_are_not_taken_for_lack_of_memory(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
@@ -113,20 +113,20 @@ def test_defects_are_no_want_of_memory(
         call(model, images, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("phrases", "together"), [(1, [2, 2, 2, 1]), (2, [1] * 7)])
+@pytest.mark.parametrize(("phrases", "expected"), [(1, [2, 2, 2, 1]), (2, [1] * 7)])
 def test_a_batch_holds_no_more_than_its_pixels(
-    phrases: int, together: list[int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phrases: int, expected: list[int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory stays flat: large images go one by one, and each phrase is a map of its own."""
+    """Memory stays constant: large images are predicted one by one, and each phrase counts as a map."""
     (tmp_path / "in").mkdir()
     for number in range(7):
         picture(number).save(tmp_path / f"in/{number}.png")
     sizes: list[int] = []
-    answer = Predictor.run
+    run = Predictor.run
 
-    def counted(self: Predictor, asked: list[Request], *arguments: Any) -> Any:
-        sizes.append(len(asked))
-        return answer(self, asked, *arguments)
+    def counted(self: Predictor, requests: list[Request], *arguments: Any) -> Any:
+        sizes.append(len(requests))
+        return run(self, requests, *arguments)
 
     monkeypatch.setattr(Predictor, "run", counted)
     words = [word for number in range(phrases) for word in ("--phrase", f"vessel {number}")]
@@ -135,4 +135,4 @@ def test_a_batch_holds_no_more_than_its_pixels(
     monkeypatch.setattr(module, "BATCH_PIXELS", 2 * 150 * 120)
     sizes.clear()
     assert call(model, tmp_path / "in", tmp_path / "other", "--batch", 3, *words) == 0
-    assert sizes == together
+    assert sizes == expected

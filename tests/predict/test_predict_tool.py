@@ -28,8 +28,8 @@ def test_everything_is_written(
     model: Path, predictor: Predictor, middle: float, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, phrases = tmp_path / "out", ["blood vessel", "left artery"]
-    asked = [argument for phrase in phrases for argument in ("--phrase", phrase)]
-    assert call(model, images, out, *asked, "--threshold", middle, "--save", ALL, "--batch", 4) == 0
+    arguments = [argument for phrase in phrases for argument in ("--phrase", phrase)]
+    assert call(model, images, out, *arguments, "--threshold", middle, "--save", ALL, "--batch", 4) == 0
     assert "6 predicted, 0 failed" in capsys.readouterr().out
     found = entries(out)
     assert sorted(found) == sorted(NAMES)
@@ -74,7 +74,7 @@ def test_labels_prepare_again(model: Path, middle: float, images: Path, tmp_path
     Image.fromarray(np.asarray(picture(21).convert("L")).astype(np.uint16) * 200).save(images / "deep.png")
     picture(22, 100, 60).save(images / "named.mp4", format="PNG")
     assert call(model, images, out, "--threshold", middle, "--save", "masks,labelme") == 0
-    # LabelMe 6 opens no 16 bits, and a picture has a picture's name: what was segmented lies beside the labels.
+    # LabelMe 6 opens no 16-bit images and no image named like a video, so the segmented image is next to the labels.
     assert sorted(path.name for path in (out / "labelme").rglob("*.png")) == ["deep.png", "named.png"]
     report = prepare_labels(out / "labelme", tmp_path / "data")
     assert {finding["code"] for finding in report["findings"]} <= {"turned"}
@@ -89,7 +89,7 @@ def test_labels_prepare_again(model: Path, middle: float, images: Path, tmp_path
 
 
 def test_probabilities_can_be_evaluated(model: Path, images: Path, tmp_path: Path) -> None:
-    """One phrase: files are named as images are, which tools/eval.py asks for."""
+    """With one phrase files are named like the images, as tools/eval.py requires."""
     (images / "x.jpg").unlink()
     names = [name for name in NAMES if name != "x.jpg"]
     assert call(model, images, tmp_path / "out", "--save", "probs") == 0
@@ -103,7 +103,7 @@ def test_probabilities_can_be_evaluated(model: Path, images: Path, tmp_path: Pat
 
 
 def write_odd_files(folder: Path) -> None:
-    """Pictures in every odd form that is accepted, and files that are none."""
+    """Images in every unusual form that is accepted, and files that are no images."""
     folder.mkdir()
     grey = picture(1, 100, 60).convert("L")
     Image.fromarray(np.asarray(grey).astype(np.uint16) * 200).save(folder / "deep.tif")
@@ -126,7 +126,7 @@ def write_odd_files(folder: Path) -> None:
     (folder / "huge.png").write_bytes(header)
 
 
-def test_broken_files_are_listed_and_the_rest_goes_on(
+def test_broken_files_are_listed_and_the_others_predicted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_odd_files(tmp_path / "odd")
@@ -174,13 +174,13 @@ def test_a_list_of_paths(model: Path, images: Path, tmp_path: Path) -> None:
     [
         ("gone", [], "does not exist"),
         ("notes.pdf", [], "expected an image"),
-        ("empty.txt", [], "no path in it"),
+        ("empty.txt", [], "contains no path"),
         ("foreign", [], "found 1 .doc; expected an image"),
         ("images", ["--keyframes", "0"], "expected a whole number from 1, or frames"),
         ("images", ["--keyframes", "4,x"], "expected a whole number from 1, or frames"),
         ("images", ["--keyframes", "4,400"], "add --cine memory, or omit --keyframes"),
         ("images", ["--cine", "memory", "--tta", "flips"], "omit --tta"),
-        ("images", ["--out", "{images}/out"], "is input"),
+        ("images", ["--out", "{images}/out"], "which is input"),
         ("images/x.jpg", ["--out", "{images}"], "so it is no output of this tool|holds the input"),
         ("images", ["--out", "{foreign}"], "so it is no output of this tool"),
         ("images", ["--phrase", "a [SEG]"], "a control token of the model"),
@@ -213,7 +213,7 @@ def test_bad_input_ends_in_one_message(
     assert sorted(path.name for path in (tmp_path / "foreign").iterdir()) == ["thesis.doc"]
 
 
-def test_a_model_that_is_none(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_is_no_model(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(images, images, tmp_path / "out") == 2
     assert "is neither an exported model folder" in capsys.readouterr().err
     assert call(tmp_path / "mistyped", images, tmp_path / "out") == 2

@@ -1,4 +1,4 @@
-"""Polygons that draw the mask they come from, and names that never meet."""
+"""Polygons reproduce the masks they come from, and output names are unique."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vesselseg.imaging.rasterise import rasterise
 from vesselseg.inference.predictor import Prediction
 from vesselseg.predict.inputs import InputUnit, find_inputs, read_unit
 from vesselseg.predict.result_files import ResultWriter, phrase_tags, prediction_labels
-from vesselseg.predict.result_folder import ResultFolder, name_outputs
+from vesselseg.predict.result_folder import ResultFolder, assign_output_names
 
 
 def redrawn(mask: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def loops() -> np.ndarray:
     return mask.astype(bool)
 
 
-def test_every_small_mask_is_drawn_exactly() -> None:
+def test_every_small_mask_is_reproduced_exactly() -> None:
     """All of 3 x 4 pixels: dots, lines, diagonal rings, holes."""
     for bits in range(1, 1 << 12, 3):
         mask = (bits >> np.arange(12) & 1).reshape(3, 4).astype(bool)
@@ -52,7 +52,7 @@ def test_every_small_mask_is_drawn_exactly() -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_noise_and_trees_are_drawn_again(share: float) -> None:
+def test_noise_and_trees_are_reproduced(share: float) -> None:
     noise = np.random.default_rng(3).random((120, 100)) < share
     smooth = cv2.GaussianBlur(np.random.default_rng(4).standard_normal((256, 256)), (0, 0), 3)
     tree = np.abs(smooth) < share * smooth.std()
@@ -96,8 +96,8 @@ def test_tags() -> None:
     assert phrase_tags(["a/b", "A b", "左冠 状", "??"]) == ["_a_b", "_A_b_2", "_左冠_状", "_phrase"]
 
 
-def test_what_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
-    """The second phrase makes a name longer than file systems take."""
+def test_a_failed_write_leaves_no_files(tmp_path: Path) -> None:
+    """With the second phrase the name is longer than file systems allow."""
     masks, image = np.ones((2, 16, 16), bool), picture(1, 16, 16)
     prediction = Prediction(masks.astype(np.float32), masks, ("a", "b" * 40), 0.5)
     writer = ResultWriter(tmp_path, prediction.phrases, ("masks", "overlay"))
@@ -108,20 +108,20 @@ def test_what_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
     assert left == sorted(["short_a.png", f"short_{'b' * 40}.png", "short.png"])
 
 
-def test_names_never_meet() -> None:
+def test_output_names_are_unique() -> None:
     files = ["a.jpg", "a.png", "A.tif", "s/a.png", "a_x.png", "a_y.png"]
-    names = name_outputs(files, ["_x", "_z"], {"a.png": {"name": "a"}})
+    names = assign_output_names(files, ["_x", "_z"], {"a.png": {"name": "a"}})
     assert names["a.png"] == "a" and names["a.jpg"] == "a_jpg" and names["s/a.png"] == "s/a"
     assert names["a_x.png"] == "a_x_png"  # a_x is what a's phrase x is called
     written = [f"{name}{tag}".casefold() for name in names.values() for tag in ("", "_x", "_z")]
     assert len(set(written)) == len(written)
 
 
-def test_a_name_with_a_line_separator_is_known_again(tmp_path: Path) -> None:
+def test_a_name_with_a_line_separator_is_recognised_again(tmp_path: Path) -> None:
     entry = {"file": "left\u2028right\x85.png", "name": "left", "outputs": []}
-    with ResultFolder(tmp_path / "out").opened({}) as results:
+    with ResultFolder(tmp_path / "out").open({}) as results:
         results.add(entry)
-    with ResultFolder(tmp_path / "out").opened({}) as results:
+    with ResultFolder(tmp_path / "out").open({}) as results:
         assert list(results.entries) == [entry["file"]]
 
 
@@ -134,7 +134,7 @@ def test_a_list_holds_names_with_line_separators(tmp_path: Path) -> None:
 
 
 def test_names_in_an_old_encoding_stay_apart(tmp_path: Path) -> None:
-    """Two Chinese names written as GBK read alike where UTF-8 is expected."""
+    """Two Chinese names encoded in GBK are equal when read as UTF-8."""
     contents = {}
     for number, name in enumerate(("造影1.png", "血管1.png")):
         path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name.encode("gbk")))
@@ -150,18 +150,18 @@ def test_names_in_an_old_encoding_stay_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "told"),
+    ("numbers", "notes"),
     [
         ((1, 2, 3), ()),
         ((1, 3, 5), ()),
-        ((1, 2, 4, 5, 8), ("pictures may be missing: 3 of the InstanceNumbers 1 to 8 have none, the first is 3",)),
+        ((1, 2, 4, 5, 8), ("images may be missing: 3 InstanceNumbers from 1 to 8 are absent, the first is 3",)),
     ],
 )
-def test_gaps_in_a_series_are_told(numbers: tuple[int, ...], told: tuple[str, ...], tmp_path: Path) -> None:
+def test_gaps_in_a_series_are_reported(numbers: tuple[int, ...], notes: tuple[str, ...], tmp_path: Path) -> None:
     for number in numbers:
         own = {"SeriesInstanceUID": "1.2.3", "SeriesNumber": 7, "InstanceNumber": number}
         write_dicom(tmp_path / f"IM{number}", frames(1), **own)
     (run,) = find_inputs(tmp_path)
     read = read_unit(run, lambda *_: False)
     assert read is not None and read.pictures is not None
-    assert read.pictures.frames == len(numbers) and read.pictures.notes == told
+    assert read.pictures.frames == len(numbers) and read.pictures.notes == notes

@@ -46,7 +46,7 @@ def start(predictor: Sa2VAPredictor) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def service(predictor: Sa2VAPredictor, other_predictor: Sa2VAPredictor) -> Iterator[RunningService]:
-    """One service with two models for all tests that leave it as it was."""
+    """A service with two models, shared by all tests that do not change it."""
     settings = ServiceSettings(port=0, rate=0, max_megabytes=1)
     with RunningService({"tiny": predictor, "other": other_predictor}, settings) as running:
         yield running
@@ -59,7 +59,7 @@ def page(browser: Browser, service: RunningService, tmp_path: Path) -> Page:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A picture with structure."""
+    """An image with structure."""
     path = tmp_path / "LAO 30.png"
     picture(3, WIDTH, HEIGHT).save(path)
     return path

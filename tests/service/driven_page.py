@@ -1,4 +1,4 @@
-"""The service's page in Chromium, and what a user does with it."""
+"""The service's page in Chromium, with the actions of a user."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.browser import LAPTOP, Browser
 from tests.service.running import RunningService
 from vesselseg.inference.predictor import Predictor
 
-WIDTH, HEIGHT = 150, 120  # of the pictures that are dropped
-# what is painted over a stage's picture: alpha of every pixel
+WIDTH, HEIGHT = 150, 120  # of the dropped images
+# alpha of every pixel painted over a stage's image
 PAINTED = """
 const canvas = document.querySelectorAll(".overlays canvas")[arguments[0]];
 if (!canvas || canvas.hidden) return null;
@@ -21,26 +21,26 @@ copy.drawImage(canvas, 0, 0);
 const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
 return [canvas.width, canvas.height, Array.from({ length: data.length / 4 }, (_, i) => data[4 * i + 3])];
 """
-# what a finger would miss
+# controls too small for a finger
 TOO_SMALL = """
 const seen = [...document.querySelectorAll("button, select, label:has(input), input[type=range]")];
 return seen.filter((one) => one.offsetParent && !one.closest("dialog"))
   .filter((one) => one.getBoundingClientRect().height < 40 || one.getBoundingClientRect().width < 40)
   .map((one) => one.outerHTML)
 """
-# what a screen reader cannot name
+# controls without a name for screen readers
 UNNAMED = """
 const label = (one) => one.getAttribute("aria-label") || one.textContent.trim() || one.labels?.length;
 return [...document.querySelectorAll("button, input, select, [role=group], [role=slider]")]
   .filter((one) => !label(one)).map((one) => one.outerHTML)
 """
-# a threshold as the slider gives it
+# set a threshold with its slider
 SLIDE = """
 const slider = document.querySelector(`.threshold-row[data-model="${arguments[0]}"] .threshold`);
 slider.value = arguments[1];
 slider.dispatchEvent(new Event("input", { bubbles: true }));
 """
-# what a file manager or a clipboard hands over
+# drop or paste files
 HAND_OVER = """
 const [kind, files] = arguments;
 const data = new DataTransfer();
@@ -51,7 +51,7 @@ const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubb
   : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
 document.body.dispatchEvent(event);
 """
-# what a page does later, with the last line, and not when it is asked: `held` are the calls that wait
+# hold the calls of a function in `held` until LET_GO
 HOLD = """
 const [owner, name] = [eval(arguments[0]), arguments[1]];
 const real = owner[name];
@@ -64,7 +64,7 @@ LET_GO = "return Promise.all(held.splice(0).map((go) => go())).then(() => new Pr
 
 
 class Page:
-    """The page, and what a user does with it."""
+    """The page and a user's actions on it."""
 
     def __init__(self, browser: Browser, service: RunningService, downloads: Path) -> None:
         self.browser, self.service, self.downloads = browser, service, downloads
@@ -90,7 +90,7 @@ class Page:
         self.browser.wait(lambda: self.browser.run(busy) == 0, "predictions", 120)
 
     def mask(self, place: int = 0) -> np.ndarray:
-        """What is painted, as a boolean array; waits for the frame that paints it."""
+        """The painted mask as a boolean array; waits for the animation frame that paints it."""
         self.browser.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         found = self.browser.wait(lambda: self.browser.run(PAINTED, place), "a mask")
         return np.array(found[2], bool).reshape(found[1], found[0])
@@ -99,7 +99,7 @@ class Page:
         return str(self.browser.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
 
     def drag(self, *points: tuple[float, float], kind: str = "mouse") -> None:
-        """Draw over points of the picture, in image pixels."""
+        """Draw a stroke through points in image pixels."""
         from selenium.webdriver.common.actions.action_builder import ActionBuilder
         from selenium.webdriver.common.actions.pointer_input import PointerInput
 
@@ -117,7 +117,7 @@ class Page:
         chain.perform()
 
     def chord(self, *keys: str) -> None:
-        """Keys held together, the last one pressed."""
+        """Press the last key while holding the others."""
         from selenium.webdriver import ActionChains
 
         chain = ActionChains(self.browser.driver, duration=0)
@@ -129,7 +129,7 @@ class Page:
         chain.perform()
 
     def saved(self, name: str) -> Path:
-        """A file that was downloaded whole."""
+        """A completely downloaded file."""
         path = self.downloads / name
 
         def whole() -> bool:
@@ -145,10 +145,10 @@ def probabilities(predictor: Predictor, image: Path | Image.Image, phrase: str =
 
 
 def steps(values: np.ndarray, threshold: float) -> np.ndarray:
-    """The mask of probabilities in 256 steps."""
+    """The mask of probabilities quantised to 256 steps."""
     return np.rint(values * 255) / 255 > threshold
 
 
 def pressed(key: str) -> str:
-    """A key in the midst of a script."""
+    """JavaScript that presses a key."""
     return f'document.body.dispatchEvent(new KeyboardEvent("keydown", {{ key: "{key}", bubbles: true }}))'

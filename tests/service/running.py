@@ -1,4 +1,4 @@
-"""A service on a real socket, and what tests send and look at."""
+"""A service on a real socket, with helpers to send requests and check responses."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from PIL import Image
 
 from vesselseg.inference.predictor import Predictor
 from vesselseg.service.app import create_app
-from vesselseg.service.run import listen, server_for
+from vesselseg.service.run import build_server, open_socket
 from vesselseg.service.settings import ServiceSettings
 
 
 class RunningService:
-    """url: where it is. get, post: as httpx has them."""
+    """url: its address. get, post: as in httpx."""
 
     def __init__(self, predictors: dict[str, Predictor], settings: ServiceSettings) -> None:
         self.app = create_app(predictors, settings)
         self.service = self.app.state.service
-        self._socket = listen(settings)
+        self._socket = open_socket(settings)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = server_for(self.app)
+        self.server = build_server(self.app)
         self._thread = threading.Thread(target=self.server.run, args=([self._socket],))
         self._client = httpx.Client(base_url=self.url, timeout=60)
 
@@ -60,11 +60,11 @@ class RunningService:
 
 
 def wait_until(check: Callable[[], Any]) -> None:
-    """However slow the machine is, within reason."""
+    """Poll until check() is true, at most 60 s."""
     end = time.monotonic() + 60
     while not check():
         if time.monotonic() > end:
-            pytest.fail("it did not come to that within 60 s")
+            pytest.fail("the condition was not met within 60 s")
         time.sleep(0.01)
 
 
@@ -75,12 +75,12 @@ def png(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 
 def pixels_of(encoded: str) -> np.ndarray:
-    """A PNG in base64."""
+    """Pixels of a base64 PNG."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
 
 
 def assert_error(answer: httpx.Response, status: int, code: str, words: str = "") -> str:
-    """The one form of errors; returns the message."""
+    """Check the common form of errors; returns the message."""
     assert answer.status_code == status, answer.text
     assert answer.json().keys() == {"error"}
     error = answer.json()["error"]

@@ -1,4 +1,4 @@
-"""What the service answers to those who use it well."""
+"""Valid requests and their responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vesselseg.inference.predictor import Predictor
 PHRASES = ["blood vessel", "catheter"]
 
 
-def test_the_answer_is_the_predictors(service: RunningService, predictor: Predictor) -> None:
+def test_the_response_equals_the_prediction(service: RunningService, predictor: Predictor) -> None:
     image = picture(3, 90, 70)
     answer = service.predict(png(image), "C:\\folder\\süß.png", phrase=PHRASES)
     assert answer.status_code == 200, answer.text
@@ -48,7 +48,7 @@ def test_model_and_threshold_are_chosen(service: RunningService, other_predictor
     assert service.predict(png(image), model="other").json()["threshold"] == 0.6
 
 
-def test_a_phrase_is_asked_once_and_tidied(service: RunningService) -> None:
+def test_phrases_are_cleaned_and_unique(service: RunningService) -> None:
     found = service.predict(png(picture(5)), phrase=["  vessel", "vessel ", "a\n b"]).json()
     assert [item["phrase"] for item in found["objects"]] == ["vessel", "a b"]
 
@@ -97,15 +97,15 @@ def test_masks_become_a_labelme_file(service: RunningService) -> None:
     mask[50:55, 5:60] = 128
     mask[0:8, 70:80] = 127
     encoded = base64.b64encode(png(Image.fromarray(mask))).decode()
-    asked = {"name": "../x/a.png", "width": 80, "height": 60, "objects": [{"phrase": "vessel", "mask_png": encoded}]}
-    answer = service.post("/labelme", json=asked)
+    request = {"name": "../x/a.png", "width": 80, "height": 60, "objects": [{"phrase": "vessel", "mask_png": encoded}]}
+    answer = service.post("/labelme", json=request)
     assert answer.status_code == 200, answer.text
     content = answer.json()
     assert (content["imagePath"], content["imageWidth"], content["imageHeight"]) == ("a.png", 80, 60)
     assert [shape["label"] for shape in content["shapes"]] == ["vessel", "vessel"]
     regions = [np.ravel(shape["points"]).tolist() for shape in content["shapes"]]
     np.testing.assert_array_equal(rasterise(regions, 60, 80), mask > 127)
-    assert service.post("/labelme", json={**asked, "objects": []}).json()["shapes"] == []
+    assert service.post("/labelme", json={**request, "objects": []}).json()["shapes"] == []
 
 
 def test_models_health_and_page(service: RunningService) -> None:
@@ -126,16 +126,16 @@ def test_models_health_and_page(service: RunningService) -> None:
         assert_error(service.get(f"/static/{name}"), 404, "not_found")
 
 
-def test_mirrored_copies_are_averaged(start: Callable[..., Any], predictor: Predictor) -> None:
+def test_flipped_copies_are_averaged(start: Callable[..., Any], predictor: Predictor) -> None:
     with start(tta="flips") as flipping:
         found = flipping.predict(png(picture(4))).json()["objects"][0]
-    wanted = predictor.predict([picture(4)], [["blood vessel"]], flips=True)[0].probabilities[0] * 255
-    np.testing.assert_allclose(pixels_of(found["probability_png"]), wanted, atol=1)
+    expected = predictor.predict([picture(4)], [["blood vessel"]], flips=True)[0].probabilities[0] * 255
+    np.testing.assert_allclose(pixels_of(found["probability_png"]), expected, atol=1)
     plain = predictor.predict([picture(4)], [["blood vessel"]])[0].probabilities[0] * 255
-    assert np.abs(plain - wanted).max() > 3
+    assert np.abs(plain - expected).max() > 3
 
 
-def test_what_is_counted(service: RunningService) -> None:
+def test_metrics(service: RunningService) -> None:
     before = service.metric("vesselseg_batch_images_sum")
     assert service.predict(png(picture(6))).status_code == 200
     assert service.metric("vesselseg_batch_images_sum") == before + 1
@@ -148,7 +148,7 @@ def test_what_is_counted(service: RunningService) -> None:
     assert "patients-name" not in service.get("/metrics").text
 
 
-def test_openapi_tells_forms_answers_and_errors(service: RunningService) -> None:
+def test_openapi_describes_forms_responses_and_errors(service: RunningService) -> None:
     content = service.get("/openapi.json").json()
     predict = content["paths"]["/predict"]["post"]
     form = predict["requestBody"]["content"]["multipart/form-data"]["schema"]
@@ -169,7 +169,7 @@ def test_kept_folders_hold_image_and_results(
     image, rename = picture(7), Path.rename
 
     def whole(building: Path, target: Path) -> Path:
-        assert not target.exists() or any(target.iterdir()), "nobody sees a folder before all is in it"
+        assert not target.exists() or any(target.iterdir()), "a folder appears only when it is complete"
         return rename(building, target)
 
     monkeypatch.setattr(Path, "rename", whole)

@@ -1,4 +1,4 @@
-"""Every wrong request is answered with a reason, and the service goes on."""
+"""Every invalid request gets an error with a reason, and the service continues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOOD = png(picture(0, 60, 50))
 
 @pytest.fixture(autouse=True)
 def still_works(service: RunningService) -> Iterator[None]:
-    """After each test: a good request gets its own picture, and nothing is left waiting."""
+    """After each test a valid request gets its own image back, and no request is left waiting."""
     yield
     good = service.predict(GOOD)
     assert good.status_code == 200
@@ -43,7 +43,7 @@ def still_works(service: RunningService) -> Iterator[None]:
         ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     ],
 )
-def test_images_that_are_none(service: RunningService, name: str, content: bytes, reason: str) -> None:
+def test_files_that_are_no_images(service: RunningService, name: str, content: bytes, reason: str) -> None:
     assert_error(service.predict(content, name), 422, "unreadable_image", reason)
 
 
@@ -82,17 +82,17 @@ def test_wrong_fields(service: RunningService, form: dict[str, Any], words: str)
     assert_error(service.predict(GOOD, **form), 422, "invalid_request", words)
 
 
-def test_all_wrong_fields_are_told_at_once(service: RunningService) -> None:
+def test_all_wrong_fields_are_reported_at_once(service: RunningService) -> None:
     message = assert_error(service.predict(GOOD, threshold="2", frame="x", phrase="[SEG]"), 422, "invalid_request")
     assert all(name in message for name in ("threshold", "frame", "phrase"))
 
 
 def test_unknown_models_and_frames(service: RunningService) -> None:
-    assert_error(service.predict(GOOD, model="../tiny"), 404, "unknown_model", "there are tiny, other")
+    assert_error(service.predict(GOOD, model="../tiny"), 404, "unknown_model", "available: tiny, other")
     assert_error(service.predict(GOOD, frame="1"), 422, "no_such_frame", "the file has 1")
 
 
-def test_forms_that_are_none(service: RunningService) -> None:
+def test_bodies_that_are_no_forms(service: RunningService) -> None:
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     assert_error(service.post("/predict", data={"phrase": "a"}), 415, "unsupported_type", "multipart/form-data")
     assert_error(service.post("/predict", json={"image": "a"}), 415, "unsupported_type")
@@ -109,7 +109,7 @@ def test_forms_that_are_none(service: RunningService) -> None:
         assert answer.json()["error"]["request_id"]
 
 
-def test_a_form_without_its_end_is_no_image(service: RunningService) -> None:
+def test_a_truncated_form_is_refused(service: RunningService) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + GOOD[:500]
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     assert service.post("/predict", content=body, headers=headers).status_code in (400, 422)
@@ -140,24 +140,24 @@ def mask_of(width: int, height: int) -> str:
         ({"objects": "x"}, 422, "objects"),
     ],
 )
-def test_masks_that_are_none(service: RunningService, changes: dict[str, Any], status: int, words: str) -> None:
-    asked = {"name": "a.png", "width": 8, "height": 8, "objects": [], **changes}
+def test_masks_that_are_refused(service: RunningService, changes: dict[str, Any], status: int, words: str) -> None:
+    request = {"name": "a.png", "width": 8, "height": 8, "objects": [], **changes}
     code = "too_many_pixels" if status == 413 else "invalid_request"
-    assert_error(service.post("/labelme", json=asked), status, code, words)
+    assert_error(service.post("/labelme", json=request), status, code, words)
 
 
 def test_a_mask_of_noise(service: RunningService) -> None:
     noise = (np.random.default_rng(0).random((1100, 1100)) > 0.5).astype(np.uint8) * 255
     encoded = base64.b64encode(png(Image.fromarray(noise).convert("1"))).decode()
-    asked = {"name": "a", "width": 1100, "height": 1100, "objects": [{"phrase": "a", "mask_png": encoded}]}
-    assert_error(service.post("/labelme", json=asked), 413, "too_rough", "edges")
+    request = {"name": "a", "width": 1100, "height": 1100, "objects": [{"phrase": "a", "mask_png": encoded}]}
+    assert_error(service.post("/labelme", json=request), 413, "too_rough", "edges")
 
 
-def test_json_that_is_none(service: RunningService) -> None:
+def test_bodies_that_are_no_json(service: RunningService) -> None:
     for content in (b"{", b"", b"[1]", b"\xff"):
         answer = service.post("/labelme", content=content, headers={"Content-Type": "application/json"})
         if content == b"{":
-            assert_error(answer, 400, "bad_request", "no readable JSON")
+            assert_error(answer, 400, "bad_request", "not valid JSON")
         assert answer.status_code in (400, 422) and answer.json()["error"]["code"] in ("invalid_request", "bad_request")
 
 
@@ -166,7 +166,7 @@ def request_head(service: RunningService, length: int, more: str = "") -> bytes:
     return "\r\n".join((*lines, "Content-Type: multipart/form-data; boundary=b", more + "\r\n")).encode()
 
 
-def test_an_upload_that_is_cut_off_half_way(service: RunningService) -> None:
+def test_an_upload_that_is_cut_off(service: RunningService) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
     gone = service.metric('vesselseg_requests_total{route="/predict",status="499"}')
     images = service.metric("vesselseg_batch_images_sum")
@@ -177,7 +177,7 @@ def test_an_upload_that_is_cut_off_half_way(service: RunningService) -> None:
     assert service.metric("vesselseg_batch_images_sum") == images
 
 
-def test_words_that_are_no_http(service: RunningService) -> None:
+def test_bytes_that_are_no_http(service: RunningService) -> None:
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")

@@ -1,4 +1,4 @@
-"""Many clients at once share batches, and each one gets its own result or its own error."""
+"""Concurrent clients share batches, and each gets its own result or its own error."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import build_prompted
 from vesselseg.service.errors import ServiceError
 from vesselseg.service.metrics import Metrics
-from vesselseg.service.model_queue import Entry, ModelQueue
+from vesselseg.service.model_queue import ModelQueue, QueuedImage
 
 CLIENTS, EACH = 16, 3
-PATIENCE = 120  # seconds that anything may take on a busy machine
-UNTIL_FULL_MS = 600_000  # longer than any client waits: a batch goes when it is full, and not before
+TIMEOUT_S = 120  # for any single step on a busy machine
+UNTIL_FULL_MS = 600_000  # longer than any client waits, so a batch starts only when it is full
 
 
 def cuda_runs_out() -> None:
@@ -46,34 +46,34 @@ def main_memory_runs_out() -> None:
 
 
 class Watched(Sa2VAPredictor):
-    """Notes the sizes of batches, may be held up, and fails as a device or a defect would. The rest is real."""
+    """Records batch sizes, can be paused, and fails like a device or a defect. Everything else is real."""
 
     def __init__(self, real: Sa2VAPredictor, most: int = 10**6, poison: tuple[int, int] = (0, 0)) -> None:
         super().__init__(real.model, real.processor, real.threshold)
         self.most, self.poison, self.run_out = most, poison, cuda_runs_out
         self.batches: list[int] = []
-        self.asked: list[Image.Image] = []
+        self.preprocessed: list[Image.Image] = []
         self.may_go = threading.Event()
         self.may_go.set()
 
     def preprocess(
         self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False
     ) -> Request:
-        self.asked += images
+        self.preprocessed += images
         return super().preprocess(images, phrases, flips)
 
-    def run(self, asked: Sequence[Request], threshold: float | None = None) -> list[Prediction]:
-        self.batches.append(len(asked))
-        assert self.may_go.wait(PATIENCE)
-        if len(asked) > self.most:
+    def run(self, requests: Sequence[Request], threshold: float | None = None) -> list[Prediction]:
+        self.batches.append(len(requests))
+        assert self.may_go.wait(TIMEOUT_S)
+        if len(requests) > self.most:
             self.run_out()
-        if any(self.poison in one.sizes for one in asked):
+        if any(self.poison in request.sizes for request in requests):
             raise RuntimeError("secret words of a defect")
-        return super().run(asked, threshold)
+        return super().run(requests, threshold)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The model does not come back until the block ends."""
+        """The model does not return until the block ends."""
         self.may_go.clear()
         try:
             yield
@@ -82,7 +82,7 @@ class Watched(Sa2VAPredictor):
 
 
 def ask(service: RunningService, image: Image.Image, **options: Any) -> httpx.Response:
-    """By a connection of its own, as another client does."""
+    """Through a new connection, like a separate client."""
     files = {"image": ("a.png", png(image))}
     return httpx.post(f"{service.url}/predict", files=files, timeout=60, **options)
 
@@ -95,22 +95,22 @@ def assert_own(answer: httpx.Response, image: Image.Image, phrases: Sequence[str
         np.testing.assert_allclose(pixels_of(item["probability_png"]), probability * 255, atol=1)
 
 
-def test_everybody_gets_their_own_result(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
+def test_every_client_gets_its_own_result(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     phrases = [["blood vessel"], ["catheter", "blood vessel"], ["left artery"]]
     images = [picture(number, 80 + 10 * (number % 2), 60) for number in range(CLIENTS)]
     watched = Watched(predictor)
-    wanted = predictor.predict(images, [phrases[number % 3] for number in range(CLIENTS)])
-    same_size = wanted[::6]  # also alike in phrases: only what is seen differs
+    expected = predictor.predict(images, [phrases[number % 3] for number in range(CLIENTS)])
+    same_size = expected[::6]  # with the same phrases, so only the images differ
     apart = np.abs(same_size[0].probabilities - same_size[1].probabilities).max()
-    assert apart > 4 / 255, "these results could be taken for each other"
+    assert apart > 4 / 255, "these results could be confused"
 
     def client(number: int) -> None:
         with httpx.Client(base_url=service.url, timeout=60) as own:
             for _ in range(EACH):
-                asked = phrases[number % 3]
-                answer = own.post("/predict", files={"image": ("a", png(images[number]))}, data={"phrase": asked})
+                own_phrases = phrases[number % 3]
+                answer = own.post("/predict", files={"image": ("a", png(images[number]))}, data={"phrase": own_phrases})
                 assert answer.status_code == 200, answer.text
-                assert_own(answer, images[number], asked, wanted[number])
+                assert_own(answer, images[number], own_phrases, expected[number])
 
     with start({"tiny": watched}, rate=0) as service, ThreadPoolExecutor(CLIENTS) as pool:
         with watched.held():
@@ -121,13 +121,13 @@ def test_everybody_gets_their_own_result(start: Callable[..., Any], predictor: S
     assert sum(watched.batches) == CLIENTS * EACH and max(watched.batches) > 3
 
 
-def test_requests_wait_for_each_other_but_not_long(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
+def test_requests_wait_for_each_other_up_to_a_limit(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     with start({"tiny": watched}, wait_ms=UNTIL_FULL_MS, batch=3) as service, ThreadPoolExecutor(4) as pool:
         list(
             pool.map(lambda number: ask(service, picture(number)), range(3))
         )  # nobody's patience ends: it goes at once
-        assert watched.batches == [3], "all of them share a batch"
+        assert watched.batches == [3], "all requests share a batch"
     with start({"tiny": watched}, wait_ms=300, batch=3) as service:
         began = time.perf_counter()
         ask(service, picture(1))
@@ -135,7 +135,7 @@ def test_requests_wait_for_each_other_but_not_long(start: Callable[..., Any], pr
         assert watched.batches == [3, 1]
 
 
-def test_a_client_that_goes_away_costs_nothing_more(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
+def test_a_disconnected_client_is_removed_from_the_queue(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     with start({"tiny": watched}, batch=1) as service, ThreadPoolExecutor(4) as pool:
         with watched.held():
@@ -156,7 +156,7 @@ def test_a_client_that_goes_away_costs_nothing_more(start: Callable[..., Any], p
 
 
 def multipart_connection(service: RunningService) -> socket.socket:
-    """A whole request, sent; nobody reads the answer."""
+    """A complete request whose response is not read."""
     request = httpx.Request("POST", f"{service.url}/predict", files={"image": ("a.png", png(picture(9)))})
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     connection = socket.create_connection(("127.0.0.1", service.port))
@@ -168,7 +168,7 @@ def direct(predictor: Sa2VAPredictor, image: Image.Image) -> Prediction:
     return predictor.predict([image], [["blood vessel"]])[0]
 
 
-def test_a_full_queue_says_when_to_come_again(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
+def test_a_full_queue_says_when_to_retry(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     with start({"tiny": watched}, queue=2) as service, ThreadPoolExecutor(4) as pool:
         with watched.held():
@@ -200,12 +200,12 @@ def test_memory_that_runs_out_splits_the_batch(
         assert int(answer.headers["retry-after"]) >= 1 and service.get("/health").status_code == 200
 
 
-def test_memory_that_runs_out_beside_the_model(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_outside_the_model(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vesselseg.service.service.open_frames", lambda *_: main_memory_runs_out())
     assert_error(service.predict(png(picture(1))), 503, "out_of_memory", "no memory left")
 
 
-def test_a_request_fails_for_its_own_reasons_only(
+def test_a_failed_image_does_not_affect_its_batch(
     start: Callable[..., Any], predictor: Sa2VAPredictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched = Watched(predictor, poison=(33, 33))
@@ -223,26 +223,26 @@ def test_a_request_fails_for_its_own_reasons_only(
         assert ask(service, images[0]).status_code == 200 and service.get("/health").status_code == 200
 
 
-def test_who_has_an_answer_finds_a_model_that_works(predictor: Sa2VAPredictor) -> None:
+def test_health_is_updated_before_the_result_is_delivered(predictor: Sa2VAPredictor) -> None:
     metrics = Metrics()
     queue = ModelQueue("tiny", Watched(predictor, poison=(33, 33)), 1, 0, metrics)
     for number in range(3):
-        assert queue.put(Entry(picture(number, 33, 33), ("a",))).exception(PATIENCE) is not None
-    assert not queue.works
-    entry, seen = Entry(picture(1), ("a",)), []
+        assert queue.put(QueuedImage(picture(number, 33, 33), ("a",))).exception(TIMEOUT_S) is not None
+    assert not queue.is_healthy
+    entry, seen = QueuedImage(picture(1), ("a",)), []
 
-    def look(_: object) -> None:  # while the answer is given
+    def look(_: object) -> None:  # called while the result is delivered
         seen.append(
-            (queue.works, metrics.registry.get_sample_value("vesselseg_model_seconds_count", {"model": "tiny"}))
+            (queue.is_healthy, metrics.registry.get_sample_value("vesselseg_model_seconds_count", {"model": "tiny"}))
         )
 
     entry.future.add_done_callback(look)
-    queue.put(entry).result(PATIENCE)
+    queue.put(entry).result(TIMEOUT_S)
     queue.close()
     assert seen == [(True, 4)]
 
 
-def test_phrases_that_a_small_model_does_not_know(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
+def test_phrases_that_a_distilled_model_refuses(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     sizes = predictor.model.config.grounding_config
     small = PromptedPredictor(build_prompted(PromptedSAM2Config(("artery", "vein"), sizes)).eval())
     with start({"small": small, "tiny": predictor}) as service:
@@ -265,19 +265,19 @@ def test_too_many_pixels(service: RunningService) -> None:
     assert_error(undecodable, 413, "too_many_pixels", "13000x13000 pixels times 1 phrases")
 
 
-def test_pictures_are_let_go_at_once(
+def test_images_are_freed_immediately(
     start: Callable[..., Any], predictor: Sa2VAPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[weakref.ref[Entry]] = []
+    made: list[weakref.ref[QueuedImage]] = []
 
-    def entry(*arguments: Any) -> Entry:
-        new = Entry(*arguments)
+    def entry(*arguments: Any) -> QueuedImage:
+        new = QueuedImage(*arguments)
         made.append(weakref.ref(new))
         return new
 
-    monkeypatch.setattr("vesselseg.service.service.Entry", entry)
+    monkeypatch.setattr("vesselseg.service.service.QueuedImage", entry)
     gc.collect()
-    gc.disable()  # it comes seldom in a process with a model: what waits for it fills the memory with pictures
+    gc.disable()  # it runs rarely in a process with a model, and images that wait for it fill the memory
     try:
         with start() as service:
             for _ in range(3):
@@ -287,71 +287,71 @@ def test_pictures_are_let_go_at_once(
         gc.enable()
 
 
-def test_large_pictures_share_no_batch_and_do_not_pile_up(predictor: Sa2VAPredictor) -> None:
+def test_large_images_share_no_batch_and_do_not_accumulate(predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     queue = ModelQueue("tiny", watched, 8, 0.3, Metrics())
     small, large = picture(1), Image.new("RGB", (5000, 2000))
     with watched.held():
-        first = queue.put(Entry(small, ("a",)))
+        first = queue.put(QueuedImage(small, ("a",)))
         wait_until(lambda: watched.batches == [1])
-        waiting = [Entry(large, ("a", "b")) for _ in range(20)]
+        waiting = [QueuedImage(large, ("a", "b")) for _ in range(20)]
         for entry in waiting:
             queue.put(entry)
-        with pytest.raises(ServiceError, match="large images wait"):
-            queue.put(Entry(large, ("a", "b")))
+        with pytest.raises(ServiceError, match="large images are waiting"):
+            queue.put(QueuedImage(large, ("a", "b")))
         for entry in waiting[1:]:
-            queue.drop(entry)
-        behind = [queue.put(Entry(small, ("a",))) for _ in range(3)]
-    results = [one.result(PATIENCE) for one in (first, waiting[0].future, *behind)]
+            queue.remove(entry)
+        later = [queue.put(QueuedImage(small, ("a",))) for _ in range(3)]
+    results = [one.result(TIMEOUT_S) for one in (first, waiting[0].future, *later)]
     assert [len(result.masks) for result in results] == [1, 2, 1, 1, 1] and watched.batches == [1, 4]
     queue.close()
     with pytest.raises(ServiceError, match="stopped"):
-        queue.put(Entry(small, ("a",)))
+        queue.put(QueuedImage(small, ("a",)))
 
 
-def test_views_are_made_while_the_model_works_for_one_batch(predictor: Sa2VAPredictor) -> None:
+def test_the_next_batch_is_preprocessed_while_the_model_runs(predictor: Sa2VAPredictor) -> None:
     watched = Watched(predictor)
     queue = ModelQueue("tiny", watched, 2, 0, Metrics())
     images = [picture(number, 60 + 10 * number) for number in range(6)]
     with watched.held():
-        first = queue.put(Entry(images[0], ("a",)))
+        first = queue.put(QueuedImage(images[0], ("a",)))
         wait_until(lambda: watched.batches == [1])
-        waiting = [Entry(image, ("a",)) for image in images[1:]]
+        waiting = [QueuedImage(image, ("a",)) for image in images[1:]]
         for entry in waiting:
             queue.put(entry)
-        wait_until(lambda: all(entry.asked and entry.asked.done() for entry in waiting[:2]))
-        queue.drop(waiting[0])
-        wait_until(lambda: len(watched.asked) == 4)  # the third moves up
-        assert {image.width for image in watched.asked} == {60, 70, 80, 90} and watched.batches == [1]
+        wait_until(lambda: all(entry.request and entry.request.done() for entry in waiting[:2]))
+        queue.remove(waiting[0])
+        wait_until(lambda: len(watched.preprocessed) == 4)  # the third moves up
+        assert {image.width for image in watched.preprocessed} == {60, 70, 80, 90} and watched.batches == [1]
     for image, future in zip((images[0], *images[2:]), (first, *(entry.future for entry in waiting[1:]))):
-        wanted = predictor.predict([image], [["a"]])[0]
-        np.testing.assert_allclose(future.result(PATIENCE).probabilities, wanted.probabilities, atol=1e-4)
+        expected = predictor.predict([image], [["a"]])[0]
+        np.testing.assert_allclose(future.result(TIMEOUT_S).probabilities, expected.probabilities, atol=1e-4)
     queue.close()
-    assert watched.batches == [1, 2, 2] and len(watched.asked) == 6, "nothing is prepared twice"
+    assert watched.batches == [1, 2, 2] and len(watched.preprocessed) == 6, "no image is preprocessed twice"
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_who_comes_after_somebody_that_is_gone_is_answered(predictor: Sa2VAPredictor, batch: int) -> None:
-    """A client may go while its turn comes: its entry is cancelled then, and still in the queue."""
+def test_requests_behind_a_cancelled_one_are_answered(predictor: Sa2VAPredictor, batch: int) -> None:
+    """A client may disconnect just before its turn: its image is cancelled but still in the queue."""
     watched = Watched(predictor)
     queue = ModelQueue("tiny", watched, batch, 0, Metrics())
     images = [picture(number, 60 + 10 * number) for number in range(6)]
     with watched.held():
-        first = queue.put(Entry(images[0], ("a",)))
+        first = queue.put(QueuedImage(images[0], ("a",)))
         wait_until(lambda: watched.batches == [1])
-        gone, behind = [[Entry(image, ("a",)) for image in part] for part in (images[1:4], images[4:])]
-        for entry in (*gone, *behind):
+        cancelled, later = [[QueuedImage(image, ("a",)) for image in part] for part in (images[1:4], images[4:])]
+        for entry in (*cancelled, *later):
             queue.put(entry)
-        for entry in gone:
+        for entry in cancelled:
             assert entry.future.cancel()
-    for image, future in zip((images[0], *images[4:]), (first, *(entry.future for entry in behind))):
-        wanted = predictor.predict([image], [["a"]])[0]
-        np.testing.assert_allclose(future.result(PATIENCE).probabilities, wanted.probabilities, atol=1e-4)
+    for image, future in zip((images[0], *images[4:]), (first, *(entry.future for entry in later))):
+        expected = predictor.predict([image], [["a"]])[0]
+        np.testing.assert_allclose(future.result(TIMEOUT_S).probabilities, expected.probabilities, atol=1e-4)
     queue.close()
     assert watched.batches == [1] + [batch] * (2 // batch)
 
 
-def test_views_that_cannot_be_made_fail_alone(predictor: Sa2VAPredictor) -> None:
+def test_an_image_that_fails_to_preprocess_fails_alone(predictor: Sa2VAPredictor) -> None:
     class Odd(Watched):
         def preprocess(
             self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], flips: bool = False
@@ -362,19 +362,19 @@ def test_views_that_cannot_be_made_fail_alone(predictor: Sa2VAPredictor) -> None
 
     watched = Odd(predictor)
     queue = ModelQueue("tiny", watched, 3, 20, Metrics())
-    futures = [queue.put(Entry(image, ("a",))) for image in (picture(1), picture(2, 33, 33), picture(3))]
-    assert [future.result(PATIENCE).masks.shape for future in futures[::2]] == [(1, 120, 150)] * 2
-    assert getattr(futures[1].exception(PATIENCE), "status", None) == 503 and watched.batches == [2]
+    futures = [queue.put(QueuedImage(image, ("a",))) for image in (picture(1), picture(2, 33, 33), picture(3))]
+    assert [future.result(TIMEOUT_S).masks.shape for future in futures[::2]] == [(1, 120, 150)] * 2
+    assert getattr(futures[1].exception(TIMEOUT_S), "status", None) == 503 and watched.batches == [2]
     queue.close()
 
 
-def test_a_defect_of_the_users_making_keeps_its_words(predictor: Sa2VAPredictor) -> None:
+def test_a_user_error_keeps_its_message(predictor: Sa2VAPredictor) -> None:
     class Refusing(Sa2VAPredictor):
         def preprocess(self, *_: Any, **__: Any) -> Request:
             raise UserError("this model knows one phrase only")
 
     queue = ModelQueue("x", Refusing(predictor.model, predictor.processor), 2, 0, Metrics())
-    error = queue.put(Entry(picture(1), ("a",))).exception(PATIENCE)
+    error = queue.put(QueuedImage(picture(1), ("a",))).exception(TIMEOUT_S)
     assert getattr(error, "status", None) == 422 and "one phrase only" in str(error)
-    assert queue.works
+    assert queue.is_healthy
     queue.close()

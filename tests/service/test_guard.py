@@ -1,4 +1,4 @@
-"""Who may ask, how much and how often; ids, log lines, headers."""
+"""Access control: tokens, hosts, sizes, rates; request ids, log lines, headers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vesselseg.errors import UserError
 from vesselseg.service import guard
 from vesselseg.service.metrics import Metrics
 from vesselseg.service.rate import RateLimit
-from vesselseg.service.run import listen, model_names
+from vesselseg.service.run import model_names, open_socket
 from vesselseg.service.settings import ServiceSettings
 from vesselseg.web_pages import SECURITY_HEADERS
 
@@ -30,7 +30,7 @@ GOOD = png(picture(0, 60, 50))
 TOKEN = "a-token-of-24-characters"
 
 
-def test_a_token_is_asked_for(start: Callable[..., Any]) -> None:
+def test_a_token_is_required(start: Callable[..., Any]) -> None:
     with start(token=TOKEN) as service:
         for value in (None, "", TOKEN, f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \xff"):
             headers = {} if value is None else {"Authorization": value.encode("latin-1")}
@@ -70,9 +70,9 @@ def test_settings_that_are_refused(changes: dict[str, Any], words: str) -> None:
     assert all(f"--{name.replace('_', '-')}" in str(caught.value) for name in changes if name not in ("token", "host"))
 
 
-def test_a_taken_port_is_named(service: RunningService) -> None:
+def test_a_port_in_use_is_named(service: RunningService) -> None:
     with pytest.raises(UserError, match=rf"--port {service.port}: .*choose another"):
-        listen(ServiceSettings(port=service.port))
+        open_socket(ServiceSettings(port=service.port))
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "localhost:80:80"])
@@ -94,7 +94,7 @@ def test_own_names_and_origins(service: RunningService) -> None:
     assert preflight.status_code == 405
 
 
-def test_too_large_is_said_before_the_body_is_read(service: RunningService) -> None:
+def test_a_large_upload_is_refused_before_it_is_read(service: RunningService) -> None:
     answer = service.predict(GOOD + bytes(1_000_000))
     assert_error(answer, 413, "too_large", "larger than 1 MB")
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
@@ -113,14 +113,14 @@ def test_too_large_is_said_before_the_body_is_read(service: RunningService) -> N
 
 
 def test_an_upload_that_takes_too_long(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "UPLOAD_S", 0.3)
+    monkeypatch.setattr(guard, "UPLOAD_TIMEOUT_S", 0.3)
     with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
         connection.sendall(request_head(service, 10_000) + b"--b\r\n")
         assert connection.recv(4000).startswith(b"HTTP/1.1 408")
 
 
 def test_rate_of_a_client(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "RateLimit", partial(RateLimit, clock=lambda: 0.0))  # however long the requests take
+    monkeypatch.setattr(guard, "RateLimit", partial(RateLimit, clock=lambda: 0.0))  # not real time
     with start(rate=0.5) as service:
         answers = [service.get("/models") for _ in range(7)]
         assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
@@ -133,7 +133,7 @@ def test_rate_of_a_client(start: Callable[..., Any], monkeypatch: pytest.MonkeyP
         assert claimed.status_code == 200
 
 
-def test_a_page_that_is_loaded_again_and_again_stays_whole(
+def test_loading_the_page_does_not_count_for_the_rate(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "RateLimit", partial(RateLimit, clock=lambda: 0.0))
@@ -170,7 +170,7 @@ def test_request_ids(service: RunningService) -> None:
 
 
 def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Of requests id-1, id-2 ...: a line follows its answer, so that one of the test before may come as well."""
+    """Of requests id-1, id-2 ... only: a line of an earlier test may still arrive."""
     lines = [record.getMessage() for record in caplog.records if record.name == "vesselseg.service"]
     return [line for line in lines if line.startswith("id=id-")]
 
@@ -191,7 +191,7 @@ def test_one_line_per_request_and_nothing_of_the_patient(
 
 
 @pytest.mark.parametrize(("host", "status"), [("localhost", 200), ("elsewhere", 403)])
-def test_who_has_an_answer_finds_it_counted_and_logged(
+def test_a_response_is_counted_and_logged_before_its_body(
     host: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics, found = Metrics(), []
@@ -211,7 +211,7 @@ def test_who_has_an_answer_finds_it_counted_and_logged(
     assert found[0] == found[-1] == (1, 1)
 
 
-def test_every_answer_carries_the_headers(service: RunningService) -> None:
+def test_every_response_has_the_headers(service: RunningService) -> None:
     for answer in (
         service.get("/models"),
         service.get("/x"),
@@ -230,8 +230,8 @@ def test_names_of_models(tmp_path: Path) -> None:
         model_names(["a", "./a"])
 
 
-def test_who_connects_before_the_server_runs_waits_for_it() -> None:
-    """The address is told before the first connection is taken."""
-    listening = listen(ServiceSettings(port=0))
+def test_a_connection_before_the_server_runs_waits() -> None:
+    """The address is printed before the first connection is accepted."""
+    listening = open_socket(ServiceSettings(port=0))
     with listening, socket.create_connection(listening.getsockname(), timeout=60):
         pass

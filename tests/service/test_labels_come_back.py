@@ -1,4 +1,4 @@
-"""What the service gives as a LabelMe file becomes a dataset with the very picture that was segmented."""
+"""A LabelMe file of the service becomes a dataset with exactly the image that was segmented."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def turned(path: Path) -> None:
     picture(1, 70, 50).save(path, exif=exif)
 
 
-# file, how it is made, frame; what its labels are called, and whether they hold the picture
+# file, function that writes it, frame, name of its labels, whether they embed the image
 KINDS = [
     ("clip.dcm", clip, 5, "clip_f006", True),
     ("1.2.840.5", clip, 0, "1.2.840.5_f001", True),
@@ -55,7 +55,7 @@ CASES = [(*kind, beside) for kind in KINDS for beside in (True, False) if beside
 
 
 @pytest.mark.parametrize(("name", "write", "frame", "stem", "holds", "beside"), CASES)
-def test_a_label_brings_its_picture(
+def test_a_label_embeds_its_image(
     service: RunningService, tmp_path: Path, name: str, write: Callable[[Path], Any], frame: int, stem: str,
     holds: bool, beside: bool,
 ) -> None:  # fmt: skip
@@ -68,11 +68,11 @@ def test_a_label_brings_its_picture(
     mask = np.zeros(segmented.shape[:2], bool)
     mask[10:20, 5:30] = True
     objects = [{"phrase": "vessel", "mask_png": base64.b64encode(png(Image.fromarray(mask).convert("L"))).decode()}]
-    asked = {"name": f"{stem}.png" if holds else name, "width": answer["width"], "height": answer["height"]}
+    request = {"name": f"{stem}.png" if holds else name, "width": answer["width"], "height": answer["height"]}
     held = {"picture_png": answer["picture_png"]} if holds else {}
-    label = service.post("/labelme", json={**asked, **held, "objects": objects})
+    label = service.post("/labelme", json={**request, **held, "objects": objects})
     assert label.status_code == 200, label.text
-    assert (label.json()["imagePath"], bool(label.json()["imageData"])) == (asked["name"], holds)
+    assert (label.json()["imagePath"], bool(label.json()["imageData"])) == (request["name"], holds)
     (source.parent / f"{stem}.json").write_text(label.text)
     if not beside:
         source.unlink()
@@ -83,13 +83,13 @@ def test_a_label_brings_its_picture(
     np.testing.assert_array_equal(record_masks(record, *mask.shape)[0].astype(bool), mask)
 
 
-def test_a_label_that_holds_its_frame_needs_no_number(service: RunningService, tmp_path: Path) -> None:
-    """Neither a count from 0 elsewhere in the source, nor the clip's patient, is lost on it."""
+def test_a_label_with_an_embedded_frame_needs_no_number(service: RunningService, tmp_path: Path) -> None:
+    """Frame counts from 0 elsewhere in the source do not affect it, and it keeps the clip's patient."""
     pixels = frames(12)
     clip(tmp_path / "s" / "clip.dcm")
     answer = service.predict((tmp_path / "s" / "clip.dcm").read_bytes(), "clip.dcm", frame="5").json()
-    asked = {"name": "clip_f006.png", "width": answer["width"], "height": answer["height"], "objects": []}
-    label = service.post("/labelme", json={**asked, "picture_png": answer["picture_png"]})
+    request = {"name": "clip_f006.png", "width": answer["width"], "height": answer["height"], "objects": []}
+    label = service.post("/labelme", json={**request, "picture_png": answer["picture_png"]})
     (tmp_path / "s" / "clip_f006.json").write_text(label.text)
     run(tmp_path / "s", tmp_path / "o", salt=tmp_path / "salt", first_frame=0)
     (record,) = read_manifest(tmp_path / "o")
@@ -107,12 +107,12 @@ def test_a_label_that_holds_its_frame_needs_no_number(service: RunningService, t
         (base64.b64encode(png(Image.new("I;16", (8, 8)))).decode(), "picture_png: a PNG of mode I;16"),
     ],
 )
-def test_pictures_that_no_label_can_hold(service: RunningService, held: str, words: str) -> None:
-    asked = {"name": "a.png", "width": 8, "height": 8, "objects": [], "picture_png": held}
-    assert_error(service.post("/labelme", json=asked), 422, "invalid_request", words)
+def test_images_that_cannot_be_embedded(service: RunningService, held: str, words: str) -> None:
+    request = {"name": "a.png", "width": 8, "height": 8, "objects": [], "picture_png": held}
+    assert_error(service.post("/labelme", json=request), 422, "invalid_request", words)
 
 
-def test_the_pages_labels_of_a_clip(page: Page, tmp_path: Path) -> None:
+def test_labels_of_a_clip_saved_by_the_page(page: Page, tmp_path: Path) -> None:
     clip(tmp_path / "clip.dcm")
     page.open()
     page.choose(tmp_path / "clip.dcm")

@@ -64,7 +64,7 @@ def test_predict_threshold_and_overlay(page: Page, image: Path, predictor: Predi
     assert np.array_equal(page.mask(), steps(expected, 0.45))
     browser.click(".threshold-row .link")
     assert np.array_equal(page.mask(), shown)
-    assert len(browser.run("return performance.getEntriesByType('resource')")) == requests  # all without the service
+    assert len(browser.run("return performance.getEntriesByType('resource')")) == requests  # without any request
 
     browser.press("o")
     outline = page.mask()
@@ -102,7 +102,7 @@ def test_brush_eraser_undo_and_threshold(page: Page, image: Path, predictor: Pre
     page.drag((60, 20), (60, 40))
     erased = page.mask()
     assert not (erased & ~drawn).any() and erased.sum() < drawn.sum() and not erased[25:36, 58:62].any()
-    browser.run(SLIDE, "tiny", "0.4")  # corrections stay, the rest follows
+    browser.run(SLIDE, "tiny", "0.4")  # corrections stay, the other pixels follow the threshold
     kept = page.mask()
     assert np.array_equal(kept[erased], np.ones(erased.sum())) and not kept[25:36, 58:62].any()
     far = (away > 8) & (np.abs(x - 60) > 8)
@@ -120,7 +120,7 @@ def test_brush_eraser_undo_and_threshold(page: Page, image: Path, predictor: Pre
     leaving = "const e = new Event('beforeunload', { cancelable: true }); dispatchEvent(e); return e.defaultPrevented"
     assert browser.run(leaving)
     browser.click(".list .remove")
-    assert "not saved" in page.text("#sure-words")
+    assert "unsaved corrections" in page.text("#sure-words")
     browser.click("#sure button[value=no]")
     browser.click("#save-mask")
     page.saved("LAO 30_mask.png")
@@ -159,7 +159,7 @@ def test_fingers_and_pens(page: Page, image: Path) -> None:
     touch("touchMove", (-120, 60), (120, 60))
     touch("touchEnd")
     browser.wait(lambda: page.text("#zoom") != zoom, "the pinch to zoom")
-    assert np.array_equal(page.mask(), drawn)  # what the first finger began is taken back
+    assert np.array_equal(page.mask(), drawn)  # the stroke of the first finger is undone
 
     browser.press("0")
     page.drag((20, 100), (130, 100), kind="pen")
@@ -171,7 +171,7 @@ def test_fingers_and_pens(page: Page, image: Path) -> None:
     touch("touchMove", (0, -40))
     touch("touchMove", (40, -20))
     touch("touchEnd")
-    assert np.array_equal(page.mask(), penned) and browser.run(where) != before  # with a pen at hand, fingers move
+    assert np.array_equal(page.mask(), penned) and browser.run(where) != before  # now fingers pan
     assert browser.errors() == []
 
 
@@ -205,7 +205,7 @@ def test_two_models_compared(page: Page, image: Path, predictor: Predictor, othe
     assert browser.errors() == []
 
 
-def test_what_is_saved_is_what_is_shown(page: Page, image: Path, tmp_path: Path) -> None:
+def test_saved_files_equal_the_display(page: Page, image: Path, tmp_path: Path) -> None:
     browser = page.browser
     page.open()
     page.choose(image)
@@ -252,7 +252,7 @@ def test_a_file_that_is_too_large_is_not_sent(page: Page, tmp_path: Path) -> Non
     page.open()
     page.choose(large)
     page.predict("p")
-    assert page.text("#message-words") == "large.dcm: 1.5 MB; this service takes at most 1.0 MB."
+    assert page.text("#message-words") == "large.dcm: 1.5 MB; this service accepts at most 1.0 MB."
     assert page.browser.errors() == []
 
 
@@ -261,7 +261,7 @@ def test_a_file_that_has_changed(page: Page, image: Path) -> None:
     page.choose(image)
     image.unlink()
     page.predict("p")
-    assert "has changed or gone" in page.text("#message-words")
+    assert "was changed or deleted" in page.text("#message-words")
 
 
 def test_dropped_and_pasted(page: Page, image: Path) -> None:
@@ -286,8 +286,8 @@ def test_dropped_and_pasted(page: Page, image: Path) -> None:
     assert browser.errors() == []
 
 
-def test_who_drops_an_image_and_asks_at_once_is_heard(page: Page, image: Path) -> None:
-    """In one go, so that the picture cannot be decoded in between."""
+def test_predicting_immediately_after_a_drop(page: Page, image: Path) -> None:
+    """In one script, so that the image cannot be decoded in between."""
     text = base64.b64encode(image.read_bytes()).decode()
     page.open()
     page.browser.run(f"{HAND_OVER}; {pressed('p')}", "drop", [["a.png", "image/png", text]])
@@ -324,7 +324,7 @@ def test_it_fits_the_screen(page: Page, image: Path, size: tuple[int, int]) -> N
     browser.press("b")
     width, height = browser.run("return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
     assert width == size[0] and (height == size[1] or size[0] < 860)
-    assert "no diagnosis" in page.text(".honest") and browser.find("#stage").rect["height"] > 0.4 * size[1]
+    assert "not for diagnosis" in page.text(".honest") and browser.find("#stage").rect["height"] > 0.4 * size[1]
     assert browser.run(TOO_SMALL) == []
     assert browser.run(UNNAMED) == []
     assert browser.errors() == []
@@ -336,7 +336,7 @@ def test_a_service_that_is_gone(browser: Browser, start: Callable[..., Any], tmp
         page.open()
         page.choose(image)
     page.predict("p")
-    assert "does not answer" in page.text("#message-words") and browser.find("#retry").is_displayed()
+    assert "does not respond" in page.text("#message-words") and browser.find("#retry").is_displayed()
     assert all("ERR_CONNECTION_REFUSED" in line for line in browser.errors())
 
 

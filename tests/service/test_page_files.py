@@ -1,4 +1,4 @@
-"""The service's page with several files and a clip: what is shown and asked for while the user leafs on."""
+"""The page with several files and a clip: what it shows and requests while the user changes frames."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_many_files_frames_and_reasons(page: Page, image: Path, clip: Path, tmp_
     assert all("422" in line for line in browser.errors())
 
 
-def test_who_leafs_on_sees_the_frame_that_was_asked_for_last(page: Page, clip: Path) -> None:
-    """However long the pictures of others take to be decoded."""
+def test_the_frame_requested_last_is_shown(page: Page, clip: Path) -> None:
+    """However long other frames take to decode."""
     browser, painted = page.browser, "return document.querySelector('#stage .layers canvas').toDataURL()"
     page.open()
     page.choose(clip)
@@ -62,7 +62,7 @@ def test_who_leafs_on_sees_the_frame_that_was_asked_for_last(page: Page, clip: P
     assert browser.errors() == []
 
 
-def test_who_leafs_on_waits_for_no_frame_before(page: Page, clip: Path) -> None:
+def test_a_new_frame_does_not_wait_for_earlier_ones(page: Page, clip: Path) -> None:
     browser = page.browser
     page.open()
     page.choose(clip)

@@ -1,4 +1,4 @@
-"""tools/serve.py as a process: it starts, says where it is, and stops gently."""
+"""tools/serve.py as a process: it starts, prints its address, and stops gracefully."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 
 pytestmark = pytest.mark.process
 
-WAIT_MS = 600_000  # the batch of three goes when it is full, and not before
+WAIT_MS = 600_000  # long enough that the batch of three starts only when it is full
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def command(*arguments: object) -> list[str]:
 
 @pytest.fixture
 def started(model: Path) -> Iterator[tuple[subprocess.Popen[str], str, Future[str]]]:
-    """The process, its address, and what it will have written after that when it ends."""
+    """The process, its address, and the future of its remaining output."""
     options = ("--port", 0, "--device", "cpu", "--wait-ms", WAIT_MS, "--batch", 3)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -52,7 +52,7 @@ def started(model: Path) -> Iterator[tuple[subprocess.Popen[str], str, Future[st
                 break
         else:
             pytest.fail("".join(lines))
-        with ThreadPoolExecutor(1) as pool:  # read all the while: a full pipe would hold the service up
+        with ThreadPoolExecutor(1) as pool:  # reads continuously: a full pipe would block the service
             yield process, line.split("open ")[1].split("/ ")[0], pool.submit(process.stderr.read)
             process.kill()
     finally:
@@ -69,7 +69,7 @@ def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen
         running = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=60) for _ in range(2)]
         wait_until(lambda: 'vesselseg_queue_length{model="tiny.pth"} 2' in later.get("/metrics").text)
         with half_a_request(url, files) as (connection, rest):
-            wait_until(lambda: "vesselseg_requests_running 4" in later.get("/metrics").text)  # and the one that asks
+            wait_until(lambda: "vesselseg_requests_running 4" in later.get("/metrics").text)  # including this one
             process.send_signal(signal.SIGTERM)
             wait_until(lambda: later.get("/health").json()["status"] == "stopping")
             assert_error(later.post("/predict", files=files), 503, "stopping")
@@ -85,7 +85,7 @@ def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen
 
 @contextmanager
 def half_a_request(url: str, files: dict[str, tuple[str, bytes]]) -> Iterator[tuple[socket.socket, bytes]]:
-    """A connection on which a request has begun, and what is left to send of it."""
+    """A connection with the first part of a request sent, and the rest of it."""
     request = httpx.Request("POST", f"{url}/predict", files=files)
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     body = request.read()

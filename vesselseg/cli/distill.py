@@ -49,8 +49,8 @@ def distill(
     show_warnings()
     check_output(out, force, RESULTS_FILE)
     try:
-        from vesselseg.distill.distilling import distill as distil
-        from vesselseg.distill.distilling import summary_lines
+        from vesselseg.distill.run import distill as distil
+        from vesselseg.distill.run import summary_lines
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnxruntime"):
             raise

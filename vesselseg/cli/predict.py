@@ -96,7 +96,7 @@ def predict(
         input: image, video, DICOM file, folder, or .txt file with one path per line
         out: new folder, or one to go on with
     """
-    from vesselseg.predict.predict_files import predict_files
+    from vesselseg.predict.run import predict_files
 
     outcome = predict_files(model, input, out, options, partial(loading.predictor, model))
     if outcome is None:  # under torchrun the first process reports

@@ -1,1 +1,1 @@
-"""A big model -> a small one for fixed phrases: SAM2 alone, its prompts learnt from the language model's."""
+"""Distil a model for fixed phrases: SAM2 alone, with prompts learnt from the language model's."""

@@ -1,7 +1,7 @@
-"""The small model as graphs for other runtimes: ONNX in float32 and in 8 bits, and a `torch.export` program.
+"""The student as graphs for other runtimes: ONNX in float32 and in 8 bits, and a `torch.export` program.
 
-Each takes squares (batch, 3, side, side), normalised, and returns mask logits (batch, phrases, side / 4, side / 4),
-with fine masks / 2, for any batch.
+Each maps squares (batch, 3, side, side), normalised, to mask logits (batch, phrases, side / 4, side / 4), side / 2 with
+fine masks, for any batch size.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from vesselseg.models.prompted_sam2 import PromptedSAM2
 ONNX, ONNX_INT8, PROGRAM = "model.onnx", "model_int8.onnx", "model.pt2"
 INPUT, OUTPUT = "squares", "mask_logits"
 OPSET = 17
-LARGEST_BATCH = 64
-QUANTISED = ["MatMul", "Gemm"]  # a product with weights; convolutions and attention stay in float32
+MAX_BATCH = 64  # of the torch.export program
+QUANTISED = ["MatMul", "Gemm"]  # matrix products with weights; convolutions and attention stay in float32
 
 
 def write_onnx(model: PromptedSAM2, path: Path) -> None:
-    """The float32 graph; what a user of the file must know stands in its metadata, see ``metadata``."""
+    """Write the float32 graph, with `metadata`."""
     traced, squares = _for_tracing(model)
     with warnings.catch_warnings():
-        # Sizes become constants, which they are; and of torch's two exporters this is the one whose graph can be put
-        # into 8 bits, alike in torch 2.6 and 2.12.
+        # The warnings are about sizes that become constants, as intended. Of torch's two exporters only this one gives
+        # a graph that onnxruntime can quantise, and the same one from torch 2.6 to 2.12.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             traced,
@@ -52,7 +52,7 @@ def write_onnx(model: PromptedSAM2, path: Path) -> None:
 
 
 def metadata(model: PromptedSAM2) -> dict[str, str]:
-    """phrases (JSON), threshold, temperature, side in pixels: what turns a picture into masks with the graph alone."""
+    """phrases (JSON), threshold, temperature and side in pixels: what a user of the graph alone needs."""
     config = model.config
     return {
         "phrases": json.dumps(config.phrases),
@@ -63,16 +63,17 @@ def metadata(model: PromptedSAM2) -> dict[str, str]:
 
 
 def write_program(model: PromptedSAM2, path: Path) -> None:
-    """A `torch.export` program: `torch.export.load(path).module()(squares)`, torch alone."""
+    """Write a `torch.export` program, used as `torch.export.load(path).module()(squares)`."""
     traced, squares = _for_tracing(model)
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     program = torch.export.export(traced, (squares,), dynamic_shapes={INPUT: {0: batch}}, strict=False)
     torch.export.save(program, str(path))
 
 
 def _for_tracing(model: PromptedSAM2) -> tuple[PromptedSAM2, Tensor]:
-    """A float32 copy on the CPU and an example. Its weights count as training: a frozen encoder takes a few images at
-    once, which would bake their number into the graph.
+    """A float32 copy on the CPU, and an example input (2, 3, side, side).
+
+    Its weights are trainable, because a frozen encoder splits the batch, which would fix its size in the graph.
     """
     side = model.grounding.image_size
     return copy.deepcopy(model).cpu().float().eval().requires_grad_(True), torch.zeros(2, 3, side, side)
@@ -85,13 +86,13 @@ def _with_metadata(path: Path, entries: dict[str, str]) -> None:
 
 
 def write_int8(source: Path, path: Path) -> None:
-    """Weights of the products in 8 bits, a scale per column; what comes into them is scaled anew in every run.
+    """Quantise the weights of matrix products to 8 bits with a scale per column; inputs are scaled in every run.
 
-    Fixed scales (static, from training images) and convolutions in 8 bits were not quicker on CPUs with VNNI.
+    Static input scales from training images and 8-bit convolutions were not faster on CPUs with VNNI.
     """
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises to do what is done here
+    root.setLevel(logging.ERROR)  # it recommends the preprocessing that is done here
     try:
         with tempfile.TemporaryDirectory() as folder:
             prepared = Path(folder) / "prepared.onnx"
@@ -110,22 +111,22 @@ def write_int8(source: Path, path: Path) -> None:
 
 
 class GraphPredictor(PromptedPredictor):
-    """A graph in place of the network; everything before and behind it is the one way of all predictors.
+    """Runs a graph instead of the network; pre- and post-processing are those of all predictors.
 
-    model: what the graph was made from, for its phrases and sizes.
+    model: the source of the graph, for its phrases and sizes.
     """
 
     def run_graph(self, squares: Tensor) -> Tensor:
-        """squares: (images, 3, side, side) float32, normalised. Returns all phrases' logits (images, phrases, h, w)."""
+        """squares: (images, 3, side, side) float32, normalised. Returns mask logits (images, phrases, h, w)."""
         raise NotImplementedError
 
     def mask_logits(self, prepared: ModelInputs) -> Tensor:
-        """As the network's."""
+        """See `Predictor`."""
         return self.select_phrases(prepared, self.run_graph(self._normalised(prepared.squares).float().cpu()))
 
 
 class OnnxPredictor(GraphPredictor):
-    """An ONNX file through onnxruntime on the CPU. threads: None takes as many as torch does."""
+    """Runs an ONNX file with onnxruntime on the CPU. threads: by default as many as torch uses."""
 
     def __init__(self, model: PromptedSAM2, path: Path, threads: int | None = None) -> None:
         super().__init__(model)
@@ -134,5 +135,5 @@ class OnnxPredictor(GraphPredictor):
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run_graph(self, squares: Tensor) -> Tensor:
-        """All phrases' logits."""
+        """See `GraphPredictor`."""
         return torch.from_numpy(self.session.run(None, {INPUT: squares.numpy()})[0])

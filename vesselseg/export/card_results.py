@@ -1,6 +1,6 @@
-"""What an evaluation found -> the README.md of the model that was evaluated: a section, and the hub's ``model-index``.
+"""Evaluation results -> the evaluated model's README.md: a section and the hub's `model-index`.
 
-results.json is read as plain data. The rest of the README stays as it is, whoever wrote it.
+results.json is read as plain data. The rest of the README is not changed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from vesselseg.output_folder import replace_text
 
 RESULTS_FILE = "results.json"
 CARD_FILE = "README.md"
-SHOWN = ("dice", "iou", "precision", "recall", "cldice", "nsd", "hd95", "assd", "betti_0_error", "pr_auc")
-POOR = 0.5  # a Dice below it is counted
+SHOWN_METRICS = ("dice", "iou", "precision", "recall", "cldice", "nsd", "hd95", "assd", "betti_0_error", "pr_auc")
+POOR_DICE = 0.5  # images below it are counted
 _TRAINED_ON = re.compile(r"^\| data fingerprint \| `([0-9a-f]+)` \|$", re.MULTILINE)
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 
 
 def add_results(model: Path, results: Path, other_data: bool = False) -> Path:
-    """Write an evaluation into the model's card, in place of an earlier one, and return the card's path.
+    """Write an evaluation into the model's card, replacing an earlier one; returns the card's path.
 
-    model: an exported folder. results: results.json or the folder that holds it. other_data: the model was scored on
-    another dataset than it was trained on, which the card then says. Raises UserError for results of another model,
-    of its training images or, without other_data, of another dataset, as far as model and results tell.
+    model: an exported folder. results: results.json or its folder. other_data: accept results on another dataset than
+    the training data; the card then says so. Raises UserError for results of another model, on training images or,
+    without other_data, on another dataset, as far as model and results allow to check.
     """
     content = read_results(results)
     path = model / CARD_FILE
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name a folder that tools/convert_to_hf.py wrote") from None
+        raise UserError(f"{path} does not exist; name a folder written by tools/convert_to_hf.py") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as a model card: {error}") from None
     trained_on = _TRAINED_ON.search(card.text)
@@ -55,7 +55,7 @@ def add_results(model: Path, results: Path, other_data: bool = False) -> Path:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a results.json with all that a card needs. Raises UserError."""
+    """The content of a results.json; raises UserError if a value that the card needs is missing."""
     file = path / RESULTS_FILE if path.is_dir() else path
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -65,10 +65,10 @@ def read_results(path: Path) -> dict[str, Any]:
         needed += [threshold["origin"], data["groups"], content["warnings"], content["items"][0]["metrics"]]
         needed += [float(threshold["value"]), content["summary"]["dice"]["mean"]]
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist; name what tools/eval.py wrote with --out") from None
+        raise UserError(f"{file} does not exist; name the --out folder of tools/eval.py") from None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{file}: no results of tools/eval.py ({reason}); evaluate the model again") from None
+        raise UserError(f"{file}: not valid results of tools/eval.py ({reason}); evaluate the model again") from None
     return content
 
 
@@ -81,30 +81,30 @@ def _check_model(content: dict[str, Any], model: Path) -> None:
     if weights is None:
         if Path(source["path"]).resolve() != model.resolve():
             raise UserError(f"the results are of {source['path']}, not of {model}; {again}")
-    elif weights != (found := weights_digest(model)):
+    elif weights != (actual := weights_digest(model)):
         raise UserError(
-            f"the results are of {source['path']} with weights {weights}, {model} holds weights {found}: another "
-            f"model, or the checkpoint before it was converted; {again}"
+            f"the results are of {source['path']} with weights {weights}, but {model} has weights {actual}: another "
+            f"model, or the checkpoint before its conversion; {again}"
         )
 
 
 def _check_data(content: dict[str, Any], trained_on: str | None, other_data: bool) -> str:
-    """What the scored images are to the training, in a sentence."""
+    """A sentence about the relation of the scored images to the training data."""
     data = content["data"]
     if trained_on is None:
-        return "What the model was trained on is not told, so these images may have been among it."
+        return "The training data of the model are unknown and may include these images."
     if data["fingerprint"] != trained_on:
         if not other_data:
             raise UserError(
                 f"the model was trained on data {trained_on}, the results are of data {data['fingerprint']} "
-                f"({data['folder']}); evaluate on the training's dataset, or say with --other-data that this is meant"
+                f"({data['folder']}); evaluate on the training dataset, or confirm with --other-data"
             )
-        return "Another dataset than that of the training."
+        return "A different dataset than the training data."
     if data["split"] == "train":
-        raise UserError("the results are of the split train, which the model has learnt by heart; score the test split")
+        raise UserError("the results are of the split train, which the model has memorised; score the test split")
     if data["split"] == "val":
-        return "Checkpoint and threshold were chosen on this very split: the figures flatter."
-    return "The same dataset as the training's, other images."
+        return "Checkpoint and threshold were chosen on this split, so the figures are optimistic."
+    return "The dataset of the training, but other images."
 
 
 def _section(content: dict[str, Any], origin: str) -> Iterator[str]:
@@ -119,24 +119,24 @@ def _section(content: dict[str, Any], origin: str) -> Iterator[str]:
     )
     yield origin
     yield f"Threshold {threshold['value']:.2f}: {threshold['origin']}."
-    yield from _switches(content)
+    yield from _test_time_options(content)
     yield ""
     yield from _table(content)
     yield ""
     yield from _limits(content, groups)
 
 
-def _switches(content: dict[str, Any]) -> Iterator[str]:
+def _test_time_options(content: dict[str, Any]) -> Iterator[str]:
     used = [str(content["test_time"])] if content.get("test_time") else []
     used += [f"{name} {size}" for name, size in (content.get("post_processing") or {}).items() if size]
     if used:
-        yield f"With {', '.join(used)}, which the model alone does not do."
+        yield f"With {', '.join(used)}, which is not part of the model."
 
 
 def _table(content: dict[str, Any]) -> Iterator[str]:
     yield "| metric | mean | 95 % interval | median | worst image |"
     yield "|---|---|---|---|---|"
-    for name in SHOWN:
+    for name in SHOWN_METRICS:
         row = content["summary"].get(name)
         if row is None or row["mean"] is None:
             continue
@@ -149,18 +149,18 @@ def _table(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _limits(content: dict[str, Any], groups: bool) -> Iterator[str]:
-    """What the figures do not say, in plain words."""
+    """Limits of the figures."""
     values = [item["metrics"]["dice"] for item in content["items"]]
     defined = [value for value in values if isinstance(value, float | int) and math.isfinite(value)]
-    poor = sum(value < POOR for value in defined)
-    yield "What these figures do not say:"
+    poor = sum(value < POOR_DICE for value in defined)
+    yield "Limits of these figures:"
     yield ""
-    yield f"- {poor} of {len(defined)} images have a Dice below {POOR}; the mean hides them."
+    yield f"- {poor} of {len(defined)} images have a Dice below {POOR_DICE}, which the mean does not show."
     yield (
-        f"- The intervals cover the chance of which {'patients' if groups else 'images'} were drawn, not other "
-        "hospitals, devices or labellers, and not another training."
+        f"- The intervals cover the sampling of {'patients' if groups else 'images'}, but not other hospitals, devices "
+        "or annotators, nor another training."
     )
-    yield "- Dice weighs wide vessels most; clDice and the Betti error say whether the tree hangs together."
+    yield "- Dice is dominated by wide vessels; clDice and the Betti error measure whether the tree is connected."
     yield from (f"- {warning}" for warning in content["warnings"])
     yield ""
     yield f"Scored with vesselseg {content['versions']['vesselseg']} on {content['created'][:10]}."
@@ -168,7 +168,7 @@ def _limits(content: dict[str, Any], groups: bool) -> Iterator[str]:
 
 def _index(content: dict[str, Any]) -> Iterator[EvalResult]:
     data = content["data"]
-    for name in SHOWN:
+    for name in SHOWN_METRICS:
         row = content["summary"].get(name)
         if row is not None and row["mean"] is not None:
             yield EvalResult(
@@ -190,7 +190,7 @@ def _label(content: dict[str, Any], name: str) -> str:
 
 
 def _with_section(text: str, section: str) -> str:
-    """The card's text with the section in the old one's place, else before its "## Use", else at its end."""
+    """The card's text with the section replaced, else inserted before "## Use", else appended."""
     start, end = text.find(BEGIN), text.find(END)
     if 0 <= start < end:
         return text[:start] + section + text[end + len(END) :]

@@ -1,4 +1,4 @@
-"""Which real images a conversion is checked on."""
+"""Select the images that a conversion is checked on."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from vesselseg.errors import UserError
 
 
 def find_check_images(checkpoint: dict[str, Any], config: Path | None, folder: Path | None, count: int) -> list[Path]:
-    """Images of the folder if one is named, else of the validation (or training) split of the data trained on.
+    """Images of the folder if given, else of the validation (or training) split of the model's training data.
 
-    Raises UserError where there are none.
+    Raises UserError if there are none.
     """
     if folder is not None:
         suffixes = set(Image.registered_extensions())
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-        if not found:
-            raise UserError(f"{folder}: no image in it to check the conversion on")
-        return found[:count]
+        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+        if not images:
+            raise UserError(f"{folder}: contains no image to check the conversion on")
+        return images[:count]
     root = _data_root(checkpoint, config)
     for split in ("val", "train"):
         records = read_split(root, split)
         if records:
             return [image_path(root, record) for record in records[:count]]
-    raise UserError(f"{root}: neither a validation nor a training image to check on; name some with --images FOLDER")
+    raise UserError(
+        f"{root}: no validation or training image to check the conversion on; name some with --images FOLDER"
+    )
 
 
 def _data_root(checkpoint: dict[str, Any], config: Path | None) -> Path:
     if config is not None:
-        from vesselseg.config.load import load_config  # mmengine is needed only where a config is read
+        from vesselseg.config.load import load_config  # mmengine is only needed to read a config
 
         root = load_config(config).get("data_root")
     else:
         root = checkpoint.get("data_root")
     if root is None or not (dataset_home(root) / "annotations.json").exists():
         raise UserError(
-            f"the data folder of this training, {root}, is not here; name images to check the conversion on with "
-            "--images FOLDER"
+            f"the data folder of this training, {root}, does not exist here; name images to check the conversion on "
+            "with --images FOLDER"
         )
     return Path(root)

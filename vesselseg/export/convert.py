@@ -1,4 +1,4 @@
-"""A training checkpoint -> a Hugging Face folder, checked against the checkpoint before it is handed over."""
+"""A training checkpoint -> a Hugging Face folder, compared with the checkpoint before it appears."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from vesselseg.output_folder import whole_folder
 
 logger = logging.getLogger(__name__)
 
-MARKER = "config.json"  # what an earlier export holds; --force replaces no other folder
-TOLERANCE = 1e-3  # largest difference of a probability between checkpoint and folder, both in float32
+MARKER = "config.json"  # identifies an earlier export; --force replaces no other folder
+TOLERANCE = 1e-3  # largest allowed difference of probabilities between checkpoint and folder, both in float32
 
 
 @dataclass(frozen=True)
-class Check:
-    """Largest difference of probabilities and fraction of differing mask pixels, over the check images."""
+class ConversionCheck:
+    """Comparison of two models on the check images."""
 
     images: int
-    probability: float
-    mask_pixels: float
+    probability: float  # largest difference
+    mask_pixels: float  # fraction that differs
 
 
 def convert(
@@ -50,13 +50,13 @@ def convert(
     base: str | None = None,
     force: bool = False,
     model_config: dict[str, Any] | None = None,
-) -> Check:
+) -> ConversionCheck:
     """Write the folder next to `out` and move it there once it has passed the check.
 
-    images: real images that checkpoint and folder are compared on. dtype: of the stored weights; with bf16 the
-    comparison is made with the merged weights already rounded, since rounding them is what bf16 asks for.
-    model_config: arguments of `build_model` for a checkpoint of the published code, which holds none.
-    Raises UserError where `out` exists, the checkpoint does not fit its base, or the check fails.
+    images: real images that checkpoint and folder are compared on. dtype: of the stored weights; with bf16 the merged
+    weights are rounded before the comparison, so that rounding does not count as a difference. model_config: arguments
+    of `build_model` for a checkpoint of the published code, which contains none. Raises UserError if `out` exists, the
+    checkpoint does not fit its base, or the check fails.
     """
     if not images:
         raise UserError("no image to compare checkpoint and folder on; name some with --images FOLDER")
@@ -71,40 +71,40 @@ def _write_and_check(
     dtype: torch.dtype,
     base: str | None,
     model_config: dict[str, Any] | None,
-) -> Check:
+) -> ConversionCheck:
     model, content = build_from_training_file(checkpoint, base=base, model_config=model_config)
     model.eval()
     source = read_base_folder(base or content["model_config"]["base"])
     tokenizer = source.tokenizer
-    pictures = [_open(path) for path in images]
+    opened = [_open(path) for path in images]
     predictor = Sa2VAPredictor(model, processor_for(model.config, tokenizer), model.config.threshold)
     if dtype == torch.float32:
-        before = _predict(predictor, pictures)
+        before = _predict(predictor, opened)
         merge_lora(model)
     else:
         merge_lora(model)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype).float()
-        before = _predict(predictor, pictures)
+        before = _predict(predictor, opened)
     model.config.training_loss = training_loss(content)
     write_published_folder(model, tokenizer, folder, dtype=dtype, extra={"auto_map": AUTO_MAP}, kept=source.fields)
     write_remote_code(folder)
     write_model_card(folder, model, content)
-    del model, predictor  # the folder's own copy takes their place in memory
-    check = compare(before, _predict_exported(folder, pictures))
+    del model, predictor  # frees memory for the exported model
+    check = compare(before, _predict_exported(folder, opened))
     if check.probability > TOLERANCE:
         raise UserError(
-            f"{checkpoint}: the exported folder answers differently: probabilities differ by up to "
-            f"{check.probability:.2e} (allowed {TOLERANCE:.0e}), {check.mask_pixels:.3%} of mask pixels. "
+            f"{checkpoint}: the exported folder gives different results: probabilities differ by up to "
+            f"{check.probability:.2e} (allowed {TOLERANCE:.0e}), and {check.mask_pixels:.3%} of mask pixels differ. "
             "Nothing was written; please report this"
         )
     return check
 
 
 def training_loss(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of TotalLoss in the config that a checkpoint contains as text; {} where it contains none.
+    """Arguments of TotalLoss in the config text of a checkpoint; {} if it has none.
 
-    Losses of the user's own are omitted: an exported folder trains without the file that registers them.
+    Custom losses are omitted: an exported folder trains without the file that registers them.
     """
     for statement in ast.parse(checkpoint.get("config") or "").body:
         if isinstance(statement, ast.Assign) and [ast.unparse(name) for name in statement.targets] == ["model"]:
@@ -119,17 +119,17 @@ def _predict(predictor: Sa2VAPredictor, images: Sequence[Image.Image]) -> list[P
 
 
 def _predict_exported(folder: Path, images: Sequence[Image.Image]) -> list[Prediction]:
-    """Load the folder the way a user does, with the code it carries, in float32."""
+    """Load the folder as a user does, with its own code, in float32."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
     return _predict(model.predictor(tokenizer), images)
 
 
-def compare(before: Sequence[Prediction], after: Sequence[Prediction]) -> Check:
-    """How far two lists of predictions of the same images lie apart."""
+def compare(before: Sequence[Prediction], after: Sequence[Prediction]) -> ConversionCheck:
+    """The differences between two lists of predictions of the same images."""
     differences = [float(np.abs(a.probabilities - b.probabilities).max()) for a, b in zip(before, after)]
     pixels = [float((a.masks != b.masks).mean()) for a, b in zip(before, after)]
-    return Check(len(before), max(differences), float(np.mean(pixels)))
+    return ConversionCheck(len(before), max(differences), float(np.mean(pixels)))
 
 
 def _open(path: Path) -> Image.Image:
@@ -138,4 +138,4 @@ def _open(path: Path) -> Image.Image:
             image.load()
             return image.copy()
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); name others with --images") from None
+        raise UserError(f"{path}: cannot be read as an image ({error}); name other images with --images") from None

@@ -1,8 +1,8 @@
 """The model class of an exported folder: `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.
 
-An exported folder holds copies of this file and of those it imports, so it needs torch, transformers, sam2, safetensors
-and pillow, and nothing of the training framework. The weights are stored under Sa2VA's published names. The model
-predicts, and it trains: `forward` takes a batch and returns its loss, `save_pretrained` writes a folder as it was read.
+An exported folder contains copies of this file and of its imports, so it needs torch, transformers, sam2, safetensors
+and pillow, and no training framework. The weights have Sa2VA's published names. The model can predict and train:
+`forward` takes a batch and returns its loss, and `save_pretrained` writes a folder of the same form.
 """
 
 from __future__ import annotations
@@ -36,24 +36,21 @@ from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.internvl import build_language_model, build_vision_tower
 from vesselseg.models.sa2va_config import NEW_TOKENS, Sa2VAConfig
 
-OURS = "sa2va."  # before the names of the model's entries
+PREFIX = "sa2va."  # of the state dict's names
 
 
 @dataclass
 class TrainingOutput(ModelOutput):
-    """What `VesselSegModel.forward` returns.
+    """Output of `VesselSegModel.forward`."""
 
-    loss: scalar, the sum of losses; None without labels or masks. mask_logits: (all objects, side / 4, side / 4), with
-    fine masks / 2, image after image, before sigmoid. losses: the weighted parts by name.
-    """
-
-    loss: Tensor | None = None
+    loss: Tensor | None = None  # scalar, the sum of losses; None without labels or masks
+    # (all objects, side / 4, side / 4), side / 2 with fine masks, image after image, before sigmoid
     mask_logits: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
+    losses: dict[str, Tensor] | None = None  # weighted losses by name
 
 
 class VesselSegModel(PreTrainedModel):
-    """Sa2VA with everything merged, ready to predict and to train on."""
+    """Sa2VA with merged adapters, for prediction and further training."""
 
     config_class = Sa2VAConfig  # type: ignore[assignment]
     config: Sa2VAConfig
@@ -61,7 +58,7 @@ class VesselSegModel(PreTrainedModel):
     main_input_name = "sam_images"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = [  # noqa: RUF012 - as transformers declares it
+    _no_split_modules = [  # noqa: RUF012 - as in transformers
         "Qwen2DecoderLayer",
         "LlamaDecoderLayer",
         "InternVLVisionLayer",
@@ -76,21 +73,21 @@ class VesselSegModel(PreTrainedModel):
         self._predictors: dict[int, Sa2VAPredictor] = {}
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Nothing: every weight comes from the folder."""
+        """Not needed: every weight comes from the folder."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> VesselSegModel:
-        """Load a local folder, or a hub repository through its cache; further arguments as transformers takes them."""
+        """Load a local folder or a hub repository; further arguments as in transformers."""
         folder = pretrained_folder(pretrained_model_name_or_path, kwargs)
         config = kwargs.pop("config", None) or Sa2VAConfig.from_pretrained(folder)
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", None) or "auto")
         if kwargs["dtype"] == "auto":
             kwargs["dtype"] = config.dtype or torch.float32
         if kwargs.get("device_map") is not None or kwargs.get("quantization_config") is not None:
-            from vesselseg.export.hf_loading import settle_device_map, settle_quantisation  # needs accelerate
+            from vesselseg.export.hf_loading import resolve_device_map, resolve_quantisation  # needs accelerate
 
-            kwargs["quantization_config"] = chosen = settle_quantisation(kwargs.get("quantization_config"))
-            kwargs["device_map"] = settle_device_map(kwargs.get("device_map"), config, kwargs["dtype"], chosen)
+            kwargs["quantization_config"] = chosen = resolve_quantisation(kwargs.get("quantization_config"))
+            kwargs["device_map"] = resolve_device_map(kwargs.get("device_map"), config, kwargs["dtype"], chosen)
         model = super().from_pretrained(None, *args, config=config, state_dict=read_weights(folder, config), **kwargs)
         model.name_or_path = str(folder)
         return model
@@ -107,21 +104,21 @@ class VesselSegModel(PreTrainedModel):
         image_ids: Sequence[str] = (),
         encoded: EncodedViews | None = None,
     ) -> TrainingOutput:
-        """Losses of a batch, those of the training that the folder comes from, with the same weights.
+        """Losses of a batch, with the losses and weights of the training that the folder comes from.
 
-        Takes the fields of a `Batch` under their names: `model(**vars(collate(examples)))`. objects_per_image: counted
-        from the conversations where it is not given; the two behind it are for messages and not read.
+        Takes the fields of a `Batch` by name: `model(**vars(collate(examples)))`. objects_per_image: by default counted
+        in the conversations. tiles_per_image and image_ids are accepted, but not needed.
         """
-        rows = _in_main_memory(input_ids)
+        rows = _to_cpu(input_ids)
         batch = Batch(
             image_ids=tuple(image_ids),
             tiles=tiles,
             tiles_per_image=tuple(tiles_per_image),
             sam_images=sam_images,
             input_ids=rows,
-            labels=_without_loss(rows) if labels is None else _in_main_memory(labels),
+            labels=_ignored_labels(rows) if labels is None else _to_cpu(labels),
             masks=tuple(masks or ()),
-            objects_per_image=tuple(objects_per_image or self._objects(rows)),
+            objects_per_image=tuple(objects_per_image or self._count_objects(rows)),
             encoded=encoded,
         )
         output = self.sa2va(batch)
@@ -130,8 +127,8 @@ class VesselSegModel(PreTrainedModel):
         losses = self.total_loss(output.mask_logits, output.answer_logits, output.answer_labels, batch)
         return TrainingOutput(torch.stack(list(losses.values())).sum(), output.mask_logits, losses)
 
-    def _objects(self, rows: Sequence[Tensor]) -> list[int]:
-        """How many masks each conversation asks for."""
+    def _count_objects(self, rows: Sequence[Tensor]) -> list[int]:
+        """Number of [SEG] tokens per conversation."""
         return [int((row == self.sa2va.new_tokens.seg_id).sum()) for row in rows]
 
     def save_pretrained(  # type: ignore[override]
@@ -141,45 +138,45 @@ class VesselSegModel(PreTrainedModel):
         state_dict: Mapping[str, Tensor] | None = None,
         **_: Any,
     ) -> None:
-        """Write a folder of the kind that was read: published names, adapters merged, its code beside it.
+        """Write an exported folder: published names, merged adapters, model code.
 
-        The tokenizer is saved by its own `save_pretrained`. state_dict: the weights where they are partitioned; further
-        arguments of transformers change nothing here. Raises ValueError for weights in 4 or 8 bits.
+        Save the tokenizer with its own `save_pretrained`. state_dict: the weights, if they are partitioned over
+        processes. Other arguments of transformers are ignored. Raises ValueError for weights in 4 or 8 bits.
         """
         if not is_main_process:
             return
         if getattr(self, "is_quantized", False):
             raise ValueError(
-                "the weights are in 4 or 8 bits and cannot be written in full; save a model that was read without "
+                "weights in 4 or 8 bits cannot be saved in full precision; save a model that was loaded without "
                 "quantization_config"
             )
         folder, origin = Path(save_directory), Path(str(self.name_or_path))
         folder.mkdir(parents=True, exist_ok=True)
         kept = json.loads((origin / "config.json").read_text(encoding="utf-8"))
         code = {"auto_map": kept["auto_map"]}
-        state = None if state_dict is None else {name.removeprefix(OURS): one for name, one in state_dict.items()}
-        dtype = next(self.sa2va.language_model.parameters()).dtype  # of what is frozen; what trains may be wider
+        state = None if state_dict is None else {name.removeprefix(PREFIX): one for name, one in state_dict.items()}
+        dtype = next(self.sa2va.language_model.parameters()).dtype  # of the frozen weights; trained ones may be float32
         write_published_folder(self.sa2va, None, folder, dtype=dtype, extra=code, kept=kept, state=state)
         _copy_code(origin, folder)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; raises ValueError for a saved folder's weights, which only `from_pretrained` can take apart."""
-        foreign = next((name for name in state_dict if not name.startswith(OURS)), None)
+        """See torch; raises ValueError for the weights of a saved folder, which only `from_pretrained` can read."""
+        foreign = next((name for name in state_dict if not name.startswith(PREFIX)), None)
         if foreign is not None:
             raise ValueError(
-                f"{foreign} is a published name: weights that save_pretrained wrote, adapters merged into them, are "
-                "read by from_pretrained(FOLDER) only. To go on from a Trainer's checkpoint, start from its folder"
+                f"{foreign} is a published name: weights written by save_pretrained have merged adapters and are "
+                "loaded by from_pretrained(FOLDER) only. To continue from a Trainer's checkpoint, load its folder"
             )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def get_input_embeddings(self) -> torch.nn.Module:
-        """The language model's table of tokens."""
+        """The language model's token embedding."""
         return self.sa2va.language_model.get_input_embeddings()
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint
     ) -> None:
-        """The language model's layers are computed again; encoders that are frozen keep nothing anyway."""
+        """Recompute the language model's layers; frozen encoders store no activations anyway."""
         self.sa2va.language_model._set_gradient_checkpointing(enable, gradient_checkpointing_func)
 
     def predict_forward(
@@ -189,27 +186,27 @@ class VesselSegModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         threshold: float | None = None,
     ) -> dict[str, Any]:
-        """Segment what the text asks for.
+        """Segment the object that a question requests.
 
-        text: a question, `<image>` before it or not. threshold: None takes the one stored with the model.
-        Returns `prediction`, the answer's text; `prediction_masks`, a list with one bool array (1, height, width);
-        `prediction_probs`, likewise float32 between 0 and 1.
+        text: a question, with or without a leading `<image>`. threshold: by default the one stored with the model.
+        Returns `prediction`, the text of the answer; `prediction_masks`, a list with one bool array (1, height, width);
+        `prediction_probs`, a list with one float32 array of the same shape, 0 to 1.
         """
         if tokenizer is None:
             raise ValueError("predict_forward needs tokenizer=AutoTokenizer.from_pretrained(FOLDER)")
         question = text.replace(IMAGE_PLACEHOLDER, "").strip()
         if not question:
-            raise ValueError('text holds no question; e.g. "<image>\\nPlease segment the blood vessel."')
-        cut = self.config.threshold if threshold is None else check_threshold(threshold)
+            raise ValueError('text contains no question; e.g. "<image>\\nPlease segment the blood vessel."')
+        threshold = self.config.threshold if threshold is None else check_threshold(threshold)
         probabilities: np.ndarray = self.predictor(tokenizer).probabilities([image], [[question]])[0]
         return {
             "prediction": ANSWER + self.predictor(tokenizer).processor.tokens.template.end,
-            "prediction_masks": [probabilities > cut],
+            "prediction_masks": [probabilities > threshold],
             "prediction_probs": [probabilities],
         }
 
     def predictor(self, tokenizer: PreTrainedTokenizerBase) -> Sa2VAPredictor:
-        """The predictor around this model; made once per tokenizer."""
+        """The predictor of this model; cached for the last tokenizer."""
         if id(tokenizer) not in self._predictors:
             processor = processor_for(self.config, tokenizer)
             predictor = Sa2VAPredictor(self.sa2va, processor, self.config.threshold, self.config.mask_temperature)
@@ -217,12 +214,12 @@ class VesselSegModel(PreTrainedModel):
         return self._predictors[id(tokenizer)]
 
 
-def _in_main_memory(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Where the model finds its places in conversations."""
+def _to_cpu(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Conversations on the CPU, where the model looks up token positions."""
     return tuple(row.cpu() for row in rows)
 
 
-def _without_loss(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _ignored_labels(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.full_like(row, IGNORE_LABEL) for row in rows)
 
 
@@ -234,12 +231,12 @@ def _copy_code(origin: Path, folder: Path) -> None:
 
 
 def read_weights(folder: Path, config: Sa2VAConfig) -> dict[str, Tensor]:
-    """The folder's tensors under this class's names; the new tokens' rows are views into the tables."""
+    """The folder's tensors under this class's names, including copies of the new tokens' rows."""
     start, state = int(config.new_token_start or 0), {}
     for name, tensor in stream_folder(folder):
         for ours, piece in to_ours(name, tensor, config):
-            state[f"{OURS}{ours}"] = piece
+            state[f"{PREFIX}{ours}"] = piece
             if ours in (EMBEDDING, HEAD):
                 rows = "embedding" if ours == EMBEDDING else "head"
-                state[f"{OURS}new_tokens.{rows}"] = piece[start : start + len(NEW_TOKENS)].clone()
+                state[f"{PREFIX}new_tokens.{rows}"] = piece[start : start + len(NEW_TOKENS)].clone()
     return state

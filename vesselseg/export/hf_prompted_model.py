@@ -1,7 +1,7 @@
 """The model class of a folder with fixed phrases: `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.
 
-The folder holds copies of this file and of those it imports. It needs torch, transformers, sam2, safetensors and
-pillow; no tokenizer, no language model.
+The folder contains copies of this file and of its imports. It needs torch, transformers, sam2, safetensors and pillow,
+but no tokenizer and no language model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vesselseg.models.prompted_sam2 import POSITIONS, build_prompted, own_names,
 
 
 class VesselSegSAM2Model(PreTrainedModel):
-    """SAM2 with the prompts of fixed phrases, ready to predict."""
+    """SAM2 with learned prompts for fixed phrases."""
 
     config_class = PromptedSAM2Config  # type: ignore[assignment]
     config: PromptedSAM2Config
@@ -35,11 +35,11 @@ class VesselSegSAM2Model(PreTrainedModel):
         self.prompted = build_prompted(config)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Nothing: every weight comes from the folder."""
+        """Not needed: every weight comes from the folder."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> VesselSegSAM2Model:
-        """Load a local folder, or a hub repository through its cache; further arguments as transformers takes them."""
+        """Load a local folder or a hub repository; further arguments as in transformers."""
         folder = pretrained_folder(pretrained_model_name_or_path, kwargs)
         config = kwargs.pop("config", None) or PromptedSAM2Config.from_pretrained(folder)
         state = {f"prompted.{name}": tensor for name, tensor in own_names(stream_folder(folder))}
@@ -58,21 +58,21 @@ class VesselSegSAM2Model(PreTrainedModel):
     ) -> dict[str, Any]:
         """Segment one of the model's phrases.
 
-        text: the phrase, or a question about it, `<image>` before it or not; None: the first phrase. tokenizer: not
-        used, so that calls written for the model with a language model work here too. threshold: None takes the one
-        stored with the model. Returns `prediction`, what that model would answer; `prediction_masks`, a list with one
-        bool array (1, height, width); `prediction_probs`, likewise float32 between 0 and 1.
+        text: the phrase or a question about it, with or without a leading `<image>`; by default the first phrase.
+        tokenizer: ignored; accepted for compatibility with `VesselSegModel`. threshold: by default the one stored with
+        the model. Returns `prediction`, the answer that a language model would give; `prediction_masks`, a list with
+        one bool array (1, height, width); `prediction_probs`, a list with one float32 array of the same shape, 0 to 1.
         """
-        asked = self.config.phrases[0] if text is None else text.replace(IMAGE_PLACEHOLDER, "")
-        cut = self.config.threshold if threshold is None else check_threshold(threshold)
-        probabilities = self.predictor.probabilities([image], [[asked]])[0]
+        question = self.config.phrases[0] if text is None else text.replace(IMAGE_PLACEHOLDER, "")
+        threshold = self.config.threshold if threshold is None else check_threshold(threshold)
+        probabilities = self.predictor.probabilities([image], [[question]])[0]
         return {
             "prediction": ANSWER,
-            "prediction_masks": [probabilities > cut],
+            "prediction_masks": [probabilities > threshold],
             "prediction_probs": [probabilities],
         }
 
     @cached_property
     def predictor(self) -> PromptedPredictor:
-        """The predictor around this model."""
+        """The predictor of this model."""
         return PromptedPredictor(self.prompted)

@@ -1,4 +1,4 @@
-"""README.md of an exported folder. ``card_results`` writes what an evaluation found into it."""
+"""README.md of an exported folder; `card_results` adds the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ tags: [sa2va, vesselseg, medical, angiography]
 
 # Blood vessel segmentation with Sa2VA
 
-Fine-tuned with vesselseg {version}. InternVL reads the image and the request, SAM2 draws the mask.
+Fine-tuned with vesselseg {version}. InternVL reads the image and the request, SAM2 segments.
 
 | | |
 |---|---|
@@ -29,11 +29,11 @@ Fine-tuned with vesselseg {version}. InternVL reads the image and the request, S
 
 ## Intended use
 
-Research on blood vessels in angiograms like those of its training, and drafts of labels that a person corrects. Whoever
-uses a mask looks at it beside the image.
+Research on blood vessels in angiograms similar to the training data, and pre-labelling with manual correction. Check
+every mask against its image before using it.
 
 {begin}
-Not scored yet: `python tools/eval.py`, then `python tools/model_card.py`.
+Not evaluated yet: run `python tools/eval.py`, then `python tools/model_card.py`.
 {end}
 
 ## Use
@@ -52,21 +52,21 @@ result["prediction_masks"][0]  # (1, height, width) bool
 result["prediction_probs"][0]  # (1, height, width) float32
 ```
 
-It needs torch, transformers 4.57, sam2, safetensors and pillow; vesselseg itself is not needed. The weights carry
-the names of the published Sa2VA folders.
+It needs torch, transformers 4.57, sam2, safetensors and pillow, but not vesselseg. The weights have the names of the
+published Sa2VA folders.
 
 ## Limits
 
-The model knows what its training data showed. Other devices, views, contrast agents or vessels than those may fail
-without a sign: a mask comes out in any case. Thin vessels are missed first, and a vessel may come out in pieces. The
-threshold trades missed vessels for invented ones; it suits images like those it was chosen on. It is not a medical
-device; do not decide on patients with it. Judge it on your own images (`python tools/eval.py`), with patients that
-training has not seen.
+The model covers only what its training data show. With other devices, views, contrast agents or vessels it may fail
+without warning, since it always returns a mask. Thin vessels are missed first, and vessels may be fragmented. The
+threshold balances missed vessels against false positives and suits images like those it was chosen on. It is not a
+medical device; do not decide on patients with it. Evaluate it on your own images (`python tools/eval.py`) of patients
+outside the training data.
 """
 
 
 def write_model_card(folder: Path, model: Sa2VA, checkpoint: dict[str, Any]) -> None:
-    """Fill the card from the checkpoint; a value that the checkpoint lacks is said to be unknown."""
+    """Write the card with the checkpoint's values; missing ones are given as unknown."""
     meta = checkpoint.get("meta", {})
     dice = meta.get("best_dice")
     iterations, epochs = meta.get("iter"), meta.get("epoch")
@@ -79,7 +79,7 @@ def write_model_card(folder: Path, model: Sa2VA, checkpoint: dict[str, Any]) -> 
         trained=f"{iterations} iterations" + (f" ({epochs:.2f} epochs)" if epochs is not None else ""),
         dice=f"{dice:.4f}" if dice is not None else "unknown",
         threshold=model.config.threshold,
-        chosen="no split chose it" if checkpoint.get("published") else "chosen on the validation split",
+        chosen="a default, not chosen on a split" if checkpoint.get("published") else "chosen on the validation split",
         sam_size=model.grounding.image_size,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""The model code that an exported folder carries: the package's own files, flattened.
+"""The model code in an exported folder: copies of the package's files, flattened.
 
-transformers loads the code of a folder from files beside each other. Every file that `export/hf_model.py` reaches
-through imports, also those inside functions, is copied, and `from vesselseg.room.file import x` becomes
-`from .file import x`: there is no second copy of the model to keep alike.
+transformers loads a folder's code from files in one directory. Every file that `export/hf_model.py` imports, directly
+or indirectly and also inside functions, is copied, and `from vesselseg.room.file import x` becomes
+`from .file import x`. So the model exists only once in the source code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ _IMPORT = re.compile(r"^(?P<indent> *)from (?P<module>vesselseg(?:\.\w+)+) impor
 
 
 def write_remote_code(folder: Path, entry: str = ENTRY) -> list[str]:
-    """Copy the files that the exported model needs into the folder; returns their names. entry: its model class's."""
+    """Copy the files that the exported model needs to the folder; returns their names.
+
+    entry: the module of the model class. File names must be unique, since the copies share one directory.
+    """
     written: dict[str, str] = {}
     modules = reachable_modules(entry)
     for module in modules:
@@ -26,31 +29,31 @@ def write_remote_code(folder: Path, entry: str = ENTRY) -> list[str]:
         if name in written:
             raise RuntimeError(f"{module} and {written[name]} would both be written as {name}")
         written[name] = module
-        text = _IMPORT.sub(_relative, source(module))
+        text = _IMPORT.sub(_relative, module_source(module))
         if module == entry:
-            text += _name_all(modules, entry)
+            text += _file_references(modules, entry)
         (folder / name).write_text(text, encoding="utf-8")
     return sorted(written)
 
 
-def _name_all(modules: list[str], entry: str) -> str:
-    """transformers copies a local folder's entry file and the files that it names itself, not those behind them."""
+def _file_references(modules: list[str], entry: str) -> str:
+    """Imports of all files, for the entry file: transformers copies only files that the entry file itself imports."""
     names = sorted(module.rsplit(".", 1)[1] for module in modules if module != entry)
     lines = "\n".join(f"    from .{name} import __name__ as _{name}" for name in names)
-    return f"\n\nif False:  # never run: the loader reads here which files belong to this one\n{lines}\n"
+    return f"\n\nif False:  # never executed: tells transformers which files to copy\n{lines}\n"
 
 
 def reachable_modules(entry: str) -> list[str]:
-    """Every module of the package that this one imports, directly or not, itself first."""
-    found = [entry]
-    for module in found:
-        named = dict.fromkeys(match["module"] for match in _IMPORT.finditer(source(module)))
-        found += [name for name in named if name not in found]
-    return found
+    """The entry and every module of the package that it imports, directly or indirectly."""
+    modules = [entry]
+    for module in modules:
+        imported = dict.fromkeys(match["module"] for match in _IMPORT.finditer(module_source(module)))
+        modules += [name for name in imported if name not in modules]
+    return modules
 
 
-def source(module: str) -> str:
-    """The text of one of the package's modules."""
+def module_source(module: str) -> str:
+    """The source code of a module of the package."""
     package, _, rest = module.partition(".")
     return (files(package) / (rest.replace(".", "/") + ".py")).read_text(encoding="utf-8")
 

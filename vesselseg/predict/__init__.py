@@ -1,1 +1,1 @@
-"""Files in, result files out."""
+"""Predict files: images, videos and DICOM files in, result files out."""

@@ -1,4 +1,4 @@
-"""A clip in, result files out: frame after frame, so that memory does not grow with the clip's length."""
+"""A clip in, result files out, frame by frame: memory does not grow with the length of the clip."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from vesselseg.predict.dicom_seg import SegmentationObject
 from vesselseg.predict.result_files import OverlayVideo, ResultWriter, describe_prediction, overlay
 from vesselseg.predict.result_folder import Entry, frame_name
 
-_WAITING = 16  # frames that may wait to be written
+_MAX_PENDING = 16  # frames that may wait to be written
 
 
 class Frames(Sequence[Image.Image]):
-    """A clip's frames, each read when it is asked for; the last few are kept. Threads may share it: one reads ahead of
-    the model, another writes what was found.
+    """A clip's frames, read on access; the last `cache_size` are cached.
+
+    Thread-safe: one thread reads ahead of the model while another writes results.
     """
 
-    def __init__(self, pictures: FrameSource, kept: int) -> None:
-        self._pictures, self._kept = pictures, kept
+    def __init__(self, pictures: FrameSource, cache_size: int) -> None:
+        self._pictures, self._cache_size = pictures, cache_size
         self._recent: OrderedDict[int, Image.Image] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def times(self) -> Sequence[float] | None:
-        """Seconds of the frames, where the clip tells them."""
+        """Time of each frame in seconds; None if the clip does not state it."""
         return self._pictures.frame_times
 
     def __len__(self) -> int:
@@ -47,30 +48,30 @@ class Frames(Sequence[Image.Image]):
         if isinstance(number, slice):
             return [self[single] for single in range(*number.indices(len(self)))]
         with self._lock:
-            found = self._recent.get(number)
-        if found is None:  # read without the lock: who asks for another frame need not wait for it
-            found = self._pictures.frame(number)
+            frame = self._recent.get(number)
+        if frame is None:  # decoded without the lock, so that other threads can access other frames meanwhile
+            frame = self._pictures.frame(number)
             with self._lock:
-                self._recent[number] = found
-                if len(self._recent) > self._kept:
+                self._recent[number] = frame
+                if len(self._recent) > self._cache_size:
                     self._recent.popitem(last=False)
-        return found
+        return frame
 
 
 @dataclass(frozen=True)
-class _Written:
-    """A frame's paths below the folder, its overlay for the video, and what was written of it."""
+class _WrittenFrame:
+    """Results of one frame."""
 
-    paths: list[str]
-    drawn: np.ndarray | None
-    prediction: Prediction
+    paths: list[str]  # relative to the result folder
+    overlay: np.ndarray | None  # for the video, (height, width, 3) uint8
+    prediction: Prediction  # refined
 
 
 class ClipWriter:
-    """Writes each prediction of a clip as it comes; what was written is deleted where predicting or writing fails.
+    """Writes the predictions of a clip as they arrive; deletes them again if predicting or writing fails.
 
-    Threads of `pool` refine, draw and write the frames, in any order; the video gets them in theirs.
-    refine: what is done to a prediction before it is written.
+    Threads of `pool` refine, draw and write frames in any order; the video receives them in frame order.
+    refine: applied to a prediction before it is written.
     """
 
     def __init__(
@@ -85,18 +86,18 @@ class ClipWriter:
         self._name, self._frames, self._writer, self._refine = name, frames, writer, refine
         self._segmentation, self._pool = segmentation, pool
         self._video = OverlayVideo(writer.out, name, frames.times) if "overlay" in writer.kinds else None
-        self._waiting: deque[Future[_Written]] = deque()
+        self._pending: deque[Future[_WrittenFrame]] = deque()
         self._outputs: list[str] = []
-        self._found: list[Entry] = []
+        self._entries: list[Entry] = []
 
     def write(self, predictions: Iterable[Prediction]) -> tuple[list[Entry], list[str]]:
-        """predictions: one per frame, in order. Returns (what was found per frame, paths below the folder)."""
+        """predictions: one per frame, in order. Returns (entry per frame, paths relative to the result folder)."""
         try:
             for number, prediction in enumerate(predictions):
-                place = frame_name(self._name, number)
-                self._waiting.append(self._pool.submit(self._write_frame, place, self._frames[number], prediction))
-                self._settle(_WAITING)
-            self._settle(0)
+                name = frame_name(self._name, number)
+                self._pending.append(self._pool.submit(self._write_frame, name, self._frames[number], prediction))
+                self._collect(_MAX_PENDING)
+            self._collect(0)
             if self._segmentation is not None:
                 self._outputs.append(self._writer.write_dicom(self._name, self._segmentation.content()))
             if self._video is not None:
@@ -105,25 +106,25 @@ class ClipWriter:
         except BaseException:
             self._discard()
             raise
-        return self._found, self._outputs
+        return self._entries, self._outputs
 
-    def _write_frame(self, place: str, image: Image.Image, prediction: Prediction) -> _Written:
+    def _write_frame(self, name: str, image: Image.Image, prediction: Prediction) -> _WrittenFrame:
         refined = self._refine(prediction)
         drawn = overlay(image, refined) if self._video is not None else None
-        return _Written(self._writer.write(place, image, None, refined, drawn), drawn, refined)
+        return _WrittenFrame(self._writer.write(name, image, None, refined, drawn), drawn, refined)
 
-    def _settle(self, left: int) -> None:
-        """Take in the oldest frames, until so many are still being written."""
-        while len(self._waiting) > left:
-            written = self._waiting.popleft().result()
+    def _collect(self, left: int) -> None:
+        """Collect written frames, oldest first, until only `left` are still being written."""
+        while len(self._pending) > left:
+            written = self._pending.popleft().result()
             self._outputs += written.paths
-            self._found.append(self._describe(len(self._found), written.prediction))
-            if self._video is not None and written.drawn is not None:
-                self._video.add(written.drawn)
+            self._entries.append(self._entry(len(self._entries), written.prediction))
+            if self._video is not None and written.overlay is not None:
+                self._video.add(written.overlay)
             if self._segmentation is not None:
                 self._segmentation.add(written.prediction.masks)
 
-    def _describe(self, number: int, prediction: Prediction) -> Entry:
+    def _entry(self, number: int, prediction: Prediction) -> Entry:
         times = self._frames.times
         time = None if times is None else round(times[number], 4)
         described = describe_prediction(prediction, "coco" in self._writer.kinds)
@@ -132,7 +133,7 @@ class ClipWriter:
     def _discard(self) -> None:
         if self._video is not None:
             self._video.close(finished=False)
-        for frame in self._waiting:
+        for frame in self._pending:
             if not frame.exception():
                 self._outputs += frame.result().paths
         self._writer.remove(self._outputs)

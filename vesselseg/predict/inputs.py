@@ -1,7 +1,7 @@
-"""What is to be predicted: a file, a folder or a list of paths -> units, each an image or a clip.
+"""Input units: a file, a folder or a list of paths -> units, each an image or a clip.
 
-A unit is what is predicted, finished and skipped as a whole: an image, a video, a DICOM file, or the single DICOM
-pictures of one series that lie in one folder, by InstanceNumber.
+A unit is predicted, finished and skipped as a whole: an image, a video, a DICOM file, or the single-frame DICOM files
+of one series in one folder, ordered by InstanceNumber.
 """
 
 from __future__ import annotations
@@ -28,15 +28,12 @@ _CHUNK = 1 << 20  # bytes hashed at a time
 
 @dataclass(frozen=True)
 class InputUnit:
-    """path: where it lies. file: its path below the input's folder, with forward slashes, valid as text.
+    """One image or clip of the input."""
 
-    parts: the files of a series in order, path is their folder; nothing for a single file. notes: on the series.
-    """
-
-    path: Path
-    file: str
-    parts: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
+    path: Path  # of the file, or of the folder of a series
+    file: str  # name of the unit: its path relative to the input folder, with forward slashes, valid UTF-8
+    parts: tuple[Path, ...] = ()  # files of a series, in order; empty for a single file
+    notes: tuple[str, ...] = ()  # remarks on the series
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -44,139 +41,140 @@ class InputUnit:
         return self.parts or (self.path,)
 
     def to_json(self) -> list[Any]:
-        """What `from_json` makes the same unit of."""
+        """JSON-compatible form, see `from_json`."""
         return [str(self.path), self.file, list(map(str, self.parts)), list(self.notes)]
 
     @classmethod
     def from_json(cls, content: list[Any]) -> InputUnit:
-        """The unit that `to_json` gave this for."""
+        """The inverse of `to_json`."""
         path, file, parts, notes = content
         return cls(Path(path), file, tuple(map(Path, parts)), tuple(notes))
 
 
 @dataclass(frozen=True)
 class ReadUnit:
-    """What reading gave: pictures, or nothing and the error.
+    """An opened unit."""
 
-    size: bytes. sha256: of the bytes, "" where they could not be read.
-    """
-
-    source: InputUnit
-    size: int = 0
-    sha256: str = ""
-    pictures: FrameSource | None = None
+    unit: InputUnit
+    size: int = 0  # bytes
+    sha256: str = ""  # of the bytes; "" if they could not be read
+    pictures: FrameSource | None = None  # None after an error
     error: str = ""
 
 
 def find_inputs(source: Path) -> list[InputUnit]:
-    """The units of a file, a folder (however deep) or a text file with one path per line, relative to itself.
+    """The units of a file, a folder (recursively) or a text file with one path per line, relative to that file.
 
-    Raises UserError where source is nothing of these, or holds nothing of the kind.
+    Raises UserError if source is none of these or contains no supported file.
     """
     source, suffix = Path(source), Path(source).suffix.lower()
     if source.is_dir():
-        return _of_folder(source)
+        return _units_in_folder(source)
     if not source.exists():
         raise UserError(f"{source} does not exist; name an image, a video, a DICOM file, a folder or a list of paths")
     if suffix == LIST_SUFFIX:
-        return _of_list(source)
+        return _units_in_list(source)
     if suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and not is_dicom(source):
         raise UserError(f"{source}: expected {KINDS}, a folder, or a {LIST_SUFFIX} file with one path per line")
     return [InputUnit(source, printable(source.name))]
 
 
-def _of_folder(source: Path) -> list[InputUnit]:
+def _units_in_folder(source: Path) -> list[InputUnit]:
     listed = list_source_files(source)
     names = [*listed.images, *listed.others_with(*VIDEO_SUFFIXES), *listed.dicoms]
     if not names:
-        kinds = Counter(Path(name).suffix.lower() or "without ending" for name in (*listed.others, *listed.jsons))
+        kinds = Counter(Path(name).suffix.lower() or "without suffix" for name in (*listed.others, *listed.jsons))
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
         raise UserError(f"{source}: found {found}; expected {KINDS}")
-    return _unique(_in_series([InputUnit(source / name, printable(name)) for name in sorted(names)]))
+    return _unique_names(_group_series([InputUnit(source / name, printable(name)) for name in sorted(names)]))
 
 
-def _in_series(units: Sequence[InputUnit]) -> list[InputUnit]:
-    """Single DICOM pictures of a folder and series become one unit, in the place of the first."""
+def _group_series(units: Sequence[InputUnit]) -> list[InputUnit]:
+    """Combine single-frame DICOM files of one folder, series and size into a unit, at the position of the first."""
     members: dict[tuple[Path, str, tuple[int, int]], list[tuple[SeriesPosition, InputUnit]]] = defaultdict(list)
     for unit in units:
         place = read_series_position(unit.path) if is_dicom(unit.path) else None
         if place is not None:
             members[unit.path.parent, place.series, place.size].append((place, unit))
-    runs = {run[0][1]: run for run in members.values() if len(run) > 1}
-    taken = {unit for run in runs.values() for _, unit in run}
-    return [_series(runs[unit]) if unit in runs else unit for unit in units if unit in runs or unit not in taken]
+    series = {group[0][1]: group for group in members.values() if len(group) > 1}  # first unit -> its series
+    grouped = {unit for group in series.values() for _, unit in group}
+    return [
+        _series_unit(series[unit]) if unit in series else unit
+        for unit in units
+        if unit in series or unit not in grouped
+    ]
 
 
-def _series(run: Iterable[tuple[SeriesPosition, InputUnit]]) -> InputUnit:
-    ordered = sorted(run, key=lambda member: (member[0].number, member[1].file))
+def _series_unit(group: Iterable[tuple[SeriesPosition, InputUnit]]) -> InputUnit:
+    ordered = sorted(group, key=lambda member: (member[0].number, member[1].file))
     first, unit = ordered[0]
     name = PurePosixPath(unit.file).with_name(f"series_{first.series_number}").as_posix()
-    notes = _gaps([place.number for place, _ in ordered])
+    notes = _gap_notes([place.number for place, _ in ordered])
     return InputUnit(unit.path.parent, name, tuple(member.path for _, member in ordered), notes)
 
 
-def _gaps(numbers: Sequence[int]) -> tuple[str, ...]:
-    """What InstanceNumbers in order say of pictures that are not there; numbers by twos and the like leave none out."""
+def _gap_notes(numbers: Sequence[int]) -> tuple[str, ...]:
+    """A note if sorted InstanceNumbers have gaps; a constant step other than 1 counts as complete."""
     steps = [later - earlier for earlier, later in pairwise(numbers) if later > earlier]
     if not steps or len(set(steps)) == 1:
         return ()
     missing = sum(step - 1 for step in steps)
     after = next(earlier for earlier, later in pairwise(numbers) if later - earlier > 1)
     span = f"{numbers[0]} to {numbers[-1]}"
-    return (f"pictures may be missing: {missing} of the InstanceNumbers {span} have none, the first is {after + 1}",)
+    return (f"images may be missing: {missing} InstanceNumbers from {span} are absent, the first is {after + 1}",)
 
 
-def _of_list(source: Path) -> list[InputUnit]:
+def _units_in_list(source: Path) -> list[InputUnit]:
     try:
         text = source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: expected text in UTF-8 with one path per line ({error})") from None
     folder = Path(os.path.abspath(source.parent))  # noqa: PTH100 - Path.absolute() keeps ".." in it
-    # Neither splitlines nor a plain strip: both take U+2028 and the like for blanks, which may stand in a name.
+    # Not splitlines or a plain strip: both treat U+2028 and similar characters as white space, but names may have them.
     lines = [line.strip(" \t") for line in text.split("\n")]
     paths = [Path(os.path.normpath(folder / line)) for line in lines if line]
     if not paths:
-        raise UserError(f"{source}: no path in it; expected one per line, relative to {folder}")
+        raise UserError(f"{source}: contains no path; expected one per line, relative to {folder}")
     paths = list(dict.fromkeys(paths))
     inside = all(folder in path.parents for path in paths)
     root = folder if inside else Path(os.path.commonpath([path.parent for path in paths]))
-    return _unique(_in_series([InputUnit(path, printable(path.relative_to(root).as_posix())) for path in paths]))
+    return _unique_names(
+        _group_series([InputUnit(path, printable(path.relative_to(root).as_posix())) for path in paths])
+    )
 
 
-def _unique(inputs: Sequence[InputUnit]) -> list[InputUnit]:
-    """Names in an old encoding may read alike as text; the later ones get a number."""
+def _unique_names(units: Sequence[InputUnit]) -> list[InputUnit]:
+    """Number later units whose names are equal as text, which names in a legacy encoding can be."""
     taken: set[str] = set()
     unique = []
-    for item in inputs:
-        place, file, number = PurePosixPath(item.file), item.file, 2
+    for unit in units:
+        name, file, number = PurePosixPath(unit.file), unit.file, 2
         while file in taken:
-            file, number = place.with_name(f"{place.stem}_{number}{place.suffix}").as_posix(), number + 1
+            file, number = name.with_name(f"{name.stem}_{number}{name.suffix}").as_posix(), number + 1
         taken.add(file)
-        unique.append(replace(item, file=file))
+        unique.append(replace(unit, file=file))
     return unique
 
 
-def read_unit(source: InputUnit, is_finished: Callable[[InputUnit, int, str], bool]) -> ReadUnit | None:
-    """Hash and open one unit; None if it is finished, which size and hash of its bytes tell."""
+def read_unit(unit: InputUnit, is_finished: Callable[[InputUnit, int, str], bool]) -> ReadUnit | None:
+    """Hash and open a unit; None if it is finished. is_finished: called with the unit, its bytes and their SHA-256."""
     size, sha256 = 0, ""
     try:
-        size, sha256 = _fingerprint(source.paths)
-        if is_finished(source, size, sha256):
+        size, sha256 = _size_and_digest(unit.paths)
+        if is_finished(unit, size, sha256):
             return None
-        pictures = (
-            SeriesFrames(source.parts, source.notes) if source.parts else open_frames(source.path.name, source.path)
-        )
+        pictures = SeriesFrames(unit.parts, unit.notes) if unit.parts else open_frames(unit.path.name, unit.path)
     except UnreadableInputError as error:
-        return ReadUnit(source, size, sha256, error=str(error))
+        return ReadUnit(unit, size, sha256, error=str(error))
     except (FileNotFoundError, NotADirectoryError):
-        return ReadUnit(source, error="no such file")
+        return ReadUnit(unit, error="no such file")
     except OSError as error:
-        return ReadUnit(source, size, sha256, error=f"cannot be read: {error.strerror}")
-    return ReadUnit(source, size, sha256, pictures)
+        return ReadUnit(unit, size, sha256, error=f"cannot be read: {error.strerror}")
+    return ReadUnit(unit, size, sha256, pictures)
 
 
-def _fingerprint(paths: Sequence[Path]) -> tuple[int, str]:
-    """(bytes, SHA-256) of a file, or of the bytes of several, one after the other."""
+def _size_and_digest(paths: Sequence[Path]) -> tuple[int, str]:
+    """(bytes, SHA-256) of the concatenated files."""
     size, hashed = 0, hashlib.sha256()
     for path in paths:
         if path.is_dir():

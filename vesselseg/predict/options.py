@@ -1,4 +1,4 @@
-"""The options of predicting files, light to import, and the outcome."""
+"""Options of predicting files, light to import, and the outcome."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -43,49 +43,46 @@ class PredictOptions:
 
     @property
     def flips(self) -> bool:
-        """Whether predictions are averaged over mirrored images."""
+        """Whether predictions are averaged over flipped copies."""
         return self.tta is not None
 
-    def deciding(self, clip: bool = False) -> dict[str, Any]:
-        """What decides the results, as JSON holds it; those of a clip by how it is segmented, too."""
+    def result_options(self, clip: bool = False) -> dict[str, Any]:
+        """The options that determine the results, as JSON; with `clip` also those for clips."""
         threshold = "auto" if self.threshold is None else self.threshold
-        decided: dict[str, Any] = {"phrases": list(self.phrases), "threshold": threshold, "save": sorted(self.save)}
-        decided |= {"tta": self.tta} if self.tta else {}
-        decided |= self.post_processing.enabled_steps()
+        options: dict[str, Any] = {"phrases": list(self.phrases), "threshold": threshold, "save": sorted(self.save)}
+        options |= {"tta": self.tta} if self.tta else {}
+        options |= self.post_processing.enabled_steps()
         if clip:
-            decided["cine"] = self.cine
+            options["cine"] = self.cine
         if clip and self.cine == "memory":
             keyframes = resolve_keyframes(self.keyframes)
-            decided["keyframes"] = keyframes if isinstance(keyframes, int) else list(keyframes)
-        return decided
+            options["keyframes"] = keyframes if isinstance(keyframes, int) else list(keyframes)
+        return options
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """predicted, skipped: numbers of files; failed: (file, reason); others: files of earlier calls' input alone.
+    """The outcome of a run, over all processes."""
 
-    kept: LabelMe files, by their paths below the folder, that people have edited and that therefore stay as they are.
-    """
-
-    predicted: int
-    skipped: int
-    failed: tuple[tuple[str, str], ...]
-    others: int = 0
-    kept: tuple[str, ...] = ()
+    predicted: int  # files
+    skipped: int  # files that an earlier run had finished
+    failed: tuple[tuple[str, str], ...]  # (file, reason)
+    others: int = 0  # files with results from earlier runs that are not part of this input
+    kept: tuple[str, ...] = ()  # LabelMe files, relative to the folder, that were edited and are therefore unchanged
 
 
-def checked(options: PredictOptions) -> PredictOptions:
-    """With tidy phrases, each once; raises UserError for one that cannot be asked."""
+def validate_options(options: PredictOptions) -> PredictOptions:
+    """The options with cleaned, unique phrases; raises UserError for an invalid phrase or a missing package."""
     phrases = clean_phrases(options.phrases)
     if not phrases:
-        raise UserError('no phrase is given; say what to segment, e.g. "blood vessel"')
+        raise UserError('no phrase is given; name what to segment, e.g. --phrase "blood vessel"')
     if "dicom-seg" in options.save and find_spec("highdicom") is None:
         raise UserError('--save dicom-seg needs highdicom: pip install "vesselseg[dicom]"')
     return replace(options, phrases=phrases)
 
 
 def clean_phrases(phrases: Iterable[str]) -> tuple[str, ...]:
-    """Tidy phrases, each once; raises UserError for one that cannot be asked, named as the tools' option."""
+    """Cleaned, unique phrases; raises UserError, which names the option --phrase, for an invalid one."""
     try:
         return tuple(dict.fromkeys(map(clean_phrase, phrases)))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The results of one image, written: masks, probabilities, an overlay, a LabelMe file."""
+"""Result files of one image: masks, probabilities, an overlay, a LabelMe file."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from vesselseg.predict.edited_labels import FOLDER as LABELS
 from vesselseg.predict.edited_labels import EditedLabels
 
 PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as tools/eval.py reads it
-FRAMES_PER_SECOND = 15.0  # usual for coronary angiography
-_LONGEST_TAG = 40  # characters
+FRAMES_PER_SECOND = 15.0  # the usual rate in coronary angiography
+_MAX_TAG_LENGTH = 40  # characters
 
 
 def phrase_tags(phrases: Sequence[str]) -> list[str]:
-    """What a file name adds per phrase: nothing for a single one, else "_" and the phrase in letters and digits."""
+    """File name suffix per phrase: empty for a single phrase, else "_" and the phrase in letters and digits."""
     if len(phrases) == 1:
         return [""]
     tags: list[str] = []
     for phrase in phrases:
-        plain = "_" + (re.sub(r"[^\w-]+", "_", phrase).strip("_")[:_LONGEST_TAG] or "phrase")
+        plain = "_" + (re.sub(r"[^\w-]+", "_", phrase).strip("_")[:_MAX_TAG_LENGTH] or "phrase")
         tag, number = plain, 2
         while tag.casefold() in (known.casefold() for known in tags):
             tag, number = f"{plain}_{number}", number + 1
@@ -44,9 +44,9 @@ def phrase_tags(phrases: Sequence[str]) -> list[str]:
 
 
 class ResultWriter:
-    """Writes below out/masks, out/probabilities, out/overlays, out/labelme, out/dicom-seg; a file appears whole.
+    """Writes to out/masks, out/probabilities, out/overlays, out/labelme, out/dicom-seg, each file atomically.
 
-    labels: which LabelMe files people have edited; those are left as they are.
+    labels: knows which LabelMe files were edited; those are not changed.
     """
 
     def __init__(
@@ -65,28 +65,28 @@ class ResultWriter:
         prediction: Prediction,
         drawn: np.ndarray | None = None,
     ) -> list[str]:
-        """Write the results of an upright RGB image; returns their paths below out.
+        """Write the results of an upright RGB image; returns their paths relative to out.
 
-        source: the file that it is; None for what LabelMe does not open (a frame, DICOM, CMYK, 16 bits): the picture is
-        put beside the LabelMe file then. drawn: its `overlay`, where it is drawn already. Nothing of them is left where
-        writing fails.
+        source: the image's file; None if LabelMe cannot open it (a frame, DICOM, CMYK, 16 bits): the image is then
+        written next to the LabelMe file. drawn: its `overlay`, if already drawn. If writing fails, the files written so
+        far are removed.
         """
         written: list[str] = []
         try:
-            for path in self._each(name, image, source, prediction, drawn):
-                written.append(path)  # one by one: what there was until an error is removed
+            for path in self._write_each(name, image, source, prediction, drawn):
+                written.append(path)  # not list(...): after an error the paths so far are needed for removal
         except BaseException:
             self.remove(written)
             raise
         return written
 
     def remove(self, written: Sequence[str]) -> None:
-        """Delete results again, but for edited LabelMe files. written: their paths below out."""
+        """Delete results, except edited LabelMe files. written: their paths relative to out."""
         for path in written:
-            if not self._labels.keep(path):
+            if not self._labels.protects(path):
                 (self.out / path).unlink(missing_ok=True)
 
-    def _each(
+    def _write_each(
         self, name: str, image: Image.Image, source: Path | None, prediction: Prediction, drawn: np.ndarray | None
     ) -> Iterator[str]:
         for tag, mask, probability in zip(self._tags, prediction.masks, prediction.probabilities):
@@ -101,20 +101,20 @@ class ResultWriter:
             yield from self._label_file(name, image, source, prediction)
 
     def _label_file(self, name: str, image: Image.Image, source: Path | None, prediction: Prediction) -> Iterator[str]:
-        """The LabelMe file, behind its picture where that is to lie beside it."""
+        """The LabelMe file; without a source preceded by the image that it refers to."""
         path, picture = f"{LABELS}/{name}.json", f"{LABELS}/{name}.png"
-        shown = _relative_path(source or self.out / picture, self.out / path)
-        text = json.dumps(prediction_labels(prediction, shown), ensure_ascii=False, indent=1)
+        image_path = _relative_path(source or self.out / picture, self.out / path)
+        text = json.dumps(prediction_labels(prediction, image_path), ensure_ascii=False, indent=1)
         content = text.encode("utf-8", "replace")
-        ours = self._labels.claim(path, content)
+        writable = self._labels.claim(path, content)  # False: an edited file must be kept
         if source is None:
-            if ours or not (self.out / picture).exists():
+            if writable or not (self.out / picture).exists():
                 self._png(picture, np.asarray(image))
             yield picture
-        yield self._file(path, content) if ours else path
+        yield self._file(path, content) if writable else path
 
     def write_dicom(self, name: str, content: bytes) -> str:
-        """Write a DICOM Segmentation object; returns its path below out."""
+        """Write a DICOM Segmentation object; returns its path relative to out."""
         return self._file(f"dicom-seg/{name}.dcm", content)
 
     def _png(self, name: str, pixels: np.ndarray) -> str:
@@ -131,14 +131,14 @@ class ResultWriter:
 
 
 def overlay(image: Image.Image, prediction: Prediction) -> np.ndarray:
-    """(height, width, 3) uint8: the picture with masks tinted and outlined."""
+    """(height, width, 3) uint8: the image with tinted and outlined masks."""
     return draw_overlay(np.asarray(image), prediction.masks.astype(np.uint8))
 
 
 class OverlayVideo:
-    """A clip's overlays as a video that browsers play: VP9 in MP4. It appears whole, when it is closed as finished.
+    """A clip's overlays as a video that browsers play: VP9 in MP4, which appears once it is closed as finished.
 
-    times: seconds of the frames, which its one rate is made of; without them it is FRAMES_PER_SECOND.
+    times: of the frames, in seconds; their mean rate is the video's. Without them it is FRAMES_PER_SECOND.
     """
 
     def __init__(self, out: Path, name: str, times: Sequence[float] | None) -> None:
@@ -147,23 +147,23 @@ class OverlayVideo:
         rate = (len(times) - 1) / times[-1] if rising and times else FRAMES_PER_SECOND
         self._rate = min(60.0, max(1.0, rate))
         path = self._out / self.name
-        self._temporary = path.with_name(f"{path.stem}.part.mp4")  # FFmpeg goes by the ending
+        self._temporary = path.with_name(f"{path.stem}.part.mp4")  # FFmpeg chooses the format by the suffix
         self._writer: Any = None
 
     def add(self, drawn: np.ndarray) -> None:
-        """drawn: (height, width, 3) uint8 RGB; an odd side gets a further line, which the format needs."""
+        """drawn: (height, width, 3) uint8 RGB; odd sides are padded by one line, because the format needs even ones."""
         height, width = drawn.shape[0] + drawn.shape[0] % 2, drawn.shape[1] + drawn.shape[1] % 2
         if self._writer is None:
             self._temporary.parent.mkdir(parents=True, exist_ok=True)
             code = cv2.VideoWriter.fourcc(*"vp09")
             self._writer = cv2.VideoWriter(str(self._temporary), cv2.CAP_FFMPEG, code, self._rate, (width, height))
             if not self._writer.isOpened():
-                raise OSError(errno.EIO, "OpenCV cannot write videos here; leave overlay out of --save", self.name)
+                raise OSError(errno.EIO, "OpenCV cannot write videos here; omit overlay from --save", self.name)
         padded = np.pad(drawn, ((0, height - drawn.shape[0]), (0, width - drawn.shape[1]), (0, 0)), "edge")
         self._writer.write(cv2.cvtColor(padded, cv2.COLOR_RGB2BGR))
 
     def close(self, finished: bool) -> None:
-        """Put the video in its place, or drop it."""
+        """Move the finished video to its path, or delete it."""
         if self._writer is not None:
             self._writer.release()
         if finished:
@@ -173,9 +173,9 @@ class OverlayVideo:
 
 
 def prediction_labels(prediction: Prediction, image_path: str) -> dict[str, Any]:
-    """The content of a LabelMe file: one polygon per connected piece, those of one phrase with the same group_id.
+    """The content of a LabelMe file: one polygon per connected component, labelled with its phrase.
 
-    Its labels are the phrases; see `labelme_content`.
+    Polygons of one phrase share a group_id; see `labelme_content`.
     """
     polygons = [
         LabelledPolygon(phrase, polygon.tolist(), group)
@@ -187,7 +187,7 @@ def prediction_labels(prediction: Prediction, image_path: str) -> dict[str, Any]
 
 
 def describe_objects(prediction: Prediction) -> list[dict[str, Any]]:
-    """Per phrase: pixels of its mask, their share of the image, and their mean probability, 0 where there are none."""
+    """Per phrase: pixels of its mask, their share of the image, and their mean probability (0 for an empty mask)."""
     return [
         {
             "phrase": phrase,
@@ -200,12 +200,12 @@ def describe_objects(prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def describe_prediction(prediction: Prediction, codes: bool) -> dict[str, Any]:
-    """What predictions.json says of one picture or frame; codes: with run-length codes, for coco.json."""
-    found: dict[str, Any] = {
+    """The entry of one image or frame in predictions.json; codes: with run-length codes, for coco.json."""
+    described: dict[str, Any] = {
         "share": round(float(prediction.masks.any(axis=0).mean()), 6),
         "objects": describe_objects(prediction),
     }
-    return {**found, "codes": run_length_codes(prediction)} if codes else found
+    return {**described, "codes": run_length_codes(prediction)} if codes else described
 
 
 def run_length_codes(prediction: Prediction) -> list[Any]:
@@ -214,6 +214,6 @@ def run_length_codes(prediction: Prediction) -> list[Any]:
 
 
 def _relative_path(image: Path, json_path: Path) -> str:
-    """imagePath: from the JSON's folder to the image, through no link, with forward slashes."""
-    place = image.parent.resolve() / image.name
-    return Path(os.path.relpath(place, json_path.parent.resolve())).as_posix()
+    """imagePath: from the JSON's folder to the image, symbolic links resolved, with forward slashes."""
+    resolved = image.parent.resolve() / image.name
+    return Path(os.path.relpath(resolved, json_path.parent.resolve())).as_posix()

@@ -1,4 +1,4 @@
-"""The web application: routes, errors and what /openapi.json says of them."""
+"""The web application: routes, error responses and their description in /openapi.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vesselseg import __version__
 from vesselseg.inference.predictor import Predictor
 from vesselseg.reports.html import page_file, render
 from vesselseg.service.errors import ServiceError, error_response
-from vesselseg.service.guard import Guard, Running
+from vesselseg.service.guard import Guard, RequestInfo
 from vesselseg.service.labelme import labelme_file
 from vesselseg.service.metrics import Metrics
 from vesselseg.service.schemas import (
@@ -32,30 +32,30 @@ from vesselseg.service.schemas import (
 )
 from vesselseg.service.service import Service
 from vesselseg.service.settings import ServiceSettings
-from vesselseg.service.uploads import schema_of
+from vesselseg.service.uploads import form_schema
 
 _PAGE = Path(__file__).resolve().parent / "page"
-_KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+_MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 _STATIC = re.compile(r"palette\.css|browse_(stage|panels)\.js|service(_[a-z]+)*\.(css|js)")
-_WORDS = {
-    400: "The body is no readable multipart or JSON",
-    401: "No token, or a wrong one",
-    403: "Request under a foreign name, or by another site's page",
-    404: "Unknown model or address",
+_DESCRIPTIONS = {
+    400: "The body is not valid multipart or JSON",
+    401: "Missing or wrong token",
+    403: "Foreign Host header, or a request from another site's page",
+    404: "Unknown model or path",
     408: "The upload took too long",
     413: "Too many bytes or pixels",
     415: "Not multipart/form-data",
-    422: "An image that cannot be read, or a wrong field",
-    429: "Too many requests of this client",
-    500: "An error of the service",
-    503: "Too much at once, stopping, or out of memory",
+    422: "Unreadable image or invalid field",
+    429: "Too many requests from this client",
+    500: "Internal error of the service",
+    503: "Too many requests, stopping, or out of memory",
     507: "The result cannot be stored (--keep)",
 }
-_EVERYWHERE = (401, 403, 429, 500)
+_COMMON_ERRORS = (401, 403, 429, 500)
 
 
 def create_app(predictors: Mapping[str, Predictor], settings: ServiceSettings) -> FastAPI:
-    """The application; predictors: by the name that clients use, the default one first."""
+    """The application; predictors: by the model name that clients use, the default one first."""
     metrics = Metrics()
     service = Service(predictors, settings, metrics)
 
@@ -69,24 +69,24 @@ def create_app(predictors: Mapping[str, Predictor], settings: ServiceSettings) -
         version=__version__,
         summary="Segment vessels in images with a trained model.",
         lifespan=lifespan,
-        docs_url=None,  # their pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
-        responses=_errors(*_EVERYWHERE),
-        # only says so in /openapi.json: the guard has looked at the token before
+        responses=_errors(*_COMMON_ERRORS),
+        # Only for /openapi.json: Guard has already checked the token.
         dependencies=[] if settings.token is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
     _add_routes(app, service, metrics)
     _add_page(app)
     for kind in (ServiceError, HTTPException, RequestValidationError, ValidationError):
-        app.add_exception_handler(kind, _told)
+        app.add_exception_handler(kind, _handle_error)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     app.add_middleware(Guard, settings=settings, metrics=metrics, routes=routes)
     return app
 
 
 def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    form = {"multipart/form-data": {"schema": schema_of(PredictForm, "image")}}
+    form = {"multipart/form-data": {"schema": form_schema(PredictForm, "image")}}
 
     @app.post(
         "/predict",
@@ -95,27 +95,27 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     )
     async def predict(request: Request) -> PredictAnswer:
         """Segment one image: a probability map per phrase."""
-        return await service.predict(request, _running(request))
+        return await service.predict(request, _request_info(request))
 
     @app.post("/labelme", responses=_errors(400, 408, 413, 422, 503))
-    async def labelme(asked: LabelMeRequest) -> dict[str, Any]:
-        """Masks -> the content of a LabelMe file: a polygon per connected piece."""
-        return await service.in_thread(labelme_file, asked)
+    async def labelme(request: LabelMeRequest) -> dict[str, Any]:
+        """Masks -> the content of a LabelMe file: one polygon per connected component."""
+        return await service.in_thread(labelme_file, request)
 
     @app.get("/models")
     async def models() -> Models:
-        """The models and the service's limits."""
+        """The models and the limits of the service."""
         return service.describe_models()
 
     @app.get("/health", response_model=Health, responses={503: {"model": Health, "description": "Not ok"}})
     async def health() -> Response:
-        """Whether requests will be answered; asks for no token."""
-        found = service.health()
-        return JSONResponse(found.model_dump(), 200 if found.status == "ok" else 503)
+        """Whether the service can answer requests; needs no token."""
+        state = service.health()
+        return JSONResponse(state.model_dump(), 200 if state.status == "ok" else 503)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def counted() -> Response:
-        """Counts in Prometheus' text form."""
+    async def metrics_text() -> Response:
+        """Metrics in the Prometheus text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -132,43 +132,43 @@ def _add_page(app: FastAPI) -> None:
             content = None
         if content is None:
             raise HTTPException(404)
-        return Response(content, media_type=_KINDS[PurePosixPath(name).suffix])
+        return Response(content, media_type=_MEDIA_TYPES[PurePosixPath(name).suffix])
 
 
-def _running(request: Request) -> Running:
-    return request.scope["state"]["running"]
+def _request_info(request: Request) -> RequestInfo:
+    return request.scope["state"]["request_info"]
 
 
-async def _told(request: Request, error: Exception) -> JSONResponse:
-    """Every refusal in the one JSON form."""
-    request_id = _running(request).request_id
+async def _handle_error(request: Request, error: Exception) -> JSONResponse:
+    """Every error response in the same JSON form."""
+    request_id = _request_info(request).request_id
     if isinstance(error, ServiceError):
         return error_response(error, request_id)
     if isinstance(error, RequestValidationError) and error.errors()[0]["type"] == "json_invalid":
-        told = ServiceError(400, "bad_request", "the body is no readable JSON")
+        refusal = ServiceError(400, "bad_request", "the body is not valid JSON")
     elif isinstance(error, RequestValidationError):
-        told = ServiceError(422, "invalid_request", "; ".join(_findings(error)[:5]))
+        refusal = ServiceError(422, "invalid_request", "; ".join(_validation_messages(error)[:5]))
     elif isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}.get(error.status_code, "refused")
-        told = ServiceError(error.status_code, code, _REASONS.get(code, str(error.detail)))
+        refusal = ServiceError(error.status_code, code, _REASONS.get(code, str(error.detail)))
     else:
         raise error
-    return error_response(told, request_id)
+    return error_response(refusal, request_id)
 
 
 _REASONS = {
-    "not_found": "there is nothing here; /openapi.json lists what there is",
-    "method_not_allowed": "another method is expected here; /openapi.json lists them",
+    "not_found": "no such path; /openapi.json lists all paths",
+    "method_not_allowed": "this path does not accept the method; /openapi.json lists those that it accepts",
 }
 
 
-def _findings(error: RequestValidationError) -> list[str]:
-    listed = []
-    for found in error.errors():
-        place = ".".join(str(part) for part in found["loc"] if part != "body") or "body"
-        listed.append(f"{place[:80]}: {found['msg'][:1].lower()}{found['msg'][1:]}")
-    return listed
+def _validation_messages(error: RequestValidationError) -> list[str]:
+    messages = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
+        messages.append(f"{place[:80]}: {problem['msg'][:1].lower()}{problem['msg'][1:]}")
+    return messages
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer, "description": _WORDS[status]} for status in statuses}
+    return {status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in statuses}

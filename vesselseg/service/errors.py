@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be served."""
+"""Errors of the service, and the response that a client gets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from starlette.responses import JSONResponse
 
 
 class ServiceError(Exception):
-    """A refusal. code: one word for programs; message: what, found, expected, what to do.
+    """A refused request. code: a word for programs; message: what is wrong, what is expected, and what to do.
 
-    retry_after: seconds after which the same request may succeed, or None where it will not.
+    retry_after: seconds after which the same request may succeed; None if it will not.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
@@ -18,12 +18,12 @@ class ServiceError(Exception):
         self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
 
 
-class ClientGone(Exception):  # noqa: N818 - nobody is told
-    """The client closed the connection before its answer was there."""
+class ClientGone(Exception):  # noqa: N818 - not an error: nobody waits for a response
+    """The client closed the connection before the response was ready."""
 
 
 def error_response(error: ServiceError, request_id: str) -> JSONResponse:
-    """The JSON form that all errors have."""
+    """The JSON form of all errors."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -32,5 +32,5 @@ def error_response(error: ServiceError, request_id: str) -> JSONResponse:
 
 
 def busy(message: str) -> ServiceError:
-    """Too much at once, for now."""
+    """Too many requests at the moment."""
     return ServiceError(503, "busy", message, retry_after=2)

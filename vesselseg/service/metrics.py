@@ -1,4 +1,4 @@
-"""What the service counts, in Prometheus' form."""
+"""Metrics of the service in the Prometheus format."""
 
 from __future__ import annotations
 
@@ -11,36 +11,40 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one service; memory and CPU time of the process are among them (process_*, on Linux)."""
+    """Metrics of one service, including memory and CPU time of the process (process_*, on Linux)."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "vesselseg_requests",
-            "Answered requests; 499: the client went away",
+            "Answered requests; 499: the client disconnected",
             ["route", "status"],
             registry=self.registry,
         )
         self.request_seconds = Histogram(
-            "vesselseg_request_seconds", "From request to answer", ["route"], buckets=_SECONDS, registry=self.registry
+            "vesselseg_request_seconds",
+            "Time from request to response",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.queue_seconds = Histogram(
             "vesselseg_queue_seconds",
-            "Waiting for the model, per image",
+            "Time an image waits for the model",
             ["model"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.model_seconds = Histogram(
             "vesselseg_model_seconds",
-            "In the model, per call of it: a batch, or a part of one that failed",
+            "Time per model call: a batch, or a part of a failed batch",
             ["model"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.batch_images = Histogram(
-            "vesselseg_batch_images", "Images predicted together", ["model"], buckets=_IMAGES, registry=self.registry
+            "vesselseg_batch_images", "Images per model call", ["model"], buckets=_IMAGES, registry=self.registry
         )
         self.queue_length = Gauge(
             "vesselseg_queue_length", "Images waiting for the model", ["model"], registry=self.registry
@@ -48,7 +52,7 @@ class Metrics:
         self.running = Gauge("vesselseg_requests_running", "Requests being served", registry=self.registry)
 
     def watch_queue(self, model: str, length: Callable[[], int]) -> None:
-        """Let a model's queue be counted whenever somebody asks."""
+        """Report the length of a model's queue."""
         self.queue_length.labels(model).set_function(length)
 
     def text(self) -> bytes:

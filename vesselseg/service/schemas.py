@@ -1,4 +1,4 @@
-"""The JSON that goes in and out, as /openapi.json describes it."""
+"""Requests and responses, as /openapi.json describes them."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from vesselseg.dataset.prompts import DEFAULT_PHRASE
-from vesselseg.service.settings import MOST_PHRASES
+from vesselseg.service.settings import MAX_PHRASES
 
 Base64Png = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})]
 _Phrases = Annotated[
     list[str],
-    Field(min_length=1, max_length=MOST_PHRASES, description="What to segment; repeat the field for several."),
+    Field(min_length=1, max_length=MAX_PHRASES, description="What to segment; repeat the field for several phrases."),
 ]
 
 
 class PredictForm(BaseModel):
-    """The fields beside the image of a request to /predict."""
+    """The fields of a request to /predict, in addition to the image."""
 
     model_config = ConfigDict(extra="forbid")
     phrase: _Phrases = [DEFAULT_PHRASE]
-    model: Annotated[str | None, Field(description="A name of /models; the first one by default.")] = None
+    model: Annotated[str | None, Field(description="A name from /models; by default the first one.")] = None
     threshold: Annotated[
-        float | None, Field(gt=0, lt=1, description="A probability; the one stored with the model by default.")
+        float | None, Field(gt=0, lt=1, description="A probability; by default the one stored with the model.")
     ] = None
-    frame: Annotated[int, Field(ge=0, description="Which frame of a DICOM clip or video, counted from 0.")] = 0
+    frame: Annotated[int, Field(ge=0, description="Frame of a DICOM clip or video, counted from 0.")] = 0
 
 
 class FoundObject(BaseModel):
-    """What was found for one phrase. pixels, share (0 to 1, of the image): of the mask at the answer's threshold."""
+    """The result for one phrase. pixels, share (0 to 1, of the image): of the mask at the response's threshold."""
 
     phrase: str
     probability_png: Annotated[
@@ -40,38 +40,38 @@ class FoundObject(BaseModel):
 
 
 class PredictAnswer(BaseModel):
-    """name: the upload's file name. frames, frame: of a clip; 1 and 0 otherwise. seconds: from request to answer."""
+    """The result for one image."""
 
     request_id: str
     model: str
-    name: str
+    name: Annotated[str, Field(description="File name of the upload.")]
     width: int
     height: int
-    frames: int
-    frame: int
+    frames: Annotated[int, Field(description="Frames of the clip; 1 for an image.")]
+    frame: Annotated[int, Field(description="The segmented frame, counted from 0.")]
     threshold: float
-    picture_png: Annotated[Base64Png, Field(description="8-bit RGB: what was segmented, upright.")]
+    picture_png: Annotated[Base64Png, Field(description="8-bit RGB: the segmented image, upright.")]
     stem: Annotated[
         str,
         Field(
-            description="What files made of this picture are called, without their ending: angio for angio.png, "
-            "clip_f006 for frame 5 of clip.dcm, counted from 1 there as tools/prepare_data.py counts."
+            description="Name, without suffix, for files made from this image: angio for angio.png, clip_f006 for "
+            "frame 5 of clip.dcm. Frames in names are counted from 1, as by tools/prepare_data.py."
         ),
     ]
     labelme_opens: Annotated[
         bool,
         Field(
-            description="Whether LabelMe opens the uploaded file as it was segmented. Where it does not (a frame, "
-            "DICOM, 16 bits, CMYK), send /labelme the picture as well."
+            description="Whether LabelMe opens the uploaded file as it was segmented. If not (a frame, DICOM, 16 bits, "
+            "CMYK), send picture_png to /labelme as well."
         ),
     ]
-    notes: Annotated[list[str], Field(description="What was changed or guessed while the image was read.")]
+    notes: Annotated[list[str], Field(description="What was converted or assumed when the image was read.")]
     objects: list[FoundObject]
-    seconds: float
+    seconds: Annotated[float, Field(description="From request to response.")]
 
 
 class ModelDescription(BaseModel):
-    """phrases: what it can be asked; null for a model that takes any phrase. threshold: stored with the model."""
+    """phrases: those that the model can segment; null if it accepts any. threshold: stored with the model."""
 
     name: str
     kind: Literal["sa2va", "sam2_only"]
@@ -80,13 +80,13 @@ class ModelDescription(BaseModel):
 
 
 class Limits(BaseModel):
-    """What the service accepts, so that a client can tell before it sends."""
+    """Limits of the service, so that a client can check a request before sending it."""
 
-    max_bytes: Annotated[int, Field(description="Of a request's body.")]
+    max_bytes: Annotated[int, Field(description="Of the body of a request.")]
     phrases: int
     pixels_times_phrases: int
     requests_per_second: Annotated[
-        float, Field(description="Of one client on average, the page and its files not counted; 0 is without a limit.")
+        float, Field(description="Mean rate of one client, excluding the page and its files; 0 means unlimited.")
     ]
 
 
@@ -107,22 +107,21 @@ class LabelMeObject(BaseModel):
 class LabelMeRequest(BaseModel):
     """name: the image's file name, which the LabelMe file refers to.
 
-    picture_png: the picture itself, for the LabelMe file to hold where LabelMe opens no such file; name then says what
-    it would be called.
+    picture_png: the image itself, to be embedded if LabelMe cannot open its file; name is then the name it would have.
     """
 
     model_config = ConfigDict(extra="forbid")
     name: Annotated[str, Field(min_length=1, max_length=255)]
     width: Annotated[int, Field(ge=1, le=100_000)]
     height: Annotated[int, Field(ge=1, le=100_000)]
-    objects: Annotated[list[LabelMeObject], Field(max_length=4 * MOST_PHRASES)]
+    objects: Annotated[list[LabelMeObject], Field(max_length=4 * MAX_PHRASES)]
     picture_png: Annotated[
         Base64Png | None, Field(description="8-bit grey or RGB, width x height: becomes LabelMe's imageData.")
     ] = None
 
 
 class Health(BaseModel):
-    """models: whether each one's thread lives and its last requests did not all fail."""
+    """models: whether each model is running and its last requests did not all fail."""
 
     status: Literal["ok", "failing", "stopping"]
     version: str
@@ -130,7 +129,7 @@ class Health(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """code: one word for programs. message: for people. request_id: to be found in the service's log."""
+    """code: a word for programs. message: for people. request_id: as in the log of the service."""
 
     code: str
     message: str
@@ -138,6 +137,6 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The form that all errors have."""
+    """The form of all errors."""
 
     error: ErrorDetail

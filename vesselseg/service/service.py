@@ -1,4 +1,4 @@
-"""What the service does with a request: reads the picture, waits for the model, writes the answer."""
+"""Request handling: decode the image, wait for the model, encode the response."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vesselseg.inference.out_of_memory import is_out_of_memory
 from vesselseg.inference.predictor import Prediction, Predictor
 from vesselseg.machine import available_cores
 from vesselseg.service.errors import ClientGone, ServiceError, busy
-from vesselseg.service.guard import Running
-from vesselseg.service.keep import Keeper
+from vesselseg.service.guard import RequestInfo
 from vesselseg.service.metrics import Metrics
-from vesselseg.service.model_queue import LARGEST_REQUEST, Entry, ModelQueue
+from vesselseg.service.model_queue import MAX_REQUEST_PIXELS, ModelQueue, QueuedImage
+from vesselseg.service.request_store import RequestStore
 from vesselseg.service.schemas import FoundObject, Health, Limits, ModelDescription, Models, PredictAnswer
-from vesselseg.service.settings import MOST_PHRASES, ServiceSettings
-from vesselseg.service.uploads import Upload, read_upload, stem_of
+from vesselseg.service.settings import MAX_PHRASES, ServiceSettings
+from vesselseg.service.uploads import Upload, read_upload, result_stem
 
-_THREADS = min(16, max(2, available_cores()))  # decode images and encode answers
-_COMPRESSION = 1  # of PNG: twice the speed of the usual 6, a tenth larger
+_THREADS = min(16, max(2, available_cores()))  # decode images and encode responses
+_COMPRESSION = 1  # PNG level: twice as fast as the default 6, files a tenth larger
 _Result = TypeVar("_Result")
 
 
 class Service:
-    """The models of one service and the requests that wait for them."""
+    """The models of one service and the requests waiting for them."""
 
     def __init__(self, predictors: Mapping[str, Predictor], settings: ServiceSettings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
@@ -44,13 +44,13 @@ class Service:
             name: ModelQueue(name, predictor, settings.batch, settings.wait_ms / 1000, metrics, settings.flips)
             for name, predictor in predictors.items()
         }
-        self._keeper = None if settings.keep is None else Keeper(settings.keep)
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")
+        self._store = None if settings.keep is None else RequestStore(settings.keep)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
         self.accepted = 0
         self.stopping = False
 
     def describe_models(self) -> Models:
-        """Names and limits."""
+        """The models and the limits of the service."""
         described = []
         for name, queue in self.queues.items():
             predictor = queue.predictor
@@ -59,43 +59,43 @@ class Service:
             described.append(ModelDescription(name=name, kind=kind, threshold=predictor.threshold, phrases=phrases))
         limits = Limits(
             max_bytes=self.settings.max_bytes,
-            phrases=MOST_PHRASES,
-            pixels_times_phrases=LARGEST_REQUEST,
+            phrases=MAX_PHRASES,
+            pixels_times_phrases=MAX_REQUEST_PIXELS,
             requests_per_second=self.settings.rate,
         )
         return Models(models=described, limits=limits)
 
     def health(self) -> Health:
-        """Whether requests will be answered."""
-        works = {name: queue.works for name, queue in self.queues.items()}
+        """Whether the service can answer requests."""
+        healthy = {name: queue.is_healthy for name, queue in self.queues.items()}
         status: Literal["ok", "failing", "stopping"]
-        status = "stopping" if self.stopping else "ok" if all(works.values()) else "failing"
-        return Health(status=status, version=__version__, models=works)
+        status = "stopping" if self.stopping else "ok" if all(healthy.values()) else "failing"
+        return Health(status=status, version=__version__, models=healthy)
 
-    async def predict(self, request: Request, running: Running) -> PredictAnswer:
-        """One image through one model. Raises ServiceError, and ClientGone where nobody waits any more."""
+    async def predict(self, request: Request, info: RequestInfo) -> PredictAnswer:
+        """Segment one image with one model. Raises ServiceError, and ClientGone if the client disconnects."""
         self._accept()
         try:
             upload = await read_upload(request)
             queue = self._queue(upload.form.model)
-            phrases = _phrases_for(queue, upload)
-            running.model = queue.name
-            return await _unless_gone(request, self._answer(upload, phrases, queue, running))
+            phrases = _resolve_phrases(queue, upload)
+            info.model = queue.name
+            return await _unless_gone(request, self._answer(upload, phrases, queue, info))
         finally:
             self.accepted -= 1
 
     async def in_thread(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Run something slow beside the event loop. Raises ServiceError where it runs out of memory."""
+        """Run slow work in a thread, off the event loop. Raises ServiceError if it runs out of memory."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            message = "the service has no memory left for this picture now; send a smaller one, or try again later"
+            message = "the service has no memory left for this image; send a smaller one, or try again later"
             raise ServiceError(503, "out_of_memory", message, retry_after=30) from None
 
     def close(self) -> None:
-        """Finish what is accepted, end all threads."""
+        """Finish the accepted requests, then end all threads."""
         self.stopping = True
         for queue in self.queues.values():
             queue.close()
@@ -111,23 +111,27 @@ class Service:
     def _queue(self, name: str | None) -> ModelQueue:
         name = name or next(iter(self.queues))
         if name not in self.queues:
-            raise ServiceError(404, "unknown_model", f"no model {name[:80]!r}; there are {', '.join(self.queues)}")
+            raise ServiceError(404, "unknown_model", f"no model {name[:80]!r}; available: {', '.join(self.queues)}")
         return self.queues[name]
 
     async def _answer(
-        self, upload: Upload, phrases: tuple[str, ...], queue: ModelQueue, running: Running
+        self, upload: Upload, phrases: tuple[str, ...], queue: ModelQueue, info: RequestInfo
     ) -> PredictAnswer:
         read = await self.in_thread(_decode, upload, len(phrases))
         picture = read.picture
-        running.size = f"{picture.width}x{picture.height}x{len(phrases)}"
-        prediction = await _predicted(queue, Entry(picture, phrases))
+        info.size = f"{picture.width}x{picture.height}x{len(phrases)}"
+        entry = QueuedImage(picture, phrases)
+        try:
+            prediction = await asyncio.wrap_future(queue.put(entry))
+        finally:
+            queue.remove(entry)  # in case the client has disconnected
         if upload.form.threshold is not None:
             prediction = prediction.with_threshold(upload.form.threshold)
-        if self._keeper is not None:
-            await self.in_thread(self._keeper.write, running.request_id, upload, queue.name, picture, prediction)
+        if self._store is not None:
+            await self.in_thread(self._store.write, info.request_id, upload, queue.name, picture, prediction)
         encoded, objects = await self.in_thread(_encode, picture, prediction)
         return PredictAnswer(
-            request_id=running.request_id,
+            request_id=info.request_id,
             model=queue.name,
             name=upload.name,
             width=picture.width,
@@ -136,24 +140,16 @@ class Service:
             frame=upload.form.frame,
             threshold=prediction.threshold,
             picture_png=encoded,
-            stem=stem_of(upload.name, upload.form.frame if read.frames > 1 else None),
+            stem=result_stem(upload.name, upload.form.frame if read.frames > 1 else None),
             labelme_opens=read.labelme_opens,
             notes=list(read.notes),
             objects=objects,
-            seconds=round(time.perf_counter() - running.started, 4),
+            seconds=round(time.perf_counter() - info.started, 4),
         )
 
 
-async def _predicted(queue: ModelQueue, entry: Entry) -> Prediction:
-    """What the model finds."""
-    try:
-        return await asyncio.wrap_future(queue.put(entry))
-    finally:
-        queue.drop(entry)  # where its client went away
-
-
-def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
-    """What is asked, as the model calls it; where nothing is, and it knows no usual phrase, its own first one."""
+def _resolve_phrases(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
+    """The model's phrases for the request. Without one, a model that lacks the default phrase uses its first one."""
     phrases, refused = [], []
     for text in upload.form.phrase:
         try:
@@ -168,20 +164,20 @@ def _phrases_for(queue: ModelQueue, upload: Upload) -> tuple[str, ...]:
 
 
 def _check_size(phrases: int, size: tuple[int, int]) -> None:
-    """Raises ServiceError for more pixels than a request may have. size: (width, height)."""
+    """Raises ServiceError if a request has too many pixels. size: (width, height)."""
     width, height = size
-    if width * height * phrases > LARGEST_REQUEST:
+    if width * height * phrases > MAX_REQUEST_PIXELS:
         raise ServiceError(
             413,
             "too_many_pixels",
-            f"{width}x{height} pixels times {phrases} phrases; expected at most {LARGEST_REQUEST:,} together; "
+            f"{width}x{height} pixels times {phrases} phrases; expected at most {MAX_REQUEST_PIXELS:,} together; "
             "send a smaller image or fewer phrases",
         )
 
 
 @dataclass(frozen=True)
 class _Read:
-    """picture: 8-bit RGB, the frame that is asked for; the rest is said of its file, see `Pictures`."""
+    """picture: the requested frame, 8-bit RGB; the other fields describe its file, see `FrameSource`."""
 
     picture: Image.Image
     frames: int
@@ -190,10 +186,10 @@ class _Read:
 
 
 def _decode(upload: Upload, phrases: int) -> _Read:
-    """phrases: how many are asked of the picture. Raises ServiceError."""
+    """Decode the requested frame. phrases: their number. Raises ServiceError."""
     try:
         pictures = open_frames(upload.name, upload.content, partial(_check_size, phrases))
-        _check_size(phrases, pictures.size)  # headers are not always true
+        _check_size(phrases, pictures.size)  # again after opening, since the size in a header may be wrong
         if upload.form.frame >= pictures.frames:
             raise ServiceError(
                 422, "no_such_frame", f"frame {upload.form.frame}; the file has {pictures.frames}, counted from 0"
@@ -205,6 +201,7 @@ def _decode(upload: Upload, phrases: int) -> _Read:
 
 
 def _encode(picture: Image.Image, prediction: Prediction) -> tuple[str, list[FoundObject]]:
+    """(picture as base64 PNG, objects of the response)."""
     objects = [
         FoundObject(
             phrase=phrase,
@@ -218,14 +215,14 @@ def _encode(picture: Image.Image, prediction: Prediction) -> tuple[str, list[Fou
 
 
 def _png(image: Image.Image) -> str:
-    """Base64 of a PNG of the pixels and nothing else."""
+    """Base64 of a PNG without metadata."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=_COMPRESSION, exif=b"", icc_profile=None)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 async def _unless_gone(request: Request, work: Any) -> Any:
-    """What the work returns; ClientGone, and the work is cancelled, as soon as nobody waits for it."""
+    """The result of a coroutine; cancels it and raises ClientGone if the client disconnects first."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_gone(request))
     try:

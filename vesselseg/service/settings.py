@@ -1,4 +1,4 @@
-"""How a service runs, checked as a whole before a model is loaded."""
+"""Settings of the service, validated together before a model is loaded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Literal
 from vesselseg.errors import UserError
 from vesselseg.web_pages import LOCAL_HOSTS
 
-LEAST_TOKEN = 16  # characters
-MOST_PHRASES = 16  # of one request
+MIN_TOKEN_LENGTH = 16  # characters
+MAX_PHRASES = 16  # per request
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class ServiceSettings:
 
     @property
     def max_bytes(self) -> int:
-        """Of a request's body."""
+        """Limit for the body of a request."""
         return int(self.max_megabytes * 1_000_000)
 
     def _problems(self) -> Iterator[str]:
         if not 0 <= self.port < 65536:
-            yield f"--port {self.port}: expected a number from 1 to 65535, or 0 for a free one"
+            yield f"--port {self.port}: expected a number from 1 to 65535, or 0 for a free port"
         if self.token is None and not self.is_local:
             yield (
-                f"--host {self.host} lets other machines in, and no token is set; add --token-file FILE (a line of at "
-                f"least {LEAST_TOKEN} characters), or leave --host away and reach the service through ssh -L"
+                f"--host {self.host} accepts other machines, and no token is set; add --token-file FILE (one line, at "
+                f"least {MIN_TOKEN_LENGTH} characters), or omit --host and connect through ssh -L"
             )
-        if self.token is not None and not (len(self.token) >= LEAST_TOKEN and self.token.isascii()
+        if self.token is not None and not (len(self.token) >= MIN_TOKEN_LENGTH and self.token.isascii()
                                            and self.token.isprintable() and " " not in self.token):  # fmt: skip
             yield (
-                f"the token: expected at least {LEAST_TOKEN} letters, digits or signs without blanks, e.g. from "
+                f"the token: expected at least {MIN_TOKEN_LENGTH} printable ASCII characters without blanks, e.g. from "
                 "openssl rand -hex 24"
             )
         for name, least in (("max_megabytes", 0.001), ("rate", 0), ("queue", 1), ("batch", 1), ("wait_ms", 0)):

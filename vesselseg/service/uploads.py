@@ -1,4 +1,4 @@
-"""A request's multipart form -> an image's bytes and checked fields, in memory only."""
+"""A request's multipart form -> image bytes and validated fields, in memory only."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from starlette.requests import Request
 from vesselseg.dataset.prompts import clean_phrase
 from vesselseg.service.errors import ServiceError
 from vesselseg.service.schemas import PredictForm
-from vesselseg.service.settings import MOST_PHRASES
+from vesselseg.service.settings import MAX_PHRASES
 
 _REPEATABLE = "phrase"
-_SHOWN = 5  # problems of one request
-_LONGEST_VALUE = 80  # characters of a wrong value that are repeated
+_MAX_PROBLEMS = 5  # reported per request
+_MAX_QUOTED = 80  # characters of a wrong value quoted in a message
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An image's bytes, the file's name without its folders, the form's other fields."""
+    """A request to /predict."""
 
-    content: bytes
-    name: str
-    form: PredictForm
+    content: bytes  # of the image file
+    name: str  # of the file, without folders
+    form: PredictForm  # the other fields
 
 
 class _InMemoryParser(MultiPartParser):
-    """Never puts an upload into a temporary file: nothing of a patient's is written to a disk."""
+    """Never spools an upload to a temporary file, so no patient data is written to disk."""
 
     spool_max_size = 1 << 50
 
 
 async def read_upload(request: Request) -> Upload:
-    """The form of /predict. Raises ServiceError with everything that is wrong with it."""
+    """The form of /predict. Raises ServiceError that lists all problems."""
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise ServiceError(
             415,
             "unsupported_type",
-            f"Content-Type is {kind[:_LONGEST_VALUE]!r}; expected multipart/form-data with the file field image, e.g. "
+            f"Content-Type is {kind[:_MAX_QUOTED]!r}; expected multipart/form-data with the file field image, e.g. "
             "curl -F image=@angiogram.png -F 'phrase=blood vessel'",
         )
-    parser = _InMemoryParser(request.headers, request.stream(), max_files=1, max_fields=MOST_PHRASES + 8)
+    parser = _InMemoryParser(request.headers, request.stream(), max_files=1, max_fields=MAX_PHRASES + 8)
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -72,16 +72,16 @@ async def _checked(form: FormData) -> Upload:
         problems.append("image: missing; expected a file")
     known = _parse(fields, problems)
     if problems or image is None or known is None:
-        raise ServiceError(422, "invalid_request", "; ".join(problems[:_SHOWN]))
+        raise ServiceError(422, "invalid_request", "; ".join(problems[:_MAX_PROBLEMS]))
     return Upload(await image.read(), base_name(image.filename or ""), known)
 
 
 def _misplaced(name: str) -> str:
-    """What is wrong with text for the image, or with a file as another field: unknown, or one that takes text."""
+    """The problem with text in the field image, or with a file in another field."""
     if name == "image":
         return "image: expected a file (with a file name)"
-    wanted = "expected text" if name in PredictForm.model_fields else "unknown field; the file's field is image"
-    return f"{name[:_LONGEST_VALUE]}: {wanted}"
+    expected = "expected text" if name in PredictForm.model_fields else "unknown field; the file's field is image"
+    return f"{name[:_MAX_QUOTED]}: {expected}"
 
 
 def _parse(fields: dict[str, list[str]], problems: list[str]) -> PredictForm | None:
@@ -93,45 +93,47 @@ def _parse(fields: dict[str, list[str]], problems: list[str]) -> PredictForm | N
             phrases.append(clean_phrase(phrase))
         except ValueError as error:
             problems.append(f"phrase: {error}")
-    given = {_REPEATABLE: list(dict.fromkeys(phrases))} if phrases else {}
+    repeated = {_REPEATABLE: list(dict.fromkeys(phrases))} if phrases else {}
     try:
-        return PredictForm.model_validate({**single, **given})
+        return PredictForm.model_validate({**single, **repeated})
     except ValidationError as error:
         problems += describe_problems(error)
         return None
 
 
 def describe_problems(error: ValidationError) -> list[str]:
-    """Pydantic's findings, one phrase each."""
-    listed = []
-    for found in error.errors(include_url=False, include_context=False):
-        place = ".".join(str(part) for part in found["loc"])
-        value = found["input"]
-        shown = f" (found {value[:_LONGEST_VALUE]!r})" if isinstance(value, str) and found["type"] != "missing" else ""
-        words = "unknown field" if found["type"] == "extra_forbidden" else found["msg"][:1].lower() + found["msg"][1:]
-        listed.append(f"{place[:_LONGEST_VALUE]}: {words}{'' if found['type'] == 'extra_forbidden' else shown}")
-    return listed
+    """Pydantic's errors, one line each."""
+    messages = []
+    for problem in error.errors(include_url=False, include_context=False):
+        place = ".".join(str(part) for part in problem["loc"])[:_MAX_QUOTED]
+        value, kind = problem["input"], problem["type"]
+        if kind == "extra_forbidden":
+            messages.append(f"{place}: unknown field")
+            continue
+        quoted = f" (found {value[:_MAX_QUOTED]!r})" if isinstance(value, str) and kind != "missing" else ""
+        messages.append(f"{place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{quoted}")
+    return messages
 
 
 def base_name(name: str) -> str:
-    """The last part of a path as any system writes it, without control characters; "image" where nothing is left."""
+    """The last part of a POSIX or Windows path, without control characters; "image" if that is empty."""
     last = PurePosixPath(PureWindowsPath(name).name).name
-    return "".join(sign for sign in last if sign.isprintable())[:255] or "image"
+    return "".join(character for character in last if character.isprintable())[:255] or "image"
 
 
-def stem_of(name: str, frame: int | None) -> str:
-    """A file's name without its ending; the frame of a clip, counted from 0, is told from 1: clip_f006.
+def result_stem(name: str, frame: int | None) -> str:
+    """A file's name without its suffix; for a clip with the frame number: clip_f006 for frame 5, counted from 0.
 
-    So the page shows it, and so `tools/prepare_data.py` finds the frame that a label's name ends in. DICOM files named
-    by a UID have no ending.
+    Names count from 1, as the page shows frames and as `tools/prepare_data.py` reads the frame from a label's name.
+    DICOM files named by a UID have no suffix.
     """
     path = PurePosixPath(name)
     stem = path.name if path.suffix[1:].isdigit() else path.stem
     return stem if frame is None else f"{stem}_f{frame + 1:03d}"
 
 
-def schema_of(form: type[BaseModel], file: str) -> dict[str, object]:
-    """What OpenAPI says of a multipart form: the model's fields and one file."""
+def form_schema(form: type[BaseModel], file: str) -> dict[str, object]:
+    """The OpenAPI schema of a multipart form: the model's fields and one file."""
     schema = form.model_json_schema()
     properties = {file: {"type": "string", "format": "binary", "description": "Any image, DICOM file or video."}}
     properties |= schema["properties"]

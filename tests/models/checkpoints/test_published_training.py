@@ -174,7 +174,7 @@ def test_a_converted_folder_answers_as_the_model_put_together_by_hand(
     found = load_predictor(tmp_path / "out", device="cpu").model
     expected = probabilities(by_hand(arguments, state), arguments["base"])
     np.testing.assert_allclose(probabilities(found, str(tmp_path / "out")), expected, atol=1e-5)
-    assert "0.50, no split chose it" in (tmp_path / "out" / "README.md").read_text()
+    assert "0.50, a default, not chosen on a split" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_a_start_from_it_changed_is_in_later_checkpoints(

@@ -1,6 +1,6 @@
 // The page of tools/serve.py: drop images, predict, choose a threshold, correct, save.
 import { Api, Queue, takeToken } from "./service_api.js";
-import { askToken, sure } from "./service_dialogs.js";
+import { askToken, confirmRemoval } from "./service_dialogs.js";
 import { saveLabelMe, saveMasks, saveOverlay } from "./service_downloads.js";
 import { listenKeys } from "./service_keys.js";
 import { List, thumbnailOf } from "./service_list.js";
@@ -12,11 +12,11 @@ import { View, pictureOf } from "./service_view.js";
 
 const $ = (id) => document.getElementById(id);
 const boxes = (name) => [...document.querySelectorAll(`input[name=${name}]`)];
-let ticking = null;
-let painting = false;
+let busyTimer = null;
+let repaintScheduled = false;
 
 const api = new Api(askToken);
-const thumbnails = new Queue(2); // a picture takes much more memory decoded than as a file
+const thumbnails = new Queue(2); // limits memory: a decoded image is much larger than its file
 const predictions = new Predictions(api, { progress, stored });
 const list = new List($("list"), { choose: go, remove: removeItem });
 const panel = new Panel({
@@ -32,14 +32,14 @@ const view = new View($("row"), {
   refuse: toast,
 });
 
-// --- what is shown -------------------------------------------------------------------------------------------------
+// --- display ----------------------------------------------------------------------------------------------------
 
-/** After anything but a slider or a stroke. */
+/** Update everything; sliders and strokes use `repaint` instead. */
 async function changed() {
   panel.render();
   list.render();
   position();
-  offerPredict(); // not after the picture is decoded: who drops an image and presses P at once means it
+  offerPredict(); // before the image is decoded, so that P works immediately after a drop
   const drawn = await view.show();
   if (drawn === null) return;
   panel.facts();
@@ -49,12 +49,12 @@ async function changed() {
   message(drawn);
 }
 
-/** Colours, thresholds and masks, at most once a frame. */
+/** Update colours, thresholds and masks, at most once per animation frame. */
 function repaint() {
-  if (painting) return;
-  painting = true;
+  if (repaintScheduled) return;
+  repaintScheduled = true;
   requestAnimationFrame(() => {
-    painting = false;
+    repaintScheduled = false;
     view.repaint();
     numbers();
   });
@@ -69,7 +69,7 @@ function numbers() {
   describe();
 }
 
-/** Names of the models over the pictures, and words for who does not see them. */
+/** Model names over the stages, and descriptions for screen readers. */
 function describe() {
   const { item } = state;
   const names = shownModels();
@@ -81,9 +81,9 @@ function describe() {
   tabs.right.textContent = tabs.second.textContent = names[1] ?? "";
   [$("stage"), $("stage-2")].forEach((stage, place) => {
     const found = state.phrases.filter((entry) => entry.visible && resultOf(item, names[place])?.layers.has(entry.phrase));
-    const words = !state.shown || !found.length ? "no mask shown" : `masks: ${found.map((entry) => entry.phrase).join(", ")}`;
+    const text = !state.shown || !found.length ? "no mask shown" : `masks: ${found.map((entry) => entry.phrase).join(", ")}`;
     const frame = item?.frames > 1 ? `, frame ${item.frame + 1}` : "";
-    stage.setAttribute("aria-label", item ? `${item.name}${frame}, ${names[place] ?? ""}, ${words}` : "No picture yet");
+    stage.setAttribute("aria-label", item ? `${item.name}${frame}, ${names[place] ?? ""}, ${text}` : "No picture yet");
   });
 }
 
@@ -91,19 +91,19 @@ function message(drawn) {
   const { item } = state;
   const busy = Boolean(item?.jobs.size);
   $("welcome").hidden = Boolean(item || state.problem);
-  const words = state.problem ?? (busy || !item ? "" : item.error ? `${item.name}: ${item.error.words}` : drawn ? "" : "The browser cannot show this kind of file; the service can, once it predicts.");
-  $("message").hidden = !words;
+  const text = state.problem ?? (busy || !item ? "" : item.error ? `${item.name}: ${item.error.message}` : drawn ? "" : "The browser cannot display this file type. The service can: the image appears after predicting.");
+  $("message").hidden = !text;
   $("message").classList.toggle("quiet", !item?.error && !state.problem);
   $("message").classList.toggle("below", drawn);
-  if (words !== $("message-words").textContent) $("message-words").textContent = words;
+  if (text !== $("message-words").textContent) $("message-words").textContent = text;
   $("message-id").hidden = !item?.error?.requestId;
   $("message-id").querySelector("code").textContent = item?.error?.requestId ?? "";
   $("retry").textContent = item?.error || state.problem ? "Try again" : "Predict";
   $("busy").hidden = !busy;
   offerPredict();
-  clearInterval(ticking);
-  if (busy) ticking = setInterval(tick, 200);
-  tick();
+  clearInterval(busyTimer);
+  if (busy) busyTimer = setInterval(showElapsed, 200);
+  showElapsed();
 }
 
 function offerPredict() {
@@ -112,9 +112,9 @@ function offerPredict() {
   $("predict").classList.toggle("primary", Boolean(item) && (shownModels().some((model) => model && missing(item, model).length) || Boolean(item.error)));
 }
 
-function tick() {
+function showElapsed() {
   const job = [...(state.item?.jobs.values() ?? [])].find((one) => one.started) ?? null;
-  $("busy-words").textContent = job ? `Segmenting… ${((performance.now() - job.started) / 1000).toFixed(0)} s` : "Waiting its turn…";
+  $("busy-words").textContent = job ? `Segmenting… ${((performance.now() - job.started) / 1000).toFixed(0)} s` : "Waiting…";
 }
 
 function position() {
@@ -135,8 +135,8 @@ function position() {
   document.title = item ? `${item.name} · vesselseg` : "vesselseg";
 }
 
-function toast(words) {
-  $("toast").textContent = words;
+function toast(text) {
+  $("toast").textContent = text;
   clearTimeout($("toast").timer);
   $("toast").timer = setTimeout(() => { $("toast").textContent = ""; }, 4000);
 }
@@ -172,13 +172,13 @@ async function addFiles(files) {
   for (const file of files) {
     const item = newItem(file, file.name || "image");
     state.items.push(item);
-    small(item);
+    makeThumbnail(item);
   }
   if (state.items.length > first) go(state.items[first]);
 }
 
-/** A thumbnail where the browser can make one. */
-async function small(item) {
+/** A thumbnail, if the browser can decode the file. */
+async function makeThumbnail(item) {
   const picture = await thumbnails.run(() => createImageBitmap(item.file).catch(() => null));
   if (picture) item.thumbnail = thumbnailOf(picture);
   picture?.close();
@@ -197,7 +197,7 @@ function leaf(step) {
 }
 
 async function removeItem(item) {
-  if (hasUnsaved(item) && !(await sure(`${item.name} has corrections that are not saved.`, "Remove the image?"))) return;
+  if (hasUnsaved(item) && !(await confirmRemoval(`${item.name} has unsaved corrections.`, "Remove the image?"))) return;
   predictions.cancel(item);
   const place = state.items.indexOf(item);
   state.items.splice(place, 1);
@@ -207,12 +207,12 @@ async function removeItem(item) {
 
 async function dropPhrase(phrase) {
   const names = unsavedWith(phrase);
-  if (names.length && !(await sure(`Corrections of “${phrase}” are not saved: ${names.join(", ")}.`, "Remove the phrase?"))) return;
+  if (names.length && !(await confirmRemoval(`“${phrase}” has unsaved corrections in ${names.join(", ")}.`, "Remove the phrase?"))) return;
   removePhrase(phrase);
   changed();
 }
 
-/** A frame that was not predicted is predicted at once: only the service can read it. */
+/** Show a frame; one without a result is predicted, because only the service can decode it. */
 function setFrame(frame) {
   const { item } = state;
   if (!item) return;
@@ -224,7 +224,7 @@ function setFrame(frame) {
   clearTimeout(setFrame.timer);
   setFrame.timer = setTimeout(() => {
     if (item === state.item && item.frame === wanted && !anyResult(item)) predictions.item(item);
-  }, 250); // a slider passes many
+  }, 250); // a slider passes many frames
 }
 
 // --- settings ------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ function setModel(name) {
 
 function setView(mode) {
   if (mode !== "single" && state.models.length < 2) {
-    toast("Comparing takes two models: start the service with both, tools/serve.py MODEL MODEL.");
+    toast("Comparing needs two models: start the service with both, tools/serve.py MODEL MODEL.");
     mode = "single";
   }
   state.view = mode;
@@ -294,7 +294,7 @@ async function save(work) {
   if (!result?.layers.size) return;
   try {
     const names = await work(item, result);
-    if (!names.length) return toast("All phrases are switched off: show one to save it.");
+    if (!names.length) return toast("All phrases are hidden: show one to save it.");
     toast(`Saved ${names.join(", ")}`);
   } catch (error) {
     toast(`Not saved: ${error.message}${error.requestId ? ` (request ${error.requestId})` : ""}`);
@@ -308,7 +308,7 @@ const saves = {
   labelme: () => save((item, result) => saveLabelMe(item, result, api)),
 };
 
-// --- what the user does --------------------------------------------------------------------------------------------
+// --- events ----------------------------------------------------------------------------------------------------
 
 function listenFiles() {
   const choose = () => $("files").click();

@@ -1,18 +1,18 @@
-// Calls of the service: the token, errors in words, and the queue of predictions.
+// Calls of the service: token, error messages, and a queue for predictions.
 
 const STORED = "vesselseg token";
-const PATIENCE = 4; // times that a busy service is asked again
+const RETRIES = 4; // when the service is busy
 let asking = null;
 
-/** What went wrong, in the service's words. requestId: to find it in the service's log; may be empty. */
+/** An error with the message of the service. requestId: as in the log of the service; may be empty. */
 export class ServiceError extends Error {
-  constructor(words, requestId = "", code = "") {
-    super(words);
+  constructor(text, requestId = "", code = "") {
+    super(text);
     Object.assign(this, { requestId, code });
   }
 }
 
-/** Take #token=... out of the address, where it would stay in the history and on the screen. */
+/** Move #token=... from the address to the session storage, so that it is not in the history or on the screen. */
 export function takeToken() {
   const parts = new URLSearchParams(location.hash.slice(1));
   const token = parts.get("token");
@@ -22,7 +22,7 @@ export function takeToken() {
   history.replaceState(null, "", `${location.pathname}${location.search}${parts.size ? `#${parts}` : ""}`);
 }
 
-/** One question to the user, however many calls wait for its answer. */
+/** Ask the user once, even if several calls need the token. */
 async function askToken(ask, refused) {
   asking ??= ask(refused).finally(() => { asking = null; });
   const token = await asking;
@@ -37,37 +37,37 @@ const wait = (milliseconds, signal) => new Promise((resolve, reject) => {
 
 async function problemOf(answer) {
   const requestId = answer.headers.get("X-Request-ID") ?? "";
-  const said = await answer.json().catch(() => null);
-  const error = said?.error;
+  const content = await answer.json().catch(() => null);
+  const error = content?.error;
   if (error?.message) return new ServiceError(error.message, error.request_id ?? requestId, error.code);
-  const words = { 413: "The file is larger than the service takes.", 429: "Too many requests: wait a little.",
+  const messages = { 413: "The file is larger than the service accepts.", 429: "Too many requests: wait a moment.",
     503: "The service is busy or still loading its model." };
-  return new ServiceError(words[answer.status] ?? `The service answered with error ${answer.status}.`, requestId);
+  return new ServiceError(messages[answer.status] ?? `The service returned error ${answer.status}.`, requestId);
 }
 
 export class Api {
-  /** ask(refused): a promise of a token that the user types, or of null; refused: whether one was tried. */
+  /** ask(refused): a promise of the token that the user types, or of null; refused: whether a token was refused. */
   constructor(ask) {
     this.ask = ask;
   }
 
-  /** An answer's JSON. Asks for a token where one is wanted, and again later where the service is busy. */
+  /** The JSON of a response. Asks the user for a token if needed, and retries if the service is busy. */
   async call(path, options = {}) {
     for (let attempt = 0; ; attempt++) {
       const token = sessionStorage.getItem(STORED);
       const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
       const answer = await fetch(path, { ...options, headers, cache: "no-store" }).catch((error) => {
         if (error.name === "AbortError") throw error;
-        throw new ServiceError("The service does not answer: it may have been stopped, or the network is down.");
+        throw new ServiceError("The service does not respond: it may have been stopped, or the network is down.");
       });
       if (answer.ok) return answer.json();
       if (answer.status === 401) {
         if (token === sessionStorage.getItem(STORED)) {
           sessionStorage.removeItem(STORED);
-          if (!(await askToken(this.ask, Boolean(token)))) throw new ServiceError("The service wants a token.", answer.headers.get("X-Request-ID") ?? "");
+          if (!(await askToken(this.ask, Boolean(token)))) throw new ServiceError("The service requires a token.", answer.headers.get("X-Request-ID") ?? "");
         }
         attempt--;
-      } else if ([429, 503].includes(answer.status) && attempt < PATIENCE && Number(answer.headers.get("Retry-After"))) {
+      } else if ([429, 503].includes(answer.status) && attempt < RETRIES && Number(answer.headers.get("Retry-After"))) {
         await wait(1000 * Math.min(20, Number(answer.headers.get("Retry-After"))), options.signal);
       } else {
         throw await problemOf(answer);
@@ -94,7 +94,7 @@ export class Api {
   }
 }
 
-/** At most `slots` pieces of work at once, the others in their order. */
+/** Runs at most `slots` tasks at once, in order. */
 export class Queue {
   constructor(slots) {
     Object.assign(this, { free: slots, waiting: [] });

@@ -1,11 +1,11 @@
-// Questions to the user.
+// Dialogs.
 
 const $ = (id) => document.getElementById(id);
 
-/** The token that is typed, or null. refused: whether another one was tried before. */
+/** The token that the user types, or null. refused: whether a token was refused before. */
 export function askToken(refused) {
   const dialog = $("token");
-  if (refused) $("token-words").textContent = "The service refused that token.";
+  if (refused) $("token-words").textContent = "The service refused this token.";
   $("token-input").value = "";
   $("token-form").onsubmit = (event) => { event.preventDefault(); dialog.close("given"); };
   $("token-cancel").onclick = () => dialog.close("");
@@ -16,11 +16,11 @@ export function askToken(refused) {
   });
 }
 
-/** Whether something is to be lost. */
-export function sure(words, title) {
+/** Whether the user confirms that something is removed. */
+export function confirmRemoval(text, title) {
   const dialog = $("sure");
   $("sure-title").textContent = title;
-  $("sure-words").textContent = words;
+  $("sure-words").textContent = text;
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => { dialog.onclose = () => resolve(dialog.returnValue === "yes"); });

@@ -1,4 +1,4 @@
-// What can be saved: masks, the picture as it is seen, LabelMe polygons.
+// Downloads: masks, the image with its overlay, LabelMe polygons.
 import { canvasOf } from "./browse_stage.js";
 import { opacityOf, paint } from "./service_paint.js";
 import { toBase64, writeGrey } from "./service_png.js";
@@ -15,7 +15,7 @@ function offer(blob, name) {
 const phrasePart = (phrase) => phrase.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
 const bytesOf = (mask) => mask.map((value) => 255 * value);
 
-/** The layers that are switched on, whatever the way they are drawn. */
+/** The visible layers, independent of the drawing style. */
 const chosen = (result) => visibleLayers(result, "fill");
 
 /** One grey PNG per visible phrase, 255 is vessel. -> names. */
@@ -31,7 +31,7 @@ export async function saveMasks(result) {
   return names;
 }
 
-/** The picture with what is drawn over it, pixel for pixel. */
+/** The image with the visible masks, at full resolution. */
 export async function saveOverlay(result, picture) {
   const canvas = canvasOf(result.width, result.height);
   const context = canvas.getContext("2d");
@@ -47,7 +47,7 @@ export async function saveOverlay(result, picture) {
   return [name];
 }
 
-/** Polygons of the visible phrases, made by the service; with the picture itself, where LabelMe cannot open the file. */
+/** Polygons of the visible phrases, made by the service; with the embedded image if LabelMe cannot open the file. */
 export async function saveLabelMe(item, result, api) {
   const layers = chosen(result);
   if (!layers.length) return [];

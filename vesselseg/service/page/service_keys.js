@@ -1,11 +1,11 @@
-// The keyboard; the list that users see is in service.html.j2.
+// Keyboard shortcuts; service.html.j2 lists them for users.
 import { state } from "./service_state.js";
 
 const $ = (id) => document.getElementById(id);
 const KINDS = ["fill", "outline", "heat"];
 
-/** Whether a field has a use of its own for a key. */
-function keeps(field, key) {
+/** Whether a field handles a key itself. */
+function handlesKey(field, key) {
   if (field.matches("select")) return key.length === 1 || key.startsWith("Arrow");
   if (field.matches("[type=checkbox], [type=radio], [type=range], [type=color]")) return key.length > 1 || key === " ";
   return true;
@@ -35,7 +35,7 @@ export function listenKeys(act) {
       return view.cancel();
     }
     if (event.ctrlKey || event.metaKey) return undoKey(event, field);
-    if (field && keeps(field, event.key)) return;
+    if (field && handlesKey(field, event.key)) return;
     if (event.key === " " && !event.target.closest("button")) {
       event.preventDefault();
       view.space = true;
@@ -50,14 +50,14 @@ export function listenKeys(act) {
   addEventListener("blur", () => { view.space = false; });
 
   function undoKey(event, field) {
-    if (field?.matches("[type=text], [type=number], [type=password], :not([type])")) return; // undoes its own typing
+    if (field?.matches("[type=text], [type=number], [type=password], :not([type])")) return; // text fields have their own undo
     const key = event.key.toLowerCase();
     if (key !== "z" && key !== "y") return;
     event.preventDefault();
     view.history(key === "y" || event.shiftKey ? "redo" : "undo");
   }
 
-  // who switches with the mouse goes on with the keyboard's commands, some of which a focused switch would take
+  // After a click on a switch the stage gets the focus, because a focused switch would handle some shortcut keys.
   for (const place of document.querySelectorAll(".segments")) {
     place.addEventListener("pointerup", () => setTimeout(() => {
       if (place.contains(document.activeElement)) $("stage").focus({ preventScroll: true, focusVisible: false });

@@ -1,11 +1,11 @@
-// The dropped images: thumbnail, name, and how far each is.
+// The list of images: thumbnail, name and state.
 import { element, percent } from "./browse_panels.js";
 import { canvasOf } from "./browse_stage.js";
 import { anyResult, currentMask, hasUnsaved, resultOf, state } from "./service_state.js";
 
-const SIZE = 96; // pixels of a thumbnail, shown at half
+const SIZE = 96; // pixels of a thumbnail, displayed at half size
 
-/** A small picture, cut to a square. */
+/** A thumbnail, cropped to a square. */
 export function thumbnailOf(picture) {
   const canvas = canvasOf(SIZE, SIZE);
   const scale = SIZE / Math.min(picture.width, picture.height);
@@ -14,7 +14,7 @@ export function thumbnailOf(picture) {
   return canvas;
 }
 
-/** [tone, words] of an image's row. */
+/** [CSS class, text] of an image's row. */
 function stateOf(item) {
   if ([...item.jobs.values()].some((job) => job.started)) return ["busy", "segmenting…"];
   if (item.jobs.size) return ["waiting", "waiting"];
@@ -57,9 +57,9 @@ export class List {
 
   update(item) {
     const row = this.rows.get(item);
-    const [tone, words] = stateOf(item);
+    const [tone, text] = stateOf(item);
     row.className = tone;
-    row.querySelector(".sub").textContent = words;
+    row.querySelector(".sub").textContent = text;
     row.querySelector(".row").setAttribute("aria-current", item === state.item);
     const place = row.querySelector(".thumbnail");
     if (item.thumbnail && place.firstChild !== item.thumbnail) place.replaceChildren(item.thumbnail);

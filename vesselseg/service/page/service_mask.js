@@ -1,10 +1,10 @@
-// From a probability map to a mask, and the corrections that lie over it.
+// Probability map -> mask, and the corrections of a mask.
 // A layer is {phrase, width, height, values: probability * 255, edits: one byte per pixel}.
 
 const ADDED = 1;
 const REMOVED = 2;
 
-/** The mask of a layer: 1 where the probability lies above the threshold, unless corrected; width * height bytes. */
+/** The mask of a layer, width * height bytes: 1 if the probability is above the threshold, unless corrected. */
 export function maskOf(layer, threshold) {
   const { values, edits } = layer;
   const cut = Math.floor(255 * threshold + 1e-9);
@@ -19,7 +19,7 @@ export function pixels(mask) {
   return sum;
 }
 
-/** 2 |A and B| / (|A| + |B|); null where both are empty. */
+/** Dice coefficient 2 |A and B| / (|A| + |B|); null if both masks are empty. */
 export function dice(one, other) {
   let [both, all] = [0, 0];
   for (let i = 0; i < one.length; i++) {
@@ -29,13 +29,13 @@ export function dice(one, other) {
   return all ? (2 * both) / all : null;
 }
 
-/** Corrections in the order they were made. A step sets some pixels of one layer's edits to one value. */
+/** Corrections in order. A step sets some pixels of one layer's edits to one value. */
 export class History {
   constructor() {
     Object.assign(this, { done: [], undone: [] });
   }
 
-  /** A stroke that is being drawn; erase: takes away instead of adding. */
+  /** Begin a stroke; erase: removes vessel instead of adding it. */
   begin(layer, erase) {
     return { layer, value: erase ? REMOVED : ADDED, places: [], before: [] };
   }
@@ -48,7 +48,7 @@ export class History {
     return true;
   }
 
-  /** All corrections of a layer away, which can be undone as well. */
+  /** Remove all corrections of a layer; this step can be undone too. */
   clear(layer) {
     const step = { layer, value: 0, places: [], before: [] };
     layer.edits.forEach((value, place) => value && note(step, place));
@@ -67,13 +67,13 @@ export class History {
     this.done.push(step);
   }
 
-  /** The steps of a layer that is no more. */
+  /** Drop the steps of a removed layer. */
   forget(layer) {
     this.done = this.done.filter((step) => step.layer !== layer);
     this.undone = this.undone.filter((step) => step.layer !== layer);
   }
 
-  /** The step that "undo" or "redo" would take, or undefined. */
+  /** The step that "undo" or "redo" would apply, or undefined. */
   next(which) {
     return (which === "undo" ? this.done : this.undone).at(-1);
   }
@@ -91,7 +91,7 @@ function note(step, place) {
   edits[place] = step.value;
 }
 
-/** Draw from one point to another, in image pixels, with a round brush of a diameter. -> the box touched, or null. */
+/** Draw a line between two points, in image pixels, with a round brush. -> the bounding box of the change, or null. */
 export function stroke(step, from, to, diameter) {
   const { width, height } = step.layer;
   const radius = Math.max(0.5, diameter / 2);
@@ -105,12 +105,12 @@ export function stroke(step, from, to, diameter) {
   const length = dx * dx + dy * dy;
   for (let y = box.top; y < box.bottom; y++) {
     for (let x = box.left; x < box.right; x++) {
-      const [px, py] = [x + 0.5 - from[0], y + 0.5 - from[1]]; // to the pixel's middle
+      const [px, py] = [x + 0.5 - from[0], y + 0.5 - from[1]]; // from the start to the centre of the pixel
       const along = length ? Math.min(1, Math.max(0, (px * dx + py * dy) / length)) : 0;
       if ((px - along * dx) ** 2 + (py - along * dy) ** 2 <= radius * radius) note(step, y * width + x);
     }
   }
-  // a brush of one pixel may lie between all middles
+  // A brush of one pixel may contain no pixel centre.
   const [x, y] = to.map(Math.floor);
   if (x >= 0 && y >= 0 && x < width && y < height) note(step, y * width + x);
   return box.right > box.left && box.bottom > box.top ? box : null;

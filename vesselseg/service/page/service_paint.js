@@ -1,4 +1,4 @@
-// Masks and probabilities as coloured pixels over the picture.
+// Masks and probabilities as coloured pixels over the image.
 import { channelsOf, lineWidth } from "./browse_stage.js";
 
 const HEAT_STOPS = [[20, 11, 52], [87, 16, 110], [140, 41, 129], [188, 55, 84], [227, 89, 51], [249, 142, 9], [249, 203, 53], [252, 255, 164]];
@@ -18,7 +18,7 @@ const HEAT = Uint32Array.from({ length: 256 }, (_, value) => {
 
 const colourValue = (colour) => packed(...channelsOf(colour), 255);
 
-/** Whether a pixel of a mask lies within `thick` steps of its border; the picture's own edge is none. */
+/** Whether a mask pixel is within `thick` pixels of the mask's border; the image edge does not count as one. */
 function onRim(mask, width, height, x, y, thick) {
   const place = y * width + x;
   for (let step = 1; step <= thick; step++) {
@@ -29,9 +29,9 @@ function onRim(mask, width, height, x, y, thick) {
 }
 
 /**
- * Paint layers on a canvas of the picture's size, the last one on top.
+ * Paint layers on a canvas of the image's size, the last one on top.
  * layers: [{mask, colour, layer}]. kind: "fill", "outline" or "heat" (the probabilities of the last layer under the
- * outline of its mask). box: what is painted anew, all if none is given.
+ * outline of its mask). box: the region to repaint; by default everything.
  */
 export function paint(canvas, layers, kind, box = null) {
   const { width, height } = canvas;
@@ -56,10 +56,10 @@ export function paint(canvas, layers, kind, box = null) {
   context.putImageData(image, left, top);
 }
 
-/** A line of one pixel needs more than an area to be seen. */
+/** Thin lines and the heat map need more opacity than areas to be visible. */
 export const opacityOf = (kind, opacity) => Math.min(1, opacity * (kind === "outline" ? 1.8 : kind === "heat" ? 1.4 : 1));
 
-/** The bar beside the heat map. */
+/** The colour bar of the heat map. */
 export function paintLegend(canvas) {
   const context = canvas.getContext("2d");
   for (let y = 0; y < canvas.height; y++) {

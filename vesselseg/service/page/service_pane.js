@@ -1,4 +1,4 @@
-// A picture that zooms, moves and is drawn on: mouse, pen and fingers.
+// An image that can be zoomed, panned and drawn on, by mouse, pen and touch.
 import { Stage } from "./browse_stage.js";
 
 /**
@@ -17,21 +17,21 @@ export class Pane extends Stage {
     return [(event.clientX - box.left - this.x) / this.scale, (event.clientY - box.top - this.y) / this.scale];
   }
 
-  /** Where another pane of the same size is. */
+  /** Take over zoom and position of another pane of the same size. */
   follow(other) {
     Object.assign(this, { scale: other.scale, x: other.x, y: other.y, fitted: other.fitted });
     this.place();
   }
 
-  /** One pixel of the picture on one of the screen. */
+  /** One image pixel per screen pixel. */
   actualSize() {
     this.zoom(1 / this.scale);
   }
 
-  /** Listens before the stage does, and keeps from it what draws. */
+  /** Receives events before the stage does, and withholds those that draw. */
   listen() {
     const { element } = this;
-    this.pen = false; // once a pen was seen, fingers move the picture
+    this.pen = false; // after a pen was used, fingers pan instead of drawing
     const on = (name, act) => element.addEventListener(name, act, { capture: true });
     on("pointerdown", (event) => this.down(event));
     on("pointermove", (event) => this.moved(event));
@@ -44,12 +44,12 @@ export class Pane extends Stage {
   }
 
   down(event) {
-    if (event.target.closest(".divider")) return; // listens itself
+    if (event.target.closest(".divider")) return; // has its own handlers
     if (event.target.closest("button, .message, .welcome")) return void event.stopImmediatePropagation();
     if (event.pointerType === "pen") this.pen = true;
     if (this.stroking !== undefined) {
       if (event.pointerType !== "touch") return void event.stopImmediatePropagation();
-      // a second finger: it was to be a pinch
+      // A second finger: the first one began a pinch, not a stroke.
       this.tools.cancel();
       this.pointers.set(this.stroking, this.lastAt);
       this.stroking = undefined;
@@ -57,7 +57,7 @@ export class Pane extends Stage {
     }
     const moves = event.button === 1 || this.pointers.size || (event.pointerType === "touch" && this.pen);
     if (moves || !this.tools.drawing()) return;
-    const erase = event.button === 2 || event.button === 5; // right button, a pen's other end
+    const erase = event.button === 2 || event.button === 5; // right mouse button, or the eraser end of a pen
     if (!this.tools.start(this, this.point(event), erase)) return;
     event.stopImmediatePropagation();
     this.element.setPointerCapture(event.pointerId);

@@ -1,4 +1,4 @@
-// The settings beside the picture: phrases, models, thresholds, facts.
+// The settings panel: phrases, models, thresholds, facts.
 import { element, percent, count } from "./browse_panels.js";
 import { dice } from "./service_mask.js";
 import { anyResult, comparing, currentMask, isUnsaved, modelNamed, phrasesFor, resultOf, shownModels, state } from "./service_state.js";
@@ -12,7 +12,7 @@ export class Panel {
     this.on = on;
   }
 
-  /** Everything but what a slider in use would lose. */
+  /** Render everything; `numbers` alone keeps a slider that is being dragged. */
   render() {
     this.models();
     this.phrases();
@@ -55,7 +55,7 @@ export class Panel {
       element("label", { class: "eye" }, eye), remove);
   }
 
-  /** A slider for every model that is shown. */
+  /** A slider for every shown model. */
   thresholds() {
     $("thresholds").replaceChildren(...shownModels().filter(Boolean).map((name) => this.threshold(name)));
   }
@@ -84,7 +84,7 @@ export class Panel {
       element("div", { class: "line small" }, reset, everywhere));
   }
 
-  /** What changes while a slider or the brush is moved. */
+  /** Values that change while a slider or the brush moves. */
   numbers() {
     const { item } = state;
     const result = resultOf(item);
@@ -93,15 +93,15 @@ export class Panel {
       const { phrase } = row.dataset;
       const layer = result?.layers.get(phrase);
       row.classList.toggle("active", state.active === phrase);
-      row.querySelector(".share").textContent = layer ? shareWords(result, layer)
-        : !known.includes(phrase) ? "not known to this model" : item ? "not predicted yet" : "";
+      row.querySelector(".share").textContent = layer ? shareText(result, layer)
+        : !known.includes(phrase) ? "unknown to this model" : item ? "not predicted yet" : "";
     }
     this.agreement();
     const able = Boolean(result?.layers.size);
     for (const id of ["save-mask", "save-overlay", "save-labelme"]) $(id).disabled = !able;
     const unsaved = able && isUnsaved(result);
     $("clear").hidden = !result?.layers.get(state.active)?.edits.some(Boolean);
-    $("save-note").textContent = [able && comparing() ? `What ${state.model} found, the left one.` : "",
+    $("save-note").textContent = [able && comparing() ? `Saves the result of ${state.model}, the left model.` : "",
       unsaved ? "Corrections are not saved yet." : ""].filter(Boolean).join(" ");
     $("save-note").classList.toggle("warn", unsaved);
   }
@@ -112,8 +112,8 @@ export class Panel {
     $("agreement").hidden = !(layers[0] && layers[1]);
     if ($("agreement").hidden) return;
     const value = dice(currentMask(one, layers[0]).mask, currentMask(other, layers[1]).mask);
-    $("agreement").replaceChildren(...(value === null ? ["Both find nothing."]
-      : ["The two agree: ", element("strong", {}, `Dice ${value.toFixed(3)}`)]));
+    $("agreement").replaceChildren(...(value === null ? ["Both masks are empty."]
+      : ["Agreement: ", element("strong", {}, `Dice ${value.toFixed(3)}`)]));
   }
 
   facts() {
@@ -130,7 +130,7 @@ export class Panel {
   }
 }
 
-function shareWords(result, layer) {
+function shareText(result, layer) {
   const { pixels } = currentMask(result, layer);
   return `${percent(pixels / (result.width * result.height))} · ${count(pixels)} px`;
 }

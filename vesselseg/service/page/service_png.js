@@ -1,5 +1,5 @@
-// 8-bit grey PNG, value for value. A canvas would do it with colour management, and with noise where a browser guards
-// against fingerprinting; a probability must arrive as it was sent. Format: www.w3.org/TR/png.
+// Lossless 8-bit grey PNG. A canvas would apply colour management, and browsers that prevent fingerprinting add noise to
+// it, which would change probabilities. Format: www.w3.org/TR/png.
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
@@ -28,7 +28,7 @@ async function through(bytes, transform) {
 /** bytes: of a grey PNG of 8 bits, not interlaced. -> {width, height, values: width * height bytes, row after row}. */
 export async function readGrey(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (SIGNATURE.some((value, i) => bytes[i] !== value)) throw new Error("The service sent something that is no PNG.");
+  if (SIGNATURE.some((value, i) => bytes[i] !== value)) throw new Error("The service sent data that is not a PNG.");
   const [width, height] = [view.getUint32(16), view.getUint32(20)];
   const [depth, colour, , , interlaced] = bytes.subarray(24, 29);
   if (depth !== 8 || colour !== 0 || interlaced) throw new Error("The service sent a PNG that is not 8-bit grey.");
@@ -52,13 +52,14 @@ function unfilter(rows, width, height) {
     const out = values.subarray(y * width, (y + 1) * width);
     for (let x = 0; x < width; x++) {
       const [left, corner] = x ? [out[x - 1], above[x - 1]] : [0, 0];
-      out[x] = row[x] + guess(kind, left, above[x], corner);
+      out[x] = row[x] + predicted(kind, left, above[x], corner);
     }
   }
   return values;
 }
 
-function guess(kind, left, up, corner) {
+/** The predictor of a PNG filter: none, sub, up, average, Paeth. */
+function predicted(kind, left, up, corner) {
   if (kind === 0) return 0;
   if (kind === 1) return left;
   if (kind === 2) return up;
@@ -75,7 +76,7 @@ export async function writeGrey(width, height, values) {
   const view = new DataView(header.buffer);
   view.setUint32(0, width);
   view.setUint32(4, height);
-  header[8] = 8; // bits; the rest zero: grey, deflate, adaptive filters, not interlaced
+  header[8] = 8; // bit depth; zeros mean grey, deflate, adaptive filters, not interlaced
   const packed = await through(rows, new CompressionStream("deflate"));
   const parts = [Uint8Array.from(SIGNATURE), chunk("IHDR", header), chunk("IDAT", packed), chunk("IEND", new Uint8Array(0))];
   return new Blob(parts, { type: "image/png" });

@@ -1,21 +1,21 @@
-// Which prediction is asked for when, and what becomes of its answer.
+// Schedules predictions and stores their results.
 import { Queue } from "./service_api.js";
 import { thumbnailOf } from "./service_list.js";
 import { missing, phrasesFor, shownModels, state, store } from "./service_state.js";
 
-const AT_ONCE = 4; // the service puts what waits into one batch
+const CONCURRENT = 4; // the service combines waiting requests into batches
 
-const SPARE = 4000; // bytes of a request beside the image
-const UNREADABLE = "The browser cannot read this: it is a folder, or the file has changed or gone. Drop it again.";
+const FORM_BYTES = 4000; // of a request in addition to the image
+const UNREADABLE = "The browser cannot read this: it is a folder, or the file was changed or deleted. Add it again.";
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
-/** api: the service. on: {progress(item): waits, starts or ends, stored(item)}. */
+/** on: {progress(item): a job was queued, started or finished, stored(item)}. */
 export class Predictions {
   constructor(api, on) {
-    Object.assign(this, { api, on, queue: new Queue(AT_ONCE), batch: null });
+    Object.assign(this, { api, on, queue: new Queue(CONCURRENT), batch: null });
   }
 
-  /** Predict the frame that is shown, with every shown model; what is there already is asked again if all is. */
+  /** Predict the shown frame with every shown model: missing results, or all again if none is missing. */
   async item(item) {
     item.error = null;
     const wanted = shownModels().filter((model) => missing(item, model).length);
@@ -30,10 +30,10 @@ export class Predictions {
     this.on.progress(item);
     let failure = null;
     try {
-      if (!phrases.length) throw new Error(`${model} knows none of these phrases; add one that it suggests.`);
-      const most = state.limits.max_bytes - SPARE;
-      if (item.file.size > most) throw new Error(`${megabytes(item.file.size)}; this service takes at most ${megabytes(most)}.`);
-      // read here, where a failure can be told from one of the network
+      if (!phrases.length) throw new Error(`${model} accepts none of these phrases; add one from its list.`);
+      const most = state.limits.max_bytes - FORM_BYTES;
+      if (item.file.size > most) throw new Error(`${megabytes(item.file.size)}; this service accepts at most ${megabytes(most)}.`);
+      // Read here, so that a read error can be distinguished from a network error.
       const content = await item.file.arrayBuffer().catch(() => { throw new Error(UNREADABLE); });
       const { signal } = job.abort;
       const answer = await this.queue.run(() => {
@@ -44,7 +44,7 @@ export class Predictions {
       const result = await store(item, model, phrases, answer);
       item.thumbnail ??= thumbnailOf(await createImageBitmap(result.picture));
     } catch (error) {
-      failure = { words: error.message, requestId: error.requestId ?? "" };
+      failure = { message: error.message, requestId: error.requestId ?? "" };
     }
     if (item.jobs.get(model) === job) { // not cancelled
       item.jobs.delete(model);
@@ -53,7 +53,7 @@ export class Predictions {
     this.on.stored(item);
   }
 
-  /** At once: what is asked next does not wait until a file is read or its turn has come. */
+  /** Takes effect immediately, even while the file is being read or the job is queued. */
   cancel(item) {
     if (!item.jobs.size) return;
     for (const job of item.jobs.values()) job.abort.abort(new DOMException("cancelled", "AbortError"));

@@ -1,21 +1,21 @@
-// What the page knows: models, phrases, the dropped images, and what was predicted for them.
+// State of the page: models, phrases, images and their results.
 import { COLOURS } from "./browse_stage.js";
 import { fromBase64, readGrey } from "./service_png.js";
 import { History, maskOf, pixels } from "./service_mask.js";
 
 export const state = {
-  models: [], limits: null, problem: null, // problem: why there are no models
-  model: null, other: null, // names; other: what is compared with, on the right
+  models: [], limits: null, problem: null, // problem: why the models could not be loaded
+  model: null, other: null, // names; other: the model on the right, for comparison
   view: "single", // or "side", "swipe"
-  phrases: [], // {phrase, colour, visible}: layers, in the order they are painted
-  active: null, // the phrase that is corrected
+  phrases: [], // {phrase, colour, visible}: layers in painting order
+  active: null, // the phrase being corrected
   items: [], item: null,
   kind: "fill", shown: true, opacity: 0.5,
   tool: "move", size: 10,
 };
 let counter = 0;
 
-/** An image as it was dropped. results: what was predicted, by frame and model. error: {words, requestId} or null. */
+/** A new image. results: by frame and model. error: {message, requestId} or null. */
 export function newItem(file, name) {
   return { id: ++counter, file, name, frame: 0, frames: 1, results: new Map(), jobs: new Map(), error: null,
     thumbnail: null };
@@ -26,12 +26,12 @@ export const comparing = () => state.view !== "single" && state.other !== null;
 export const shownModels = () => (comparing() ? [state.model, state.other] : [state.model]);
 const keyOf = (frame, model) => `${frame} ${model}`;
 
-/** What a model found in the frame that is shown, or undefined. */
+/** A model's result for the shown frame, or undefined. */
 export function resultOf(item, model = state.model) {
   return item?.results.get(keyOf(item.frame, model));
 }
 
-/** Any result of the frame that is shown: all hold the same picture. */
+/** Any result of the shown frame: all contain the same image. */
 export function anyResult(item) {
   return [...(item?.results.values() ?? [])].find((result) => result.frame === item.frame);
 }
@@ -39,7 +39,7 @@ export function anyResult(item) {
 export const isUnsaved = (result) => [...result.layers.values()].some((layer) => layer.unsaved);
 export const hasUnsaved = (item) => [...item.results.values()].some(isUnsaved);
 
-/** Those of the chosen phrases that a model can be asked for. */
+/** The chosen phrases that a model accepts. */
 export function phrasesFor(model) {
   const known = modelNamed(model)?.phrases;
   return state.phrases.map((entry) => entry.phrase).filter((phrase) => !known || known.includes(phrase));
@@ -48,17 +48,17 @@ export function phrasesFor(model) {
 export const missing = (item, model) => phrasesFor(model).filter((phrase) => !resultOf(item, model)?.layers.has(phrase));
 
 export function addPhrase(phrase) {
-  const words = phrase.trim().replace(/\s+/g, " ");
-  if (words && !state.phrases.some((entry) => entry.phrase === words)) {
+  const text = phrase.trim().replace(/\s+/g, " ");
+  if (text && !state.phrases.some((entry) => entry.phrase === text)) {
     const used = new Set(state.phrases.map((entry) => entry.colour));
     const colour = COLOURS.find((one) => !used.has(one)) ?? COLOURS[state.phrases.length % COLOURS.length];
-    state.phrases.push({ phrase: words, colour, visible: true });
+    state.phrases.push({ phrase: text, colour, visible: true });
   }
-  if (words) state.active = words;
-  return words;
+  if (text) state.active = text;
+  return text;
 }
 
-/** Names of images with corrections of a phrase that are not saved. */
+/** Names of images with unsaved corrections of a phrase. */
 export const unsavedWith = (phrase) => state.items
   .filter((item) => [...item.results.values()].some((result) => result.layers.get(phrase)?.unsaved)).map((item) => item.name);
 
@@ -71,7 +71,7 @@ export function removePhrase(phrase) {
   if (state.active === phrase) state.active = state.phrases.at(-1)?.phrase ?? null;
 }
 
-/** Keep what the service answered for phrases; corrections of a phrase that was predicted before stay. */
+/** Store the service's response for phrases; earlier corrections of a phrase are kept. */
 export async function store(item, model, phrases, answer) {
   const { width, height, frame } = answer;
   item.frames = answer.frames;
@@ -81,7 +81,7 @@ export async function store(item, model, phrases, answer) {
     history: new History() };
   const maps = await Promise.all(answer.objects.map((found) => readGrey(fromBase64(found.probability_png))));
   if (maps.length !== phrases.length || maps.some((map) => map.width !== width || map.height !== height)) {
-    throw new Error("The service sent other probability maps than it was asked for.");
+    throw new Error("The service sent probability maps that do not match the request.");
   }
   maps.forEach(({ values }, place) => {
     const phrase = phrases[place];
@@ -95,7 +95,7 @@ export async function store(item, model, phrases, answer) {
   return result;
 }
 
-/** The mask of a layer at its result's threshold, computed once until something changes. */
+/** The mask of a layer at its result's threshold, cached until something changes. */
 export function currentMask(result, layer) {
   if (layer.cache?.threshold !== result.threshold) {
     const mask = maskOf(layer, result.threshold);
@@ -104,12 +104,12 @@ export function currentMask(result, layer) {
   return layer.cache;
 }
 
-/** After a correction. */
+/** Drop the cached mask after a correction. */
 export function touched(layer) {
   layer.cache = null;
 }
 
-/** The layers of a result that are to be seen, in the order they are painted: [{phrase, colour, mask, layer}]. */
+/** The visible layers of a result in painting order: [{phrase, colour, mask, layer}]. */
 export function visibleLayers(result, kind = state.kind) {
   let chosen = state.phrases.filter((entry) => entry.visible && result.layers.has(entry.phrase));
   if (kind === "heat") chosen = chosen.filter((entry) => entry.phrase === state.active);

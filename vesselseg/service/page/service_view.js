@@ -1,13 +1,13 @@
-// The pictures in the middle: one, two side by side, or two models under a divider.
+// The image view: one model, two side by side, or two with a divider.
 import { canvasOf } from "./browse_stage.js";
 import { revert, stroke } from "./service_mask.js";
 import { opacityOf, paint } from "./service_paint.js";
 import { Pane } from "./service_pane.js";
 import { anyResult, comparing, currentMask, resultOf, state, touched, visibleLayers } from "./service_state.js";
 
-const KEPT = 6; // decoded pictures
+const MAX_CACHED = 6; // decoded images
 
-/** The picture of the frame that is shown as a canvas, or null where only the service can read the file. */
+/** The shown frame as a canvas, or null if the browser cannot decode it. */
 export async function pictureOf(item, cache) {
   const result = anyResult(item);
   if (!result && item.frame > 0) return null;
@@ -21,12 +21,12 @@ export async function pictureOf(item, cache) {
     bitmap.close();
   }
   cache.set(key, picture);
-  if (cache.size > KEPT) cache.delete(cache.keys().next().value);
+  if (cache.size > MAX_CACHED) cache.delete(cache.keys().next().value);
   return picture;
 }
 
 export class View {
-  /** row: holds two stages. on: {zoom(scale), stroke(): a correction changed, refuse(words)}. */
+  /** row: contains two stages. on: {zoom(scale), stroke(): a correction changed, refuse(text)}. */
   constructor(row, on) {
     Object.assign(this, { row, on, cache: new Map(), overlays: [], split: 0.5, syncing: false, space: false,
       calls: 0 });
@@ -70,12 +70,12 @@ export class View {
     this.first.actualSize();
   }
 
-  /** Everything anew. -> whether there is a picture; null, and nothing is done, where a later call has come meanwhile. */
+  /** Update everything. -> whether there is an image; null if a later call has replaced this one. */
   async show() {
     const { item } = state;
     const call = ++this.calls;
     const picture = item ? await pictureOf(item, this.cache) : null;
-    if (call !== this.calls) return null; // a picture that takes long to decode covers none that was asked for later
+    if (call !== this.calls) return null; // an image that decodes slowly must not replace a later one
     const side = comparing() && state.view === "side";
     this.row.classList.toggle("side", side);
     this.panes[1].element.hidden = !side;
@@ -100,7 +100,7 @@ export class View {
     return Boolean(picture);
   }
 
-  /** The masks alone; box: where they changed, result: whose. */
+  /** Update the masks only; box: where they changed, result: which one changed. */
   repaint(box = null, result = null) {
     this.overlays.forEach((overlay, place) => {
       if (!overlay || (result && this.results[place] !== result)) return;
@@ -153,7 +153,7 @@ export class View {
 
   // --- corrections ---------------------------------------------------------------------------------------------------
 
-  /** Whose mask lies under a point of a pane. */
+  /** The result under a point of a pane. */
   resultAt(pane, point) {
     if (!comparing()) return this.results[0];
     if (state.view === "side") return this.results[this.panes.indexOf(pane)];
@@ -164,11 +164,11 @@ export class View {
   start(pane, point, erase) {
     const result = this.resultAt(pane, point);
     const layer = result?.layers.get(state.active);
-    const why = !layer ? "Predict first: there is no mask to correct." : !state.shown ? "The masks are switched off: press M."
-      : state.phrases.find((entry) => entry.phrase === state.active).visible ? "" : `“${state.active}” is switched off: show it first.`;
+    const why = !layer ? "Predict first: there is no mask to correct." : !state.shown ? "The masks are hidden: press M."
+      : state.phrases.find((entry) => entry.phrase === state.active).visible ? "" : `“${state.active}” is hidden: show it first.`;
     if (why) {
       this.on.refuse(why);
-      return true; // a stroke that draws nothing moves nothing either
+      return true; // handled: a refused stroke does not pan
     }
     const step = result.history.begin(layer, erase || state.tool === "eraser");
     this.stroke = { result, layer, step, last: point };
@@ -213,7 +213,7 @@ export class View {
     this.on.stroke();
   }
 
-  /** Undo or redo the latest correction of the left model, or of the right one where that was drawn last. */
+  /** Undo or redo the latest correction among the shown models. */
   history(which) {
     const result = this.latest(which);
     if (!result) return;
@@ -222,7 +222,7 @@ export class View {
     this.changed(result, layer);
   }
 
-  /** The shown result whose correction is the latest one to undo, or to redo. */
+  /** The shown result with the latest correction to undo or redo. */
   latest(which) {
     const able = (this.results ?? []).filter((result) => result?.history.next(which));
     return able.sort((a, b) => b.history.next(which).time - a.history.next(which).time)[0];

@@ -1,4 +1,4 @@
-"""With --keep: what was asked and answered, one folder per request. Without it nothing is written anywhere."""
+"""Stored requests (--keep): one folder per request with its image and results. Without --keep nothing is stored."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _KINDS = ("masks", "probs", "labelme")
 _STEM = "image"
 
 
-class Keeper:
-    """Writes below one folder. A request's folder appears whole, and never replaces another one."""
+class RequestStore:
+    """Writes to subfolders of one folder. A request's folder appears complete and never replaces another one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, request_id: str, upload: Upload, model: str, picture: Image.Image, prediction: Prediction) -> None:
-        """image.png, masks/, probabilities/, labelme/ and request.json. Raises ServiceError where it cannot."""
-        about = {
+        """Write image.png, masks/, probabilities/, labelme/ and request.json. Raises ServiceError if that fails."""
+        description = {
             "request_id": request_id,
             "name": upload.name,
             "model": model,
@@ -43,17 +43,17 @@ class Keeper:
                 image = building / f"{_STEM}.png"
                 picture.save(image)
                 ResultWriter(building, prediction.phrases, _KINDS).write(_STEM, picture, image, prediction)
-                content = json.dumps(about, ensure_ascii=False, indent=1)
+                content = json.dumps(description, ensure_ascii=False, indent=1)
                 (building / "request.json").write_text(content + "\n", encoding="utf-8")
-                self._put(building, request_id)
+                self._move(building, request_id)
         except (OSError, UserError) as error:
             reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
             raise ServiceError(
-                507, "not_kept", f"the result could not be stored as this service must: {reason}"
+                507, "not_kept", f"this service must store results, and storing this one failed: {reason}"
             ) from None
 
-    def _put(self, building: Path, request_id: str) -> None:
-        """A client chooses its request ids, so one may come twice. One step: no folder is ever seen half full."""
+    def _move(self, building: Path, request_id: str) -> None:
+        """Give the folder its final name. Clients choose request ids, so one may occur twice."""
         for name in _names(request_id):
             try:
                 building.rename(self._folder / name)

@@ -1,4 +1,4 @@
-"""The small model as a folder: Hugging Face files, graphs for other runtimes, a script for them."""
+"""The student as a folder: Hugging Face files, graphs for other runtimes, and a script that runs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from vesselseg.distill import graphs
 from vesselseg.errors import UserError
-from vesselseg.export.remote_code import source, write_remote_code
+from vesselseg.export.remote_code import module_source, write_remote_code
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
@@ -29,23 +29,21 @@ AUTO_MAP = {
     "AutoModel": "hf_prompted_model.VesselSegSAM2Model",
 }
 SCRIPT = "predict_onnx.py"
-TOLERANCE = 1e-3  # largest difference of a probability between two forms of the model in float32
+TOLERANCE = 1e-3  # largest allowed difference of probabilities between float32 forms of the model
 
 
 @dataclass(frozen=True)
 class FormCheck:
-    """One form of the model against the one that was measured, over the check images: the largest difference of a
-    probability, and the part of mask pixels that differ. bytes: of its file.
-    """
+    """One exported form of the student compared with the measured model on the check images."""
 
     file: str
-    probability: float
-    mask_pixels: float
-    bytes: int
+    probability: float  # largest difference of a probability
+    mask_pixels: float  # fraction of mask pixels that differ
+    bytes: int  # of the file
 
 
-def small_model(config: PromptedSAM2Config, grounding: SAM2Grounding, head: PromptHead) -> PromptedSAM2:
-    """A model of these parts in float32 and main memory, with a SAM2 of its own whose parts for videos are left out."""
+def build_student(config: PromptedSAM2Config, grounding: SAM2Grounding, head: PromptHead) -> PromptedSAM2:
+    """A student from these parts, in float32 and main memory, with a copy of SAM2 without its video parts."""
     model = build_prompted(config)
     entries = PromptedSAM2(config, grounding, head).state_dict()
     model.load_state_dict({name: entries[name].float().cpu() for name in model.state_dict()})
@@ -53,7 +51,7 @@ def small_model(config: PromptedSAM2Config, grounding: SAM2Grounding, head: Prom
 
 
 def write_model(model: PromptedSAM2, folder: Path) -> None:
-    """config.json, model.safetensors and the code that reads them."""
+    """Write config.json, model.safetensors and the code that loads them."""
     config = model.config
     content = {
         "architectures": ["VesselSegSAM2Model"],
@@ -75,16 +73,16 @@ def write_model(model: PromptedSAM2, folder: Path) -> None:
 
 
 def write_graphs(model: PromptedSAM2, folder: Path) -> None:
-    """model.onnx, model_int8.onnx, model.pt2, predict_onnx.py."""
+    """Write model.onnx, model_int8.onnx, model.pt2 and predict_onnx.py."""
     graphs.write_onnx(model, folder / graphs.ONNX)
     graphs.write_int8(folder / graphs.ONNX, folder / graphs.ONNX_INT8)
     graphs.write_program(model, folder / graphs.PROGRAM)
-    (folder / SCRIPT).write_text(source("vesselseg.distill.predict_onnx"), encoding="utf-8")
+    (folder / SCRIPT).write_text(module_source("vesselseg.distill.predict_onnx"), encoding="utf-8")
 
 
-def check_forms(model: PromptedSAM2, folder: Path, pictures: Sequence[Image.Image]) -> list[FormCheck]:
-    """Every form in the folder against the model. Raises UserError where one in float32 answers differently."""
-    expected = _probabilities(PromptedPredictor(model), pictures)
+def check_forms(model: PromptedSAM2, folder: Path, images: Sequence[Image.Image]) -> list[FormCheck]:
+    """Compare every form in the folder with the model. Raises UserError if a float32 form differs."""
+    expected = _probabilities(PromptedPredictor(model), images)
     forms: dict[str, Any] = {
         "model.safetensors": load_predictor(folder, device="cpu", dtype=torch.float32),
         graphs.PROGRAM: ProgramPredictor(model, folder / graphs.PROGRAM),
@@ -93,33 +91,34 @@ def check_forms(model: PromptedSAM2, folder: Path, pictures: Sequence[Image.Imag
     }
     checks = []
     for file, predictor in forms.items():
-        found = _probabilities(predictor, pictures)
-        away = max(float(np.abs(a - b).max()) for a, b in zip(found, expected))
-        cut = model.config.threshold
-        pixels = float(np.mean([((a > cut) != (b > cut)).mean() for a, b in zip(found, expected)]))
-        checks.append(FormCheck(file, away, pixels, (folder / file).stat().st_size))
-        if file != graphs.ONNX_INT8 and away > TOLERANCE:
+        actual = _probabilities(predictor, images)
+        largest = max(float(np.abs(a - b).max()) for a, b in zip(actual, expected))
+        threshold = model.config.threshold
+        pixels = float(np.mean([((a > threshold) != (b > threshold)).mean() for a, b in zip(actual, expected)]))
+        checks.append(FormCheck(file, largest, pixels, (folder / file).stat().st_size))
+        if file != graphs.ONNX_INT8 and largest > TOLERANCE:
             raise UserError(
-                f"{file} answers differently from the model that was measured: probabilities differ by up to "
-                f"{away:.2e} (allowed {TOLERANCE:.0e}). Nothing was written; please report this"
+                f"{file} differs from the measured model: probabilities differ by up to {largest:.2e} "
+                f"(allowed {TOLERANCE:.0e}). Nothing was written; please report this"
             )
     return checks
 
 
 class ProgramPredictor(graphs.GraphPredictor):
-    """The `torch.export` program in place of the network."""
+    """Runs the `torch.export` program."""
 
     def __init__(self, model: PromptedSAM2, path: Path) -> None:
         super().__init__(model)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of its own way to read the file
+            warnings.simplefilter("ignore")  # about torch's own file format
             self.program = torch.export.load(str(path)).module()
 
     def run_graph(self, squares: torch.Tensor) -> torch.Tensor:
-        """All phrases' logits."""
+        """See `GraphPredictor`."""
         logits: torch.Tensor = self.program(squares)
         return logits.detach()
 
 
-def _probabilities(predictor: PromptedPredictor, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
-    return [predictor.predict([picture], [predictor.phrases])[0].probabilities for picture in pictures]
+def _probabilities(predictor: PromptedPredictor, images: Sequence[Image.Image]) -> list[np.ndarray]:
+    """Per image (phrases, height, width)."""
+    return [predictor.predict([image], [predictor.phrases])[0].probabilities for image in images]
