@@ -284,7 +284,7 @@ def test_dialogs_focus_and_labels(browser: Browser, url: str) -> None:
     for _ in range(12):
         browser.press(TAB)
         reached.append(browser.run("return document.activeElement.id || document.activeElement.textContent"))
-    assert reached[:5] == ["Skip to the picture", "about-open", "help-open", "search", "split"]
+    assert reached[:5] == ["Skip to the image", "about-open", "help-open", "search", "split"]
     assert {"sort", "list"} <= set(reached)
     assert browser.errors() == []
 

@@ -38,7 +38,7 @@ def still_works(service: RunningService) -> Iterator[None]:
         ("a.png", png(Image.new("L", (1, 1))), "1x1 pixels"),
         ("a.png", huge_png(), "too large: more than 178 million pixels"),
         ("a.png", b"not an image at all", "not an image"),
-        ("a.dcm", b"not a dicom at all", "no DICOM file"),
+        ("a.dcm", b"not a dicom at all", "not a DICOM file"),
         ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(100), "damaged or truncated video"),
         ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     ],

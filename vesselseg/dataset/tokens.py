@@ -41,10 +41,10 @@ class ConversationTokens:
             reject_control_tokens(question)
             image = f"{IMAGE_OPEN}{IMAGE_TOKEN * image_tokens}{IMAGE_CLOSE}\n" if number == 0 else ""
             separator = TURN_SEPARATOR if number else ""
-            asked = self._ids(f"{separator}{self.template.user}{image}{question}{self.template.assistant}")
-            answered = self._ids(answer + self.template.end)
-            ids += asked + answered
-            labels += [IGNORE_LABEL] * len(asked) + answered
+            question_ids = self._ids(f"{separator}{self.template.user}{image}{question}{self.template.assistant}")
+            answer_ids = self._ids(answer + self.template.end)
+            ids += question_ids + answer_ids
+            labels += [IGNORE_LABEL] * len(question_ids) + answer_ids
         if len(ids) > self.max_length:
             raise UserError(
                 f"{where or 'conversation'}: {len(ids)} tokens ({image_tokens} of the image, {len(rounds)} rounds), "

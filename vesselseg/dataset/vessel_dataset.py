@@ -162,7 +162,7 @@ class VesselDataset(Dataset):
         return View(torch.empty(0), torch.empty(0), masks, encoded)
 
     def conversation(self, index: int, epoch: int) -> Conversation:
-        """The conversation about an image in an epoch; without objects, it asks for the most frequent phrase."""
+        """The conversation about an image in an epoch; without objects, it is about the most frequent phrase."""
         record, generator = self.records[index], np.random.default_rng((self.seed, epoch, index, _TEXT))
         phrases = record.phrases or (self.default_phrase,)
         order = generator.permutation(len(phrases)) if self.vary_questions else np.arange(len(phrases))

@@ -122,8 +122,8 @@ def _parse_bitmap(mask: Any, points: np.ndarray) -> np.ndarray:
     if not isinstance(mask, str):
         raise ShapeError("bad_mask", f"mask: expected a base64 PNG, found {type(mask).__name__}")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(mask))) as picture:
-            bitmap = np.asarray(picture.convert("L") if picture.mode not in ("L", "1", "I", "I;16") else picture) > 0
+        with Image.open(io.BytesIO(base64.b64decode(mask))) as image:
+            bitmap = np.asarray(image.convert("L") if image.mode not in ("L", "1", "I", "I;16") else image) > 0
     except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
         raise ShapeError("bad_mask", f"mask: not readable as a base64 PNG: {error}") from None
     corners = np.trunc(points)

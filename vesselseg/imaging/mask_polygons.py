@@ -26,7 +26,7 @@ def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
     polygons = []
     for number in range(1, count):
         left, top, width, height = (int(value) for value in boxes[number, :4])
-        piece = (pieces[top : top + height, left : left + width] == number).astype(np.uint8)
+        piece = (pieces[top : top + height, left : left + width] == number).astype(np.uint8)  # (height, width)
         polygons.append(_piece_polygon(piece) + np.array([left, top]))
     return polygons
 
@@ -50,7 +50,7 @@ def _outline(fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """fine: padded, upsampled mask of a component. Returns (points, 2) int and (points,) bool, True at ends of cuts."""
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     is_hole = hierarchy[0, :, 3] >= 0
-    rings = [contour.reshape(-1, 2) for contour in contours]
+    rings = [contour.reshape(-1, 2) for contour in contours]  # (points, 2) each
     outer = rings[int(np.flatnonzero(~is_hole)[0])]
     holes = sorted((rings[number] for number in np.flatnonzero(is_hole)), key=lambda ring: int(ring[:, 0].min()))
     if not holes:

@@ -13,7 +13,7 @@ def draw_overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
     image: (height, width, 3) uint8. masks: (objects, height, width) uint8, 0 or 1.
     """
-    drawn = image.astype(np.float32)
+    drawn = image.astype(np.float32)  # (height, width, 3)
     for number, mask in enumerate(masks):
         colour = np.array(_COLOURS[number % len(_COLOURS)], dtype=np.float32)
         drawn[mask > 0] = 0.65 * drawn[mask > 0] + 0.35 * colour

@@ -46,7 +46,7 @@ def _pixels(polygon: Sequence[float], number: int) -> np.ndarray:
         raise ValueError(
             f"region {number}: a polygon needs at least 3 points as x, y pairs, found {len(polygon)} numbers"
         )
-    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)  # (points, 2), x and y
     if not np.isfinite(points).all():
         raise ValueError(f"region {number}: a polygon has numbers that are not finite")
     return np.floor(np.clip(points, -_LIMIT, _LIMIT)).astype(np.int32)

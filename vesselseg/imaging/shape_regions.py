@@ -96,10 +96,10 @@ def _clip_half_plane(
         start, end = points[number - 1], points[number]
         if is_inside[number] != is_inside[number - 1]:
             part = (limit - start[axis]) / (end[axis] - start[axis])
-            kept.append(start + part * (end - start))
+            kept.append(start + part * (end - start))  # (2,), the intersection with the border
         if is_inside[number]:
             kept.append(end)
-    return np.array(kept).reshape(-1, 2)
+    return np.array(kept).reshape(-1, 2)  # (points, 2)
 
 
 def _outlines(shape: Shape, canvas: Canvas) -> list[np.ndarray]:
@@ -112,7 +112,7 @@ def _outlines(shape: Shape, canvas: Canvas) -> list[np.ndarray]:
         points = _circle(shape.points[0], float(np.linalg.norm(shape.points[1] - shape.points[0])))
     elif shape.kind == "rectangle" and len(shape.points) == 2:
         (x1, y1), (x2, y2) = shape.points
-        points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+        points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])  # (4, 2)
     else:
         points = shape.points
     points = points * canvas.scale
@@ -123,12 +123,14 @@ def _outlines(shape: Shape, canvas: Canvas) -> list[np.ndarray]:
 
 def has_area(points: np.ndarray) -> bool:
     """Whether a polygon (points, 2) encloses an area: it is not a line, and its edges do not cancel out."""
-    offsets = points - points[0]
+    offsets = points - points[0]  # (points, 2)
+    # Distances from the line through the first and the farthest point, by the cross product.
     far = offsets[np.argmax((offsets**2).sum(axis=1))]
     length = float(np.hypot(*far))
     if length < _FLAT or (np.abs(offsets[:, 0] * far[1] - offsets[:, 1] * far[0]) / length).max() < _FLAT:
         return False
     corners = [tuple(point) for point in points.tolist()]
+    # Edges that are traversed an even number of times cancel out.
     edges = Counter(
         frozenset((corners[n - 1], corners[n])) for n in range(len(corners)) if corners[n - 1] != corners[n]
     )
@@ -164,10 +166,10 @@ def _place_bitmap(shape: Shape, canvas: Canvas) -> tuple[np.ndarray, bool]:
     if width * height > MAX_PIXELS:
         raise ShapeError("bad_mask", f"the labelled image of {width}x{height} is too large for a mask")
     left, top = np.trunc(shape.points).min(axis=0).astype(int)
-    rows, columns = np.nonzero(shape.bitmap)
+    rows, columns = np.nonzero(shape.bitmap)  # (pixels,) each
     rows, columns = rows + top, columns + left
     within = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    placed = np.zeros((height, width), dtype=np.uint8)
+    placed = np.zeros((height, width), dtype=np.uint8)  # of the labelled image
     placed[rows[within], columns[within]] = 1
     if canvas.rescaled:
         placed = _resize(placed, canvas)

@@ -1,1 +1,1 @@
-"""A folder or archive of labelled pictures in, a dataset folder and its report out."""
+"""Preparation: from a folder or archive of labelled images to a dataset folder and its report."""

@@ -130,14 +130,14 @@ def _candidates(
     folder = json_path.parent
     name = labels.image_path.rsplit("/", 1)[-1]
     named = [folder / labels.image_path, folder / name] if name else []
-    beside = [path for suffix in IMAGE_SUFFIXES for path in _same_stem(json_path, suffix)]
+    same_name = [path for suffix in IMAGE_SUFFIXES for path in _same_stem(json_path, suffix)]
     found: list[Path] = []
-    for path in named + beside:
+    for path in named + same_name:
         if path not in found and _is_image_file(path, json_path, allowed_root):
             found.append(path)
     notes: list[Note] = []
     first = found[0] if found else None
-    other = next((path for path in found if path in beside), None)
+    other = next((path for path in found if path in same_name), None)
     if first in named and other is not None and first is not None and first.stem != other.stem:
         message = f"imagePath names {first.name}, which is used, but {other.name} is next to the JSON file"
         notes.append(Note("other_stem", message))

@@ -47,7 +47,7 @@ def draw_cine(frames: int, size: int = 256, seed: int = 0) -> Cine:
     chest, wires = draw_chest(run_rng, size), draw_wires(run_rng, size)
     contrast, beat = run_rng.uniform(0.5, 0.8), draw_bend(run_rng, _BEAT)
     distances = _distances(anatomy)
-    pictures, masks = [], []
+    images, masks = [], []
     for number in range(frames):
         seconds = number / RATE
         breath = _BREATH * np.sin(2 * np.pi * _BREATHS * seconds)
@@ -57,18 +57,18 @@ def draw_cine(frames: int, size: int = 256, seed: int = 0) -> Cine:
         background = _lowered(chest, breath * size) + wires + catheter
         agent = contrast * _filling_map(moved, filling, size)
         noise = np.random.default_rng((seed, 3, number))
-        pictures.append(expose(np.random.default_rng((seed, 2)), background, moved, agent, noise))
+        images.append(expose(np.random.default_rng((seed, 2)), background, moved, agent, noise))
         masks.append(_mask(moved, filling, size))
-    return Cine(np.stack(pictures), np.stack(masks))
+    return Cine(np.stack(images), np.stack(masks))
 
 
 def write_cine(out: Path, frames: int, size: int = 256, seed: int = 0) -> None:
     """Write a run as out/frames/000.png, ... and out/masks/000.png, ..., 255 in filled vessels."""
     cine = draw_cine(frames, size, seed)
-    for name, pictures in (("frames", cine.frames), ("masks", cine.masks.astype(np.uint8) * 255)):
+    for name, images in (("frames", cine.frames), ("masks", cine.masks.astype(np.uint8) * 255)):
         (out / name).mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(pictures):
-            write_png(out / name / f"{number:03d}.png", picture)
+        for number, image in enumerate(images):
+            write_png(out / name / f"{number:03d}.png", image)
 
 
 def _at(beat: Bend, seconds: float, breath: float) -> Bend:

@@ -66,7 +66,7 @@ def expose(
     side = absorption.shape[0]
     filled = tube_profile(list(anatomy.branches), side)
     uneven = 1 + 0.2 * _clouds(rng, side, 5)  # agent and blood mix unevenly
-    light = np.exp(-(absorption + contrast * filled * uneven))
+    light = np.exp(-(absorption + contrast * filled * uneven))  # (side, side), transmitted fraction
     light = cv2.GaussianBlur(light, (0, 0), rng.uniform(0.5, 0.85) * side / 256)
     light = light * _vignette(rng, side)
     light = _normalise(light, rng)
@@ -76,7 +76,7 @@ def expose(
 
 def tube_profile(tubes: list[Tube], side: int) -> np.ndarray:
     """Projected thickness (side, side) float32 of tubes: 1 at the centre of the widest, 0 outside."""
-    depth = np.zeros((side * _FINE, side * _FINE), dtype=np.float32)
+    depth = np.zeros((side * _FINE, side * _FINE), dtype=np.float32)  # supersampled
     layer = np.zeros(depth.shape, dtype=np.uint8)
     widest = max((float(tube.width.max()) for tube in tubes), default=1.0)
     for part in _LAYERS:
@@ -108,7 +108,7 @@ def _fill(layer: np.ndarray, outline: np.ndarray, side: int) -> None:
 
 def _clouds(rng: np.random.Generator, side: int, cells: int) -> np.ndarray:
     """Smooth noise (side, side) float32 of about -1..1 with a scale of side / cells pixels."""
-    grid = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
+    grid = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)  # interpolated to (side, side)
     return cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
 
 

@@ -76,13 +76,13 @@ class ModelViews:
         view = dataset.view(entry.index_in_split, number if trains else 0)
         conversation = dataset.conversation(entry.index_in_split, epoch if trains else 0)
         # Training has one conversation about all objects, evaluation one per phrase.
-        rounds = [conversation.rounds] if trains else [(asked,) for asked in dict.fromkeys(conversation.rounds)]
+        rounds = [conversation.rounds] if trains else [(one,) for one in dict.fromkeys(conversation.rounds)]
         facts = {
             "role": TRAINING if trains else EVALUATION if entry.split != self.training.split else UNUSED,
             "epoch": epoch,
             "view": number if trains else 0,
             **_shapes(dataset, view),
-            "conversations": [_describe(dataset, asked, len(view.tiles), entry.record.image) for asked in rounds],
+            "conversations": [_describe(dataset, one, len(view.tiles), entry.record.image) for one in rounds],
             "objects": _objects(conversation, view),
         }
         tiles = [to_pixels(tile) for tile in view.tiles]

@@ -91,7 +91,7 @@ def measure_image(record: Record, folder: Path) -> ImageStatistics:
         return ImageStatistics(record.image, ("bad_region", str(error)))
     values = np.asarray(image)
     core = _without_padding(image.convert("L"))
-    union = masks.max(axis=0, initial=0)
+    union = masks.max(axis=0, initial=0)  # (height, width)
     grey = np.asarray(core)
     return ImageStatistics(
         image=record.image,
@@ -119,7 +119,7 @@ def texture(image: Image.Image) -> NDArray[np.float32]:
     text). Mirroring the image mirrors the result.
     """
     small = np.asarray(image.convert("L").resize((TEXTURE, TEXTURE), Image.Resampling.BOX), np.float32)
-    fine = small - cv2.GaussianBlur(small, (0, 0), 2)
+    fine = small - cv2.GaussianBlur(small, (0, 0), 2)  # (32, 32), high-pass filtered
     level = np.clip(fine / (np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 4)) + 2.0), -1, 1)
     middle = np.hanning(TEXTURE + 2)[1:-1]
     weighted = level * np.sqrt(np.outer(middle, middle)).astype(np.float32)

@@ -60,7 +60,7 @@ def _shown(
     for finding in with_images:
         usable = [indices[i] for i in finding.images if i in indices and measured.facts[indices[i]].problem is None]
         images = [_picture(measured, index, finding.code) for index in usable[:_IMAGES]]
-        shown.append({"reason": finding.reason, "pictures": images, "more": len(finding.images) - len(images)})
+        shown.append({"reason": finding.reason, "images": images, "more": len(finding.images) - len(images)})
     return shown
 
 
@@ -80,7 +80,7 @@ def _thumbnail(measured: MeasuredDataset, index: int, code: str) -> np.ndarray:
     record = measured.records[index]
     image = np.asarray(read_image(image_path(measured.folder, record)))
     masks = record_masks(record, *image.shape[:2])
-    union = masks.max(axis=0, initial=0)
+    union = masks.max(axis=0, initial=0)  # (height, width)
     drawn = [union]
     if code == "low_agreement" and record.observers:
         other = record_masks(record.with_observer(next(iter(record.observers))), *image.shape[:2])

@@ -148,7 +148,7 @@ def _bitmap(code: dict[str, Any], image: tuple[int, int] | None) -> np.ndarray:
         raise ShapeError("bad_mask", "segmentation: counts must be a run-length code or a list of numbers")
     if sum(counts) != height * width:
         raise ShapeError("bad_mask", f"segmentation: counts add up to {sum(counts)}, expected {height * width}")
-    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # (height * width,), column by column
     return runs.reshape((height, width), order="F")
 
 

@@ -128,7 +128,7 @@ def _turned(points: np.ndarray, centre: np.ndarray, drawn: ElementTree.Element) 
     angle = np.deg2rad(_number(drawn, "rotation", "0"))
     if angle == 0:
         return points
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # (2, 2) for row vectors
     return (points - centre) @ turn + centre
 
 

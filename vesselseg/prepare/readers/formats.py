@@ -50,10 +50,10 @@ def scan_labels(files: SourceFiles, options: ScanOptions) -> tuple[str, ScanResu
     by_format = _label_files(files)
     kind = options.forced if options.forced and not only_dicom else _detect(files, by_format, options)
     names = by_format.get(kind, [])
-    pictures = files.dicoms if only_dicom else (*files.images, *files.dicoms)
+    images = files.dicoms if only_dicom else (*files.images, *files.dicoms)
     if kind == "masks":
-        return kind, scan_masks(files, options.masks, pictures, options.first_frame)
-    index = ImageIndex(files, pictures)
+        return kind, scan_masks(files, options.masks, images, options.first_frame)
+    index = ImageIndex(files, images)
     if kind == "coco":
         return kind, scan_coco(files, names or list(files.jsons), index, options.first_frame)
     if kind == "cvat":
@@ -72,20 +72,20 @@ def _detect(files: SourceFiles, by_format: dict[str, list[str]], options: ScanOp
         raise UserError(f"{files.root.name}: labels of several formats: {listed}; choose one with --format")
     if by_format:
         return next(iter(by_format))
-    pictures = (*files.images, *files.dicoms)
-    return "masks" if scan_masks(files, (), pictures, None).tasks or not files.jsons else "labelme"
+    images = (*files.images, *files.dicoms)
+    return "masks" if scan_masks(files, (), images, None).tasks or not files.jsons else "labelme"
 
 
 def _label_files(files: SourceFiles) -> dict[str, list[str]]:
     """Format -> its label files, by their content."""
     found: dict[str, list[str]] = {kind: [] for kind in FORMATS}
     tests = {".json": _json_kind, ".xml": _xml_kind, ".txt": _text_kind}
-    pictures = {file_stem(name) for name in (*files.images, *files.dicoms)}
+    images = {file_stem(name) for name in (*files.images, *files.dicoms)}
     for name in (*files.jsons, *files.others_with(".xml", ".txt")):
         kind = tests[Path(name).suffix.lower()](files.root / name)
         if kind:
             found[kind].append(name)
-    if not any(file_stem(name) in pictures for name in found["yolo"]):  # numeric text files unrelated to any image
+    if not any(file_stem(name) in images for name in found["yolo"]):  # numeric text files unrelated to any image
         found["yolo"] = []
     return {kind: names for kind, names in found.items() if names}
 
@@ -122,9 +122,9 @@ def _start(path: Path) -> bytes:
 def _yolo_texts(files: SourceFiles, names: Sequence[str]) -> list[str]:
     """Files with outlines, and those next to them that are empty (no vessel) or have the name of an image."""
     folders = {str(Path(name).parent) for name in names}
-    pictures = {file_stem(name) for name in (*files.images, *files.dicoms)}
-    beside = [name for name in files.others_with(".txt") if not folders or str(Path(name).parent) in folders]
-    more = [name for name in beside if file_stem(name) in pictures or (folders and not _start(files.root / name))]
+    images = {file_stem(name) for name in (*files.images, *files.dicoms)}
+    adjacent = [name for name in files.others_with(".txt") if not folders or str(Path(name).parent) in folders]
+    more = [name for name in adjacent if file_stem(name) in images or (folders and not _start(files.root / name))]
     return sorted({*names, *more})
 
 

@@ -92,8 +92,8 @@ def _values(image: Image.Image) -> tuple[np.ndarray, Callable[[float], str]]:
         return np.asarray(image).astype(np.uint8), _plain
     if image.mode in ("L", "F") or image.mode.startswith("I") or (image.mode == "P" and _index_is_class(image)):
         return np.nan_to_num(np.asarray(image)), _plain
-    rgba = np.asarray(image.convert("RGBA"))
-    visible = rgba[..., 3] >= _OPAQUE
+    rgba = np.asarray(image.convert("RGBA"))  # (height, width, 4)
+    visible = rgba[..., 3] >= _OPAQUE  # (height, width)
     colours = rgba[..., :3] * visible[..., None]
     if not colours.any() and not visible.all():  # black on transparent
         return visible.astype(np.uint8), _plain
