@@ -95,6 +95,12 @@ def test_a_value_has_one_home_and_reaches_every_part(leaf: Path) -> None:
     assert (strategy["gradient_accumulation_steps"], strategy["train_micro_batch_size_per_gpu"]) == (3, 2)
 
 
+def test_partitioned_weights_are_not_averaged(leaf: Path) -> None:
+    leaf.write_text(HEADER + "strategy.zero_optimization.stage = 3\n")
+    assert "schedule.ema: partitioned weights (ZeRO-3) are not averaged" in problems(leaf, schedule__ema=0.99)
+    assert "schedule.ema must be at least 0 and below 1, found 1.0" in problems(leaf, schedule__ema=1.0)
+
+
 def test_all_problems_are_reported_at_once(leaf: Path) -> None:
     leaf.write_text(
         HEADER

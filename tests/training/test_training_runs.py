@@ -23,12 +23,14 @@ pytestmark = pytest.mark.process
 # 18 images x 2 epochs in 2 processes: 18 iterations, 9 of them an epoch. One picture of the first epoch is NaN.
 KILLED_AFTER = 15
 POISON = (0, 5)
+# Every checkpoint holds averaged weights, and resuming restores both.
+SHARED = {"train_dataset__poison": POISON, "schedule__ema": 0.9}
 
 
 @pytest.fixture(scope="module")
 def whole(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work_dir = tmp_path_factory.mktemp("runs") / "whole"
-    outcome = training.run(work_dir, "--profile", "3", train_dataset__poison=POISON)
+    outcome = training.run(work_dir, "--profile", "3", **SHARED)
     assert outcome.returncode == 0, outcome.stderr
     (work_dir / "console.txt").write_text(outcome.stdout + outcome.stderr)
     return work_dir
@@ -37,7 +39,7 @@ def whole(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def resumed(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work_dir = tmp_path_factory.mktemp("runs") / "resumed"
-    killed = training.run(work_dir, train_dataset__poison=POISON, train_dataset__dies_after=KILLED_AFTER)
+    killed = training.run(work_dir, train_dataset__dies_after=KILLED_AFTER, **SHARED)
     assert killed.returncode == 128 + signal.SIGKILL
     assert [line for line in killed.stderr.splitlines() if line.startswith("error")] == [
         "error: process 1 was ended by SIGKILL (often the system's answer to too little main memory); all processes "
@@ -47,7 +49,7 @@ def resumed(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (work_dir / "iter_99.resume.unfinished").mkdir()
     for path in (training.trace / work_dir.name).iterdir():
         path.unlink()
-    outcome = training.run(work_dir, "--resume", "auto", train_dataset__poison=POISON)
+    outcome = training.run(work_dir, "--resume", "auto", **SHARED)
     assert outcome.returncode == 0, outcome.stderr
     (work_dir / "console.txt").write_text(outcome.stdout + outcome.stderr)
     return work_dir

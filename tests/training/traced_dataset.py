@@ -62,7 +62,7 @@ def traced_dataset(
     variants: int | None = None,
     poison: tuple[int, int] | None = None,
     dies_after: int | None = None,
-    dies_by: int = signal.SIGKILL,
+    dies_by: int = int(signal.SIGKILL),
 ) -> Traced:
     """poison: (epoch, index) whose picture is NaN.
 

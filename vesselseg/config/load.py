@@ -251,6 +251,8 @@ def _model_problems(values: Mapping[str, Any]) -> list[str]:
     sa2va = "model.sa2va."
     quantised, lora = _lookup(values, f"{sa2va}quantise"), _lookup(values, f"{sa2va}trainable.llm") in (None, "lora")
     problems = []
+    if _lookup(values, "schedule.ema") and _lookup(values, "strategy.zero_optimization.stage") == 3:
+        problems.append("schedule.ema: partitioned weights (ZeRO-3) are not averaged; use runtime/zero2.py, or ema=0")
     if quantised and _lookup(values, "strategy.zero_optimization.stage") == 3:
         problems.append(f"{sa2va}quantise: weights in 4 bits cannot be partitioned (ZeRO-3); use runtime/zero2.py")
     if quantised and _lookup(values, f"{sa2va}trainable.llm") == "full":

@@ -19,18 +19,21 @@ class Schedule:
     accumulation: int = 8  # iterations per optimizer step
     micro_batch: int = 1  # images per process and iteration
     clip: float = 1.0  # largest gradient norm
+    ema: float = 0.0  # decay per optimizer step of averaged weights, which are validated and saved; 0: no average
     max_iters: int | None = None  # stop after N iterations, where the learning rate ends at zero too; None: all epochs
 
     def problems(self) -> list[str]:
         """Invalid values, one sentence each."""
         found = _not_positive_integers(self, "epochs", "accumulation", "micro_batch")
-        found += _not_numbers(self, "lr", "weight_decay", "warmup_ratio", "clip")
+        found += _not_numbers(self, "lr", "weight_decay", "warmup_ratio", "clip", "ema")
         if found:
             return found
         if self.lr <= 0:
             found.append(f"lr must be above 0, found {self.lr!r}")
         if not 0 <= self.warmup_ratio < 1:
             found.append(f"warmup_ratio must be at least 0 and below 1, found {self.warmup_ratio!r}")
+        if not 0 <= self.ema < 1:
+            found.append(f"ema must be at least 0 and below 1, found {self.ema!r}")
         if self.clip <= 0:
             found.append(f"clip must be above 0, found {self.clip!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -31,10 +31,12 @@ from vesselseg.output_folder import UNFINISHED, flush_to_disk, whole_file
 from vesselseg.training.optimizer_state import read_optimizer_state, write_optimizer_state
 from vesselseg.training.plan import ResumeOffset
 from vesselseg.training.train_step import Progress
+from vesselseg.training.weight_average import WeightAverage, restore_average
 
 PACKAGES = ("vesselseg", "torch", "torchvision", "transformers", "peft", "sam2", "deepspeed", "mmengine", "xtuner")
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.pt"
+AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "state.json"
 
 
@@ -159,7 +161,9 @@ def write_weights(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None
         torch.save({"state_dict": dict(state), **facts, "versions": package_versions()}, temporary)
 
 
-def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdentity) -> None:
+def write_resume(
+    folder: Path, engine: Any, state: RunState, identity: RunIdentity, average: WeightAverage | None = None
+) -> None:
     """Write iter_N.resume; a collective call."""
     temporary = folder.with_name(folder.name + UNFINISHED)
     first = process_rank() == 0
@@ -171,6 +175,8 @@ def write_resume(folder: Path, engine: Any, state: RunState, identity: RunIdenti
     torch.distributed.all_gather_object(random, random_state())
     if first:
         torch.save(random, temporary / RANDOM_FILE)
+        if average is not None:
+            average.write(temporary / AVERAGE_FILE)
         content = {"run": asdict(state), "identity": asdict(identity)}
         (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for file in temporary.iterdir():  # before the folder gets its name: a power cut leaves no complete-looking one
@@ -200,12 +206,15 @@ def read_run_state(folder: Path, identity: RunIdentity) -> RunState:
     return state
 
 
-def restore(folder: Path, engine: Any) -> None:
+def restore(folder: Path, engine: Any, average: WeightAverage | None = None) -> None:
     """Optimizer state and this process's random state from iter_N.resume; the weights are in iter_N.pth.
 
+    Of a run with `schedule.ema` iter_N.pth holds averaged weights; the folder holds the average and the others.
     With another number of processes, random states are seeded again, from the run's seed and the iteration.
     """
     read_optimizer_state(folder / OPTIMIZER_FILE, engine)
+    if (folder / AVERAGE_FILE).is_file():
+        restore_average(folder / AVERAGE_FILE, engine, average)
     saved = torch.load(folder / RANDOM_FILE, weights_only=True)
     if len(saved) != torch.distributed.get_world_size():
         iteration = int(re.sub(r"\D", "", folder.stem) or 0)

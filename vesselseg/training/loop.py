@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from vesselseg.registry import LOOPS
 from vesselseg.training.checkpoint import RunState, restore
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.train_step import TrainStep
+from vesselseg.training.weight_average import WeightAverage
 
 
 class LateDataLoader(DataLoader):
@@ -35,6 +38,7 @@ class LateDataLoader(DataLoader):
 class VesselTrainLoop(TrainLoop):
     """Runs a TrainPlan. plan, state: what to do and what is done. resume_from: iter_N.resume to restore, or None.
 
+    average: of the weights, updated after every optimizer step; None without `schedule.ema`, and before the run.
     Hooks are called as mmengine does, with a StepResult as ``outputs``.
     """
 
@@ -45,7 +49,12 @@ class VesselTrainLoop(TrainLoop):
         self.plan = plan
         self.state = state
         self.resume_from = resume_from
+        self.average: WeightAverage | None = None
         self.asked = self.waited = 0.0  # when the last batch was asked for (perf_counter), seconds until it was there
+
+    def averaged_weights(self) -> AbstractContextManager:
+        """While it lasts, the model has the averaged weights, if the run averages them."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     @property
     def iter(self) -> int:
@@ -63,8 +72,10 @@ class VesselTrainLoop(TrainLoop):
         steps = TrainStep(engine, self.plan, self.state.progress)
         # Dropout differs between processes, as their samples do.
         torch.manual_seed(self.runner.seed * 1009 + self.runner.rank)
+        if self.plan.schedule.ema:
+            self.average = WeightAverage(engine, self.plan.schedule.ema)
         if self.resume_from is not None:
-            restore(self.resume_from, engine)
+            restore(self.resume_from, engine, self.average)
         self.runner.call_hook("before_train")
         engine.train()  # a Predictor puts it back after a validation
         while not self.finished:
@@ -74,6 +85,8 @@ class VesselTrainLoop(TrainLoop):
             self.waited = time.perf_counter() - self.asked
             self.runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
             result = steps.run(batch)
+            if self.average is not None and result.stepped:
+                self.average.update()
             with record_function("hooks"):
                 self.runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=result)
         self.runner.call_hook("after_train")

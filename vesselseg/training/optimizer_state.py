@@ -42,7 +42,7 @@ def write_optimizer_state(path: Path, engine: Any) -> None:
     """
     steps = _steps_taken(engine)
     kinds = (MASTER, *MOMENTS) if steps else (MASTER,)
-    pieces = _pieces(engine)
+    pieces = trained_pieces(engine)
     if torch.distributed.get_rank():
         for _ in _whole_tensors(pieces, kinds):
             continue
@@ -55,7 +55,7 @@ def write_optimizer_state(path: Path, engine: Any) -> None:
 
 def read_optimizer_state(path: Path, engine: Any) -> None:
     """Put a written state into an engine; every process reads its own pieces. Raises WeightsError."""
-    pieces = _pieces(engine)
+    pieces = trained_pieces(engine)
     try:
         with safe_open(str(path), framework="pt") as file:
             steps = int((file.metadata() or {})["steps"])
@@ -75,7 +75,7 @@ def read_optimizer_state(path: Path, engine: Any) -> None:
         ) from None
 
 
-def _pieces(engine: Any) -> list[Piece]:
+def trained_pieces(engine: Any) -> list[Piece]:
     """What DeepSpeed steps on, with the names of the parameters in it."""
     if engine.flat_parameters is not None:
         return engine.flat_parameters.pieces

@@ -95,7 +95,11 @@ class ValidationHook(PeriodicHook):
         self.log = log
 
     def act(self, runner: Any) -> None:
-        """One validation."""
+        """One validation, of the averaged weights where the run averages them."""
+        with runner.train_loop.averaged_weights():
+            self._validate(runner)
+
+    def _validate(self, runner: Any) -> None:
         started = time.perf_counter()
         model = runner.model.model.module.sa2va
         with runner.strategy.ready_to_predict():
@@ -133,8 +137,10 @@ class CheckpointHook(PeriodicHook):
         """One checkpoint; the weights first, because the folder's existence means that both are complete."""
         work_dir = Path(runner.work_dir)
         path = work_dir / f"iter_{runner.iter}.pth"
-        save_weights(runner, path, self.facts)
-        write_resume(path.with_suffix(".resume"), runner.model.model, runner.train_loop.state, self.identity)
+        loop = runner.train_loop
+        with loop.averaged_weights():
+            save_weights(runner, path, self.facts)
+        write_resume(path.with_suffix(".resume"), runner.model.model, loop.state, self.identity, loop.average)
         if runner.rank == 0:
             prune(work_dir, self.keep)
             logger.info("checkpoint %s (%.1f MB)", path, path.stat().st_size / 1e6)

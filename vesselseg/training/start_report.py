@@ -31,11 +31,12 @@ class StartReportHook(Hook):
             logger.info(line)
         strategy = runner.strategy
         logger.info("device %s, precision %s, ZeRO stage %d", strategy.device, strategy.precision, strategy.stage)
-        for line in parameter_report(strategy.model.model.module.sa2va, strategy.dtype.itemsize).splitlines():
+        averaged = self.plan.schedule.ema > 0
+        for line in parameter_report(strategy.model.model.module.sa2va, strategy.dtype.itemsize, averaged).splitlines():
             logger.info(line)
 
 
-def parameter_report(model: Sa2VA, bytes_per_weight: int) -> str:
+def parameter_report(model: Sa2VA, bytes_per_weight: int, averaged: bool = False) -> str:
     """Trainable and frozen parameters by part, and what a checkpoint of them weighs."""
     counts = count_parameters(model)
     lines = [f"{'part':<20}{'trainable':>15}{'frozen':>15}"]
@@ -44,7 +45,8 @@ def parameter_report(model: Sa2VA, bytes_per_weight: int) -> str:
     frozen = sum(count.frozen for count in counts.values())
     lines.append(f"{'all':<20}{trainable:>15,}{frozen:>15,}")
     weights = checkpoint_elements(model) * bytes_per_weight
-    optimizer = trainable * 12  # in float32: a master copy of the weights and Adam's two moments
+    # In float32 a master copy of the weights and Adam's two moments; with an average that, and the weights themselves.
+    optimizer = trainable * (12 + (4 + bytes_per_weight) * averaged)
     if "grounding." in model.randomly_initialised:
         lines.append("SAM2 starts from random weights: the base holds none and model.sa2va.sam2.checkpoint is not set")
     lines.append(

@@ -132,7 +132,7 @@ def plan_memory(config: Mapping[str, Any], target: Target) -> MemoryPlan:
         always=bytes_.always,
         host=plan_host(setup, shapes, images, bytes_, activations, target.per_machine or target.gpus),
         checkpoint=shapes.in_checkpoint * size,
-        resume=shapes.trainable * (ds.MASTER_BYTES + ds.MOMENT_BYTES),
+        resume=shapes.trainable * ds.resume_bytes(setup),
         schedule=schedule,
         time=estimate_time(setup, shapes, images, schedule, target.card) if target.card else None,
     )

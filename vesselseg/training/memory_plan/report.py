@@ -10,7 +10,7 @@ from vesselseg.training.memory_plan.changes import Proposal
 from vesselseg.training.memory_plan.plan import ACTIVATIONS, ENCODING, FEATURES, LOGITS, WORKSPACE, MemoryPlan
 
 ROWS = (
-    *(ds.FROZEN, ds.TRAINABLE, ds.GATHERED, ds.GRADIENTS, ds.MASTERS, ds.MOMENTS),
+    *(ds.FROZEN, ds.TRAINABLE, ds.GATHERED, ds.GRADIENTS, ds.MASTERS, ds.MOMENTS, ds.AVERAGE),
     *(ACTIVATIONS, LOGITS, FEATURES, ENCODING, ds.STEP, ds.BUCKETS, WORKSPACE),
 )
 LABEL = 22

@@ -16,7 +16,7 @@ from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import BLOCKS, Shapes, Weight
 
 FROZEN, TRAINABLE, GATHERED = "frozen weights", "trainable weights", "gathered weights"
-MASTERS, MOMENTS = "float32 masters", "optimizer states"
+MASTERS, MOMENTS, AVERAGE = "float32 masters", "optimizer states", "averaged weights"
 GRADIENTS, BUCKETS, STEP = "gradients", "communication buckets", "optimizer step"
 
 # `_has_inf_or_nan`: a float32 copy, three masks, and their result as float32.
@@ -24,6 +24,7 @@ OVERFLOW_BYTES = 4 + 3 + 4
 NORM_BYTES = 8  # norms are taken in float64
 MOMENT_BYTES = 8  # two float32 moments
 MASTER_BYTES = 4
+AVERAGE_BYTES = 4
 # Dense weights are rounded up to this many elements for each process.
 ALIGNMENT = 2
 
@@ -59,6 +60,12 @@ def zero_bytes(setup: Setup, shapes: Shapes) -> ZeroBytes:
     return _stage_3(setup, shapes) if setup.stage == 3 else _stage_1_and_2(setup, shapes)
 
 
+def resume_bytes(setup: Setup) -> int:
+    """Of a trained element on disk: master and moments, and with an average that and the weight itself."""
+    average = AVERAGE_BYTES + setup.bytes_per_weight if setup.schedule.ema else 0
+    return MASTER_BYTES + MOMENT_BYTES + average
+
+
 def partition(elements: int, processes: int) -> int:
     """One process's part."""
     aligned = math.ceil(elements / (ALIGNMENT * processes)) * ALIGNMENT * processes
@@ -91,6 +98,8 @@ def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
     collected = trains if flat or setup.stage == 1 else 0 if on_host else part
     trained: Rows = {TRAINABLE: size * trains, GRADIENTS: size * collected}
     states: Rows = {} if on_host else {MASTERS: MASTER_BYTES * part, MOMENTS: MOMENT_BYTES * part}
+    if setup.schedule.ema:
+        states[AVERAGE] = AVERAGE_BYTES * trains
     # DeepSpeed copies the weights into a tensor of its own; then the masters, beside zeros of a dropped gradient.
     start = size * trains + (0 if on_host else 2 * MASTER_BYTES * part)
     return ZeroBytes(
