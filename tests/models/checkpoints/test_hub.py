@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from vesselseg.errors import WeightsError
+from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.hub import hub_name
 
 # What people and test machines set; here the hub's address and its cache are the test's.
@@ -94,49 +96,65 @@ def hub(tiny_base: Path, tmp_path: Path) -> Iterator[Hub]:
     found.server.shutdown()
 
 
-READ = """
-import logging, sys
-logging.basicConfig(level=logging.INFO)
-from vesselseg.models.checkpoints.base_folder import read_base_folder
-for name in sys.argv[1:]:
-    folder = read_base_folder(name)
-    print(len(list(folder.stream())), folder.path)
-"""
+@pytest.fixture
+def set_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Sets what a user sets for the hub, in a working directory without models.
+
+    The hub's library reads its settings once, on import: it is imported again, and put back after the test.
+    """
+    monkeypatch.chdir(tmp_path)
+    before = remove_library()
+
+    def set_variables(**variables: str) -> None:
+        for name in HUB_SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "*", **variables}.items():
+            monkeypatch.setenv(name, value)
+        remove_library()
+
+    yield set_variables
+    remove_library()
+    sys.modules.update(before)
 
 
-def read(paths: str, cache: Path, repository: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the hub's library reads its settings once, on import."""
-    inherited = {name: value for name, value in os.environ.items() if name not in HUB_SETTINGS}
-    environment = {**inherited, "HF_HOME": str(cache), "PYTHONPATH": str(repository), "NO_PROXY": "*", **variables}
-    command = [sys.executable, "-c", READ, *paths.split()]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cache.parent, check=False)
+def remove_library() -> dict[str, ModuleType]:
+    """The hub's library leaves sys.modules; returns what was there."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
-def test_download_then_offline(hub: Hub, tmp_path: Path, repository: Path) -> None:
-    cache = tmp_path / "cache"
-    online = read("someone/tiny@v1 someone/tiny", cache, repository, HF_ENDPOINT=hub.address)
-    assert online.returncode == 0, online.stderr[-2000:]
+def read(*names: str) -> list[tuple[int, Path]]:
+    """Number of tensors and path of each."""
+    folders = [read_base_folder(name) for name in names]
+    return [(len(list(folder.stream())), folder.path) for folder in folders]
+
+
+def test_download_then_offline(hub: Hub, set_hub: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    set_hub(HF_ENDPOINT=hub.address)
+    with caplog.at_level(logging.INFO):
+        pinned, unpinned = read("someone/tiny@v1", "someone/tiny")
     assert "/api/models/someone/tiny/revision/v1" in hub.asked
     assert any(path.endswith("model.safetensors") for path in hub.asked)
     assert not any(path.endswith((".py", ".bin")) for path in hub.asked)
-    pinned, unpinned = online.stdout.splitlines()
-    assert pinned == unpinned and online.stderr.count("pin it with") == 1
-    assert f"pin it with someone/tiny@{REVISION}" in online.stderr
+    assert pinned == unpinned and caplog.text.count("pin it with") == 1
+    assert f"pin it with someone/tiny@{REVISION}" in caplog.text
     asked = len(hub.asked)
-    offline = read("someone/tiny@v1", cache, repository, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
-    assert offline.stdout.splitlines() == [pinned] and len(hub.asked) == asked
+    set_hub(HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
+    assert read("someone/tiny@v1") == [pinned] and len(hub.asked) == asked
 
 
 @pytest.mark.parametrize("variables", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_neither_cached_nor_reachable_is_one_sentence(
-    variables: dict[str, str], tmp_path: Path, repository: Path
-) -> None:
-    done = read("someone/tiny@v1", tmp_path / "cache", repository, **variables)
-    message = done.stderr.strip().splitlines()[-1]
+def test_neither_cached_nor_reachable_is_one_sentence(variables: dict[str, str], set_hub: Callable[..., None]) -> None:
+    set_hub(**variables)
+    with pytest.raises(WeightsError) as caught:
+        read("someone/tiny@v1")
+    (message,) = str(caught.value).splitlines()
     assert "someone/tiny@v1 is no folder here, not in the hub's cache and cannot be downloaded now" in message
     assert "hf download someone/tiny --revision v1 --exclude '*.py' --local-dir weights/tiny" in message
 
 
-def test_a_repository_that_is_not_there(hub: Hub, tmp_path: Path, repository: Path) -> None:
-    done = read("someone/else", tmp_path / "cache", repository, HF_ENDPOINT=hub.address)
-    assert "someone/else is no folder here" in done.stderr.strip().splitlines()[-1]
+def test_a_repository_that_is_not_there(hub: Hub, set_hub: Callable[..., None]) -> None:
+    set_hub(HF_ENDPOINT=hub.address)
+    with pytest.raises(WeightsError) as caught:
+        read("someone/else")
+    assert "someone/else is no folder here" in str(caught.value).splitlines()[-1]
