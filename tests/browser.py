@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from tests.machine_speed import patience
+
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
@@ -90,7 +92,8 @@ class Browser:
         """
         from selenium.common.exceptions import StaleElementReferenceException
 
-        end = time.monotonic() + seconds
+        limit = patience(seconds)
+        end = time.monotonic() + limit
         while True:
             try:
                 found = check()
@@ -99,7 +102,9 @@ class Browser:
             if found:
                 return found
             if time.monotonic() > end:
-                pytest.fail(f"{seconds:.0f} s went by without {what or 'the page doing it'}; console: {self.errors()}")
+                pytest.fail(
+                    f"{patience(seconds):.0f} s went by without {what or 'the page doing it'}; console: {self.errors()}"
+                )
             time.sleep(0.02)
 
     def screenshot(self, path: Path) -> Path:

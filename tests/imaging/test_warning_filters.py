@@ -12,6 +12,7 @@ import pytest
 from pydicom import dcmread
 
 from tests.imaging.dicom_files import frames, write_dicom
+from tests.machine_speed import patience
 from vesselseg.imaging import dicom as dicom_module
 from vesselseg.imaging.warning_filters import suppress_warnings
 
@@ -42,14 +43,14 @@ def test_warnings_are_suppressed_until_the_last_thread_leaves(recwarn: pytest.Wa
     def first() -> None:
         with suppress_warnings():
             first_is_in.set()
-            assert second_is_in.wait(60)
+            assert second_is_in.wait(patience(60))
         first_is_out.set()
 
     def second() -> None:
-        assert first_is_in.wait(60)
+        assert first_is_in.wait(patience(60))
         with suppress_warnings():
             second_is_in.set()
-            assert first_is_out.wait(60)
+            assert first_is_out.wait(patience(60))
             warnings.warn("quoted", stacklevel=1)
             hidden.append(list(warnings.filters) != shown)
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.inspect.browsed import BROKEN, FILLERS, HEIGHT, MISSING, ODD, OUTSIDE, WIDE, WIDTH, write_browsed
 from tests.labelme_files import polygon, run
+from tests.machine_speed import patience
 from vesselseg.dataset.image_views import normalise, to_pixels
 from vesselseg.dataset.manifest import image_path
 from vesselseg.dataset.vessel_dataset import VesselDataset
@@ -73,7 +74,7 @@ def pixels(content: bytes) -> np.ndarray:
 
 def raw(server: BrowseServer, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
     """A request with the unmodified path, which other clients normalise."""
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=patience(60))
     connection.putrequest(method, path, skip_host="Host" in headers)
     for name, value in headers.items():
         connection.putheader(name, value)

@@ -19,6 +19,7 @@ from PIL import Image
 from tests.browser import LAPTOP, TABLET, Browser
 from tests.fork_server import python
 from tests.inspect.browsed import BROKEN, FILLERS, HEIGHT, MISSING, ODD, WIDTH, write_browsed
+from tests.machine_speed import patience
 from vesselseg.models.tiny_base import write_tiny_base
 
 ALL = 9 + FILLERS
@@ -53,7 +54,7 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory, repository: 
             time.sleep(0.1)
         tool.send_signal(signal.SIGINT)
         try:
-            assert tool.wait(timeout=60) == 130
+            assert tool.wait(timeout=patience(60)) == 130
         finally:
             tool.kill()
         assert tool.stderr.read() == "interrupted\n"

@@ -30,6 +30,7 @@ from tests.fork_server import python
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.imaging.test_frames import write_video
 from tests.labelme_files import run as prepare_labels
+from tests.machine_speed import patience
 from tests.predict.predict_calls import call, entries, forked, pixels
 from tests.tiny import picture
 from vesselseg.dataset.manifest import read_manifest
@@ -133,7 +134,7 @@ def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(
 
     def late(image: Image.Image, prediction: Prediction) -> np.ndarray:
         if prediction is predictions[0]:
-            assert second.wait(60)
+            assert second.wait(patience(60))
         drawn.append(overlay(image, prediction))
         if prediction is predictions[1]:
             second.set()

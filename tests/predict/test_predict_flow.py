@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from tests.machine_speed import patience
 from tests.predict.predict_calls import ALL, call, entries, forked, pixels, summary
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.inference.predictor import Predictor, Request
@@ -128,7 +129,7 @@ def test_images_are_preprocessed_while_the_model_runs(
     def slow(self: Predictor, requests: list[Request], *arguments: Any) -> Any:
         in_model.append(len(requests))
         if len(in_model) == 1:
-            assert all(ready.acquire(timeout=60) for _ in range(6))
+            assert all(ready.acquire(timeout=patience(60)) for _ in range(6))
             now[0] += 0.5
         return run(self, requests, *arguments)
 

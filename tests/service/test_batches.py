@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from tests.imaging.test_frames import huge_png
+from tests.machine_speed import patience
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
 from vesselseg.dataset.prompts import question_for
@@ -33,7 +34,7 @@ from vesselseg.service.metrics import Metrics
 from vesselseg.service.model_queue import ModelQueue, QueuedImage
 
 CLIENTS, EACH = 16, 3
-TIMEOUT_S = 120  # for any single step on a busy machine
+TIMEOUT_S = patience(120)  # for any single step on a busy machine
 UNTIL_FULL_MS = 600_000  # longer than any client waits, so a batch starts only when it is full
 
 
@@ -84,7 +85,7 @@ class Watched(Sa2VAPredictor):
 def ask(service: RunningService, image: Image.Image, **options: Any) -> httpx.Response:
     """Through a new connection, like a separate client."""
     files = {"image": ("a.png", png(image))}
-    return httpx.post(f"{service.url}/predict", files=files, timeout=60, **options)
+    return httpx.post(f"{service.url}/predict", files=files, timeout=patience(60), **options)
 
 
 def assert_own(answer: httpx.Response, image: Image.Image, phrases: Sequence[str], direct: Prediction) -> None:
@@ -105,7 +106,7 @@ def test_every_client_gets_its_own_result(start: Callable[..., Any], predictor: 
     assert apart > 4 / 255, "these results could be confused"
 
     def client(number: int) -> None:
-        with httpx.Client(base_url=service.url, timeout=60) as own:
+        with httpx.Client(base_url=service.url, timeout=patience(60)) as own:
             for _ in range(EACH):
                 own_phrases = phrases[number % 3]
                 answer = own.post("/predict", files={"image": ("a", png(images[number]))}, data={"phrase": own_phrases})

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from starlette.responses import Response
 
+from tests.machine_speed import patience
 from tests.service.running import RunningService, assert_error, png, wait_until
 from tests.service.test_bad_input import request_head
 from tests.tiny import picture
@@ -89,7 +90,7 @@ def test_own_names_and_origins(service: RunningService) -> None:
     for origin in ("http://evil.example", "null", f"http://localhost:{service.port}"):
         assert_error(service.predict(GOOD, headers={"Origin": origin}), 403, "foreign_origin")
     preflight = httpx.options(
-        f"{service.url}/predict", headers={**own, "Access-Control-Request-Method": "POST"}, timeout=60
+        f"{service.url}/predict", headers={**own, "Access-Control-Request-Method": "POST"}, timeout=patience(60)
     )
     assert preflight.status_code == 405
 
@@ -97,7 +98,7 @@ def test_own_names_and_origins(service: RunningService) -> None:
 def test_a_large_upload_is_refused_before_it_is_read(service: RunningService) -> None:
     answer = service.predict(GOOD + bytes(1_000_000))
     assert_error(answer, 413, "too_large", "larger than 1 MB")
-    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=patience(60)) as connection:
         connection.sendall(request_head(service, 50_000_000))
         assert connection.recv(4000).startswith(b"HTTP/1.1 413")
 
@@ -114,7 +115,7 @@ def test_a_large_upload_is_refused_before_it_is_read(service: RunningService) ->
 
 def test_an_upload_that_takes_too_long(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "UPLOAD_TIMEOUT_S", 0.3)
-    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=patience(30)) as connection:
         connection.sendall(request_head(service, 10_000) + b"--b\r\n")
         assert connection.recv(4000).startswith(b"HTTP/1.1 408")
 
@@ -128,7 +129,7 @@ def test_rate_of_a_client(start: Callable[..., Any], monkeypatch: pytest.MonkeyP
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 4
         assert service.get("/health").status_code == 200
         elsewhere = httpx.HTTPTransport(local_address="127.0.0.2")
-        with httpx.Client(transport=elsewhere, timeout=60) as other:
+        with httpx.Client(transport=elsewhere, timeout=patience(60)) as other:
             claimed = other.get(f"{service.url}/models", headers={"X-Forwarded-For": "127.0.0.1"})
         assert claimed.status_code == 200
 
@@ -233,5 +234,5 @@ def test_names_of_models(tmp_path: Path) -> None:
 def test_a_connection_before_the_server_runs_waits() -> None:
     """The address is printed before the first connection is accepted."""
     listening = open_socket(ServiceSettings(port=0))
-    with listening, socket.create_connection(listening.getsockname(), timeout=60):
+    with listening, socket.create_connection(listening.getsockname(), timeout=patience(60)):
         pass

@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.fork_server import python
+from tests.machine_speed import patience
 from tests.service.running import assert_error, png, wait_until
 from tests.tiny import model_arguments, picture, save_checkpoint, shaken_model
 
@@ -63,10 +64,10 @@ def started(model: Path) -> Iterator[tuple[subprocess.Popen[str], str, Future[st
 def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen[str], str, Future[str]]) -> None:
     process, url, written = started
     files = {"image": ("secret-name.png", png(picture(1)))}
-    with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=url, timeout=60) as later:
+    with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=url, timeout=patience(60)) as later:
         assert later.get("/models").json()["models"][0]["name"] == "tiny.pth"
         assert later.get("/health").status_code == 200
-        running = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=60) for _ in range(2)]
+        running = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=patience(60)) for _ in range(2)]
         wait_until(lambda: 'vesselseg_queue_length{model="tiny.pth"} 2' in later.get("/metrics").text)
         with half_a_request(url, files) as (connection, rest):
             wait_until(lambda: "vesselseg_requests_running 4" in later.get("/metrics").text)  # including this one
@@ -76,8 +77,8 @@ def test_it_stops_when_running_requests_are_done(started: tuple[subprocess.Popen
             connection.sendall(rest)
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         assert [answer.result().status_code for answer in running] == [200, 200]
-    assert process.wait(60) == 0
-    log = written.result(60)
+    assert process.wait(patience(60)) == 0
+    log = written.result(patience(60))
     assert "Traceback" not in log and "secret" not in log and log.count("status=200 model=tiny.pth") == 3
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=2)
@@ -89,7 +90,7 @@ def half_a_request(url: str, files: dict[str, tuple[str, bytes]]) -> Iterator[tu
     request = httpx.Request("POST", f"{url}/predict", files=files)
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     body = request.read()
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=patience(60)) as connection:
         connection.sendall(f"POST /predict HTTP/1.1\r\n{head}\r\n".encode() + body[:100])
         yield connection, body[100:]
 

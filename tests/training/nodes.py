@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.machine_speed import patience
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -54,8 +56,8 @@ def start_nodes(command: Sequence[str], folder: Path, count: int = 2, **settings
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
-    """Until a file is there."""
-    until = time.monotonic() + seconds
+    """Until a file exists; seconds: on an idle machine."""
+    until = time.monotonic() + patience(seconds)
     while not path.exists():
-        assert time.monotonic() < until, f"{path} is not there after {seconds} s"
+        assert time.monotonic() < until, f"{path} does not exist after {patience(seconds):.0f} s"
         time.sleep(0.05)

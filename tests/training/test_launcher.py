@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.fork_server import python
+from tests.machine_speed import patience
 from vesselseg.errors import UserError
 from vesselseg.training import launcher
 
@@ -92,7 +93,9 @@ def test_a_failed_process_gives_its_status_and_no_trace(tmp_path: Path, capfd: p
     code = f"from vesselseg.training.launcher import launch\nraise SystemExit(launch(2, [{str(script)!r}]))"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
     command = [python(), "-c", code]
-    outcome = subprocess.run(command, text=True, capture_output=True, env=environment, check=False, timeout=400)
+    outcome = subprocess.run(
+        command, text=True, capture_output=True, env=environment, check=False, timeout=patience(400)
+    )
     assert outcome.returncode == 7
     assert "process 1 ended with status 7" in outcome.stderr and "Traceback" not in outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.fork_server import python
+from tests.machine_speed import patience
 from tests.training.nodes import Node, free_port, node_environment, start_nodes, wait_for
 from vesselseg.errors import UserError
 from vesselseg.training import heartbeat
@@ -36,8 +37,8 @@ Path(sys.argv[1], "begun" + os.environ["RANK"]).rename(Path(sys.argv[1], os.envi
 time.sleep(600)
 """
 HOST = socket.gethostname()
-PATIENCE = 90  # seconds that the end of a job may take on a busy machine
-SILENCE = 4  # seconds that mean a loss
+PATIENCE = patience(90)  # seconds that the end of a job may take on a busy machine
+SILENCE = round(patience(4))  # seconds that mean a loss
 GO_ON = "; all processes were stopped. The same command with --resume auto goes on from the last checkpoint"
 
 

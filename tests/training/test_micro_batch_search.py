@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.fork_server import python
+from tests.machine_speed import patience
 from tests.training.conftest import REPOSITORY, Training, environment
 from vesselseg.config.load import load_config
 from vesselseg.config.settings import Schedule
@@ -83,7 +84,9 @@ def searched(training: Training, room: int, processes: int, **options: Any) -> s
     script = str(REPOSITORY / "tests" / "training" / "limited_search.py")
     command = [python(), "-m", "vesselseg.training.launcher", str(processes), script]
     command += [str(REPOSITORY / "configs" / "tiny_cpu.py"), str(room), *(f"{k}={v}" for k, v in values.items())]
-    return subprocess.run(command, text=True, capture_output=True, env=environment(), check=False, timeout=300)
+    return subprocess.run(
+        command, text=True, capture_output=True, env=environment(), check=False, timeout=patience(300)
+    )
 
 
 @pytest.mark.process
