@@ -1,14 +1,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 VENV ?= .venv
-# Tests run in so many processes, a file in one of them; e2e tests one after another (tests/conftest.py).
+# Processes of `make test`; a file's tests run in one of them, e2e tests one after another (tests/conftest.py).
 WORKERS ?= 2
+# Marks of tests that take long or start processes (tests/cost.py).
+DEAR = process or browser or slow or e2e
 BIN = $(VENV)/bin
 # What starts further processes finds this environment as if it were activated.
 RUN = PATH="$(abspath $(BIN)):$$PATH" VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/python
 export VENV
 
-.PHONY: help env lint pytest test test-oldest demo clean distclean
+.PHONY: help env lint pytest quick test test-oldest demo clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -24,7 +26,10 @@ lint: env  ## ruff and mypy
 pytest: env
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test: lint  ## everything: ruff, mypy, unit tests, end-to-end tests (ARGS='-m "not e2e"' leaves those out)
+quick: env  ## the everyday loop: tests of every room in one process, no training, no browser; three minutes
+	@$(RUN) -m pytest -m "not ($(DEAR))" $(ARGS)
+
+test: lint  ## everything: ruff, mypy, all tests (ARGS=tests/config chooses some)
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-oldest:  ## the tests with the oldest torch that is allowed, in .venv-oldest

@@ -79,15 +79,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = super()._split_scope(nodeid)
             return "e2e" if file.startswith("tests/e2e/") else file
 
+    config.option.loadscopereorder = False  # in the order below, not by the number of tests
     return Scheduling(config, log) if config.option.dist == "loadfile" else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, the end-to-end ones last: a broken unit is reported before minutes are spent."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Quick tests first, end-to-end ones last: a broken unit is reported before minutes are spent.
+
+    Workers (-n) begin with what takes longest, so that none of them works alone in the end.
+    """
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
-    items.sort(key=lambda item: (item.get_closest_marker("e2e") is not None, cost.is_dear(item)))
+    items.sort(
+        key=lambda item: (item.get_closest_marker("e2e") is not None, cost.is_dear(item)),
+        reverse=hasattr(config, "workerinput"),
+    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.fork_server import on_path, python
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -25,21 +28,42 @@ SETTINGS = [
 MILESTONES = ["validation.interval=6", "checkpoint.interval=6", "model.sa2va.sam2.image_size=128"]
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
+@dataclass(frozen=True)
+class Shell:
+    """Runs commands in the repository as a user does. python: the interpreter of tools."""
+
+    repository: Path
+    python: str
+    environment: dict[str, str]
+
+    def __call__(self, *command: str | Path) -> str:
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, cwd=self.repository, env=self.environment
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
 
 
 @pytest.fixture(params=["synthetic", pytest.param("angiograms", marks=pytest.mark.shared)])
-def archive(request: pytest.FixtureRequest, repository: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def shell(kind: str, repository: Path) -> Shell:
+    """One kind of archive starts every process from nothing, as users do; the other takes the fork server."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if kind == "synthetic":
+        return Shell(repository, sys.executable, environment)
+    return Shell(repository, python(), on_path(environment))
+
+
+@pytest.fixture
+def archive(kind: str, shell: Shell, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str]]:
     """An archive with LabelMe files, and how it is to be split."""
-    if request.param == "synthetic":
+    if kind == "synthetic":
         folder = tmp_path / "drawn"
-        run(
-            sys.executable, "tools/make_synthetic.py", "--out", folder, "--count", "14", "--frames", "1", cwd=repository
-        )
+        shell(shell.python, "tools/make_synthetic.py", "--out", folder, "--count", "14", "--frames", "1")
         packed = tmp_path / "drawn.tar.gz"
         with tarfile.open(packed, "w:gz") as tar:
             tar.add(folder, "drawn")
@@ -60,34 +84,34 @@ def some_members(whole: Path, packed: Path) -> Path:
     return packed
 
 
-def test_archive_to_report(archive: tuple[Path, list[str]], repository: Path, tmp_path: Path, tiny_base: Path) -> None:
+def test_archive_to_report(archive: tuple[Path, list[str]], shell: Shell, tmp_path: Path, tiny_base: Path) -> None:
     source, split = archive
     data, work, model, scores = (tmp_path / name for name in ("data", "run", "hf", "scores"))
-    run(sys.executable, "tools/prepare_data.py", source, "--out", data, *split, "--quiet", cwd=repository)
+    shell(shell.python, "tools/prepare_data.py", source, "--out", data, *split, "--quiet")
     report = json.loads((data / "report.json").read_text())
     images = report["counts"]["images"] if "images" in report["counts"] else len(list((data / "images").rglob("*.png")))
     assert images >= 11
 
     options = [f"data_root={data}", f"model.sa2va.base={tiny_base}", *SETTINGS, *MILESTONES]
     train = ["bash", "tools/dist.sh", "train", "configs/tiny_cpu.py", "2", "--work-dir", work]
-    run(*train, "--cfg-options", *options, cwd=repository)
+    shell(*train, "--cfg-options", *options)
     rows = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses and all(np.isfinite(losses))
     assert {"best.pth", f"iter_{ITERATIONS}.pth", "config.py"} <= {path.name for path in work.iterdir()}
 
     convert = [
-        sys.executable,
+        shell.python,
         "tools/convert_to_hf.py",
         work / "config.py",
         work / "best.pth",
         "--save-path",
         model,
     ]
-    assert "differ by at most" in run(*convert, cwd=repository)
+    assert "differ by at most" in shell(*convert)
 
-    score = [sys.executable, "tools/eval.py", model, "--data", data, "--split", "test", "--out", scores]
-    run(*score, "--threshold", "auto", cwd=repository)
+    score = [shell.python, "tools/eval.py", model, "--data", data, "--split", "test", "--out", scores]
+    shell(*score, "--threshold", "auto")
     check_scores(scores, json.loads((data / "splits.json").read_text())["test"])
 
 

@@ -50,6 +50,7 @@ def configure(config: pytest.Config) -> None:
         return
     folder = tempfile.TemporaryDirectory(prefix="vesselseg-fork-server-")
     os.environ[FOLDER_VARIABLE] = folder.name
+    (Path(folder.name) / "session").write_text(str(os.getpid()))
 
     def end() -> None:
         with suppress(FileNotFoundError, ProcessLookupError):

@@ -26,7 +26,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from vesselseg.training.console import muted, quieten_imports
+
+quieten_imports()
+with muted():
+    import transformers.dynamic_module_utils
 
 # What commands need; each brings further ones.
 IMPORTED = (
@@ -46,7 +52,6 @@ LOOK = 2.0  # seconds between two looks whether the session still exists
 
 def import_everything() -> None:
     """Quietly, as a training's start does it."""
-    quieten_imports()
     with muted():
         for name in IMPORTED:
             importlib.import_module(name)
@@ -58,7 +63,7 @@ class Server:
     def __init__(self, folder: Path, interpreter: str) -> None:
         self.folder = folder
         self.interpreter = interpreter
-        self.session = os.getppid()
+        self.session = int((folder / "session").read_text())
         self.running: dict[int, tuple[socket.socket, str]] = {}  # by process: its client, its test
         self.wanted = selectors.DefaultSelector()
         self.listener = socket.socket(socket.AF_UNIX)
@@ -91,7 +96,8 @@ class Server:
         return lambda: None
 
     def session_exists(self) -> bool:
-        return os.getppid() == self.session and self.folder.is_dir()
+        """Not the process that started the server: it may be a worker (-n), which may end before others do."""
+        return self.folder.is_dir() and Path(f"/proc/{self.session}").exists()
 
     def begin(self) -> Callable[[], None] | None:
         """Fork for a new client; None in the server itself."""
@@ -170,9 +176,10 @@ def become(request: dict[str, Any], descriptors: list[int], interpreter: str) ->
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    parent = Path(f"/proc/{request['client']}/stat")
-    os.getppid = lambda: parent_of(parent)
+    own, parent, getppid = os.getpid(), Path(f"/proc/{request['client']}/stat"), os.getppid
+    os.getppid = lambda: parent_of(parent) if os.getpid() == own else getppid()
     sys.executable = interpreter
+    own_code_folder()
     reseed()
     further = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [entry for entry in further if entry and entry not in sys.path]
@@ -187,10 +194,15 @@ def parent_of(stat: Path) -> int:
         return 1
 
 
+def own_code_folder() -> None:
+    """transformers copies a model's code where HF_MODULES_CACHE says, which workers (-n) must not share."""
+    if "HF_MODULES_CACHE" in os.environ:
+        for module in (transformers.utils.hub, transformers.dynamic_module_utils):
+            module.HF_MODULES_CACHE = os.environ["HF_MODULES_CACHE"]
+
+
 def reseed() -> None:
     """Generators that a new process seeds from the system's entropy."""
-    import numpy as np
-
     random.seed()
     np.random.seed()
 
