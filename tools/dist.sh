@@ -7,7 +7,7 @@
 # GPUS      processes on this machine; 0 is one process on the CPU. Without a GPU, N processes train on the CPU.
 # Several machines: the same command on each, with NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment, or
 # tools/slurm.sh. NODES_WAIT (900): seconds in which all must have called the first one. LOST_AFTER (60): seconds without
-# a sign of life after which a process or a machine counts as lost, and the job ends.
+# a heartbeat after which a process or a machine counts as lost, and the job ends.
 set -euo pipefail
 
 usage() {

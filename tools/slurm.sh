@@ -5,7 +5,7 @@
 #   sbatch --nodes=2 --gpus-per-node=4 tools/slurm.sh configs/internvl3_8b_4x24gb.py 4 --work-dir /shared/run
 #
 # Submit from the repository's folder. It, the data, the weights and the work dir must lie on a file system that all
-# nodes share, under the same path. The job goes on from the last checkpoint of its work dir if there is one
+# nodes share, under the same path. The job continues from the last checkpoint of its work dir if there is one
 # (--resume auto), so that it may be requeued, or submitted again with another number of nodes.
 #
 #SBATCH --job-name=vesselseg

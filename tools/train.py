@@ -16,7 +16,7 @@ from pathlib import Path
 from vesselseg.cli.parameters import positive
 from vesselseg.run_tool import run_tool
 from vesselseg.training.console import muted, quieten_imports
-from vesselseg.training.heartbeat import start_beating
+from vesselseg.training.heartbeat import start_heartbeat
 
 quieten_imports()
 HEAD_START = 5.0  # seconds in which the first process's message about the same mistake ends the whole job
@@ -75,7 +75,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def run() -> int:
     """main, with the same mistake told once instead of by every process."""
     rank = int(os.environ.get("RANK", "0"))
-    start_beating()
+    start_heartbeat()
     try:
         main()
     except (Exception, SystemExit):

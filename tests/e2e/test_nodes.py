@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_and_hangs_on_two_nodes_ends_as_if_nothing_had_been
     hung_at = (broken / "iter_14.resume").stat().st_ctime
     assert status == 128 + signal.SIGKILL and time.time() - hung_at < patience(120)
     for text in said:
-        assert f"error: process 3 on node 1 ({HOST}) gave no sign of life for {LOST_AFTER} s" in text
+        assert f"error: process 3 on node 1 ({HOST}) gave no heartbeat for {LOST_AFTER} s" in text
     assert (
         "4 process(es) x micro-batch 1 x accumulation 1 now, 2 process(es) x micro-batch 1 x accumulation 2" in said[0]
     )

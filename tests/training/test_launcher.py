@@ -42,7 +42,7 @@ def test_wrong_calls_are_answered_with_the_usage(arguments: tuple[str, ...], tol
 
 def test_more_processes_than_gpus_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="4 GPUs asked for, 2 found"):
+    with pytest.raises(UserError, match="4 GPUs requested, 2 found"):
         launcher.check_devices(4)
     launcher.check_devices(2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

@@ -1,4 +1,4 @@
-"""Two nodes of two processes: what each says when a process, a node or the way to it is lost."""
+"""Two nodes of two processes: what each reports when a process, a node or the network to it is lost."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from vesselseg.training import heartbeat
 from vesselseg.training.heartbeat import Heartbeats
 from vesselseg.training.nodes import LOSS, Loss, Nodes
 
-# Tells its process id, then works as a long step does: without a word to anybody.
+# Writes its process id, then works as in a long step: without any communication.
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from vesselseg.training.heartbeat import start_beating
-start_beating()
+from vesselseg.training.heartbeat import start_heartbeat
+start_heartbeat()
 Path(sys.argv[1], "begun" + os.environ["RANK"]).write_text(str(os.getpid()))
 Path(sys.argv[1], "begun" + os.environ["RANK"]).rename(Path(sys.argv[1], os.environ["RANK"]))
 time.sleep(600)
@@ -39,7 +39,7 @@ time.sleep(600)
 HOST = socket.gethostname()
 PATIENCE = patience(90)  # seconds that the end of a job may take on a busy machine
 SILENCE = round(patience(4))  # seconds that mean a loss
-GO_ON = "; all processes were stopped. The same command with --resume auto goes on from the last checkpoint"
+RESUME = "; all processes were stopped. The same command with --resume auto continues from the last checkpoint"
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def runs(process: int) -> bool:
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
-        (signal.SIGKILL, "was ended by SIGKILL (often the system's answer to too little main memory)"),
-        (signal.SIGSTOP, f"gave no sign of life for {SILENCE} s"),
+        (signal.SIGKILL, "was ended by SIGKILL (often by the system, because main memory ran out)"),
+        (signal.SIGSTOP, f"gave no heartbeat for {SILENCE} s"),
     ],
 )
 def test_a_lost_process_ends_the_job_on_all_nodes(
@@ -93,7 +93,7 @@ def test_a_lost_process_ends_the_job_on_all_nodes(
     statuses = [one.wait(PATIENCE) for one in group]
     assert statuses == [128 + signal.SIGKILL] * 2
     for one in group:
-        assert one.errors() == [f"error: process 3 on node 1 ({HOST}) {told}{GO_ON}"]
+        assert one.errors() == [f"error: process 3 on node 1 ({HOST}) {told}{RESUME}"]
         assert "Traceback" not in one.output.read_text()
     assert all(gone(process_id(tmp_path, rank)) for rank in range(4))
 
@@ -107,14 +107,14 @@ def test_a_lost_node_ends_the_job_on_the_other(group: list[Node], tmp_path: Path
 
 
 @pytest.mark.process
-def test_a_loss_that_is_told_before_processes_are_started_ends_the_launcher(tmp_path: Path) -> None:
-    """It waits for the other node inside torch, which listens to nobody meanwhile."""
+def test_a_loss_reported_before_processes_are_started_ends_the_launcher(tmp_path: Path) -> None:
+    """It waits for the other node inside torch, which handles no signal meanwhile."""
     port = free_port()
     command = [python(), "-m", "vesselseg.training.launcher", "1", "no_script.py"]
     first, second = Node(command, node_environment(0, port), tmp_path / "0.txt"), node(1, 2, port)
     try:
         assert meet(second) == [None]
-        assert second.tell(Loss("the other node has no disk", 7)).status == 7
+        assert second.report(Loss("the other node has no disk", 7)).status == 7
         second.leave()
         assert first.wait(PATIENCE) == 7 and first.errors() == ["error: the other node has no disk"]
     finally:
@@ -139,22 +139,22 @@ def node(rank: int, count: int, port: int, wait: float = PATIENCE, lost_after: f
     return Nodes(count, rank, "127.0.0.1", port, wait=wait, lost_after=lost_after)
 
 
-def test_the_first_loss_is_told_to_all_and_a_silent_node_is_one() -> None:
+def test_the_first_loss_reaches_all_nodes_and_a_silent_node_is_a_loss() -> None:
     port = free_port()
     first, second, third = group = [node(rank, 3, port, lost_after=SILENCE) for rank in range(3)]
     assert meet(*group) == [None] * 3
-    third._over.set()  # as if its power were cut: not another word
+    third._over.set()  # as after a power cut: no further communication
     until = time.monotonic() + PATIENCE
     while not (first.news() and second.news()) and time.monotonic() < until:  # whichever reads it first
         time.sleep(0.1)
     news = second.news()
     assert news == first.news() == Loss(f"node 2 ({HOST}) is lost: its launcher ended, or the network to it", 1)
-    assert first.tell(Loss("later", 2)) == second.tell(Loss("later still", 3)) == news
+    assert first.report(Loss("later", 2)) == second.report(Loss("later still", 3)) == news
     second.leave()
     first.leave()
 
 
-def test_a_loss_is_told_that_comes_while_the_first_node_looks_at_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_is_reported_that_occurs_while_the_first_node_checks_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     first, second = node(0, 2, port), node(1, 2, port)
     looks, told, look = threading.Event(), threading.Event(), first._silent_node
@@ -170,7 +170,7 @@ def test_a_loss_is_told_that_comes_while_the_first_node_looks_at_the_others(monk
     assert looks.wait(PATIENCE)
     loss = Loss("the first node's disk is full", 2)
     with ThreadPoolExecutor() as pool:
-        telling = pool.submit(first.tell, loss)
+        telling = pool.submit(first.report, loss)
         while first._own_loss is None:
             time.sleep(0.01)
         told.set()
@@ -183,10 +183,10 @@ def test_a_loss_is_told_that_comes_while_the_first_node_looks_at_the_others(monk
     first.leave()
 
 
-def test_the_first_node_stays_until_those_who_wait_know_who_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_node_stays_until_waiting_nodes_know_which_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     first, second = node(0, 3, port, wait=1), node(1, 3, port)
-    read, ended = second._last_word, []
+    read, ended = second._reported_loss, []
 
     def slow_read() -> Loss | None:
         if not second._store.check([LOSS]):
@@ -195,13 +195,13 @@ def test_the_first_node_stays_until_those_who_wait_know_who_is_missing(monkeypat
         ended.append(giving_up.done())
         return read()
 
-    monkeypatch.setattr(second, "_last_word", slow_read)
+    monkeypatch.setattr(second, "_reported_loss", slow_read)
     with ThreadPoolExecutor() as pool:
         giving_up = pool.submit(meet, first)
         assert meet(second) == giving_up.result() and ended == [False]
 
 
-def test_nodes_that_do_not_meet_say_who_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nodes_that_wait_in_vain_report_which_one_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
     right = free_port()
     with socket.socket() as silent:  # nobody listens, and nobody else can
         silent.bind(("127.0.0.1", 0))
@@ -213,7 +213,7 @@ def test_nodes_that_do_not_meet_say_who_is_missing(capfd: pytest.CaptureFixture[
     assert re.search(said, capfd.readouterr().err)
 
 
-def test_a_port_in_use_and_a_number_given_twice_are_told() -> None:
+def test_a_port_in_use_and_a_repeated_node_rank_are_errors() -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -221,11 +221,11 @@ def test_a_port_in_use_and_a_number_given_twice_are_told() -> None:
         assert f"PORT={port} cannot be opened on this node" in str(meet(node(0, 2, port)))
     port = free_port()
     told = meet(node(0, 3, port, wait=SILENCE), node(1, 3, port), node(1, 3, port))
-    assert sum("two nodes say NODE_RANK=1" in str(one) for one in told) == 1
+    assert sum("two nodes have NODE_RANK=1" in str(one) for one in told) == 1
 
 
 @pytest.mark.process
-def test_only_processes_that_have_begun_and_gone_silent_are_lost(tmp_path: Path) -> None:
+def test_only_running_processes_that_have_gone_silent_are_lost(tmp_path: Path) -> None:
     """And neither one that goes on nor one that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -240,8 +240,8 @@ def test_only_processes_that_have_begun_and_gone_silent_are_lost(tmp_path: Path)
     assert found == (2, os.getpid())
 
 
-def test_a_launcher_that_stood_still_counts_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with its machine, or with the whole job where a scheduler stops it for a while."""
+def test_a_suspended_launcher_counts_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine may be suspended, or a scheduler may stop the whole job for a while."""
     clock = iter([0.0, 1.0, 2.0, 900.0, *(901.0 + second for second in range(6))])  # 1, 2, 4, 5, ... 10 to the launcher
     monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     beats = Heartbeats(tmp_path, lost_after=8)

@@ -42,8 +42,8 @@ def resumed(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Pat
     killed = training.run(work_dir, train_dataset__dies_after=KILLED_AFTER, **SHARED)
     assert killed.returncode == 128 + signal.SIGKILL
     assert [line for line in killed.stderr.splitlines() if line.startswith("error")] == [
-        "error: process 1 was ended by SIGKILL (often the system's answer to too little main memory); all processes "
-        "were stopped. The same command with --resume auto goes on from the last checkpoint"
+        "error: process 1 was ended by SIGKILL (often by the system, because main memory ran out); all processes "
+        "were stopped. The same command with --resume auto continues from the last checkpoint"
     ]
     assert "Traceback" not in killed.stderr
     (work_dir / "iter_99.resume.unfinished").mkdir()

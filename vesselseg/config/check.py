@@ -191,7 +191,7 @@ def _nested(annotation: Any) -> Any:
 def _is_plain(default: Any) -> bool:
     if isinstance(default, tuple):
         return all(map(_is_plain, default))
-    return default is None or isinstance(default, (bool, int, float, str))
+    return default is None or type(default) in (bool, int, float, str)  # an enum member is not written as its value
 
 
 def _name(target: Any) -> str:

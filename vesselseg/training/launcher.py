@@ -1,12 +1,12 @@
-"""Start a tool in several processes: torchrun's own launcher, with readable failures.
+"""Start a script in several processes: torchrun's launcher, plus what it lacks (docs/training.md has the measurements).
 
     python -m vesselseg.training.launcher GPUS SCRIPT [ARGUMENTS]
 
-GPUS: processes on this machine; 0 is one process on the CPU. Without a GPU, N processes train on the CPU. Reads from
-the environment: NNODES, NODE_RANK, MASTER_ADDR and PORT (without PORT a free one is taken), NODES_WAIT, the seconds in
-which all nodes must have called the first (900), and LOST_AFTER, the seconds without a sign of life after which a
-process or a node counts as lost (60: longer than a machine short of memory may stall, and everything has ended before
-two minutes are over). A loss ends the job on all nodes, each of which says who was lost.
+GPUS: processes on this machine; 0 is one process on the CPU. Without a GPU, N processes train on the CPU. Environment:
+NNODES, NODE_RANK, MASTER_ADDR and PORT (by default a free one); NODES_WAIT, seconds in which all nodes must have called
+the first one (900); LOST_AFTER, seconds without a heartbeat after which a process or a node counts as lost (60: longer
+than a machine short of memory may stall, and the whole job has ended within two minutes). A loss ends the job on all
+nodes, and each of them says which process or node was lost.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -36,13 +36,13 @@ from vesselseg.training.heartbeat import FOLDER_VARIABLE, INTERVAL, LAUNCHER_VAR
 from vesselseg.training.nodes import Loss, Nodes
 
 BAD_INPUT = 2
-CLOSING = 45.0  # seconds; torch ends processes that do not listen after 30
-NOTHING_TO_CLOSE = 2.0  # seconds, while nodes meet: nothing has been started, and torch may not listen
-GO_ON = "; all processes were stopped. The same command with --resume auto goes on from the last checkpoint"
+CLOSING = 45.0  # seconds; torch kills processes that ignore SIGTERM after 30
+NOTHING_TO_CLOSE = 2.0  # seconds, before any process was started, when torch may not handle SIGTERM
+RESUME = "; all processes were stopped. The same command with --resume auto continues from the last checkpoint"
 
 
 def main() -> int:
-    """Launch and wait; the exit status is the failed process's."""
+    """Launch and wait; returns the failed process's exit status."""
     if len(sys.argv) < 3 or not sys.argv[1].isdigit():
         raise UserError(f"expected GPUS SCRIPT [ARGUMENTS], found {' '.join(sys.argv[1:]) or 'nothing'}")
     return launch(int(sys.argv[1]), sys.argv[2:])
@@ -53,11 +53,10 @@ def launch(gpus: int, command: Sequence[str]) -> int:
     check_devices(gpus)
     processes = max(1, gpus)
     set_environment(gpus, processes)
-    logging.disable(logging.ERROR)  # torch tells in its own words what is told here
-    store = own_store()
-    config = launch_config(processes, store.port if store else 0)
+    logging.disable(logging.ERROR)  # torch's own reports of the same failures
+    config = launch_config(processes)
     nodes = other_nodes(config)
-    memory = Path("/dev/shm")  # no disk that other writers could slow down
+    memory = Path("/dev/shm")  # other writers cannot slow it down as they can a disk
     with tempfile.TemporaryDirectory(prefix="vesselseg_", dir=memory if os.access(memory, os.W_OK) else None) as folder:
         os.environ |= {FOLDER_VARIABLE: folder, LAUNCHER_VARIABLE: str(os.getpid())}
         if nodes is not None:
@@ -68,10 +67,9 @@ def launch(gpus: int, command: Sequence[str]) -> int:
 
 
 def run_processes(config: LaunchConfig, command: Sequence[str], watch: Watch) -> Loss | None:
-    """Run until all processes of this node have ended well, or one has not, or somebody ends the launcher.
+    """Run until all processes of this node have succeeded, one has failed, or the launcher gets a signal.
 
-    The watch's SIGTERM may come a moment too early, when torch does not listen for it yet, or too late: it does nothing
-    afterwards.
+    The watch's SIGTERM may arrive before torch handles it, or too late: afterwards it is ignored.
     """
     loss = None
     try:
@@ -85,7 +83,7 @@ def run_processes(config: LaunchConfig, command: Sequence[str], watch: Watch) ->
     except SignalException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         name = signal.Signals(error.sigval).name
-        loss = loss or Loss(f"the launcher{_on_this_node()} was ended by {name}{GO_ON}", 128 + error.sigval)
+        loss = loss or Loss(f"the launcher{_on_this_node()} was ended by {name}{RESUME}", 128 + error.sigval)
     watch.end()
     return loss
 
@@ -95,25 +93,25 @@ def _stop_running(number: int, _: object) -> None:
 
 
 def conclude(own: Loss | None, found: Loss | None, nodes: Nodes | None) -> int:
-    """Say what ended the job, unless it is said already, here and to the other nodes; returns the exit status.
+    """Report once why the job ended, here and to the other nodes; returns the exit status.
 
-    own: how this node's processes ended. found: what the watch has found, and said.
+    own: how this node's processes ended. found: what the watch found, and has printed.
     """
     cause = found or own
     if cause is not None and nodes is not None:
-        cause = nodes.tell(cause)
+        cause = nodes.report(cause)
     if nodes is not None:
         nodes.leave()
     if cause is None:
         return 0
-    said_by_itself = cause == own and cause.status == BAD_INPUT
-    if found is None and not said_by_itself:
+    printed_by_process = cause == own and cause.status == BAD_INPUT
+    if found is None and not printed_by_process:
         say(cause)
     return cause.status
 
 
 class Watch(threading.Thread):
-    """Ends this node's processes when one of them is silent, or when another node has a loss to tell."""
+    """Ends this node's processes when one of them is silent, or when another node reports a loss."""
 
     def __init__(self, beats: Heartbeats, nodes: Nodes | None) -> None:
         super().__init__(daemon=True)
@@ -123,7 +121,7 @@ class Watch(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
-        """Look once a second until it is over."""
+        """Check once a second until the processes have ended."""
         while not self.over.wait(INTERVAL):
             self.cause = self._silent_process() or (self.nodes.news() if self.nodes else None)
             if self.cause is not None:
@@ -132,14 +130,14 @@ class Watch(threading.Thread):
             return
         say(self.cause)
         if self.nodes is not None:
-            self.nodes.tell(self.cause)
+            self.nodes.report(self.cause)
         closing = NOTHING_TO_CLOSE if signal.getsignal(signal.SIGTERM) is _stop_running else CLOSING
         os.kill(os.getpid(), signal.SIGTERM)
-        if not self.over.wait(closing):  # a process that cannot even be killed; those that can end without a launcher
+        if not self.over.wait(closing):  # a process that cannot be killed; the others end without their launcher
             os._exit(self.cause.status)
 
     def end(self) -> None:
-        """Look no more; returns when what was found is known to all."""
+        """Stop checking; returns when the other nodes know what was found."""
         self.over.set()
         if self.ident is not None:  # it was started
             self.join()
@@ -151,8 +149,8 @@ class Watch(threading.Thread):
         rank, process = silent
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-        text = f"process {rank}{_on_this_node()} gave no sign of life for {self.beats.lost_after:.0f} s"
-        return Loss(f"{text}{GO_ON}", 128 + signal.SIGKILL)
+        text = f"process {rank}{_on_this_node()} gave no heartbeat for {self.beats.lost_after:.0f} s"
+        return Loss(f"{text}{RESUME}", 128 + signal.SIGKILL)
 
 
 def check_devices(gpus: int) -> None:
@@ -160,13 +158,13 @@ def check_devices(gpus: int) -> None:
     present = torch.cuda.device_count()
     if 0 < present < gpus:
         raise UserError(
-            f"{gpus} GPUs asked for, {present} found on this machine (CUDA_VISIBLE_DEVICES="
+            f"{gpus} GPUs requested, {present} found on this machine (CUDA_VISIBLE_DEVICES="
             f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); start with {present} or fewer, or 0 for the CPU"
         )
 
 
 def set_environment(gpus: int, processes: int) -> None:
-    """What the processes inherit: their share of the cores, and no GPU where none is wanted."""
+    """Environment of the processes: their share of the cores, and no GPU with GPUS=0."""
     if gpus == 0 or not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -176,37 +174,35 @@ def set_environment(gpus: int, processes: int) -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
-def own_store() -> TCPStore | None:
-    """Where the processes of a single node meet: it listens on a port that nobody else can take from here on.
+def launch_config(processes: int) -> LaunchConfig:
+    """torchrun's settings from NNODES, NODE_RANK, MASTER_ADDR and PORT; raises UserError for invalid ones.
 
-    None where PORT names one, or with several nodes. torch's rendezvous in this process shares the port.
-    """
-    if _number("PORT", 0) or _number("NNODES", 1) > 1:
-        return None
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
-
-
-def launch_config(processes: int, port: int = 0) -> LaunchConfig:
-    """torchrun's settings from NNODES, NODE_RANK, MASTER_ADDR and PORT; raises UserError for ones without sense.
-
-    port: where the processes meet if PORT does not say.
+    A single node uses torchrun's standalone rendezvous, which listens on a free port if PORT names none.
     """
     nodes = _number("NNODES", 1)
     node_rank = _number("NODE_RANK", 0)
-    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
     if not 0 <= node_rank < max(1, nodes):
         raise UserError(f"NODE_RANK is {node_rank}, NNODES {nodes}; expected a rank from 0 to {nodes - 1}")
     if nodes > 1 and ("MASTER_ADDR" not in os.environ or "PORT" not in os.environ):
         raise UserError("with NNODES above 1, MASTER_ADDR and PORT must name the first node, the same on every node")
-    port = _number("PORT", 0) or port
+    port = _number("PORT", 0)
+    rendezvous: dict[str, Any] = {  # is_host: never join a store of another job that uses the same port
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": f"127.0.0.1:{port}",
+        "rdzv_configs": {"is_host": True},
+    }
+    if nodes > 1:
+        rendezvous = {
+            "rdzv_backend": "static",
+            "rdzv_endpoint": f"{os.environ['MASTER_ADDR']}:{port}",
+            "rdzv_configs": {"rank": node_rank, "timeout": 900},
+        }
     return LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=processes,
         run_id="vesselseg",
-        rdzv_backend="static",
-        rdzv_endpoint=f"{address}:{port}",
-        rdzv_configs={"rank": node_rank, "timeout": 900},
+        **rendezvous,
         max_restarts=0,
         monitor_interval=0.2,
     )
@@ -228,16 +224,16 @@ def say(loss: Loss) -> None:
 
 
 def loss_of(error: ChildFailedError) -> Loss:
-    """Which process failed first; its own message stands above."""
+    """The process that failed first; its own message was printed before."""
     rank, failure = error.get_first_failure()
-    ending = GO_ON if failure.exitcode < 0 else "; all processes were stopped"
+    ending = RESUME if failure.exitcode < 0 else "; all processes were stopped"
     if exit_status(failure) == BAD_INPUT:
-        ending = "; its message stands in the output of that node"
+        ending = "; its message is in the output of that node"
     return Loss(f"process {rank}{_on_this_node()} {_how(failure)}{ending}", exit_status(failure))
 
 
 def exit_status(failure: ProcessFailure) -> int:
-    """A shell's view of how a process ended: 128 + signal for one that was killed."""
+    """Exit status as a shell reports it: 128 + signal for a process that was killed."""
     return 128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode
 
 
@@ -246,8 +242,8 @@ def _how(failure: ProcessFailure) -> str:
         return f"ended with status {failure.exitcode} at {time.strftime('%H:%M:%S', time.localtime(failure.timestamp))}"
     name = signal.Signals(-failure.exitcode).name
     hints = {
-        "SIGKILL": " (often the system's answer to too little main memory)",
-        "SIGABRT": " (often NCCL's end after a GPU error, or after waiting DEEPSPEED_TIMEOUT minutes for a process)",
+        "SIGKILL": " (often by the system, because main memory ran out)",
+        "SIGABRT": " (often by NCCL, after a GPU error or after waiting DEEPSPEED_TIMEOUT minutes for a process)",
     }
     return f"was ended by {name}{hints.get(name, '')}"
 

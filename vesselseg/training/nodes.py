@@ -1,7 +1,7 @@
-"""The launchers of several nodes: they meet before anything starts, and learn of each other's losses.
+"""The launchers of several nodes: they wait for each other before anything starts, and share their losses.
 
-All talk goes through the store that the first node keeps at MASTER_ADDR:PORT, in a thread of its own, because a call
-to a node that lost its power does not return.
+All communication goes through the store of the first node at MASTER_ADDR:PORT, in a thread of its own, because a call
+to a node without power does not return.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
-from torch.distributed import TCPStore
+from torch.distributed import DistNetworkError, TCPStore
 
 from vesselseg.errors import UserError
-from vesselseg.training.heartbeat import Watching
+from vesselseg.training.heartbeat import ObservedTime
 
 LOSS = "vesselseg/loss"
 COMPLETE = "vesselseg/complete"
-POLL = 0.5
-TELLING = 15.0  # seconds that a loss may take to reach the others
+POLL = 0.5  # seconds
+REPORTING = 15.0  # seconds within which a loss must reach the other nodes
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Why a job ends. text: a sentence for people. status: the exit status of all launchers."""
+    """Why a job ends. text: a sentence for people. status: exit status of all launchers."""
 
     text: str
     status: int
@@ -45,25 +45,36 @@ class Nodes:
         self.lost_after = lost_after
         self.loss: Loss | None = None
         self._own_loss: Loss | None = None
-        self._watching = Watching()
-        self._heard = 0.0  # by that clock: when the first node was last heard of
+        self._clock = ObservedTime()
+        self._heard = 0.0  # by that clock: when the first node last answered
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._stay_in_touch, daemon=True)
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._silent: set[int] = set()
 
     def meet(self) -> None:
-        """Wait until all nodes are there; raises UserError that names the missing ones."""
+        """Wait until all nodes have arrived; raises UserError that names the missing ones."""
         self._until = time.monotonic() + self.wait
-        self._check_port() if self.rank == 0 else self._wait_for_first()
+        if self.rank:
+            self._wait_for_first()
         try:
             self._join()
+        except DistNetworkError as error:
+            if self.rank == 0:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"PORT={self.port} cannot be opened on this node ({reason}); use another one on every node"
+                ) from None
+            raise self._first_node_ended() from error
         except RuntimeError as error:
             if self.rank == 0:
                 raise
-            raise UserError(f"node 0 at {self.address}:{self.port} ended before all nodes had met") from error
-        self._heard = self._watching.look()
+            raise self._first_node_ended() from error
+        self._heard = self._clock.read()
         self._thread.start()
+
+    def _first_node_ended(self) -> UserError:
+        return UserError(f"node 0 at {self.address}:{self.port} ended before all nodes had arrived")
 
     def _join(self) -> None:
         self._store = TCPStore(
@@ -75,29 +86,29 @@ class Nodes:
             multi_tenant=True,  # torch's own rendezvous opens the same port in this process
         )
         if self._store.add(self._key("present"), 1) > 1:
-            raise UserError(f"two nodes say NODE_RANK={self.rank}; every node needs a number of its own, from 0 on")
+            raise UserError(f"two nodes have NODE_RANK={self.rank}; every node needs its own number, from 0 on")
         self._store.set(self._key("name"), socket.gethostname())
-        self._wait_for_all() if self.rank == 0 else self._wait_for_word()
+        self._wait_for_all() if self.rank == 0 else self._wait_until_complete()
 
     def news(self) -> Loss | None:
-        """What another node lost, or that it is lost itself."""
-        silence = self._watching.look() - self._heard
+        """The loss of another node, or the loss of the first node."""
+        silence = self._clock.read() - self._heard
         if self.loss is None and silence > self.lost_after:
             self.loss = self._lost_node(0)
         return self.loss
 
-    def tell(self, loss: Loss) -> Loss:
-        """Make a loss known to all nodes; returns the one that was told first."""
+    def report(self, loss: Loss) -> Loss:
+        """Report a loss to all nodes; returns the one that was reported first."""
         self._own_loss = loss
-        until = time.monotonic() + TELLING
+        until = time.monotonic() + REPORTING
         while self.loss is None and time.monotonic() < until:
             time.sleep(POLL / 5)
         return self.loss or loss
 
     def leave(self) -> None:
-        """End the talk; the first node, which keeps the store, stays until the others have read the last news."""
+        """End the communication; the first node, which owns the store, waits until the others have read the loss."""
         self._over.set()
-        self._thread.join(TELLING)
+        self._thread.join(REPORTING)
         try:
             self._store.set(self._key("left"), "")
             if self.rank == 0:
@@ -106,8 +117,8 @@ class Nodes:
             return  # the first node has left before
 
     def _wait_until_left(self, others: list[int]) -> None:
-        """Until they have read the last word, or for TELLING seconds."""
-        left, until = [self._key("left", node) for node in others], time.monotonic() + TELLING
+        """Until they have read the reported loss, or for REPORTING seconds."""
+        left, until = [self._key("left", node) for node in others], time.monotonic() + REPORTING
         while left and not self._store.check(left) and time.monotonic() < until:
             time.sleep(POLL / 5)
 
@@ -124,22 +135,22 @@ class Nodes:
                 if not self._over.is_set():
                     self.loss = self.loss or self._lost_node(0)
                 return
-            self._heard = self._watching.look()
+            self._heard = self._clock.read()
             if self.loss is not None:
                 return
 
     def _exchange(self, number: int) -> None:
         self._store.set(self._key("alive"), str(number))
-        loss = self._own_loss  # which another thread may set at any moment, by `tell`
+        loss = self._own_loss  # another thread may set it at any moment, through `report`
         if loss is None and self.rank == 0:
             loss = self._silent_node()
         if loss is not None:
             self._store.compare_set(LOSS, "", json.dumps(asdict(loss)))
-        if told := self._last_word():
-            self.loss = told
+        if reported := self._reported_loss():
+            self.loss = reported
 
-    def _last_word(self) -> Loss | None:
-        """The loss that was told first, if one was; the first node learns that this one has read it."""
+    def _reported_loss(self) -> Loss | None:
+        """The loss that was reported first, if any; the first node is notified that this one has read it."""
         if not self._store.check([LOSS]):
             return None
         loss = Loss(**json.loads(self._store.get(LOSS)))
@@ -147,7 +158,7 @@ class Nodes:
         return loss
 
     def _silent_node(self) -> Loss | None:
-        now = self._watching.look()
+        now = self._clock.read()
         for node in range(1, self.count):
             if self._store.check([self._key("left", node)]):
                 continue
@@ -162,16 +173,6 @@ class Nodes:
     def _lost_node(self, node: int) -> Loss:
         name = self.address if node == 0 else self._store.get(self._key("name", node)).decode()
         return Loss(f"node {node} ({name}) is lost: its launcher ended, or the network to it", 1)
-
-    def _check_port(self) -> None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", self.port))
-            except OSError as error:
-                raise UserError(
-                    f"PORT={self.port} cannot be opened on this node ({error.strerror}); take another one on every node"
-                ) from None
 
     def _wait_for_first(self) -> None:
         said = 0.0
@@ -207,14 +208,14 @@ class Nodes:
             time.sleep(POLL)
         self._store.set(COMPLETE, "")
 
-    def _wait_for_word(self) -> None:
+    def _wait_until_complete(self) -> None:
         while not self._store.check([COMPLETE]):
-            if loss := self._last_word():
+            if loss := self._reported_loss():
                 raise UserError(loss.text)
             time.sleep(POLL)
 
     def _say_waiting(self, whom: str, said: float) -> float:
-        """One line every half minute; not in the first seconds, in which nodes rarely start together."""
+        """One line every half minute; none in the first two seconds, because nodes rarely start at the same moment."""
         waited = time.monotonic() - (self._until - self.wait)
         if waited - said < (30 if said else 2):
             return said
