@@ -54,6 +54,7 @@ class Outcome:
     """How an import ended."""
 
     status: int
+    stdout: str
     stderr: str
 
 
@@ -90,13 +91,13 @@ def serve(text: str) -> None:
 def forked(code: str, arguments: Sequence[str]) -> dict[str, object]:
     """Run code in a fork of this process, as `python -c CODE ARGUMENTS` would."""
     with tempfile.TemporaryDirectory() as folder:
-        stderr = Path(folder) / "stderr"
+        stdout, stderr = Path(folder) / "stdout", Path(folder) / "stderr"
         sys.stdout.flush()
         process = os.fork()
         if process == 0:
-            with stderr.open("w") as file:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                os.dup2(file.fileno(), 2)
+            for number, path in ((1, stdout), (2, stderr)):
+                with path.open("w") as file:
+                    os.dup2(file.fileno(), number)
             sys.argv = ["-c", *arguments]
             status = 0
             try:
@@ -108,7 +109,9 @@ def forked(code: str, arguments: Sequence[str]) -> dict[str, object]:
             except BaseException as error:
                 sys.excepthook(type(error), error, error.__traceback__)
                 status = 1
+            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
         _, ended = os.waitpid(process, 0)
-        return {"status": os.waitstatus_to_exitcode(ended), "stderr": stderr.read_text()}
+        texts = {"stdout": stdout.read_text(), "stderr": stderr.read_text()}
+        return {"status": os.waitstatus_to_exitcode(ended), **texts}

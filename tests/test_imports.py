@@ -166,6 +166,15 @@ NOTHING_LATE = """
 late = [name for name in ("peft", "bitsandbytes") if sys.modules.get(name)]
 if late: raise SystemExit(f"{late}: a start takes seconds longer for all who need no adapters")
 """
+# On CPUs that compute in bf16 bitsandbytes asks for a package when it is imported; the code says it again for others.
+QUIET = """
+import logging
+from vesselseg.models.quantised import require_quantising
+require_quantising("cpu")
+logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+logger.warning("Failed to load: %s. Please make sure you already `pip install kernels`", "no module")
+logger.warning("something else")
+"""
 PREDICTING = (
     *rooms("inference", "predict", "service", "evaluation", "reports", "baselines", "models", "losses"),
     *rooms("dataset", "imaging", "prepare", "inspect", "synthetic", "training.logs", "errors", "run_tool"),
@@ -184,6 +193,7 @@ def outcomes() -> dict[str, Outcome]:
         "everything": Import("everything", WATCHED_IMPORT, tuple(modules)),
         "predicting": Import(without, WITHOUT_TRAINING + NOTHING_LATE, predicting),
         "transformers' Trainer": Import(without, WITHOUT_TRAINING, ("examples.hf_trainer",)),
+        "bitsandbytes": Import(without, QUIET),
         "scoring": Import("nothing", scoring, SCORING),
         **{name: Import("nothing", WITHOUT_TRAINING, (f"{name}.version",)) for name in TRAINING_ONLY},
     }
@@ -226,3 +236,10 @@ def test_scoring_masks_loads_no_torch(outcomes: dict[str, Outcome]) -> None:
 @pytest.mark.parametrize("name", TRAINING_ONLY)
 def test_the_block_on_training_packages_works(name: str, outcomes: dict[str, Outcome]) -> None:
     assert outcomes[name].status == 1 and "ModuleNotFoundError" in outcomes[name].stderr
+
+
+@pytest.mark.process
+def test_bitsandbytes_does_not_ask_for_a_package_that_is_of_no_use(outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["bitsandbytes"]
+    assert outcome.status == 0, outcome.stderr[-3000:]
+    assert "kernels" not in outcome.stdout + outcome.stderr and "something else" in outcome.stderr

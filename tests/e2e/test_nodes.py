@@ -7,7 +7,6 @@ tools/slurm.sh on, is what runs on a cluster.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -70,10 +69,11 @@ def submit(training: Training, folder: Path, work_dir: Path, processes: int, **o
     """tools/slurm.sh on two nodes; the exit status and what each node said."""
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "here,there"}
     job |= {"SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_CPUS_PER_TASK": "1", "PORT": str(free_port())}
-    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    own = environment()
+    path = f"{folder / 'bin'}:{own['PATH']}"
     outcome = subprocess.run(
         ["bash", str(REPOSITORY / "tools" / "slurm.sh"), *training.arguments(work_dir, processes=processes, **options)],
-        env={**environment(), **job, "PATH": path, "NODES_OUT": str(folder), "LOST_AFTER": str(LOST_AFTER)},
+        env={**own, **job, "PATH": path, "NODES_OUT": str(folder), "LOST_AFTER": str(LOST_AFTER)},
         cwd=folder,
         text=True,
         capture_output=True,
