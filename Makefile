@@ -36,7 +36,7 @@ test-oldest:  ## the tests with the oldest torch that is allowed, in .venv-oldes
 	@$(MAKE) --no-print-directory pytest VENV=.venv-oldest TORCH=2.6.0
 
 demo: env  ## synthetic angiograms, the whole path on the CPU: about five minutes
-	@$(RUN) tools/demo.py
+	@$(RUN) -m vesselseg demo
 
 clean:  ## remove caches and the demo's output
 	@rm -rf work_dirs/demo .pytest_cache .mypy_cache .ruff_cache

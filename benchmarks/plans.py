@@ -18,7 +18,7 @@ FLOPS_OF_ANY_CARD = "H200"  # FLOPs per image are the same on all of them
 def plan_of(result: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Planned peaks (GiB) and TFLOP per image of a measured row; None without a plan, then plan_message says why."""
     card = card_like(result["gpu"])
-    command = [sys.executable, str(REPOSITORY / "tools" / "plan_memory.py"), result["config"], "--json"]
+    command = [sys.executable, "-m", "vesselseg", "plan", result["config"], "--json"]
     command += ["--gpus", str(max(1, result["gpus"])), "--card", card.name if card else FLOPS_OF_ANY_CARD]
     command += ["--cfg-options", *(f"{key}={value}" for key, value in settings.items())]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=LIMIT_S)

@@ -146,17 +146,17 @@ def prepare(scratch: Path, data: Path | None) -> Setup:
             drawn = scratch / "drawn"
             shutil.rmtree(drawn, ignore_errors=True)
             options = [str(item) for pair in DRAWN.items() for item in pair]
-            tool("make_synthetic.py", "--out", str(drawn), *options, "--quiet")
-            tool("prepare_data.py", str(drawn), "--out", str(data), "--group-regex", "(p[0-9]+)_")
+            vesselseg("synthetic", "--out", str(drawn), *options, "--quiet")
+            vesselseg("prepare", str(drawn), "--out", str(data), "--group-regex", "(p[0-9]+)_")
     shown = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("machine.py"))], check=True, capture_output=True, text=True
     )
     return Setup(scratch, data.resolve(), len(read_split(data, "train")), json.loads(shown.stdout))
 
 
-def tool(name: str, *arguments: str) -> None:
-    """Run one of tools/ without showing its output."""
-    command = [sys.executable, str(REPOSITORY / "tools" / name), *arguments]
+def vesselseg(*arguments: str) -> None:
+    """Run a command of vesselseg without showing its output."""
+    command = [sys.executable, "-m", "vesselseg", *arguments]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 

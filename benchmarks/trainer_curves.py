@@ -85,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(scratch: Path) -> tuple[Path, Path]:
     """(exported folder of a briefly trained model, dataset folder)."""
-    archive, data, folder, run = (scratch / name for name in ("archive", "data", "model", "pretraining"))
-    tool("make_synthetic.py", "--out", archive, "--count", 40)
-    tool("prepare_data.py", archive, "--out", data, "--group-regex", "(p[0-9]+)_")
+    archive, data, folder, work_dir = (scratch / name for name in ("archive", "data", "model", "pretraining"))
+    run("-m", "vesselseg", "synthetic", "--out", archive, "--count", 40)
+    run("-m", "vesselseg", "prepare", archive, "--out", data, "--group-regex", "(p[0-9]+)_")
     write_tiny_base(scratch / "base")
     changes = {"data_root": data, "model.sa2va.base": scratch / "base", "schedule.max_iters": PRETRAINING}
-    run_main_path(run, {**changes, **QUIET, "checkpoint.interval": PRETRAINING})
-    tool("convert_to_hf.py", run / "config.py", run / f"iter_{PRETRAINING}.pth", "--save-path", folder)
+    run_main_path(work_dir, {**changes, **QUIET, "checkpoint.interval": PRETRAINING})
+    run(*("-m", "vesselseg", "convert", work_dir / "config.py", work_dir / f"iter_{PRETRAINING}.pth", "--out", folder))
     return folder, data
 
 
@@ -134,11 +134,6 @@ def run_main_path(work_dir: Path, changes: Mapping[str, Any]) -> None:
     outcome = train(CONFIG, 1, work_dir, changes, flags=("--skip-plan",), environment=ON_CPU)
     if outcome.status != OK:
         raise UserError(f"{work_dir}: {outcome.status}\n{outcome.message}")
-
-
-def tool(name: str, *arguments: Any) -> None:
-    """Run one of tools/."""
-    run(REPOSITORY / "tools" / name, *arguments)
 
 
 def run(*command: Any) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import python
 from vesselseg.cli.main import main, parse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ def run_command(*arguments: object, **options: Any) -> subprocess.CompletedProce
 
 def command(*arguments: object) -> list[str]:
     """What starts a command line in a process of its own."""
-    return [sys.executable, "-m", "vesselseg", *map(str, arguments)]
+    return [python(), "-m", "vesselseg", *map(str, arguments)]
 
 
 def parsed(*arguments: object) -> dict[str, Any]:

@@ -39,10 +39,10 @@ USED_BY_OTHERS = {
 ONLY_TO_TRAIN = {
     "bitsandbytes": "model.sa2va.quantise",
     "liger_kernel": "model.sa2va.fused, on a GPU",
-    "segmentation_models_pytorch": "tools/baseline_unet.py",
-    "highdicom": "tools/predict.py --save dicom-seg",
-    "onnx": "tools/distill_prompt.py",
-    "onnxruntime": "tools/distill_prompt.py",
+    "segmentation_models_pytorch": "vesselseg baselines unet",
+    "highdicom": "vesselseg predict --save dicom-seg",
+    "onnx": "vesselseg distill",
+    "onnxruntime": "vesselseg distill",
 }
 
 

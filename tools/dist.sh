@@ -51,4 +51,4 @@ if [[ -z "${VIRTUAL_ENV:-}" && -z "${CONDA_PREFIX:-}" && -x "$here/.venv/bin/pyt
 fi
 command -v "$python" >/dev/null || fail "no Python found; run 'make env' in $here first"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
-exec "$python" -m vesselseg.training.launcher "$gpus" "$here/tools/train.py" "$config" "$@"
+exec "$python" -m vesselseg train "$config" "$gpus" "$@"

@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage.filters import frangi
 
 from tests.command_line import call_command
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.evaluation.drawn_data import Drawn
 from vesselseg.baselines import frangi_search
 from vesselseg.baselines.frangi import THRESHOLD, FrangiParams, apply_frangi, drop_small, vesselness
 from vesselseg.baselines.frangi_baseline import write_frangi_baseline
@@ -122,7 +122,7 @@ def test_the_tool_writes_what_the_evaluation_reads(
     drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "frangi"
-    assert call_tool("baseline_frangi.py", drawn.folder, "--split", "val", "test", "--out", out) == 0
+    assert call_command("baselines", "frangi", drawn.folder, "--split", "val", "test", "--out", out) == 0
     settings = json.loads((out / "predictions.json").read_text())
     assert all(name.startswith("train/") for name in settings["tuned_on"]["images"])
     params = FrangiParams(**{**settings["params"], "sigmas": tuple(settings["params"]["sigmas"])})

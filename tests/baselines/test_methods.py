@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.command_line import call_command
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.evaluation.drawn_data import Drawn
 from vesselseg.baselines import frangi_search
 from vesselseg.baselines.methods import Method, check_methods, parse_method
 from vesselseg.dataset.manifest import read_manifest
@@ -40,7 +40,7 @@ def test_one_call_makes_one_table(
     shutil.rmtree(mask_folder / "val")  # a person's masks of the test split alone
     out = tmp_path / "out"
     arguments = (drawn.folder, f"a person={mask_folder}", probability_folder, "--out", out, *SHORT)
-    assert call_tool("compare_baselines.py", *arguments) == 0
+    assert call_command("baselines", "compare", *arguments) == 0
     console = capsys.readouterr().out
     assert re.search(r"Frangi - U-Net .*\n(.*\n)*a person - probabilities", console)
 
@@ -62,7 +62,7 @@ def test_one_call_makes_one_table(
     before = {path: path.stat().st_mtime_ns for path in (out / "baselines").rglob("*.*")}
     caplog.clear()
     assert (
-        call_tool("compare_baselines.py", drawn.folder, f"old={out / 'evaluations/a person'}", "--out", out, *SHORT)
+        call_command("baselines", "compare", drawn.folder, f"old={out / 'evaluations/a person'}", "--out", out, *SHORT)
         == 0
     )
     assert caplog.text.count("taken as it lies there") == 2
@@ -72,12 +72,13 @@ def test_one_call_makes_one_table(
 
 def test_baselines_of_other_options_are_made_anew(drawn: Drawn, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert call_tool("compare_baselines.py", drawn.folder, "--out", out, *SHORT) == 0
-    assert call_tool("compare_baselines.py", drawn.folder, "--out", out, *SHORT, "--minutes", 3) == 0
+    assert call_command("baselines", "compare", drawn.folder, "--out", out, *SHORT) == 0
+    assert call_command("baselines", "compare", drawn.folder, "--out", out, *SHORT, "--minutes", 3) == 0
     settings = json.loads((out / "baselines/unet/predictions.json").read_text())
     assert settings["params"]["minutes"] == 3
     assert "stopped after" not in (out / "methods.md").read_text()
-    assert call_tool("compare_baselines.py", drawn.folder, "--out", out, *SHORT, "--epochs", 9, "--minutes", 1e-6) == 0
+    stopped = ["--epochs", 9, "--minutes", 1e-6]
+    assert call_command("baselines", "compare", drawn.folder, "--out", out, *SHORT, *stopped) == 0
     for name in ("methods.md", "methods.html"):
         assert "U-Net was stopped after 1e-06 minutes, in epoch 1 of 9 (best: 1)" in (out / name).read_text()
 
@@ -88,7 +89,7 @@ def test_wrong_predictions_are_listed_before_anything_is_trained(
     np.save(probability_folder / "test/case0.npy", np.zeros((3, 3), np.float32))
     np.save(probability_folder / "val/case1.npy", np.full((72, 96), 7.0, np.float32))
     out = tmp_path / "out"
-    assert call_tool("compare_baselines.py", drawn.folder, probability_folder, "--out", out, *SHORT) == 2
+    assert call_command("baselines", "compare", drawn.folder, probability_folder, "--out", out, *SHORT) == 2
     message = capsys.readouterr().err
     assert "test/case0.npy: 3 x 3" in message and "val/case1.npy: values 7 to 7" in message
     assert not (out / "baselines").exists()
@@ -121,5 +122,5 @@ def test_a_folder_that_holds_other_things_is_left_alone(
 ) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.txt").write_text("")
-    assert call_tool("compare_baselines.py", drawn.folder, "--out", tmp_path / "thesis", *SHORT) == 2
+    assert call_command("baselines", "compare", drawn.folder, "--out", tmp_path / "thesis", *SHORT) == 2
     assert "holds no baselines" in capsys.readouterr().err

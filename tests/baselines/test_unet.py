@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.evaluation.drawn_data import REPOSITORY, Drawn, call_tool
+from tests.command_line import call_command
+from tests.evaluation.drawn_data import REPOSITORY, Drawn
 from vesselseg.baselines.folder import Pictures
 from vesselseg.baselines.options import UNetOptions
 from vesselseg.baselines.unet import AUGMENT, TrainedUNet, build_unet, train_unet, unet_loss
@@ -106,7 +107,7 @@ def test_the_tool_writes_what_the_evaluation_reads(
 ) -> None:
     out = tmp_path / "unet"
     short = ("--epochs", 2, "--size", 64, "--device", "cpu")
-    assert call_tool("baseline_unet.py", drawn.folder, "--out", out, *short) == 0
+    assert call_command("baselines", "unet", drawn.folder, "--out", out, *short) == 0
     assert "validation Dice" in capsys.readouterr().out
     settings = json.loads((out / "predictions.json").read_text())
     assert settings["splits"] == ["val", "test"] and len(settings["training"]["epochs"]) == 2
@@ -115,8 +116,8 @@ def test_the_tool_writes_what_the_evaluation_reads(
     assert np.asarray(Image.open(out / files[0])).dtype == np.uint16
     found = evaluate(drawn.folder, "test", open_source(out, read_manifest(drawn.folder)))
     assert (found.kind, found.threshold.value) == ("probabilities", settings["threshold"])
-    assert call_tool("baseline_unet.py", drawn.folder, "--out", out, *short) == 2
+    assert call_command("baselines", "unet", drawn.folder, "--out", out, *short) == 2
     assert "--force" in capsys.readouterr().err
     drawn.resplit(val=[])
-    assert call_tool("baseline_unet.py", drawn.folder, "--split", "test", "--out", tmp_path / "x", *short) == 2
+    assert call_command("baselines", "unet", drawn.folder, "--split", "test", "--out", tmp_path / "x", *short) == 2
     assert "no image in the split val" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def archive(kind: str, shell: Shell, request: pytest.FixtureRequest, tmp_path: P
     """An archive with LabelMe files, and how it is to be split."""
     if kind == "synthetic":
         folder = tmp_path / "drawn"
-        shell(shell.python, "tools/make_synthetic.py", "--out", folder, "--count", "14", "--frames", "1")
+        shell(shell.python, "-m", "vesselseg", "synthetic", "--out", folder, "--count", "14", "--frames", "1")
         packed = tmp_path / "drawn.tar.gz"
         with tarfile.open(packed, "w:gz") as tar:
             tar.add(folder, "drawn")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.command_line import call_command
-from tests.evaluation.drawn_data import REPOSITORY, Drawn, call_tool
+from tests.evaluation.drawn_data import REPOSITORY, Drawn
 from vesselseg.evaluation.comparison import Comparison, compare, lower_is_better, measure, read_results, signed_rank
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.metrics import METRICS
@@ -192,7 +192,7 @@ def test_phrases_are_items_where_an_image_has_several(tmp_path: Path) -> None:
 
 def test_the_archive_s_model_against_frangi(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model's items name a phrase, those of a folder of probabilities do not."""
-    assert call_tool("compare.py", MODEL, FRANGI, "--out", tmp_path / "out") == 0
+    assert call_command("compare", MODEL, FRANGI, "--out", tmp_path / "out") == 0
     console = capsys.readouterr().out
     values = [[one["metrics"]["dice"] for one in json.loads(path.read_text())["items"]] for path in (MODEL, FRANGI)]
     difference = np.subtract(*values)
@@ -206,9 +206,9 @@ def test_the_archive_s_model_against_frangi(tmp_path: Path, capsys: pytest.Captu
     assert re.findall(r"""(?:src|href|url\()\s*=?\s*["'](?!data:|#)""", page) == []
     assert "val_171.png" in page and "Where results_frangi is better by most" in page
     before = (tmp_path / "out/comparison.json").read_bytes()
-    assert call_tool("compare.py", MODEL, FRANGI, "--out", tmp_path / "out", "--metric", "iou") == 2
+    assert call_command("compare", MODEL, FRANGI, "--out", tmp_path / "out", "--metric", "iou") == 2
     assert (tmp_path / "out/comparison.json").read_bytes() == before
-    assert call_tool("compare.py", MODEL, FRANGI, "--out", tmp_path / "out", "--metric", "iou", "--force") == 0
+    assert call_command("compare", MODEL, FRANGI, "--out", tmp_path / "out", "--metric", "iou", "--force") == 0
 
 
 def test_panels_of_evaluations_stand_side_by_side(
@@ -216,7 +216,7 @@ def test_panels_of_evaluations_stand_side_by_side(
 ) -> None:
     for folder, out in ((mask_folder, "a"), (probability_folder, "b")):
         assert call_command("eval", folder, "--data", drawn.folder, "--threshold", "0.3", "--out", tmp_path / out) == 0
-    assert call_tool("compare.py", tmp_path / "b", tmp_path / "a", "--out", tmp_path / "out") == 0
+    assert call_command("compare", tmp_path / "b", tmp_path / "a", "--out", tmp_path / "out") == 0
     page = (tmp_path / "out/comparison.html").read_text()
     assert page.count("data:image/jpeg") >= 2
     assert "in 3 groups" in capsys.readouterr().out and "p, groups" in page
@@ -248,5 +248,5 @@ def test_wrong_arguments_end_in_one_message(
     (tmp_path / "notes.json").write_text('{"items": 3}')
     half = [{name: value for name, value in item("1.png", 0.5).items() if name != "truth_pixels"}]
     results(tmp_path / "half", half).joinpath("results.json").rename(tmp_path / "half.json")
-    assert call_tool("compare.py", *[str(argument).replace("{tmp}", str(tmp_path)) for argument in arguments]) == 2
+    assert call_command("compare", *[str(argument).replace("{tmp}", str(tmp_path)) for argument in arguments]) == 2
     assert expected in capsys.readouterr().err

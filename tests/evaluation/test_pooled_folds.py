@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.command_line import call_command
+from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import FOLDS, fingerprint, read_fold, read_manifest
 from vesselseg.evaluation.comparison import compare, read_results
 from vesselseg.evaluation.errors import EvaluationError
@@ -63,7 +64,7 @@ def test_results_say_which_fold_they_are_of(drawn: Drawn, folds: list[Path]) -> 
 
 def test_the_mean_is_that_of_all_images(drawn: Drawn, folds: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "pooled"
-    assert call_tool("pool_folds.py", *reversed(folds), "--out", out) == 0
+    assert call_command("folds", "pool", *reversed(folds), "--out", out) == 0
     content = json.loads((out / "results.json").read_text())
     items = [item for fold in folds for item in json.loads((fold / "results.json").read_text())["items"]]
     assert {item["image"] for item in content["items"]} == {record.image for record in read_manifest(drawn.folder)}
@@ -81,7 +82,7 @@ def test_the_mean_is_that_of_all_images(drawn: Drawn, folds: list[Path], tmp_pat
 
 def test_pooled_results_are_compared(folds: list[Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert call_tool("pool_folds.py", *folds, "--out", tmp_path / name) == 0
+        assert call_command("folds", "pool", *folds, "--out", tmp_path / name) == 0
     comparison = compare([read_results(tmp_path / "a"), read_results(tmp_path / "b")], "dice")
     assert len(comparison.keys) == 12 and comparison.grouped
 
@@ -100,7 +101,7 @@ def test_what_does_not_belong_together_is_refused_at_once(
     fold = drawn.folder / FOLDS / "3"
     other = score(masks, fold, tmp_path / "other", holes=9)
     validation = score(masks, fold, tmp_path / "validation", split="val")
-    assert call_tool("pool_folds.py", folds[0], folds[1], other, validation, "--out", tmp_path / "no") == 2
+    assert call_command("folds", "pool", folds[0], folds[1], other, validation, "--out", tmp_path / "no") == 2
     told = capsys.readouterr().err
     assert all(text in told for text in ("folds ", "of split val", "post_processing", "fold 3 is there 2 times"))
     assert not (tmp_path / "no").exists()

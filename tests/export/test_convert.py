@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
-from tests.evaluation.drawn_data import call_tool
+from tests.command_line import call_command
 from tests.isolated import run_without
 from tests.tiny import LORA, model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.errors import UserError, WeightsError
@@ -224,6 +224,6 @@ def test_config_and_card(exported: Path) -> None:
 
 
 def test_tool_needs_images_it_can_find(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call_tool("convert_to_hf.py", checkpoint, "--save-path", tmp_path / "out") == 2
+    assert call_command("convert", checkpoint, "--save-path", tmp_path / "out") == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and "--images" in message

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from tests.command_line import call_command
 from tests.evaluation.conftest import drawn  # noqa: F401, a fixture
-from tests.evaluation.drawn_data import Drawn, call_tool
+from tests.evaluation.drawn_data import Drawn
 from tests.tiny import model_arguments, save_checkpoint, shaken_model
 from vesselseg.dataset.manifest import fingerprint
 from vesselseg.errors import UserError
@@ -51,7 +51,7 @@ def test_the_card_gets_the_results_and_keeps_the_rest(made: Made, capsys: pytest
     card = model / "README.md"
     assert "Not evaluated yet" in card.read_text()
     card.write_text(card.read_text().replace("## Limits", "## Our hospital\n\nAsk Ada.\n\n## Limits"))
-    assert call_tool("model_card.py", model, results) == 0
+    assert call_command("report", "card", model, results) == 0
     assert f"card: {card}" in capsys.readouterr().out
     text = card.read_text()
     content = json.loads((results / "results.json").read_text())
@@ -70,7 +70,7 @@ def test_the_card_gets_the_results_and_keeps_the_rest(made: Made, capsys: pytest
     assert (index["dice"].dataset_split, index["dice"].dataset_revision) == ("test", content["data"]["fingerprint"])
     assert ModelCard.load(card).data.tags == ["sa2va", "vesselseg", "medical", "angiography"]
 
-    assert call_tool("model_card.py", model, results) == 0
+    assert call_command("report", "card", model, results) == 0
     assert card.read_text() == text  # a second time changes nothing
 
 

@@ -6,8 +6,6 @@ import hashlib
 import http.client
 import io
 import json
-import runpy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.command_line import call_command
 from tests.inspect.browsed import BROKEN, FILLERS, HEIGHT, MISSING, ODD, OUTSIDE, WIDE, WIDTH, write_browsed
 from tests.labelme_files import polygon, run
 from tests.machine_speed import patience
@@ -354,15 +353,10 @@ def test_the_tool_reports_errors(
     server: BrowseServer,
     folder: Path,
     tmp_path: Path,
-    repository: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
     places = {"empty": tmp_path, "folder": folder, "taken": server.server_address[1]}
-    tool = str(repository / "tools" / "browse_data.py")
-    monkeypatch.setattr(sys, "argv", [tool, *(argument.format(**places) for argument in arguments), "--no-open"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(tool, run_name="__main__")
-    assert ended.value.code == 2 and capsys.readouterr().err.startswith(message.format(**places))
+    assert call_command("browse", *(argument.format(**places) for argument in arguments), "--no-open") == 2
+    assert capsys.readouterr().err.startswith(message.format(**places))

@@ -1,4 +1,4 @@
-"""The page of tools/browse_data.py in a real browser, served by the tool: every control is used once."""
+"""The page of vesselseg browse in a real browser, served by the tool: every control is used once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import LAPTOP, TABLET, Browser
-from tests.fork_server import python
+from tests.command_line import command
 from tests.inspect.browsed import BROKEN, FILLERS, HEIGHT, MISSING, ODD, WIDTH, write_browsed
 from tests.machine_speed import patience
 from vesselseg.models.tiny_base import write_tiny_base
@@ -39,11 +39,10 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory, repository: 
     here = tmp_path_factory.mktemp("page")
     write_browsed(here / "data")
     write_tiny_base(here / "weights" / "tiny_base")
-    command = [python(), str(repository / "tools" / "browse_data.py"), "data", "--no-open"]
-    command += ["--config", str(repository / "configs" / "tiny_cpu.py")]
+    browse = command("browse", "data", "--no-open", "--config", repository / "configs" / "tiny_cpu.py")
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     with subprocess.Popen(
-        command, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        browse, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as tool:
         assert tool.stdout and tool.stderr
         assert tool.stdout.readline() == f"data: {ALL} images of {4 + FILLERS // 4} groups\n"

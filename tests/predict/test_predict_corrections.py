@@ -265,7 +265,7 @@ def test_preparing_reports_the_phrases(
     assert call(model, source, out, "--save", "labelme", "--threshold", middle, *arguments) == 0
     assert call_command("prepare", out / "labelme", "--out", tmp_path / "data", "--quiet") == 0
     printed = capsys.readouterr().out
-    assert "labels that are phrases, as tools/predict.py was asked for them: blood vessel, catheter" in printed
+    assert "labels that are phrases, as vesselseg predict was asked for them: blood vessel, catheter" in printed
     assert "read as" not in printed
     assert call_command("prepare", out / "labelme", "--out", tmp_path / "one", "--text", "artery", "--quiet") == 0
     printed = capsys.readouterr().out

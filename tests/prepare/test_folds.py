@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.drawn_data import call_tool
+from tests.command_line import call_command
 from vesselseg.dataset.manifest import (
     Record,
     fingerprint,
@@ -145,9 +145,9 @@ def test_stored_folds_are_not_replaced_without_force(folder: Path) -> None:
 
 
 def test_the_tool_reports_its_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call_tool("make_folds.py", folder, "--folds", 3) == 0
+    assert call_command("folds", "make", folder, "--folds", 3) == 0
     told = capsys.readouterr().out
     fold = read_fold(folder / "folds" / "1")
     assert "test 4" in told and fold is not None and fold.fingerprint in told
-    assert call_tool("make_folds.py", folder, "--folds", 99, "--force") == 2
+    assert call_command("folds", "make", folder, "--folds", 99, "--force") == 2
     assert "6 groups" in capsys.readouterr().err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.command_line import call_command
 from vesselseg.errors import UserError
 from vesselseg.synthetic.cine import Cine, draw_cine, write_cine
 
@@ -86,11 +85,9 @@ def test_files(tmp_path: Path) -> None:
         assert np.array_equal(np.array(Image.open(tmp_path / f"masks/{number:03d}.png")) > 0, run.masks[number])
 
 
-def test_the_tool_draws_a_run(tmp_path: Path, repository: Path) -> None:
-    command = [sys.executable, "tools/make_synthetic.py", "--out", str(tmp_path / "run"), "--cine", "4", "--size", "64"]
-    outcome = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "a cine run of 4 frames" in outcome.stdout
+def test_the_command_draws_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["synthetic", "--out", tmp_path / "run", "--cine", 4, "--size", 64]
+    assert call_command(*command) == 0
+    assert "a cine run of 4 frames" in capsys.readouterr().out
     assert len(list((tmp_path / "run").rglob("*.png"))) == 8
-    again = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
-    assert again.returncode == 2 and "is not empty" in again.stderr
+    assert call_command(*command) == 2 and "is not empty" in capsys.readouterr().err

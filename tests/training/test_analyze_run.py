@@ -14,7 +14,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
-from tests.evaluation.drawn_data import REPOSITORY, call_tool
+from tests.command_line import call_command
+from tests.evaluation.drawn_data import REPOSITORY
 from vesselseg.errors import UserError
 from vesselseg.training.logs.analysis import analyse
 from vesselseg.training.logs.find_logs import read_log
@@ -334,7 +335,7 @@ def test_epochs_of_an_epoch_based_log(tmp_path: Path) -> None:
 
 
 def test_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call_tool("analyze_run.py", ARCHIVE, "--out", tmp_path / "out") == 0
+    assert call_command("report", "training", ARCHIVE, "--out", tmp_path / "out") == 0
     console = capsys.readouterr().out
     assert "finished, iteration 2,300 of 2,300" in console
     assert "best validation Dice 0.6740 at threshold 0.22, iteration 2,000; last 0.6735" in console
@@ -349,10 +350,10 @@ def test_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mmengine(tmp_path / "other", "20250701_120000", XTUNER)
-    assert call_tool("analyze_run.py", ARCHIVE, tmp_path / "other") == 2
+    assert call_command("report", "training", ARCHIVE, tmp_path / "other") == 2
     assert "--out" in capsys.readouterr().err
     for _ in range(2):  # a second time replaces the first
-        assert call_tool("analyze_run.py", ARCHIVE, tmp_path / "other", "--out", tmp_path / "out") == 0
+        assert call_command("report", "training", ARCHIVE, tmp_path / "other", "--out", tmp_path / "out") == 0
     page = (tmp_path / "out" / "analysis.html").read_text()
     assert "2 trainings side by side" in page and "#2563a8" in page and "#d55e00" in page
     assert "<strong>other</strong> stopped before its end at iteration 20 of 3,672" in page
@@ -388,12 +389,12 @@ def test_bad_input_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     ):
         with pytest.raises(UserError, match=expected):
             read_log(tmp_path / name)
-    assert call_tool("analyze_run.py", tmp_path / "empty") == 2
-    assert call_tool("analyze_run.py", tmp_path / "missing", tmp_path / "empty", "--out", tmp_path / "out") == 2
+    assert call_command("report", "training", tmp_path / "empty") == 2
+    assert call_command("report", "training", tmp_path / "missing", tmp_path / "empty", "--out", tmp_path / "out") == 2
     assert "unreadable runs: 2" in capsys.readouterr().err
     assert not (tmp_path / "empty/analysis").exists()
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/report.json").write_text("{}")
-    assert call_tool("analyze_run.py", ARCHIVE, "--out", tmp_path / "precious") == 2
+    assert call_command("report", "training", ARCHIVE, "--out", tmp_path / "precious") == 2
     assert "no earlier output" in capsys.readouterr().err
     assert (tmp_path / "precious/report.json").exists()

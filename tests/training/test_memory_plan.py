@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.fork_server import python
+from tests.command_line import call_command, run_command
 from tests.tiny import TRUNK
 from tests.training.planned import leaf, planned, write_shapes
 from vesselseg.config.load import check_config, load_config
@@ -349,11 +346,6 @@ def test_fewer_recomputed_layers_keep_more(folder_8b: Path) -> None:
     assert on_host.phases["masks"]["activations"] < rows["activations"] and "activations" in on_host.host.memory
 
 
-def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [python(), str(REPOSITORY / "tools" / "plan_memory.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.process
 def test_the_tool_plans_26b_in_seconds_and_answers_in_json(tmp_path: Path) -> None:
     base = write_shapes(tmp_path / "26B", "InternVL2.5-26B")
@@ -362,8 +354,8 @@ def test_the_tool_plans_26b_in_seconds_and_answers_in_json(tmp_path: Path) -> No
     before = time.thread_time()
     assert planned("sa2va_26b_4x24gb", base, 4).fits
     seconds = time.thread_time() - before
-    outcome = tool(
-        config, "--gpus", "4", "--gpu-gib", "24", "--card", "RTX 3090", "--images", "1220", "--json", *option
+    outcome = run_command(
+        "plan", config, "--gpus", "4", "--gpu-gib", "24", "--card", "RTX 3090", "--images", "1220", "--json", *option
     )
     assert outcome.returncode == 0, outcome.stderr
     assert seconds < 15, f"{seconds:.1f} s of computation"
@@ -382,14 +374,11 @@ def named_in_the_document() -> set[str]:
 
 
 def test_the_tool_says_what_would_fit_and_refuses_bad_input(
-    folder_2b: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder_2b: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def status(*arguments: str) -> Any:
+    def status(*arguments: str) -> int:
         config, base = REPOSITORY / "configs" / "internvl3_2b_1x24gb.py", f"model.sa2va.base={folder_2b}"
-        monkeypatch.setattr(sys, "argv", ["plan_memory.py", str(config), *arguments, "--cfg-options", base])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(REPOSITORY / "tools" / "plan_memory.py"), run_name="__main__")
-        return caught.value.code
+        return call_command("plan", config, *arguments, "--cfg-options", base)
 
     assert status("--gpu-gib", "5") == 1
     table = capsys.readouterr().out

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fork_server import python
+from tests.command_line import run_command
 from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
 from tests.training.conftest import Training, environment, rows
 from tests.training.planned import planned, write_shapes
@@ -110,9 +110,8 @@ def configs(tmp_path: Path, repository: Path) -> Path:
 @pytest.mark.process
 def test_a_written_config_trains(training: Training, configs: Path, repository: Path, tmp_path: Path) -> None:
     out = configs / "mine.py"
-    tool = [python(), str(repository / "tools" / "new_config.py")]
     wanted = ["--base", str(training.base), "--data", str(training.data), "--gpus", "1", "--sam2", "none"]
-    done = subprocess.run([*tool, *wanted, "--out", str(out)], capture_output=True, text=True, env=environment())
+    done = run_command("configs", "new", *wanted, "--out", out, env=environment())
     assert done.returncode == 0, done.stderr
     assert "bash tools/dist.sh train" in done.stdout
     assert len(out.read_text().splitlines()) <= 25

@@ -21,8 +21,8 @@ def list_recipes() -> None:
 
     vesselseg configs
 
-    Peak: memory that torch reserved on each GPU. s per image: of one GPU. Both are
-    medians of trainings with the recipe as it is, see docs/results.md.
+    Peak: memory that torch reserved on each GPU. s per image: of one GPU. Both of
+    a training with the recipe as it is on H200s, see docs/results.md.
     """
     measured = measurements()
     rows: list[tuple[str, ...]] = [("recipe", "GPUs", "GiB", "peak GiB", "s per image", "")]
@@ -37,7 +37,8 @@ def measurements() -> dict[str, dict[str, float]]:
     """Recipe -> the measured row without overrides: its figures by the names of benchmarks/train_step.py."""
     rows = json.loads(measured_file().read_text(encoding="utf-8"))
     plain = [row for row in rows if row["status"] == "ok" and not row["overrides"]]
-    return {row["config"].removeprefix("configs/").removesuffix(".py"): row for row in plain}
+    # of several measurements of a recipe the first one in the file counts, as in docs/results.md
+    return {row["config"].removeprefix("configs/").removesuffix(".py"): row for row in reversed(plain)}
 
 
 def _row(recipe: Recipe, measured: dict[str, float]) -> tuple[str, ...]:
@@ -45,9 +46,9 @@ def _row(recipe: Recipe, measured: dict[str, float]) -> tuple[str, ...]:
     return (
         recipe.name,
         str(recipe.gpus) if recipe.gpus else "CPU",
-        str(recipe.gpu_gib or "any") if recipe.gpus else "",
-        f"{peak:.1f}" if peak else "",
-        f"{seconds:.3f}" if seconds else "",
+        str(recipe.gpu_gib or "any") if recipe.gpus else "-",
+        f"{peak:.1f}" if peak else "-",
+        f"{seconds:.3f}" if seconds else "-",
         recipe.title,
     )
 

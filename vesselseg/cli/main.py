@@ -23,18 +23,36 @@ HELP = "Fine-tune Sa2VA for blood vessel segmentation: from labelled images to a
 
 # stage: {command: function, or app with further commands}, in the order of the work
 STAGES = {
+    "Try": {
+        "demo": "vesselseg.cli.demo:demo",
+        "synthetic": "vesselseg.cli.synthetic:synthetic",
+    },
     "Data": {
         "prepare": "vesselseg.cli.prepare:prepare",
+        "check": "vesselseg.cli.check:check",
+        "browse": "vesselseg.cli.browse:browse",
+        "folds": "vesselseg.cli.folds:app",
+    },
+    "Train": {
+        "configs": "vesselseg.cli.configs:app",
+        "weights": "vesselseg.cli.weights:app",
+        "plan": "vesselseg.cli.plan:plan",
+        "train": "vesselseg.cli.train:train",
+        "report": "vesselseg.cli.report:app",
     },
     "Use": {
+        "convert": "vesselseg.cli.convert:convert",
         "predict": "vesselseg.cli.predict:predict",
         "serve": "vesselseg.cli.serve:serve",
+        "distill": "vesselseg.cli.distill:distill",
     },
     "Evaluate": {
         "eval": "vesselseg.cli.eval:evaluate",
+        "compare": "vesselseg.cli.compare:compare",
+        "baselines": "vesselseg.cli.baselines:app",
     },
-    "Distil": {
-        "distill": "vesselseg.cli.distill:distill",
+    "Shell": {
+        "completion": "vesselseg.cli.completion:completion",
     },
 }
 
@@ -52,8 +70,8 @@ def create_app(first: str = "") -> App:
     )
     for stage, commands in STAGES.items():
         group = Group.create_ordered(stage)
-        for name, function in commands.items():
-            app.command(function, name=name, group=group)
+        for place, (name, function) in enumerate(commands.items()):
+            app.command(function, name=name, group=group, sort_key=place)
             if not any(first in known for known in STAGES.values()):
                 app[name]  # imports it: the list of commands shows their first lines
     return app

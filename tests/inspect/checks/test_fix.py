@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.evaluation.drawn_data import call_tool
+from tests.command_line import call_command
 from tests.inspect.checks.conftest import Folder, brighter
 from tests.inspect.checks.test_find import ALWAYS, PLANTS
 from vesselseg.dataset.manifest import fingerprint
@@ -30,7 +30,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 def fix(folder: Folder, *more: object) -> tuple[int, Folder]:
     new = folder.path.parent / "new"
-    return call_tool("check_data.py", folder.path, "--fix", new, "--quiet", "--workers", 1, *more), Folder(new)
+    return call_command("check", folder.path, "--fix", new, "--quiet", "--workers", 1, *more), Folder(new)
 
 
 @pytest.mark.parametrize("code", [code for code in PLANTS if code not in REMAINS])
@@ -58,7 +58,7 @@ def test_everything_at_once(folder: Folder, capsys: pytest.CaptureFixture[str]) 
     folder.change("p04_f0.png", phrases=("Blood vessels",))
     (folder.path / "images" / "p06_f0.png").unlink()
     before = digest(folder.path)
-    assert call_tool("check_data.py", folder.path, "--out", folder.path.parent / "report", "--quiet") == 1
+    assert call_command("check", folder.path, "--out", folder.path.parent / "report", "--quiet") == 1
     capsys.readouterr()
     status, new = fix(folder)
     told = capsys.readouterr().out
@@ -105,14 +105,14 @@ def test_a_fold_can_be_checked(folder: Folder) -> None:
 @pytest.mark.parametrize("where", [".", "inside", "..", "images/../inside"])
 def test_the_old_folder_is_never_modified(folder: Folder, where: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = digest(folder.path)
-    status = call_tool("check_data.py", folder.path, "--fix", folder.path / where, "--force", "--quiet")
+    status = call_command("check", folder.path, "--fix", folder.path / where, "--force", "--quiet")
     assert status == 2 and capsys.readouterr().err.startswith("error: ")
     assert digest(folder.path) == before
 
 
 def test_page_and_json_contain_finding_location_and_reason(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     folder.list("p00_f0.png", "test")
-    assert call_tool("check_data.py", folder.path, "--quiet") == 1
+    assert call_command("check", folder.path, "--quiet") == 1
     content = json.loads((folder.path / "check.json").read_text())
     first = content["findings"][0]
     assert (first["code"], first["severity"]) == ("group_in_two_splits", "serious")
@@ -130,21 +130,21 @@ def test_page_and_json_contain_finding_location_and_reason(folder: Folder, capsy
 @pytest.mark.parametrize("damage", ["annotations.json", "splits.json"])
 def test_invalid_input_has_exit_status_two(folder: Folder, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     (folder.path / damage).write_text("{")
-    assert call_tool("check_data.py", folder.path, "--quiet") == 2
+    assert call_command("check", folder.path, "--quiet") == 2
     assert damage in capsys.readouterr().err
-    assert call_tool("check_data.py", folder.path / "nowhere", "--quiet") == 2
+    assert call_command("check", folder.path / "nowhere", "--quiet") == 2
     (folder.path / "check.html").write_text("x")
-    assert call_tool("check_data.py", folder.path, "--out", folder.path / "images", "--quiet") == 2
+    assert call_command("check", folder.path, "--out", folder.path / "images", "--quiet") == 2
 
 
 def test_an_empty_folder_of_records_is_checked(folder: Folder) -> None:
     (folder.path / "annotations.json").write_text("[]")
     assert set(folder.codes()) == {"unknown_in_split", "unused_file"}
-    assert call_tool("check_data.py", folder.path, "--fix", folder.path.parent / "n", "--quiet") == 2
+    assert call_command("check", folder.path, "--fix", folder.path.parent / "n", "--quiet") == 2
 
 
 def test_image_names_in_any_script(folder: Folder) -> None:
     folder.add("血管 ü<b>.png", np.roll(folder.image("p00_f0.png"), 3, axis=1), "test", like="p00_f0.png")
-    assert call_tool("check_data.py", folder.path, "--quiet") == 1
+    assert call_command("check", folder.path, "--quiet") == 1
     page = (folder.path / "check.html").read_text(encoding="utf-8")
     assert "血管 ü&lt;b&gt;.png" in page and "ü<b>" not in page

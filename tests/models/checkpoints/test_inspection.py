@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.evaluation.drawn_data import call_tool
-from tests.fork_server import python
+from tests.command_line import call_command, run_command
 from tests.models.checkpoints.families import write_internlm2_base
 from tests.models.checkpoints.published_files import qwen2_state, save
 from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
@@ -98,24 +96,19 @@ def test_what_is_none_of_these(tmp_path: Path) -> None:
         inspect(tmp_path / "y.pt")
 
 
-def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [python(), "tools/inspect_weights.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
-
-
 @pytest.mark.process
-def test_the_tool(tiny_base: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call_tool("inspect_weights.py", tiny_base) == 0
+def test_the_command(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call_command("weights", "inspect", tiny_base) == 0
     assert "InternVL folder, published layout" in capsys.readouterr().out
     folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     state = load_file(folder / "model.safetensors")
     del state["mlp1.1.bias"]
     save_file(state, folder / "model.safetensors")
-    refused = run(repository, str(folder), "--json")
+    refused = run_command("weights", "inspect", folder, "--json")
     printed = json.loads(refused.stdout)
     assert refused.returncode == 1 and "1 missing: projector.linear_1.bias" in printed["problem"]
     assert printed["total"] == sum(printed["parameters"].values())
     (folder / "model.safetensors").write_bytes(b"cut")
-    assert call_tool("inspect_weights.py", folder) == 2
+    assert call_command("weights", "inspect", folder) == 2
     complaint = capsys.readouterr().err
     assert "not readable as safetensors" in complaint and "Traceback" not in complaint

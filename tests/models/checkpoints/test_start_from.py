@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.evaluation.drawn_data import call_tool
+from tests.command_line import call_command
 from tests.fork_server import python
 from tests.models.checkpoints.published_files import LANGUAGE, qwen2_state, save
 from tests.training.conftest import Training, environment, rows, write_data
@@ -150,7 +150,7 @@ def test_a_published_checkpoint_is_converted_with_a_config(
 ) -> None:
     tool = [python(), str(repository / "tools" / "convert_to_hf.py")]
     images = ["--images", str(training.data / "images"), "--check", "1", "--save-path", str(tmp_path / "out")]
-    assert call_tool("convert_to_hf.py", published[0], *images) == 2
+    assert call_command("convert", published[0], *images) == 2
     told = "holds no settings. Give a config with its base folder, SAM2 file and LoRA alpha"
     assert told in capsys.readouterr().err
     command = [*tool, str(continued / "config.py"), str(published[0]), *images]

@@ -1,0 +1,95 @@
+"""`vesselseg train`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+
+from vesselseg.cli.parameters import CfgOptions, Flat, Whole, positive
+from vesselseg.config.files import find_config, gpus_of
+from vesselseg.training.job_process import TrainOptions, find_micro_batch_in_job, run_in_job, train_in_job
+
+PROFILED = 5  # iterations
+
+
+def iterations(_: type, tokens: Sequence[Token]) -> int:
+    """Of `--profile` or `--profile N`."""
+    return positive(tokens[-1].value) if tokens and tokens[-1].value else PROFILED
+
+
+@dataclass(frozen=True)
+class Options(TrainOptions):
+    """`TrainOptions`, by the names of the command line."""
+
+    profile: Annotated[
+        Any,
+        Parameter(consume_multiple=(0, 1), converter=iterations, help="iterations to profile [5], training goes on"),
+    ] = TrainOptions.profile
+
+
+def train(
+    config: str,
+    gpus: Whole | None = None,
+    *,
+    out: Annotated[Path | None, Parameter(name=("--out", "--work-dir"))] = None,
+    options: Annotated[Options, Flat] = Options(),
+    find_micro_batch: bool = False,
+    cfg_options: CfgOptions = (),
+) -> int:
+    """Train by a config on GPUs of this machine, or on its CPU.
+
+    vesselseg train internvl3_8b_4x24gb 4 --out work_dirs/mine --cfg-options data_root=data/mine
+    vesselseg train work_dirs/mine/config.py 4 --out work_dirs/mine --resume auto
+
+    Several machines: the same command on each, with NNODES, NODE_RANK, MASTER_ADDR
+    and PORT in the environment, or tools/slurm.sh. NODES_WAIT (900): seconds in
+    which all must have called the first one. LOST_AFTER (60): seconds without a
+    sign of life after which a process or a machine counts as lost, and the job
+    ends.
+
+    Args:
+        config: a recipe's name, or a config file; vesselseg configs lists the recipes
+        gpus: processes on this machine, a GPU each; 0: one on the CPU (default: those of the recipe, or 1)
+        out: folder for everything that is written (default: work_dirs/NAME, by the config's name)
+        find_micro_batch: test which micro-batch fits, print it, and do not train
+    """
+    path = find_config(config)
+    if not run_in_job():
+        return launch(path, gpus, out, options, find_micro_batch, cfg_options)
+    if find_micro_batch:
+        found = find_micro_batch_in_job(path, cfg_options)
+        if found is not None:
+            print(found)
+    else:
+        train_in_job(path, out or Path("work_dirs") / path.stem, cfg_options, options)
+    return 0
+
+
+def launch(
+    config: Path,
+    gpus: int | None,
+    out: Path | None,
+    options: TrainOptions,
+    find_micro_batch: bool,
+    cfg_options: Sequence[str],
+) -> int:
+    """Start the same command in as many processes as needed; the exit status is the failed process's."""
+    os.environ.setdefault("VESSELSEG_STARTED", f"{time.time():.3f}")  # the log counts from here
+    from vesselseg.training.launcher import launch as start
+
+    words = ["-m", "vesselseg", "train", str(config)]
+    words += ["--out", str(out)] if out else []
+    words += ["--resume", options.resume] if options.resume is not None else []
+    words += ["--force"] if options.force else []
+    words += ["--skip-plan"] if options.skip_plan else []
+    words += ["--profile", str(options.profile)] if options.profile is not None else []
+    words += ["--find-micro-batch"] if find_micro_batch else []
+    words += ["--cfg-options", *cfg_options] if cfg_options else []
+    recipe = gpus_of(config)
+    return start(gpus if gpus is not None else 1 if recipe is None else recipe, words)
