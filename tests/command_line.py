@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import subprocess
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,13 @@ def call_command(*arguments: object) -> int:
         return main([str(argument) for argument in arguments])
     finally:  # what a command logs is not for the tests after it
         package.setLevel(level)
+
+
+def completed_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Status and output of a command line run inside this process."""
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        status = call_command(*arguments)
+    return subprocess.CompletedProcess(list(arguments), status, output.getvalue(), errors.getvalue())
 
 
 def run_command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -35,7 +35,7 @@ def browse(data: Path, *, config: str | None = None, port: int = 0, no_open: boo
     """
     if not 0 <= port < 65536:
         raise UserError(f"--port {port}: expected a number from 1 to 65535")
-    named = find_config(config) if config else None
+    named = find_config(config, "--config") if config else None
     from vesselseg.inspect.browse.catalogue import Catalogue, group_count
 
     catalogue = Catalogue(data)

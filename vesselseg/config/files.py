@@ -48,9 +48,10 @@ def recipes() -> list[Recipe]:
     return [_recipe(path, path.relative_to(folder).with_suffix("").as_posix()) for path in files]
 
 
-def find_config(text: str) -> Path:
+def find_config(text: str, option: str = "") -> Path:
     """The file that a path, or the name of a recipe, means; raises UserError with the nearest name.
 
+    option: the command line's name for it, for the message.
     `configs/NAME.py` means the recipe also where the working folder has no configs/.
     """
     path = Path(text)
@@ -62,7 +63,8 @@ def find_config(text: str) -> Path:
         return inside
     known = [recipe.name for recipe in recipes()]
     hint = did_you_mean(name.rpartition("/")[2], known)
-    raise UserError(f"{text} does not exist; configs are in the folder configs/, vesselseg configs lists them{hint}")
+    named = f"{option} {text}".strip()
+    raise UserError(f"{named} does not exist; configs are in the folder configs/, vesselseg configs lists them{hint}")
 
 
 def gpus_of(path: Path) -> int | None:

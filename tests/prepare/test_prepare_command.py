@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.command_line import completed_command
 from tests.labelme_files import WriteLabel, polygon
 from vesselseg.dataset.manifest import read_manifest, read_splits
-
-
-def run(repository: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vesselseg", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.fixture
@@ -27,8 +19,8 @@ def source(tmp_path: Path, write_label: WriteLabel, square: dict[str, Any]) -> P
     return tmp_path / "s"
 
 
-def test_summary_and_exit_status_zero(repository: Path, source: Path, tmp_path: Path) -> None:
-    done = run(repository, "prepare", source, "--out", tmp_path / "o", "--split", "0.5,0.5,0", "--seed", 3)
+def test_summary_and_exit_status_zero(source: Path, tmp_path: Path) -> None:
+    done = completed_command("prepare", source, "--out", tmp_path / "o", "--split", "0.5,0.5,0", "--seed", 3)
     assert done.returncode == 0, done.stderr
     assert "6 images, 6 objects from 12 shapes" in done.stdout
     assert "findings: 0" in done.stdout
@@ -41,11 +33,11 @@ def test_summary_and_exit_status_zero(repository: Path, source: Path, tmp_path: 
     assert "6/6" in done.stderr  # the progress bar
 
 
-def test_label_map(repository: Path, source: Path, tmp_path: Path) -> None:
+def test_label_map(source: Path, tmp_path: Path) -> None:
     (tmp_path / "map.yaml").write_text(
         "vessel: coronary artery\nstenosis: null\nstenosys: narrowing\n", encoding="utf-8"
     )
-    done = run(repository, "prepare", source, "--out", tmp_path / "o", "--labels", tmp_path / "map.yaml")
+    done = completed_command("prepare", source, "--out", tmp_path / "o", "--labels", tmp_path / "map.yaml")
     assert done.returncode == 0, done.stderr
     assert "'stenosys', which no file uses; did you mean 'stenosis'?" in done.stdout
     assert read_manifest(tmp_path / "o")[0].phrases == ("coronary artery",)
@@ -67,7 +59,7 @@ def test_label_map(repository: Path, source: Path, tmp_path: Path) -> None:
     ],
 )
 def test_invalid_input_gives_one_message_and_status_two(
-    repository: Path, source: Path, tmp_path: Path, arguments: list[str], words: str
+    source: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     (tmp_path / "bad.yaml").write_text("vessel: 3\nyes: x\n", encoding="utf-8")
     (tmp_path / "list.yaml").write_text("- vessel\n", encoding="utf-8")
@@ -76,7 +68,7 @@ def test_invalid_input_gives_one_message_and_status_two(
         (source / "broken.json").write_text("{")
     names = {"missing", "s", "s/p0.json", "none.yaml", "bad.yaml", "list.yaml", "file", "file/below"}
     paths = [str(tmp_path / word) if word in names else word for word in arguments]
-    done = run(repository, "prepare", *(["--quiet", "--out", tmp_path / "o", *paths]))
+    done = completed_command("prepare", "--quiet", "--out", tmp_path / "o", *paths)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert words in done.stderr
@@ -84,13 +76,13 @@ def test_invalid_input_gives_one_message_and_status_two(
     assert not (tmp_path / "o").exists()
 
 
-def test_synthetic_tool(repository: Path, tmp_path: Path) -> None:
+def test_synthetic_command(tmp_path: Path) -> None:
     arguments = ("--out", tmp_path / "d", "--count", 5, "--size", 96, "--frames", 2, "--quiet")
-    done = run(repository, "synthetic", *arguments)
+    done = completed_command("synthetic", *arguments)
     assert done.returncode == 0, done.stderr
     assert "5 pictures of 3 patients" in done.stdout
     assert len(list((tmp_path / "d").iterdir())) == 10
-    again = run(repository, "synthetic", *arguments)
+    again = completed_command("synthetic", *arguments)
     assert again.returncode == 2
     assert again.stderr.startswith("error: ")
     assert "not empty" in again.stderr
