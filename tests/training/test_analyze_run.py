@@ -1,10 +1,9 @@
-"""tools/analyze_run.py: logs in their exact formats -> figures that were worked out by hand."""
+"""The analysis of training logs: logs in their exact formats -> figures that were worked out by hand."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
-from tests.command_line import call_command
 from tests.evaluation.drawn_data import REPOSITORY
-from vesselseg.errors import UserError
 from vesselseg.training.logs.analysis import analyse
 from vesselseg.training.logs.find_logs import read_log
 from vesselseg.training.logs.next_commands import next_commands
@@ -334,34 +331,6 @@ def test_epochs_of_an_epoch_based_log(tmp_path: Path) -> None:
     assert [(one["iter"], one["dice"]) for one in found] == [(100, pytest.approx(0.615)), (200, pytest.approx(0.7))]
 
 
-def test_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call_command("report", "training", ARCHIVE, "--out", tmp_path / "out") == 0
-    console = capsys.readouterr().out
-    assert "finished, iteration 2,300 of 2,300" in console
-    assert "best validation Dice 0.6740 at threshold 0.22, iteration 2,000; last 0.6735" in console
-    report = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][0]
-    assert report["table"][-1]["losses"]["loss"] == pytest.approx(0.2094, abs=1e-4)
-    assert len(report["train"]) == 23 and len(report["validations"]) == 6
-    page = (tmp_path / "out" / "analysis.html").read_text()
-    assert re.findall(r"""(?:src|href|url\()\s*=?\s*["'](?!data:|#)""", page) == []
-    headings = ("Table per epoch", "Checkpoints", "learning rate", "gradient norm", "loss_lm", "Dice")
-    assert [heading for heading in headings if heading not in page] == []
-
-
-def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_mmengine(tmp_path / "other", "20250701_120000", XTUNER)
-    assert call_command("report", "training", ARCHIVE, tmp_path / "other") == 2
-    assert "--out" in capsys.readouterr().err
-    for _ in range(2):  # a second time replaces the first
-        assert call_command("report", "training", ARCHIVE, tmp_path / "other", "--out", tmp_path / "out") == 0
-    page = (tmp_path / "out" / "analysis.html").read_text()
-    assert "2 trainings side by side" in page and "#2563a8" in page and "#d55e00" in page
-    assert "<strong>other</strong> stopped before its end at iteration 20 of 3,672" in page
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [run["state"] for run in report["runs"]] == ["finished", "stopped"]
-    assert report["runs"][1]["train"][1]["loss"] is None  # nan is no JSON
-
-
 def test_names_tell_runs_apart(tmp_path: Path) -> None:
     assert run_names([tmp_path / "a/run", tmp_path / "b/run"]) == ["a/run", "b/run"]
     assert run_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
@@ -372,29 +341,3 @@ def test_a_run_before_its_first_row(tmp_path: Path) -> None:
     run = analyse_runs([tmp_path])[0]
     assert summary_lines(run)[0].endswith(": running, iteration 0")
     assert as_dict([run])["runs"][0]["table"] == []
-
-
-def test_bad_input_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
-    write_mmengine(tmp_path / "early", "20250701_120000", XTUNER.split("2025/07/01 12:00:00")[0])
-    (tmp_path / "notes.log").write_text("hello\n")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/log.jsonl").write_text("not json\n")
-    for name, expected in (
-        ("missing", "does not exist"),
-        ("empty", "no log of a training"),
-        ("early", "no training row"),
-        ("notes.log", "no line of mmengine's text log"),
-        ("broken", "no row of a vesselseg log"),
-    ):
-        with pytest.raises(UserError, match=expected):
-            read_log(tmp_path / name)
-    assert call_command("report", "training", tmp_path / "empty") == 2
-    assert call_command("report", "training", tmp_path / "missing", tmp_path / "empty", "--out", tmp_path / "out") == 2
-    assert "unreadable runs: 2" in capsys.readouterr().err
-    assert not (tmp_path / "empty/analysis").exists()
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious/report.json").write_text("{}")
-    assert call_command("report", "training", ARCHIVE, "--out", tmp_path / "precious") == 2
-    assert "no earlier output" in capsys.readouterr().err
-    assert (tmp_path / "precious/report.json").exists()
