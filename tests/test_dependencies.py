@@ -39,7 +39,6 @@ USED_BY_OTHERS = {
 ONLY_TO_TRAIN = {
     "bitsandbytes": "model.sa2va.quantise",
     "liger_kernel": "model.sa2va.fused, on a GPU",
-    "segmentation_models_pytorch": "vesselseg baselines unet",
     "highdicom": "vesselseg predict --save dicom-seg",
     "onnx": "vesselseg distill",
     "onnxruntime": "vesselseg distill",
@@ -77,7 +76,7 @@ def declared() -> tuple[set[str], set[str]]:
     content = project()
     base = content["project"]["dependencies"]
     extras = content["project"]["optional-dependencies"]
-    optional = [item for name in ("train", "baselines", "serve", "dicom", "distill") for item in extras[name]]
+    optional = [item for name in ("train", "serve", "dicom", "distill") for item in extras[name]]
     train = optional + content["dependency-groups"]["xtuner"]
     return {import_name(item) for item in base}, {import_name(item) for item in train}
 

@@ -168,10 +168,10 @@ install() {
         "$uv" venv --quiet --clear --python "$python" "$venv" >"$log" 2>&1 || return
     fi
     if [ -n "$torch" ]; then
-        "$uv" pip install --python "$venv/bin/python" --editable '.[train,baselines,dicom,distill,serve]' --group xtuner --group dev \
+        "$uv" pip install --python "$venv/bin/python" --editable '.[train,dicom,distill,serve]' --group xtuner --group dev \
             "torch==$torch" torchvision >"$log" 2>&1
     else
-        UV_PROJECT_ENVIRONMENT=$venv "$uv" sync --extra train --extra baselines --extra dicom --extra distill --extra serve >"$log" 2>&1
+        UV_PROJECT_ENVIRONMENT=$venv "$uv" sync --extra train --extra dicom --extra distill --extra serve >"$log" 2>&1
     fi
 }
 

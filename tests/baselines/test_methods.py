@@ -19,7 +19,7 @@ from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.sources import open_source
 
-SHORT = ("--epochs", 1, "--size", 64, "--device", "cpu")
+SHORT = ("--epochs", 1, "--size", 64, "--width", 4, "--steps", 1, "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)

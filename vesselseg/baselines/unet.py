@@ -1,14 +1,17 @@
-"""A small U-Net as a baseline, trained from scratch on the same images that the big model sees.
+"""A U-Net as a baseline, trained from scratch with nnU-Net's recipe on the training images of a dataset folder.
 
-Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015, as
-segmentation-models-pytorch builds it: a ResNet-18 encoder without pretrained weights and a narrow decoder. The loss
-is BCE + Dice, the optimizer AdamW at one rate, and what is scored is a moving average of the weights: it takes the
-place of a learning rate that falls, whose end a limit on the time would move.
+Isensee et al., Nature Methods 2021: the network of `plain_unet`, Dice + cross-entropy at every level, SGD with Nesterov
+momentum and a polynomial decay of the learning rate, and its list of augmentations (`dataset.augment.NNUNET`).
+AdamW with averaged weights and other augmentations are options. What is shorter is the schedule: nnU-Net takes 250,000
+steps.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,26 +21,24 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from vesselseg.baselines.options import UNetOptions
-from vesselseg.dataset.augment import ORIENTED, Augment
-from vesselseg.dataset.image_views import normalise
-from vesselseg.evaluation.errors import EvaluationError
+from vesselseg.baselines.plain_unet import PlainUNet
+from vesselseg.dataset.augment import PRESETS, Augment
 from vesselseg.evaluation.threshold import best_threshold, threshold_counts
 from vesselseg.machine import available_cores
 
 _log = logging.getLogger(__name__)
 
-AUGMENT = ORIENTED
-"""That of ``configs/scratch_1gpu.py``, the other training from scratch; a test compares them."""
-
-_DECODER = (128, 64, 32, 32, 16)
-_AVERAGED = 0.99  # part of the moving average that stays at each step
+RATES = {"sgd": 0.01, "adamw": 1e-3}
+CLIPS = {"sgd": 12.0, "adamw": 1.0}  # largest norms of a gradient
+_AVERAGED = 0.997  # part of the moving average that stays at each step
+_WARMUP = 0.03  # share of an AdamW schedule
+_POWER = 0.9  # of the polynomial decay
+_AHEAD = 0.02  # so far may the time be ahead of the steps before the learning rate follows it
 _WORKERS = 8
 
 
@@ -91,58 +92,54 @@ class TrainedUNet:
 
 
 def train_unet(
-    train: Labelled,
-    validation: Labelled,
-    options: UNetOptions,
-    device: torch.device,
-    augment: Augment = AUGMENT,
+    train: Labelled, validation: Labelled, options: UNetOptions, device: torch.device, augment: Augment | None = None
 ) -> TrainedUNet:
     """Train on one part, take epoch and threshold with the highest mean Dice on the other.
 
-    With the same seed, on the same machine and ended by its epochs, two trainings give the same weights.
+    augment: in place of the options' one. With the same seed, on the same machine and ended by its epochs, two
+    trainings give the same weights.
     """
-    network = build_unet(options.seed).to(device)
-    averaged = AveragedModel(network, avg_fn=_average, use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1e-4)
-    batches = _batches(train, options, augment, device)
-    until = time.monotonic() + 60 * options.minutes
+    network = build_unet(options).to(device)
+    trainer = _Trainer(network, options, device, len(train))
+    batches = _batches(train, options, augment or PRESETS[options.augment], device)
     epochs: list[Epoch] = []
     kept: dict[str, Tensor] = {}
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        while len(epochs) < options.epochs and (not epochs or time.monotonic() < until):
-            loss = _run_epoch(network, averaged, optimizer, batches, -(-len(train) // options.batch), until)
-            epochs.append(Epoch(loss, *_validate(averaged.module, validation, options.size)))
+        while len(epochs) < options.epochs and (not epochs or trainer.share_of_time() < 1):
+            loss = trainer.run_epoch(batches)
+            epochs.append(Epoch(loss, *_validate(trainer.judged, validation, options.size)))
             _log.info("epoch %d: loss %.4f, validation Dice %.4f at %.2f", len(epochs), *asdict(epochs[-1]).values())
             if epochs[-1].dice >= max(epoch.dice for epoch in epochs):
-                kept, best = {name: v.clone() for name, v in averaged.module.state_dict().items()}, len(epochs) - 1
+                kept, best = {name: v.clone() for name, v in trainer.judged.state_dict().items()}, len(epochs) - 1
     network.load_state_dict(kept)
-    ended_by = "epochs" if len(epochs) == options.epochs and time.monotonic() < until else "minutes"
+    ended_by = "epochs" if len(epochs) == options.epochs and trainer.share_of_time() < 1 else "minutes"
     return TrainedUNet(network.eval(), options.size, epochs, best, ended_by)
 
 
-def build_unet(seed: int) -> nn.Module:
-    """(batch, 3, side, side) -> (batch, 1, side, side) logits, weights drawn from the seed. Raises EvaluationError."""
-    try:
-        from segmentation_models_pytorch import Unet
-    except ImportError as error:
-        raise EvaluationError(
-            f"the U-Net baseline needs segmentation-models-pytorch ({error}): pip install 'segmentation-models-pytorch"
-            ">=0.4', or install vesselseg with the extra baselines"
-        ) from None
+def build_unet(options: UNetOptions) -> PlainUNet:
+    """The network with weights drawn from the options' seed; the caller's random state stays what it is."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network: nn.Module = Unet("resnet18", encoder_weights=None, decoder_channels=_DECODER)
-    return network
+        torch.manual_seed(options.seed)
+        return PlainUNet(options.size, options.width)
 
 
 @torch.inference_mode()
 def predict(network: nn.Module, image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     """Probabilities (height, width) float32 of an image (height, width, 3) uint8, seen as a square of side size."""
     network.eval()
-    square = _square(image, size)[None].to(next(network.parameters()).device)
-    full = functional.interpolate(network(square), size=image.shape[:2], mode="bilinear", align_corners=False)
-    probabilities: NDArray[np.float32] = torch.sigmoid(full)[0, 0].float().cpu().numpy()
+    square = standardised(_square(image, size)[None].to(next(network.parameters()).device))
+    with _autocast(square.device):
+        finest = network(square)[0]  # (1, 1, size, size)
+    full = functional.interpolate(finest.float(), size=image.shape[:2], mode="bilinear", align_corners=False)
+    probabilities: NDArray[np.float32] = torch.sigmoid(full)[0, 0].cpu().numpy()
     return probabilities
+
+
+def standardised(pictures: Tensor) -> Tensor:
+    """(batch, 3, side, side) uint8 -> float32 of mean 0 and standard deviation 1 per image and channel."""
+    values = pictures.float()
+    deviation, mean = torch.std_mean(values, dim=(2, 3), keepdim=True)
+    return (values - mean) / deviation.clamp(min=1)
 
 
 def unet_loss(logits: Tensor, truth: Tensor) -> Tensor:
@@ -153,27 +150,100 @@ def unet_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, truth) + 1 - dice
 
 
-def _run_epoch(
-    network: nn.Module,
-    averaged: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    steps: int,
-    until: float,
-) -> float:
-    """Steps of one epoch, cut short at the time `until`, at least one; returns their mean loss."""
-    network.train()
-    device = next(network.parameters()).device
-    losses: list[Tensor] = []
-    while len(losses) < steps and (not losses or time.monotonic() < until):
-        pictures, truths = next(batches)
-        loss = unet_loss(network(pictures.to(device)), truths.to(device))
-        optimizer.zero_grad()
+def supervised_loss(outputs: Sequence[Tensor], truth: Tensor) -> Tensor:
+    """Mean of `unet_loss` over the levels, each with half the weight of the next finer one.
+
+    outputs: logits (batch, 1, side / 2^k, side / 2^k). truth: (batch, 1, side, side), averaged where they are coarser.
+    """
+    weights = [0.5**level for level in range(len(outputs))]
+    losses = [
+        weight * unet_loss(logits, functional.adaptive_avg_pool2d(truth, logits.shape[-1]))
+        for weight, logits in zip(weights, outputs)
+    ]
+    return torch.stack(losses).sum() / sum(weights)
+
+
+class _Trainer:
+    """Steps of a training: network, optimizer, learning rate, and with AdamW the averaged weights."""
+
+    def __init__(self, network: PlainUNet, options: UNetOptions, device: torch.device, images: int) -> None:
+        self.network, self.options, self.device = network, options, device
+        self.forward = torch.compile(network) if options.compile else network
+        self.average = copy.deepcopy(network).requires_grad_(False) if options.optimizer == "adamw" else None
+        self.optimizer = _optimizer(network, options)
+        self.steps_per_epoch = steps_per_epoch(images, options)
+        self.step = 0
+        self.started = time.monotonic()
+
+    @property
+    def judged(self) -> nn.Module:
+        """What validations see: the averaged weights, or with SGD the network itself."""
+        return self.network if self.average is None else self.average
+
+    def share_of_time(self) -> float:
+        """How much of `minutes` is over, 0 to 1 and more."""
+        return (time.monotonic() - self.started) / (60 * self.options.minutes)
+
+    def progress(self) -> float:
+        """How much of the training is done, 0 to 1: of its steps, or of its time where that is ahead."""
+        steps, over = self.step / (self.options.epochs * self.steps_per_epoch), self.share_of_time()
+        return min(1.0, over) if over > steps + _AHEAD else steps
+
+    def run_epoch(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """Steps of one epoch, cut short at the end of the time, at least one; returns their mean loss."""
+        losses: list[Tensor] = []
+        self.network.train()
+        while len(losses) < self.steps_per_epoch and (not losses or self.share_of_time() < 1):
+            pictures, truths = next(batches)
+            losses.append(self._step(pictures.to(self.device, non_blocking=True), truths.to(self.device)))
+        return float(torch.stack(losses).mean())
+
+    def _step(self, pictures: Tensor, truths: Tensor) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.options, self.progress())
+        with _autocast(self.device):
+            outputs = self.forward(standardised(pictures))
+        loss = supervised_loss(outputs, truths.float())
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        averaged.update_parameters(network)
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
+        nn.utils.clip_grad_norm_(self.network.parameters(), CLIPS[self.options.optimizer])
+        self.optimizer.step()
+        self.step += 1
+        if self.average is not None:
+            kept = min(_AVERAGED, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                for averaged, own in zip(self.average.parameters(), self.network.parameters()):
+                    averaged.lerp_(own, 1 - kept)
+        return loss.detach()
+
+
+def learning_rate(options: UNetOptions, progress: float) -> float:
+    """After this share of the training: SGD's polynomial decay, or AdamW's warm-up and cosine."""
+    peak = RATES[options.optimizer] if options.learning_rate is None else options.learning_rate
+    if options.optimizer == "sgd":
+        return peak * (1 - progress) ** _POWER
+    if progress < _WARMUP:
+        return peak * max(progress / _WARMUP, 0.01)
+    return peak * max(0.01, 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP))))
+
+
+def steps_per_epoch(images: int, options: UNetOptions) -> int:
+    """A pass over the images, and at least the options' number of steps."""
+    return max(options.steps, -(-images // options.batch))
+
+
+def _optimizer(network: nn.Module, options: UNetOptions) -> torch.optim.Optimizer:
+    rate = learning_rate(options, 0.0)
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=rate, momentum=0.99, nesterov=True, weight_decay=3e-5)
+    decayed = [one for one in network.parameters() if one.ndim > 1]
+    others = [one for one in network.parameters() if one.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _validate(network: nn.Module, validation: Labelled, size: int) -> tuple[float, float]:
@@ -187,23 +257,28 @@ def _validate(network: nn.Module, validation: Labelled, size: int) -> tuple[floa
 
 
 class _Augmented(Dataset):
-    """(epoch, index) -> picture (3, side, side) and truth (1, side, side) float32, drawn from (seed, epoch, index)."""
+    """(pass, index) -> picture (3, side, side) uint8 and truth (1, side, side) float16, from (seed, pass, index)."""
 
     def __init__(self, pictures: Labelled, size: int, augment: Augment, seed: int) -> None:
         self._pictures, self._size, self._augment, self._seed = pictures, size, augment, seed
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = item
+        number, index = item
         image, truth = self._pictures[index]
-        generator = np.random.default_rng((self._seed, epoch, index))
+        generator = np.random.default_rng((self._seed, number, index))
         image, masks = self._augment(image, truth[None].astype(np.uint8), generator)
         # Averaged, so that vessels thinner than a pixel of the square stay as a part of it.
         smaller = cv2.resize(masks[0].astype(np.float32), (self._size, self._size), interpolation=cv2.INTER_AREA)
-        return _square(image, self._size), torch.from_numpy(smaller)[None]
+        return _square(image, self._size), torch.from_numpy(smaller.astype(np.float16))[None]
 
 
 def _square(image: NDArray[np.uint8], size: int) -> Tensor:
-    return normalise(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    """(height, width, 3) uint8 -> (3, size, size) uint8."""
+    if image.shape[:2] != (size, size):
+        larger = size > min(image.shape[:2])
+        interpolation = cv2.INTER_CUBIC if larger else cv2.INTER_AREA
+        image = np.asarray(cv2.resize(image, (size, size), interpolation=interpolation), np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _batches(
@@ -215,6 +290,7 @@ def _batches(
         _Augmented(train, options.size, augment, options.seed),
         batch_sampler=list(_order(len(train), options)),
         num_workers=workers,
+        prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else it draws from the caller's
     )
@@ -222,14 +298,11 @@ def _batches(
 
 
 def _order(count: int, options: UNetOptions) -> Iterator[list[tuple[int, int]]]:
-    """The (epoch, index) of every batch, each epoch in an order of its own."""
-    for epoch in range(options.epochs):
-        order = np.random.default_rng((options.seed, epoch)).permutation(count).tolist()
-        for start in range(0, count, options.batch):
-            yield [(epoch, index) for index in order[start : start + options.batch]]
-
-
-def _average(average: Tensor, present: Tensor, steps: Tensor | int) -> Tensor:
-    """Moving average; at first, when there is little to average, it follows faster."""
-    kept = min(_AVERAGED, (1 + float(steps)) / (10 + float(steps)))
-    return average + (present - average) * (1 - kept)
+    """The (pass, index) of every batch of all epochs; each pass over the images has its own order."""
+    stream = (
+        (number, index)
+        for number in itertools.count()
+        for index in np.random.default_rng((options.seed, number)).permutation(count).tolist()
+    )
+    for _ in range(options.epochs * steps_per_epoch(count, options)):
+        yield list(itertools.islice(stream, options.batch))

@@ -11,7 +11,8 @@ import torch
 
 from vesselseg.baselines.folder import Pictures, check_splits, write_predictions, write_settings
 from vesselseg.baselines.options import UNetOptions
-from vesselseg.baselines.unet import AUGMENT, TrainedUNet, train_unet
+from vesselseg.baselines.unet import TrainedUNet, train_unet
+from vesselseg.dataset.augment import PRESETS
 from vesselseg.dataset.manifest import read_split
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
 from vesselseg.output_folder import whole_folder
@@ -37,10 +38,10 @@ def write_unet_baseline(
         trained = train_unet(train, choosing, options, device)
         write_predictions(data, splits, trained.predict, folder)
         settings = {
-            "method": "U-Net, segmentation-models-pytorch",
+            "method": "U-Net, nnU-Net's recipe",
             "threshold": trained.threshold,
             "params": asdict(options),
-            "augment": asdict(AUGMENT),
+            "augment": asdict(PRESETS[options.augment]),
             "chosen_on": {"split": CHOOSING_SPLIT, "images": len(choosing)},
             "training": trained.to_dict(),
         }

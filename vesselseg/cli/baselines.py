@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from vesselseg.baselines.options import BASELINES, TUNING_IMAGES, UNetOptions
+from vesselseg.baselines.options import BASELINES, TUNING_IMAGES, Augmentation, Optimizer, UNetOptions
 from vesselseg.cli.parameters import Batch, Data, Device, Flat, Force, Metric, Out, Positive, Seed, show_messages
 from vesselseg.output_folder import check_output
 
-app = App(name="baselines", help="Predict with a tuned Frangi filter or a small U-Net, and compare methods.")
+app = App(name="baselines", help="Predict with a tuned Frangi filter or a U-Net, and compare methods.")
 UNET = "U-Net"
 
 
@@ -43,11 +43,7 @@ def frangi(
     print(f"predictions: {out}")
 
 
-@dataclass(frozen=True)
-class Options(UNetOptions):
-    """`UNetOptions`, by the names of the command line."""
-
-    learning_rate: Annotated[float, Parameter(parse=False)] = UNetOptions.learning_rate
+DEFAULTS = UNetOptions()
 
 
 @app.command
@@ -56,18 +52,19 @@ def unet(
     *,
     out: Out,
     split: Annotated[tuple[Literal["val", "test"], ...], Parameter(consume_multiple=True)] = ("val", "test"),
-    options: Annotated[Options, Flat] = Options(),
+    options: Annotated[UNetOptions, Flat] = DEFAULTS,
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Train a small U-Net on the training split and predict other splits with it, as a baseline.
+    """Train a U-Net with nnU-Net's recipe on the training split and predict other splits with it, as a baseline.
 
     vesselseg baselines unet data/NAME --out work_dirs/unet
     vesselseg eval work_dirs/unet --data data/NAME --split test --out work_dirs/unet_eval
 
     Epoch and threshold are those with the best mean Dice on the validation split.
-    It ends after --epochs or --minutes, whichever comes first; a GPU takes a few
-    minutes for 200 epochs of 70 images, a CPU core sees ten epochs in that time.
+    It ends after --epochs or --minutes, whichever comes first, and the learning
+    rate with it. On a GPU the defaults take about ten minutes; on a CPU take
+    --size 256 --width 8 --batch 4.
 
     Args:
         split: what to predict
@@ -90,10 +87,15 @@ class ComparedUNet(UNetOptions):
     """The U-Net of a comparison; --batch is that of the models, --seed that of both baselines."""
 
     size: Annotated[int, Parameter(group=UNET)] = UNetOptions.size
+    width: Annotated[int, Parameter(group=UNET)] = UNetOptions.width
     epochs: Annotated[int, Parameter(group=UNET)] = UNetOptions.epochs
+    steps: Annotated[int, Parameter(group=UNET)] = UNetOptions.steps
     minutes: Annotated[float, Parameter(group=UNET)] = UNetOptions.minutes
     batch: Annotated[int, Parameter(parse=False)] = UNetOptions.batch
-    learning_rate: Annotated[float, Parameter(parse=False)] = UNetOptions.learning_rate
+    optimizer: Annotated[Optimizer, Parameter(group=UNET)] = UNetOptions.optimizer
+    learning_rate: Annotated[float | None, Parameter(parse=False)] = UNetOptions.learning_rate
+    augment: Annotated[Augmentation, Parameter(group=UNET)] = UNetOptions.augment
+    compile: Annotated[bool, Parameter(group=UNET)] = UNetOptions.compile
     seed: Annotated[int, Parameter(help="of both baselines")] = UNetOptions.seed
 
 
@@ -108,7 +110,7 @@ def compare(
     device: Device = "auto",
     batch: Batch = 4,
 ) -> None:
-    """Score models and masks next to a tuned Frangi filter and a small U-Net on the same test images, in one table.
+    """Score models and masks next to a tuned Frangi filter and a U-Net on the same test images, in one table.
 
     vesselseg baselines compare data/NAME work_dirs/mine/hf --out work_dirs/baselines
     vesselseg baselines compare data/NAME mine=work_dirs/mine/hf nnU-Net=predictions --out work_dirs/baselines
