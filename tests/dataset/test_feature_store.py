@@ -28,7 +28,8 @@ def encoded_views(seed: int, tiles: int = 2) -> EncodedViews:
 
 
 def same(first: EncodedViews, second: EncodedViews) -> bool:
-    return all(torch.equal(value, getattr(second, name)) for name, value in vars(first).items())
+    one, other = first.tensors(), second.tensors()
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -61,6 +62,20 @@ def test_stored_features_are_read_back_exactly(store: FeatureStore, width: int) 
     assert same(found, encoded) and found.patches.dtype == torch.bfloat16
     assert torch.equal(found_masks, masks)
     assert store.bytes() == written == store.path("one").stat().st_size
+
+
+def test_pixels_are_kept_where_the_key_says_so_and_nowhere_else(tmp_path: Path, store: FeatureStore) -> None:
+    seeing, masks = FeatureStore(tmp_path, {**KEY, "view": True}), torch.zeros(1, 10, 16, dtype=torch.uint8)
+    seeing.create()
+    encoded = encoded_views(0)
+    encoded.view = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    seeing.write("one", encoded, masks, "one.png")
+    assert seeing.holds("one") and same(seeing.read("one")[0], encoded)
+    store.write("one", encoded_views(0), masks, "one.png")
+    assert store.read("one")[0].view is None
+    for path, other in ((seeing.path("one"), store), (store.path("one"), seeing)):
+        shutil.copy(path, other.path("other"))
+        assert not other.holds("other")
 
 
 def test_processes_can_write_the_same_views_concurrently(store: FeatureStore) -> None:

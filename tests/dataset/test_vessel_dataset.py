@@ -152,7 +152,9 @@ def test_a_stored_view_replaces_the_image(folder: Path, processor: Processor, tm
     for epoch in range(3):
         found = samples[(epoch, 1)]
         assert found.tiles.numel() == found.sam_image.numel() == 0
-        assert all(torch.equal(value, getattr(found.encoded, name)) for name, value in vars(encoded[epoch % 2]).items())
+        assert all(
+            torch.equal(value, getattr(found.encoded, name)) for name, value in encoded[epoch % 2].tensors().items()
+        )
         assert torch.equal(found.masks, computed[epoch].masks)
         assert torch.equal(found.input_ids, computed[epoch].input_ids) and found.phrases == computed[epoch].phrases
         assert found.tile_count == computed[epoch].tile_count
@@ -186,7 +188,7 @@ def test_a_loading_process_returns_the_same_batch(folder: Path, processor: Proce
     assert (found.encoded is None) == (not stored)
     if stored:
         assert found.encoded.patches.shape == (6, 4, 16) and found.encoded.stride_4.dtype == torch.bfloat16
-        for name, value in vars(expected.encoded).items():
+        for name, value in expected.encoded.tensors().items():
             assert torch.equal(getattr(found.encoded, name), value), name
 
 

@@ -157,12 +157,39 @@ def test_the_object_score_blanks_no_mask_and_decides_the_pointer(present: bool, 
     assert all(torch.equal(pointer, missing) != present for pointer in pointers)
 
 
-@pytest.mark.parametrize("kind", ["features", "pixels"])
-def test_fine_masks_are_followed_at_their_own_size(kind: str, views: Tensor) -> None:
-    grounding = grounding_of(fine_masks=kind)
+VESSEL_HEAD: dict[str, Any] = {"channels": [8, 8, 8, 8, 8], "object_channels": [4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [
+        ({"fine_masks": "features"}, SIDE // 2),
+        ({"fine_masks": "pixels"}, SIDE // 2),
+        ({"vessel_head": VESSEL_HEAD}, SIDE),
+        ({"vessel_head": {**VESSEL_HEAD, "side": SIDE // 2}}, SIDE // 2),
+    ],
+    ids=str,
+)
+def test_finer_masks_are_followed_at_their_own_size(changes: dict[str, Any], side: int, views: Tensor) -> None:
+    grounding = grounding_of(**changes)
     found = follow(grounding, views[:3])
-    assert [logits.shape for logits in found] == [(OBJECTS, SIDE // 2, SIDE // 2)] * 3
+    assert [logits.shape for logits in found] == [(OBJECTS, side, side)] * 3
     assert float((found[1] - found[2]).abs().max()) > 0
+
+
+def test_the_vessel_head_reads_each_frame_once_and_as_it_has_learnt_to(views: Tensor) -> None:
+    """Not what memory makes of its features for each object; side by side, every run reads a frame of its own."""
+    grounding = grounding_of(vessel_head=VESSEL_HEAD)
+    seen: list[tuple[Tensor, ...]] = []
+    grounding.vessel_head.pyramid.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0], *inputs[1])))
+    frames = frames_of(grounding, views[:2])
+    follow(grounding, views[:2])
+    for frame, (picture, _, _, embedding) in zip(frames, seen):
+        torch.testing.assert_close(picture, frame.view)
+        torch.testing.assert_close(embedding, frame.embedding)
+    memory = MaskMemory(grounding, 1)
+    memory.step(grounding.encode(views[:2]), prompts_of())
+    torch.testing.assert_close(seen[-1][0], views[:2])
 
 
 def remembered(memory: MaskMemory) -> int:

@@ -18,14 +18,18 @@ from vesselseg.models.build import build_model
 from vesselseg.models.fine_masks import KINDS
 from vesselseg.models.lora import count_parameters
 from vesselseg.models.sam2_grounding import SAM2Grounding
+from vesselseg.models.vessel_head import VesselHead, read_options
 from vesselseg.training.memory_plan.activations import activations_of
+from vesselseg.training.memory_plan.cards import card_named
 from vesselseg.training.memory_plan.images import training_images
 from vesselseg.training.memory_plan.live_bytes import held_by
-from vesselseg.training.memory_plan.plan import Target, plan_memory
+from vesselseg.training.memory_plan.plan import FEATURES, Target, plan_memory
 from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import shapes_of
 
 FINE = "model.sa2va.sam2.fine_masks"
+HEAD = "model.sa2va.sam2.vessel_head"
+SMALL_HEAD: dict[str, Any] = {"channels": [8, 16, 16], "object_channels": [8, 8]}
 VESSEL_LOSSES = {"boundary": 2.0, "tversky": 0.5, "cldice": 0.5}
 
 
@@ -75,8 +79,62 @@ def test_what_masks_and_losses_really_keep_is_what_is_counted(kind: str) -> None
     assert counted.left == pytest.approx(real, rel=0.1)
 
 
-def test_pixels_are_not_in_a_store(base: Path) -> None:
+def test_a_recomputed_head_takes_less_and_a_wider_one_more(base: Path) -> None:
+    def planned(**options: Any) -> int:
+        return masks_planned(base, **{HEAD: {**SMALL_HEAD, **options}})
+
+    plain, whole = masks_planned(base), planned(at_once=None)
+    assert plain < planned(at_once=1) < planned(at_once=2) < whole < planned(at_once=None, channels=[16, 16, 16])
+    assert planned(at_once=None, side=64) < whole
+    # Partitioned weights: nothing of the head is computed again.
+    shared = {"strategy.zero_optimization.stage": 3, HEAD: {**SMALL_HEAD, "at_once": 1}}
+    assert masks_planned(base, **shared) == whole
+
+
+def test_the_vessel_head_is_counted_in_parameters_features_and_time(base: Path) -> None:
     frozen = {f"model.sa2va.trainable.{name}": False for name in ("vision", "sam2_encoder")}
-    tiny(base, **{FINE: "features", "features.store": "disk", **frozen})
-    with pytest.raises(ConfigError, match=r'keeps no pictures, which model\.sa2va\.sam2\.fine_masks="pixels" reads'):
-        tiny(base, **{FINE: "pixels", "features.store": "disk", **frozen})
+    for store in (None, "disk"):
+        plain, head = (
+            tiny(base, **{"schedule.micro_batch": 4, "features.store": store, HEAD: options, **frozen})
+            for options in (None, SMALL_HEAD)
+        )
+        target = Target(1, 2**34, card_named("RTX 3090"))
+        without, plan = plan_memory(plain, target), plan_memory(head, target)
+        side = head["model"]["sa2va"]["sam2"]["image_size"]
+        built = VesselHead(read_options(SMALL_HEAD), side)
+        assert plan.trainable - without.trainable == sum(parameter.numel() for parameter in built.parameters())
+        pixels = 4 * 3 * side**2 * (1 if store else 2)
+        assert plan.phases["masks"][FEATURES] - without.phases["masks"][FEATURES] == pixels
+        assert plan.host.disk - without.host.disk == (plan.images.count * 3 * side**2 if store else 0)
+        assert plan.time.flops > without.time.flops and plan.time.iteration > without.time.iteration
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_what_the_vessel_head_really_keeps_is_what_is_counted(at_once: int | None) -> None:
+    torch.manual_seed(0)
+    options = {**SMALL_HEAD, "at_once": at_once}
+    grounding = SAM2Grounding({**SAM2, "vessel_head": options}).requires_grad_(False)
+    grounding.vessel_head.requires_grad_(True)
+
+    def learn(device: str) -> Tensor:
+        features = grounding.encode(torch.zeros(2, 3, 128, 128, device=device))
+        prompts = torch.zeros(3, 256, device=device)
+        return grounding.decode(features, prompts, torch.tensor([0, 1, 1], device=device), (1, 2)).square().sum()
+
+    real = kept_bytes(lambda: learn("cpu"), [*grounding.parameters(), *grounding.buffers()])
+    grounding.to("meta")
+    counted, outcome = held_by(lambda: learn("meta"))
+    assert outcome.requires_grad and counted.left == pytest.approx(real, rel=0.1)
+
+
+def test_a_head_that_cannot_be_built_is_refused_with_the_config(base: Path) -> None:
+    wrong = {HEAD: {"channels": [8, 8], "norm": "batch", "wide": 1}, FINE: "pixels"}
+    with pytest.raises(ConfigError) as caught:
+        tiny(base, **wrong)
+    told = str(caught.value)
+    assert f"{FINE} and {HEAD} both refine SAM2's answer; set one of them to None" in told
+    assert f"{HEAD}.wide: VesselHeadOptions takes no 'wide'" in told and "2 problem(s)" in told
+    with pytest.raises(ConfigError, match=r"vessel_head\.norm is 'batch'; expected 'group' or 'instance'"):
+        tiny(base, **{HEAD: {"norm": "batch"}})
+    with pytest.raises(ConfigError, match="vessel_head must be a dict of options"):
+        tiny(base, **{HEAD: True})

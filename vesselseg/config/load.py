@@ -236,11 +236,6 @@ def _feature_problems(values: Mapping[str, Any]) -> list[str]:
         for name in ("vision", "sam2_encoder")
         if _lookup(values, f"model.sa2va.trainable.{name}")
     ]
-    if _lookup(values, "model.sa2va.sam2.fine_masks") == "pixels":
-        problems.append(
-            f'features.store={store!r} keeps no pixels, which model.sa2va.sam2.fine_masks="pixels" reads; use '
-            '"features", or features.store=None'
-        )
     if _lookup(values, "train_dataset.variants") is not None:
         problems.append("train_dataset.variants: this value's home is features.variants where features are stored")
     return problems
@@ -263,7 +258,28 @@ def _model_problems(values: Mapping[str, Any]) -> list[str]:
         )
     if _lookup(values, f"{sa2va}lora.modules_to_save") and not lora:
         problems.append(f'{sa2va}lora.modules_to_save: tables train with {sa2va}trainable.llm="lora" only')
-    return problems
+    return problems + _head_problems(_lookup(values, f"{sa2va}sam2"))
+
+
+def _head_problems(sam2: Any) -> list[str]:
+    """What is wrong with the parts that refine SAM2's answer."""
+    options, where = _lookup(sam2, "vessel_head"), "model.sa2va."
+    if options is None:
+        return []
+    from vesselseg.models.vessel_head import read_options  # it imports torch, which configs without a head do without
+
+    problems = []
+    if _lookup(sam2, "fine_masks"):
+        problems.append(
+            f"{where}sam2.fine_masks and {where}sam2.vessel_head both refine SAM2's answer; set one of them to None"
+        )
+    if not isinstance(options, Mapping):
+        return [*problems, f"{where}sam2.vessel_head must be a dict of options ({{}} for the defaults), or None"]
+    try:
+        found = read_options(options).problems(int(sam2["image_size"]))
+    except (UserError, TypeError, KeyError):  # names, and values of another type: the check of types lists them
+        return problems
+    return problems + [f"{where}{problem}" for problem in found]
 
 
 def _lookup(values: Any, path: str) -> Any:

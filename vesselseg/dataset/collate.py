@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -30,8 +29,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 def _encoded(views: Sequence[EncodedViews]) -> EncodedViews | None:
     if not views:
         return None
-    names = [field.name for field in fields(EncodedViews)]
-    return EncodedViews(**{name: concatenate([getattr(one, name) for one in views]) for name in names})
+    return EncodedViews(**{name: concatenate([getattr(one, name) for one in views]) for name in views[0].tensors()})
 
 
 def concatenate(pieces: Sequence[Tensor]) -> Tensor:

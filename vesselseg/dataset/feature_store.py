@@ -31,19 +31,24 @@ from vesselseg.errors import UserError
 from vesselseg.output_folder import UNFINISHED, whole_file
 
 # Increment it with every change of the stored content: image to view, view to features, or file layout.
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 STORE_FILE = "store.json"
 REMOVED = ".removed"
 ABANDONED_S = 3600  # writing a file takes seconds; an unfinished one this old was left by a killed process
-NAMES = tuple(field.name for field in fields(EncodedViews))
+VIEW = "view"  # field of EncodedViews, and of a key: whether the pixels of the square view are stored too
 
 
 class FeatureStore:
-    """The features of one key. root: folder of all stores. key: JSON-serialisable values."""
+    """The features of one key. root: folder of all stores. key: JSON-serialisable values.
+
+    A key with a true `view` also stores the pixels of the square view.
+    """
 
     def __init__(self, root: str | Path, key: Mapping[str, Any]) -> None:
         self.key = dict(key)
         self.folder = Path(root) / digest(self.key)
+        fields_kept = (field.name for field in fields(EncodedViews))
+        self.names = tuple(name for name in fields_kept if name != VIEW or self.key.get(VIEW))
 
     def create(self) -> None:
         """Create the folder and write its key; raises UserError if that fails or the folder holds another key."""
@@ -82,7 +87,7 @@ class FeatureStore:
         """Whether the view's file exists with all tensors and the length that its header states."""
         try:
             with safe_open(self.path(name), "pt") as file:
-                return set(file.keys()) == {*NAMES, "masks"}
+                return set(file.keys()) == {*self.names, "masks"}
         except (OSError, SafetensorError):
             return False
 
@@ -92,7 +97,7 @@ class FeatureStore:
         encoded: of one image, on the CPU. masks: (objects, height, width) uint8, 0 or 1, stored as bits. image: its
         name, for the file's metadata. Raises UserError if it cannot be written, and leaves no partial file.
         """
-        tensors = {field: getattr(encoded, field).contiguous() for field in NAMES}
+        tensors = {name: tensor.contiguous() for name, tensor in encoded.tensors().items()}
         tensors["masks"] = torch.from_numpy(np.packbits(masks.numpy(), axis=-1))
         try:
             with whole_file(self.path(name), self._temporary(name), durable=True) as temporary:
@@ -111,7 +116,7 @@ class FeatureStore:
         """
         try:
             with safe_open(self.path(name), "pt") as file:
-                encoded = EncodedViews(**{field: file.get_tensor(field) for field in NAMES})
+                encoded = EncodedViews(**{field: file.get_tensor(field) for field in self.names})
                 packed, width = file.get_tensor("masks").numpy(), int(file.metadata()["width"])
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(

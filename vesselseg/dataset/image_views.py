@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from vesselseg.dataset.batch import IMAGENET_MEAN, IMAGENET_STD, normalise_pixels
 
 
 @dataclass(frozen=True)
@@ -67,17 +66,6 @@ def normalise(image: Image.Image) -> Tensor:
     return normalise_pixels(_pixels(image))
 
 
-def normalise_pixels(pixels: Tensor) -> Tensor:
-    """Normalise with ImageNet's mean and standard deviation: (..., 3, height, width) uint8 -> float32.
-
-    Runs on the device of the pixels: copying uint8 to a GPU takes a quarter of the bytes of float32.
-    """
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    values = pixels.float() / 255
-    return (values - mean.to(values.device)) / std.to(values.device)
-
-
 def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
@@ -111,12 +99,12 @@ def tile_grid(width: int, height: int, min_tiles: int, max_tiles: int, tile_size
     return best
 
 
-def logits_to_image(mask_logits: Tensor, sam_size: int, height: int, width: int) -> Tensor:
-    """Resize mask logits to the image, by way of SAM2's square as in its published code.
+def logits_to_image(mask_logits: Tensor, square_side: int, height: int, width: int) -> Tensor:
+    """Resize mask logits to the image, by way of a square, as the published code goes through SAM2's.
 
-    mask_logits: (objects, side / 4, side / 4), or side / 2. Returns (objects, height, width) float32.
+    mask_logits: (objects, side / 4, side / 4), or another square. Returns (objects, height, width) float32.
     """
-    logits = mask_logits.float().unsqueeze(1)  # (objects, 1, side / 4, side / 4)
-    square = functional.interpolate(logits, size=(sam_size, sam_size), mode="bilinear", align_corners=False)
-    # (objects, 1, side, side) -> (objects, height, width)
+    logits = mask_logits.float().unsqueeze(1)  # (objects, 1, h, w)
+    square = functional.interpolate(logits, size=(square_side, square_side), mode="bilinear", align_corners=False)
+    # (objects, 1, square_side, square_side) -> (objects, height, width)
     return functional.interpolate(square, size=(height, width), mode="bilinear", align_corners=False).squeeze(1)

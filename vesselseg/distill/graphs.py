@@ -1,7 +1,7 @@
 """The student as graphs for other runtimes: ONNX in float32 and in 8 bits, and a `torch.export` program.
 
 Each maps squares (batch, 3, side, side), normalised, to mask logits (batch, phrases, side / 4, side / 4), side / 2 with
-fine masks, for any batch size.
+fine masks, the head's side with a vessel head, for any batch size.
 """
 
 from __future__ import annotations
@@ -52,13 +52,18 @@ def write_onnx(model: PromptedSAM2, path: Path) -> None:
 
 
 def metadata(model: PromptedSAM2) -> dict[str, str]:
-    """phrases (JSON), threshold, temperature and side in pixels: what a user of the graph alone needs."""
+    """What a user of the graph alone needs.
+
+    phrases (JSON), threshold, temperature, side: of the square view in pixels, mask_square: side of the square through
+    which masks are resized to the image.
+    """
     config = model.config
     return {
         "phrases": json.dumps(config.phrases),
         "threshold": str(config.threshold),
         "temperature": str(config.mask_temperature),
         "side": str(model.grounding.image_size),
+        "mask_square": str(model.grounding.square_side),
     }
 
 

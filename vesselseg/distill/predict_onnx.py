@@ -23,9 +23,10 @@ def predict(session: onnxruntime.InferenceSession, image: Image.Image) -> dict[s
     side, temperature = int(metadata["side"]), float(metadata["temperature"])
     square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     pixels = (np.asarray(square, np.float32) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    # (phrases, side / 4, side / 4), with fine masks / 2
+    # (phrases, h, w)
     logits = session.run(None, {"squares": pixels.transpose(2, 0, 1)[None].astype(np.float32)})[0][0]
-    for height, width in ((side, side), (image.height, image.width)):
+    between = int(metadata["mask_square"])
+    for height, width in ((between, between), (image.height, image.width)):
         logits = enlarge(enlarge(logits, height, 1), width, 2)
     return dict(zip(json.loads(metadata["phrases"]), 1 / (1 + np.exp(-logits / temperature))))
 

@@ -131,6 +131,5 @@ def _mask_labels(teacher: Predictor, data: Path, record: Record, phrases: Sequen
     with Image.open(image_path(data, record)) as image:
         width, height = image.size
     truths = torch.from_numpy(phrase_truths(record, phrases, height, width)).float()
-    stride = 2 if teacher.grounding.fine_masks is not None else 4
-    side = teacher.grounding.image_size // stride
+    side = teacher.grounding.mask_side
     return area_average(truths, side, side)

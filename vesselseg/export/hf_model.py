@@ -44,7 +44,7 @@ class TrainingOutput(ModelOutput):
     """Output of `VesselSegModel.forward`."""
 
     loss: Tensor | None = None  # scalar, the sum of losses; None without labels or masks
-    # (all objects, side / 4, side / 4), side / 2 with fine masks, image after image, before sigmoid
+    # (all objects, h, h), image after image, before sigmoid; h is `SAM2Grounding.mask_side`
     mask_logits: Tensor | None = None
     losses: dict[str, Tensor] | None = None  # weighted losses by name
 

@@ -49,7 +49,7 @@ class VesselSegSAM2Model(PreTrainedModel):
         return model
 
     def forward(self, squares: torch.Tensor) -> torch.Tensor:
-        """squares: (images, 3, side, side), normalised. Returns mask logits (images, phrases, side / 4, side / 4)."""
+        """squares: (images, 3, side, side), normalised. Returns mask logits (images, phrases, h, h)."""
         logits: torch.Tensor = self.prompted(squares)
         return logits
 

@@ -74,6 +74,11 @@ def _keyframe_numbers(keyframes: int | Sequence[int], frames: int) -> tuple[froz
 
 
 def _memory_problems(predictor: Predictor) -> list[str]:
+    if not predictor.grounding.uses_sam2:
+        return [
+            "this model's masks are drawn without SAM2 (vessel_head.sam2=False), so its memory has no part in them; "
+            "take mode 'frames' (--cine frames)"
+        ]
     if memory_trained(predictor.grounding):
         return []
     if not has_memory(predictor.grounding):

@@ -212,7 +212,7 @@ class Predictor(ABC):
             yield self._run([request])
 
     def mask_logits(self, inputs: ModelInputs) -> Tensor:
-        """(all objects, side / 4, side / 4) logits, side / 2 with fine masks, image after image."""
+        """(all objects, mask side, mask side) logits, image after image; see `SAM2Grounding.mask_side`."""
         features = self.encode(inputs)
         prompts = self.prompts(inputs, features)
         image_of_object = [image for image, count in enumerate(inputs.objects) for _ in range(count)]
@@ -228,7 +228,7 @@ class Predictor(ABC):
         size: (width, height) of the image.
         """
         width, height = size
-        full = logits_to_image(logits, self.views.sam_size, height, width)  # (objects, height, width)
+        full = logits_to_image(logits, self.grounding.square_side, height, width)  # (objects, height, width)
         probabilities: np.ndarray = torch.sigmoid(full / self.temperature).cpu().numpy()
         return probabilities
 

@@ -33,8 +33,8 @@ class TotalLoss(nn.Module):
     tversky: weight of the focal Tversky loss, in place of dice or in addition.
     cldice: weight of soft clDice; cldice_iterations: radius in pixels up to which vessels have a centreline there.
     skeleton_recall: weight of the skeleton recall loss.
-    mask_target: `area` compares the logits, at a quarter (or half) of SAM2's side, with area-averaged labels; `full`
-    enlarges the logits to the image and compares there (more memory, exact borders). clDice and skeleton recall are
+    mask_target: `area` compares the logits, at their own side, with area-averaged labels; `full` resizes the logits to
+    the image and compares there (more memory, exact borders). clDice and skeleton recall are
     computed at the image's size in both cases, because a centreline has no area.
     terms: further mask losses by name, each with its weight.
     A loss other than lm, bce and dice is computed only where its weight is above 0.

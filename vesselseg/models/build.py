@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable
 from vesselseg.models.quantised import KINDS, draw_weights, mark_for_quantising, require_quantising
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.split_layers import LayerSplit, split_layers
+from vesselseg.models.vessel_head import read_options
 
 logger = logging.getLogger(__name__)
 
 # What an InternVL folder does not hold: it starts fresh, or comes from SAM2's own file.
 NOT_IN_INTERNVL = r"^(seg_projector|grounding)\."
-FINE_MASKS = "grounding.fine_masks."
+# Parts beside SAM2, by their names in `sam2`: a base folder may hold one, and gets a fresh one where it does not.
+HEADS = {"fine_masks": "grounding.fine_masks.", "vessel_head": "grounding.vessel_head."}
 
 
 def build_model(
@@ -56,10 +59,10 @@ def build_model(
     """Read a base folder and make the model that trains.
 
     base: folder of an InternVL or Sa2VA model, or its name on the hub.
-    sam2: `variant`, `version`, `image_size`, `trunk` (sizes), `fine_masks` (a kind of `FineMasks`, None for SAM2's own
-    resolution), and `checkpoint`, a file of SAM2's; without one, an InternVL base gets a SAM2 with random weights, and
-    says so. A base that holds a SAM2 of its own keeps it, with its sizes: only `image_size` and, where it holds none,
-    `fine_masks` are taken then.
+    sam2: `variant`, `version`, `image_size`, `trunk` (sizes), one of `fine_masks` (a kind of `FineMasks`) and
+    `vessel_head` (options of `VesselHead`), and `checkpoint`, a file of SAM2's; without one, an InternVL base gets a
+    SAM2 with random weights, and says so. A base that holds a SAM2 of its own keeps it, with its sizes: only
+    `image_size` and, where it holds none, a head are taken then.
     lora, trainable: fields of `Lora` and `Trainable`.
     max_tiles: InternVL tiles per image without the thumbnail, in training and prediction alike; None: the base's limit.
     gradient_checkpointing: True, False, or how many decoder layers, from the first on, are recomputed in the backward
@@ -96,6 +99,9 @@ def build_model(
     if trainable_parts.llm == "lora":
         attach_lora(model, adapters)
     recomputed = _recompute(model, gradient_checkpointing, partitioned, activations_on_host)
+    if partitioned and model.grounding.vessel_head is not None:
+        # Reentrant checkpoints, which partitioned weights need, would reduce a gradient once for every few images.
+        model.grounding.vessel_head.at_once = None
     set_trainable(model, trainable_parts, adapters.modules_to_save)
     if trainable_parts.llm == "lora" and wants_fused(fused, torch.device(device), partitioned):
         model.decoder = FusedDecoder(model.language_model.model, recomputed, activations_on_host)
@@ -178,19 +184,16 @@ def _place(device: torch.device | str, dtype: torch.dtype) -> Any:
 def _settle_sam2(folder: BaseFolder, sam2: dict[str, Any], random_weights: bool) -> str | None:
     """Put SAM2's sizes into the folder's config; returns the file that its weights come from, if any."""
     settings = {name: value for name, value in sam2.items() if name != "checkpoint" and value is not None}
-    kinds = own_fine_masks(folder), settings.get("fine_masks")
-    if None not in kinds and kinds[0] != kinds[1]:
-        raise UserError(
-            f"{folder.path} holds fine masks of kind {kinds[0]!r}, and model.sa2va.sam2.fine_masks is {kinds[1]!r}; "
-            "leave it at None, which keeps those of the base"
-        )
+    if "vessel_head" in settings:
+        settings["vessel_head"] = asdict(read_options(settings["vessel_head"]))  # whole: defaults may change
+    _check_head(folder, settings)
     # With random weights the folder may be a config.json and a tokenizer, without a file to look into.
     own = folder.layout == "sa2va" if random_weights else _holds_sam2(folder)
     if not own:
         folder.config.grounding_config = {**folder.config.grounding_config, **settings}
         return sam2.get("checkpoint")
     if "grounding_config" in folder.fields:
-        settings = {name: value for name, value in settings.items() if name in ("image_size", "fine_masks")}
+        settings = {name: value for name, value in settings.items() if name in ("image_size", *HEADS)}
     folder.config.grounding_config = {**folder.config.grounding_config, **settings}
     if sam2.get("checkpoint"):
         logger.info("%s holds a SAM2 of its own: sam2.checkpoint is not read", folder.path)
@@ -208,7 +211,7 @@ def _load(
     holds_masks = _holds_sam2(folder)
     may_miss = r"^grounding\." if folder.layout == "sa2va" else NOT_IN_INTERNVL
     if holds_masks:
-        may_miss = "" if own_fine_masks(folder) else "^" + re.escape(FINE_MASKS)
+        may_miss = "" if own_head(folder) else "^(" + "|".join(map(re.escape, HEADS.values())) + ")"
     load_weights(
         model,
         folder.stream(),
@@ -226,13 +229,37 @@ def _load(
         load_sam2_file(model.grounding.sam2, Path(sam2_file))
     elif not holds_masks:
         model.randomly_initialised += ("grounding.",)
-    if model.grounding.fine_masks is not None and not own_fine_masks(folder):
-        model.randomly_initialised += (FINE_MASKS,)
+    if not own_head(folder):
+        fresh = [prefix for name, prefix in HEADS.items() if getattr(model.grounding, name) is not None]
+        model.randomly_initialised += tuple(fresh)
 
 
-def own_fine_masks(folder: BaseFolder) -> str | None:
-    """The kind of fine masks that a base folder holds."""
-    return (folder.fields.get("grounding_config") or {}).get("fine_masks")
+def own_head(folder: BaseFolder) -> str | None:
+    """The name in `HEADS` of what a base folder holds beside SAM2."""
+    grounding = folder.fields.get("grounding_config") or {}
+    return next((name for name in HEADS if grounding.get(name) is not None), None)
+
+
+def _check_head(folder: BaseFolder, settings: Mapping[str, Any]) -> None:
+    """Raise UserError where a base folder holds another head than the one that is asked for."""
+    own, asked = own_head(folder), next((name for name in HEADS if name in settings), None)
+    if own is None or asked is None:
+        return
+    kept = folder.fields["grounding_config"][own]
+    if own == asked and _same_head(own, kept, settings[asked]):
+        return
+    words = {"fine_masks": "fine masks of kind", "vessel_head": "a vessel head of"}
+    raise UserError(
+        f"{folder.path} holds {words[own]} {kept!r}, and model.sa2va.sam2.{asked} is {settings[asked]!r}; "
+        "leave it at None, which keeps what the base holds"
+    )
+
+
+def _same_head(name: str, kept: Any, asked: Any) -> bool:
+    """Whether the weights of one are those of the other."""
+    if name == "fine_masks":
+        return bool(kept == asked)
+    return read_options(kept).shape() == read_options(asked).shape()
 
 
 def _holds_sam2(folder: BaseFolder) -> bool:

@@ -11,6 +11,8 @@ from sam2.modeling.sam2_utils import MLP, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vesselseg.dataset.batch import normalised_view
+
 KINDS = ("features", "pixels")
 DECODER_DIM = 256  # width of SAM2's mask tokens
 COARSE_DIM = 32  # channels of its embedding at stride 4, in every variant
@@ -41,14 +43,14 @@ class FineMasks(nn.Module):
         self, coarse: Tensor, embedding: Tensor, tokens: Tensor, view: Tensor | None, image_of_mask: Tensor
     ) -> Tensor:
         """coarse: (objects, h, w), SAM2's logits. embedding: (objects, 32, h, w), its upscaled one. tokens: (objects,
-        256), the mask token behind each of these logits. view: (images, 3, 4 h, 4 w), read by kind `pixels` only.
-        image_of_mask: (objects,) int64. Returns (objects, 2 h, 2 w), logits before sigmoid.
+        256), the mask token behind each of these logits. view: (images, 3, 4 h, 4 w), normalised or uint8,
+        read by kind `pixels` only. image_of_mask: (objects,) int64. Returns (objects, 2 h, 2 w), logits before sigmoid.
         """
         fine = self.upscale(embedding)
         if self.view is not None:
             if view is None:
                 raise ValueError('fine_masks="pixels" reads the square view, and none was given')
-            fine = fine + self.view(view)[image_of_mask]
+            fine = fine + self.view(normalised_view(view, fine.dtype))[image_of_mask]
         fine = functional.gelu(self.mix(functional.gelu(self.norm(fine))))
         correction = torch.einsum("oc,ochw->ohw", self.hypernetwork(tokens), fine)
         enlarged = functional.interpolate(coarse.unsqueeze(1), scale_factor=2, mode="bilinear", align_corners=False)

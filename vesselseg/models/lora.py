@@ -42,7 +42,7 @@ class Trainable:
     """Which parts train. llm: `lora`, `full` or `frozen`; the others are switches.
 
     projector: the layers between vision tower and language model (27.5 M at 8B). seg_projector: those between language
-    model and SAM2 (13.8 M). mask_decoder: SAM2's, and the head of fine masks. high_res_convs: SAM2's conv_s0 and
+    model and SAM2 (13.8 M). mask_decoder: SAM2's, and fine masks or vessel head. high_res_convs: SAM2's conv_s0 and
     conv_s1 train with the mask decoder (25 k); frozen, they belong to the image encoder, whose features are then a
     fifth as large.
     """
@@ -112,8 +112,9 @@ def set_trainable(model: Sa2VA, trainable: Trainable, tables: Sequence[str] = ()
     model.seg_projector.requires_grad_(trainable.seg_projector)
     sam2 = model.grounding.sam2
     sam2.sam_mask_decoder.requires_grad_(trainable.mask_decoder)
-    if model.grounding.fine_masks is not None:
-        model.grounding.fine_masks.requires_grad_(trainable.mask_decoder)
+    for head in (model.grounding.fine_masks, model.grounding.vessel_head):
+        if head is not None:
+            head.requires_grad_(trainable.mask_decoder)
     for convolution in (sam2.sam_mask_decoder.conv_s0, sam2.sam_mask_decoder.conv_s1):
         convolution.requires_grad_(trainable.mask_decoder and trainable.high_res_convs)
     if trainable.sam2_encoder:
@@ -136,6 +137,11 @@ def _freeze_what_no_mask_uses(model: Sa2VA) -> None:
     )
     for module in unused:
         module.requires_grad_(False)
+    head = model.grounding.vessel_head
+    if head is not None and not head.options.sam2:
+        sam2.requires_grad_(False)
+        if not head.options.modulated:
+            model.seg_projector.requires_grad_(False)
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -166,6 +172,7 @@ PARTS = (
     ("SAM2 mask decoder", "grounding.sam2.sam_mask_decoder."),
     ("SAM2 image encoder", "grounding.sam2.image_encoder."),
     ("fine masks", "grounding.fine_masks."),
+    ("vessel head", "grounding.vessel_head."),
     ("SAM2 rest", "grounding."),
     ("language model", "language_model."),
 )

@@ -71,8 +71,8 @@ class PromptedSAM2(nn.Module):
         self.prompt_head = head
 
     def forward(self, squares: Tensor) -> Tensor:
-        """squares: (images, 3, side, side), normalised. Returns logits (images, phrases, side / 4, side / 4), with fine
-        masks / 2.
+        """squares: (images, 3, side, side), normalised. Returns logits (images, phrases, h, h); h is the grounding's
+        `mask_side`.
         """
         features = self.grounding.encode(squares)
         prompts = self.prompts(features)

@@ -23,7 +23,7 @@ from vesselseg.models.seg_projector import SegProjector
 
 @dataclass
 class Output:
-    """mask_logits: (all objects, side / 4, side / 4), image after image, before sigmoid; / 2 with fine masks.
+    """mask_logits: (all objects, h, h), image after image, before sigmoid; h is `SAM2Grounding.mask_side`.
 
     answer_logits: (answer tokens, vocabulary), next-token logits at every position that has a label.
     answer_labels: (answer tokens,) int64.
@@ -108,14 +108,17 @@ class Sa2VA(nn.Module):
     ) -> Tensor:
         """Mask logits as in `Output`.
 
-        prompts: (objects, 256), image after image. sam_images: as `encode_views` got them, for fine masks that see the
-        picture; None where stored features stand in for them.
+        prompts: (objects, 256), image after image. sam_images: as `encode_views` got them, for masks that see
+        the picture too; None where stored features stand in for them, which hold its pixels then.
         """
-        view = sam_images.to(self.dtype) if self.grounding.sees_view and sam_images is not None else None
+        view = None
+        if self.grounding.sees_view:
+            view = views.view if sam_images is None else sam_images.to(self.dtype)
         features = ImageFeatures(views.embedding, views.stride_8, views.stride_4, view)
         # Counted in main memory: a GPU would be waited for.
         image_of_object = [image for image, count in enumerate(objects_per_image) for _ in range(count)]
-        return self.grounding.decode(features, prompts, torch.tensor(image_of_object, device=self.device))
+        places = torch.tensor(image_of_object, device=self.device)
+        return self.grounding.decode(features, prompts, places, objects_per_image)
 
     def pack(self, rows: Sequence[Tensor], labels: Sequence[Tensor] | None = None) -> Packed:
         """Conversations (tokens,) in main memory -> what the model reads, on its device."""

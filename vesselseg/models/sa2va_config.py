@@ -22,8 +22,8 @@ class Sa2VAConfig(PretrainedConfig):
     llm_config, vision_config: as in config.json of the published InternVL folders (`qwen2` or `internlm2`; `llama`
     for an InternLM2 already converted).
     grounding_config: `variant` (tiny, small, base_plus, large), `version` (2.0, 2.1), `image_size` in pixels, and
-    optionally `trunk`, sizes that replace the variant's, and `fine_masks` (`features`, `pixels`), masks at twice SAM2's
-    resolution. Published folders have none: SAM2-L at 1024.
+    optionally `trunk`, sizes that replace the variant's, and one of `fine_masks` (`features`, `pixels`), masks at twice
+    SAM2's resolution, and `vessel_head`, options of `VesselHead`. Published folders have none: SAM2-L at 1024.
     new_token_start: id of [SEG]; the five new tokens follow each other from there.
     threshold: probability above which a pixel is vessel, chosen on a validation split.
     mask_temperature: what mask logits are divided by before they become probabilities; 1 changes nothing. (Not called

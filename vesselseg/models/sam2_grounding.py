@@ -6,9 +6,9 @@ language model's vector is appended to the sparse embeddings of one padding poin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vesselseg.errors import UserError
 from vesselseg.models.encoding import encode_images, trains
 from vesselseg.models.fine_masks import FineMasks, upscaled_embedding
+from vesselseg.models.vessel_head import VesselHead, read_options
 
 PROMPT_DIM = 256  # width of SAM2's prompt embeddings, in every variant
 IMAGES_AT_ONCE = (
@@ -64,7 +66,8 @@ class ImageFeatures:
     embedding: (images, 256, side / 16, side / 16), with the no-memory embedding added.
     stride_8: (images, 256, side / 8, side / 8). stride_4: (images, 256, side / 4, side / 4). Where the decoder's two
     convolutions for them are frozen, they are behind these: 64 and 32 channels.
-    view: (images, 3, side, side), normalised, where the masks are drawn from it too (`SAM2Grounding.sees_view`).
+    view: (images, 3, side, side), normalised, or its pixels (uint8), where the masks are drawn from it too
+    (`SAM2Grounding.sees_view`).
     """
 
     embedding: Tensor
@@ -81,7 +84,7 @@ class ImageFeatures:
 class DecodedObjects:
     """logits: as `SAM2Grounding.decode` returns them. tokens: (objects, 256), the mask tokens behind them.
 
-    scores: (objects, 1), SAM2's logits of the object being in the picture.
+    scores: (objects, 1), SAM2's logits of the object being in the picture; 0 where SAM2 has no part in the masks.
     """
 
     logits: Tensor
@@ -92,19 +95,45 @@ class DecodedObjects:
 class SAM2Grounding(nn.Module):
     """SAM2 prompted by a vector instead of a click; `sam2` holds every weight under SAM2's own names.
 
-    config: as `build_sam2` takes it, and `fine_masks`, a kind of `FineMasks` or None.
+    config: as `build_sam2` takes it, and one of `fine_masks`, a kind of `FineMasks`, and `vessel_head`, options of
+    `VesselHead`; None leaves it away.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.image_size = int(config["image_size"])
         self.sam2 = build_sam2(config)
+        if config.get("fine_masks") and config.get("vessel_head") is not None:
+            raise UserError("sam2.fine_masks and sam2.vessel_head both refine SAM2's answer; set one of them to None")
         self.fine_masks = FineMasks(config["fine_masks"]) if config.get("fine_masks") else None
+        self.vessel_head = None
+        if config.get("vessel_head") is not None:
+            self.vessel_head = VesselHead(read_options(config["vessel_head"]), self.image_size)
 
     @property
     def sees_view(self) -> bool:
         """Whether masks are drawn from the square view too, beside its features."""
-        return self.fine_masks is not None and self.fine_masks.view is not None
+        return self.vessel_head is not None or (self.fine_masks is not None and self.fine_masks.view is not None)
+
+    @property
+    def mask_side(self) -> int:
+        """Side of the masks that `decode` returns."""
+        if self.vessel_head is not None:
+            return self.vessel_head.side
+        return self.image_size // (4 if self.fine_masks is None else 2)
+
+    @property
+    def square_side(self) -> int:
+        """Side of the square that masks go through on their way to the picture: SAM2's, as in the published code.
+
+        The vessel head's masks have the picture's own resolution, which a larger square in between would blur.
+        """
+        return self.image_size if self.vessel_head is None else self.mask_side
+
+    @property
+    def uses_sam2(self) -> bool:
+        """Whether SAM2 has a part in the masks; without, in ablations of the vessel head, it has no memory either."""
+        return self.vessel_head is None or self.vessel_head.options.sam2
 
     def encode(self, images: Tensor) -> ImageFeatures:
         """images: (images, 3, side, side), normalised. The image encoder runs without gradients while it is frozen."""
@@ -129,25 +158,67 @@ class SAM2Grounding(nn.Module):
         decoder = self.sam2.sam_mask_decoder
         return trains(decoder.conv_s0) or trains(decoder.conv_s1)
 
-    def decode(self, features: ImageFeatures, prompts: Tensor, image_of_prompt: Tensor) -> Tensor:
+    def decode(
+        self,
+        features: ImageFeatures,
+        prompts: Tensor,
+        image_of_prompt: Tensor,
+        objects_per_image: Sequence[int] | None = None,
+    ) -> Tensor:
         """One mask per prompt: of SAM2's three candidates the one with the highest predicted IoU.
 
-        prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features.
-        Returns (objects, side / 4, side / 4), with fine masks / 2: logits before sigmoid. The object score does not
+        prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features. objects_per_image: see
+        `VesselHead.forward`. Returns (objects, mask_side, mask_side): logits before sigmoid. The object score does not
         blank a mask.
         """
-        return self.decode_objects(features, prompts, image_of_prompt).logits
+        return self.decode_objects(features, prompts, image_of_prompt, objects_per_image=objects_per_image).logits
 
     def decode_objects(
-        self, features: ImageFeatures, prompts: Tensor | None, image_of_object: Tensor
+        self,
+        features: ImageFeatures,
+        prompts: Tensor | None,
+        image_of_object: Tensor,
+        drawn_from: tuple[ImageFeatures, Tensor] | None = None,
+        objects_per_image: Sequence[int] | None = None,
     ) -> DecodedObjects:
-        """`decode`, and what SAM2's memory takes beside the mask; prompts None: memory alone says what to find."""
-        decoder, view = self.sam2.sam_mask_decoder, features.view
-        if self.convolves_late:
-            stride_4, stride_8 = decoder.conv_s0(features.stride_4), decoder.conv_s1(features.stride_8)
-            features = ImageFeatures(features.embedding, stride_8, stride_4)
-        # Also for one prompt each: with partitioned weights (ZeRO-3) all processes must build the same graph.
-        features = features.select(image_of_object)
+        """`decode`, and what SAM2's memory takes beside the mask; prompts None: memory alone says what to find.
+
+        drawn_from: features, and each object's index into them, that the vessel head reads in place of the others:
+        those of the frame itself, without what is remembered of an object.
+        """
+        features = self._convolved(features)
+        seen, image_of_seen = drawn_from or (features, image_of_object)
+        if drawn_from is not None:
+            seen = self._convolved(seen)
+        if self.vessel_head is not None and not self.uses_sam2:
+            if prompts is None:
+                raise ValueError("without SAM2 (vessel_head.sam2=False) there is no memory; every frame needs prompts")
+            # No logits of SAM2's: nothing reads them.
+            decoded = DecodedObjects(prompts.new_empty(len(prompts), 0, 0), prompts, prompts.new_zeros(len(prompts), 1))
+        else:
+            # Also for one prompt each: with partitioned weights (ZeRO-3) all processes must build the same graph.
+            decoded = self._ask_sam2(features.select(image_of_object), prompts, features.view, image_of_object)
+        if self.vessel_head is None:
+            return decoded
+        levels = seen.stride_4, seen.stride_8, seen.embedding
+        logits = self.vessel_head(
+            decoded.logits, levels, decoded.tokens, seen.view, image_of_seen, objects_per_image=objects_per_image
+        )
+        return replace(decoded, logits=logits)
+
+    def _convolved(self, features: ImageFeatures) -> ImageFeatures:
+        """Behind the decoder's two convolutions for the high-resolution levels, wherever these run."""
+        if not self.convolves_late:
+            return features
+        decoder = self.sam2.sam_mask_decoder
+        stride_4, stride_8 = decoder.conv_s0(features.stride_4), decoder.conv_s1(features.stride_8)
+        return ImageFeatures(features.embedding, stride_8, stride_4, features.view)
+
+    def _ask_sam2(
+        self, features: ImageFeatures, prompts: Tensor | None, view: Tensor | None, image_of_object: Tensor
+    ) -> DecodedObjects:
+        """features: one image's for each object. SAM2's best candidate, with fine masks finer."""
+        decoder = self.sam2.sam_mask_decoder
         sparse, dense = self._prompt_embeddings(prompts, image_of_object.shape[0])
         with upscaled_embedding(decoder) as kept:
             masks, predicted_iou, tokens, scores = decoder(

@@ -48,11 +48,14 @@ class MaskMemory:
             raise ValueError(f"{len(prompts)} prompts on frame {self._next}, {self._objects} on the keyframe before")
         if prompts is not None:
             self._objects = len(prompts)
+        frame = features, self._image_of_object(features)
         features = self._per_object(features)
         plain = features.embedding - self.grounding.sam2.no_mem_embed.reshape(1, -1, 1, 1)
         if prompts is None:
             features = replace(features, embedding=self._conditioned(plain))
-        decoded = self.grounding.decode_objects(features, prompts, torch.arange(self._objects, device=plain.device))
+        numbers = torch.arange(self._objects, device=plain.device)
+        # What is remembered decides what to find; the vessel head draws it from the frame, as it has learnt to.
+        decoded = self.grounding.decode_objects(features, prompts, numbers, drawn_from=frame)
         self._remember(plain, decoded, keyframe=prompts is not None)
         self._next += 1
         return decoded.logits
@@ -103,6 +106,11 @@ class MaskMemory:
         for frame, kept in others.items():
             if frame <= self._next + 1 - self.grounding.sam2.num_maskmem:
                 kept["maskmem_features"] = kept["maskmem_pos_enc"] = None
+
+    def _image_of_object(self, features: ImageFeatures) -> Tensor:
+        """(objects,) int64: all on the one frame, or each on its own."""
+        numbers = torch.arange(self._objects, device=features.embedding.device)
+        return numbers if len(features.embedding) > 1 else torch.zeros_like(numbers)
 
     def _per_object(self, features: ImageFeatures) -> ImageFeatures:
         def repeated(level: Tensor) -> Tensor:

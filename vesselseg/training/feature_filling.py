@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from vesselseg.config.settings import Features, Loader
 from vesselseg.dataset.batch import EncodedViews
-from vesselseg.dataset.feature_store import FEATURES_VERSION, FeatureStore, weights_fingerprint
+from vesselseg.dataset.feature_store import FEATURES_VERSION, VIEW, FeatureStore, weights_fingerprint
+from vesselseg.dataset.image_views import to_pixels
 from vesselseg.dataset.vessel_dataset import VesselDataset, View
 from vesselseg.errors import UserError
 from vesselseg.machine import GIB
+from vesselseg.models.build import HEADS
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sam2_grounding import IMAGES_AT_ONCE
 from vesselseg.registry import HOOKS
@@ -87,11 +89,13 @@ def store_root(settings: Features) -> Path:
 def store_key(sa2va: Sa2VA, dataset: VesselDataset) -> dict[str, Any]:
     """Everything but the images themselves that features depend on; a collective call where weights are partitioned."""
     config, augment = sa2va.config, dataset.augment
-    grounding = {name: value for name, value in config.grounding_config.items() if name != "fine_masks"}
+    # What is computed from features, and not into them.
+    grounding = {name: value for name, value in config.grounding_config.items() if name not in HEADS}
     return {
         "features_version": FEATURES_VERSION,
         "weights": weights_fingerprint(_encoder_weights(sa2va)),
         "behind": sorted(sa2va.encoders()),
+        VIEW: sa2va.grounding.sees_view,
         "dtype": str(sa2va.dtype),
         "shapes": [config.vision_config, grounding, config.downsample_ratio],
         "views": asdict(dataset.views),
@@ -256,11 +260,19 @@ def encode_each(sa2va: Sa2VA, views: Sequence[View]) -> list[EncodedViews]:
     encoded = sa2va.encode_views(tiles.to(sa2va.device), squares.to(sa2va.device)).each(Tensor.cpu)
     patches = encoded.patches.split([len(view.tiles) for view in views])
     levels = encoded.embedding.split(1), encoded.stride_8.split(1), encoded.stride_4.split(1)
-    return [EncodedViews(*of_image) for of_image in zip(patches, *levels)]
+    found = [EncodedViews(*of_image) for of_image in zip(patches, *levels)]
+    if not sa2va.grounding.sees_view:
+        return found
+    return [replace(one, view=_pixels(view.sam_image)) for one, view in zip(found, views)]
+
+
+def _pixels(square: Tensor) -> Tensor:
+    """(3, side, side) float32, normalised -> (1, 3, side, side) uint8: a quarter of the bytes, and nothing is lost."""
+    return torch.from_numpy(to_pixels(square)).permute(2, 0, 1).unsqueeze(0)
 
 
 def _bytes(encoded: EncodedViews, masks: Tensor) -> int:
-    return sum(getattr(encoded, field.name).nbytes for field in fields(encoded)) + masks.numel() // 8 + 1024
+    return sum(tensor.nbytes for tensor in encoded.tensors().values()) + masks.numel() // 8 + 1024
 
 
 def check_room(folder: Path, needed: int) -> None:

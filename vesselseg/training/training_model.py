@@ -16,6 +16,7 @@ from vesselseg.losses.total import TotalLoss
 from vesselseg.models.build import build_model
 from vesselseg.models.lora import Lora, Trainable
 from vesselseg.models.sa2va_config import SAM2_LARGE
+from vesselseg.models.vessel_head import VesselHeadOptions
 from vesselseg.registry import LOSSES, MODELS, registered_names, resolve
 from vesselseg.suggest import did_you_mean
 
@@ -32,6 +33,7 @@ class Sam2Settings:
     image_size: int = int(str(SAM2_LARGE["image_size"]))  # side of SAM2's square view, pixels
     trunk: dict[str, Any] | None = None  # sizes that replace the variant's
     fine_masks: str | None = None  # `features` or `pixels`: masks at twice SAM2's resolution
+    vessel_head: dict[str, Any] | None = None  # options of `VesselHeadOptions`: masks at the picture's own side
 
 
 @MODELS.register_module()
@@ -45,6 +47,7 @@ class TrainingModel(BaseModel):
     config_targets: ClassVar[dict[str, Any]] = {
         "sa2va": build_model,
         "sa2va.sam2": Sam2Settings,
+        "sa2va.sam2.vessel_head": VesselHeadOptions,
         "sa2va.lora": Lora,
         "sa2va.trainable": Trainable,
         "loss": TotalLoss,

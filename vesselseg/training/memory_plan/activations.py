@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from vesselseg.losses.total import TotalLoss
 from vesselseg.models.encoding import trains
@@ -64,18 +65,41 @@ def activations_of(setup: Setup, shapes: Shapes, images: Images) -> Activations:
     encoding, features = encoding_bytes(setup, shapes, count, images.tiles * count)
     answers = max(1, round(images.answer_tokens * count))
     loss = tuple(sorted((setup.values["model"].get("loss") or {}).items()))
-    masks, logits = _masks(shapes, count, objects, answers, (images.height, images.width), loss)
+    counts = _objects_per_image(objects, count, images.most_objects)
+    seen = Seen(stored=setup.store is not None, whole=setup.stage == 3)
+    masks, logits = _masks(shapes, counts, answers, (images.height, images.width), loss, seen)
     hidden = COPIES_OF_HIDDEN * 2 * tokens * int(shapes.text.hidden_size)
     layer = _fused_layer(setup, shapes, tokens) if setup.fused else _plain_layer(shapes, tokens)
     unpacked = _unpacked(shapes) if setup.quantised else 0
     return Activations(
         encoding=int(size * encoding),
-        features=int(size * features),
+        features=int(size * features) + _view_bytes(setup, shapes, count),
         masks=int(size * masks),
         logits=int(size * logits),
         hidden=int(size * hidden),
         layer=Layer(int(size * layer.kept), int(size * layer.at_work) + unpacked, int(size * layer.input)),
     )
+
+
+def _objects_per_image(objects: int, images: int, most: int) -> tuple[int, ...]:
+    """How many objects each image has: one the most, the others as many as are left, evenly."""
+    left, others = objects - most, images - 1
+    return (most, *(left * (number + 1) // others - left * number // others for number in range(others)))
+
+
+def _view_bytes(setup: Setup, shapes: Shapes, images: int) -> int:
+    """Of the square views where masks are drawn from them too: pixels of a store, or values in the weights' type."""
+    grounding = shapes.model.grounding
+    size = 1 if setup.store is not None else setup.bytes_per_weight
+    return images * 3 * grounding.image_size**2 * size if grounding.sees_view else 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How masks are computed. stored: from stored features. whole: nothing of the vessel head is computed again."""
+
+    stored: bool
+    whole: bool
 
 
 def encoding_bytes(setup: Setup, shapes: Shapes, images: int, tiles: int) -> tuple[int, int]:
@@ -136,11 +160,19 @@ def _encoded(shapes: Shapes, encode: Callable[[], tuple[Tensor, ...]]) -> Held:
 
 @functools.lru_cache(maxsize=32)
 def _masks(
-    shapes: Shapes, images: int, objects: int, answers: int, size: tuple[int, int], loss: tuple[tuple[str, Any], ...]
+    shapes: Shapes,
+    counts: tuple[int, ...],
+    answers: int,
+    size: tuple[int, int],
+    loss: tuple[tuple[str, Any], ...],
+    seen: Seen,
 ) -> tuple[int, int]:
-    """(mask decoder and losses, logits of the answers) at work, forward and backward."""
-    model, hidden = shapes.model, int(shapes.text.hidden_size)
-    views = _features(shapes, images)
+    """(mask decoder and losses, logits of the answers) at work, forward and backward. counts: objects per image."""
+    model, hidden, objects = shapes.model, int(shapes.text.hidden_size), sum(counts)
+    views = _features(shapes, len(counts), seen.stored)
+    head = model.grounding.vessel_head
+    if head is not None:
+        head.at_once = None if seen.whole else head.options.at_once
     state = _empty(answers, hidden).requires_grad_()
     prompts = _empty(objects, PROMPT_DIM).requires_grad_()
     of_object = torch.zeros(objects, dtype=torch.int64, device="meta")
@@ -150,7 +182,7 @@ def _masks(
     total = TotalLoss(**dict(loss))
 
     def learn() -> None:
-        mask_logits = model.grounding.decode(views, prompts, of_object)
+        mask_logits = model.grounding.decode(views, prompts, of_object, counts)
         logits = model.new_tokens.logits(model.language_model.get_output_embeddings(), state)
         torch.stack(list(total(mask_logits, logits, labels, batch).values())).sum().backward()
 
@@ -163,16 +195,37 @@ def _masks(
     return max(0, both.peak - alone.peak), alone.peak
 
 
-def _features(shapes: Shapes, images: int) -> ImageFeatures:
+def _features(shapes: Shapes, images: int, stored: bool) -> ImageFeatures:
     grounding = shapes.model.grounding
     side, late = grounding.image_size, grounding.convolves_late
     wide = (PROMPT_DIM, PROMPT_DIM) if late else (PROMPT_DIM // 4, PROMPT_DIM // 8)
+    view = torch.empty(images, 3, side, side, dtype=torch.uint8 if stored else torch.bfloat16, device="meta")
     return ImageFeatures(
         _empty(images, PROMPT_DIM, side // 16, side // 16),
         _empty(images, wide[0], side // 8, side // 8),
         _empty(images, wide[1], side // 4, side // 4),
-        _empty(images, 3, side, side) if grounding.sees_view else None,
+        view if grounding.sees_view else None,
     )
+
+
+@functools.lru_cache(maxsize=8)
+def head_flops(shapes: Shapes) -> tuple[float, float]:
+    """A vessel head's forward pass: (of a picture, of each object in it), counted on the meta device."""
+    head, features = shapes.model.grounding.vessel_head, _features(shapes, 1, stored=True)
+    if head is None:
+        return 0.0, 0.0
+
+    def flops(objects: int) -> float:
+        side = shapes.model.grounding.image_size
+        coarse, tokens = _empty(objects, side // 4, side // 4), _empty(objects, PROMPT_DIM)
+        levels = _empty(1, 32, side // 4, side // 4), _empty(1, 64, side // 8, side // 8), features.embedding
+        image_of_object = torch.zeros(objects, dtype=torch.int64, device="meta")
+        with FlopCounterMode(display=False) as counted:
+            head(coarse, levels, tokens, features.view, image_of_object)
+        return float(counted.get_total_flops())
+
+    one, two = flops(1), flops(2)
+    return 2 * one - two, two - one
 
 
 @functools.lru_cache(maxsize=32)

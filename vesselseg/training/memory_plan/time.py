@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vesselseg.models.quantised import NF4_BYTES
+from vesselseg.training.memory_plan.activations import head_flops
 from vesselseg.training.memory_plan.cards import Card
 from vesselseg.training.memory_plan.images import Images
 from vesselseg.training.memory_plan.setup import Setup
@@ -13,6 +14,8 @@ from vesselseg.training.plan import TrainPlan
 
 # All of these are calibrated on H200s (docs/results.md). Share of a card's matrix throughput that large products reach.
 EFFICIENCY = 0.65
+# Of the vessel head's convolutions, which have few channels and many pixels. Assumed: not measured yet.
+HEAD_EFFICIENCY = 0.15
 # Seconds that the launches of one decoder layer's forward pass keep the GPU waiting, fused and not.
 FUSED_LAUNCH, PLAIN_LAUNCH = 0.0010, 0.0020
 # Forward again and backward launch so many times as much.
@@ -64,11 +67,11 @@ class Time:
 def estimate_time(setup: Setup, shapes: Shapes, images: Images, plan: TrainPlan, card: Card) -> Time:
     """An estimate; within a factor of two is what to expect of it."""
     batch = setup.schedule.micro_batch
-    flops = _flops(setup, shapes, images)
+    flops, head = _flops(setup, shapes, images), _head_flops(setup, shapes, images)
     return Time(
         card=card,
-        flops=flops,
-        arithmetic=flops * batch / (card.tflops * 1e12 * EFFICIENCY),
+        flops=flops + head,
+        arithmetic=(flops / EFFICIENCY + head / HEAD_EFFICIENCY) * batch / (card.tflops * 1e12),
         memory=_weight_traffic(setup, shapes) / (card.memory_gbs * 1e9),
         launches=_launches(setup, shapes),
         communication=_communication(setup, shapes, card),
@@ -94,6 +97,16 @@ def _flops(setup: Setup, shapes: Shapes, images: Images) -> float:
     if setup.store is None:
         flops += _encoder_flops(shapes, images)
     return flops
+
+
+def _head_flops(setup: Setup, shapes: Shapes, images: Images) -> float:
+    """Of the vessel head: forward, backward and, where it is computed again, forward once more."""
+    head = shapes.model.grounding.vessel_head
+    if head is None:
+        return 0.0
+    picture, each = head_flops(shapes)
+    passes = 3 if setup.stage == 3 or head.options.at_once is None else 4
+    return passes * (picture + images.objects * each)
 
 
 def _encoder_flops(shapes: Shapes, images: Images) -> float:

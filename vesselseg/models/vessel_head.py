@@ -1,0 +1,395 @@
+"""Masks at the picture's own side: a U-Net over the picture and SAM2's features, modulated by each object's mask token.
+
+`Pyramid` runs once per image and knows no object. `ObjectDecoder` runs once per object, is narrow, and is modulated by
+the object's mask token at every level (FiLM, Perez et al., arXiv 1709.07871). The answer is a correction of SAM2's own
+logits that starts at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from vesselseg.dataset.batch import normalised_view
+from vesselseg.errors import UserError
+
+TOKEN_DIM = 256  # width of SAM2's mask tokens
+SAM2_STRIDES = (4, 8, 16)  # of the view
+SAM2_CHANNELS = (32, 64, 256)  # at these strides, behind the mask decoder's own convolutions
+NORMS = ("group", "instance")
+CHANNELS_PER_GROUP = 8
+SLOPE = 0.01  # of LeakyReLU
+FILM_STD = 0.1  # of the first weights behind scales and shifts: large enough that objects differ from the start
+OBJECTS_AT_ONCE = 16  # more are decoded in pieces; at side 512 so many keep 0.6 GiB for the backward pass
+
+
+@dataclass(frozen=True)
+class VesselHeadOptions:
+    """Sizes and switches of a `VesselHead`; `model.sa2va.sam2.vessel_head` takes these names.
+
+    channels: of the pyramid at strides 1, 2, 4, ... of the head's side, one number per level.
+    depth: blocks of two convolutions per level of the encoder; decoder_depth: likewise of the decoder, which has one
+        level less. A single number is the same for every level.
+    object_channels: of the part that runs for every object, at the same strides; as many levels or fewer.
+    residual: whether a block adds its input to its output. norm: `group` (8 channels a group) or `instance`.
+    side: pixels of the head's own square, which its masks have too. It must be the view's, or half or a quarter of it:
+        a view of 1024 pixels that only enlarges pictures of 512 holds no more than 512 can. None: the view's.
+    at_once: images whose activations are computed again together in the backward pass; None: all activations are kept,
+        as they are with partitioned weights (ZeRO-3).
+    modulated, skips, sam2: for ablations. Without `modulated` the token is not read. Without `skips` the pyramid does
+        not see SAM2's features. Without `sam2` nothing of SAM2 is read: neither features nor logits, and what modulates
+        is the prompt itself.
+    """
+
+    channels: Sequence[int] = (16, 32, 64, 128, 192, 256)
+    depth: int | Sequence[int] = 1
+    decoder_depth: int | Sequence[int] = 1
+    object_channels: Sequence[int] = (8, 16, 24, 32, 48)
+    residual: bool = True
+    norm: str = "group"
+    side: int | None = None
+    at_once: int | None = 2
+    modulated: bool = True
+    skips: bool = True
+    sam2: bool = True
+
+    def __post_init__(self) -> None:
+        # JSON and config files hold lists; two heads are the same where their numbers are.
+        levels = len(self.channels)
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "object_channels", tuple(self.object_channels))
+        object.__setattr__(self, "depth", _per_level(self.depth, levels))
+        object.__setattr__(self, "decoder_depth", _per_level(self.decoder_depth, levels - 1))
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the pyramid sees SAM2's features."""
+        return self.sam2 and self.skips
+
+    def shape(self) -> dict[str, Any]:
+        """What the weights depend on: all but `at_once`."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "at_once"}
+
+    def problems(self, image_size: int) -> list[str]:
+        """What is wrong with them for a view of so many pixels, one sentence each."""
+        levels, found = len(self.channels), []
+        depths: tuple[tuple[str, Any, int], ...] = (
+            ("depth", self.depth, levels),
+            ("decoder_depth", self.decoder_depth, levels - 1),
+        )
+        for name, depth, expected in depths:
+            if len(depth) != expected or min(depth, default=1) < 1:
+                found.append(f"{name} is {list(depth)}; expected {expected} numbers of 1 or more, or a single one")
+        if levels < 2 or min(self.channels) < 1:
+            found.append(f"channels is {list(self.channels)}; expected two numbers above 0 or more")
+        if not 1 <= len(self.object_channels) <= levels or min(self.object_channels) < 1:
+            found.append(
+                f"object_channels is {list(self.object_channels)}; expected one to {levels} numbers above 0, no more "
+                "than channels has"
+            )
+        if self.norm not in NORMS:
+            found.append(f"norm is {self.norm!r}; expected {' or '.join(map(repr, NORMS))}")
+        if self.at_once is not None and self.at_once < 1:
+            found.append(f"at_once is {self.at_once}; expected 1 or more images, or None")
+        side = self.side or image_size
+        if side not in (image_size, image_size // 2, image_size // 4):
+            found.append(
+                f"side is {side} for a view of {image_size} pixels; expected {image_size}, {image_size // 2} or "
+                f"{image_size // 4}"
+            )
+        if side % 2 ** (levels - 1):
+            found.append(
+                f"channels has {levels} levels, for which the side must be a multiple of {2 ** (levels - 1)}; found "
+                f"{side}"
+            )
+        return [f"sam2.vessel_head.{problem}" for problem in found]
+
+
+def read_options(given: Mapping[str, Any]) -> VesselHeadOptions:
+    """Options from a config's or a folder's dict. Raises UserError for a name that there is not."""
+    known = {field.name for field in fields(VesselHeadOptions)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise UserError(f"sam2.vessel_head holds {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
+    return VesselHeadOptions(**given)
+
+
+def _per_level(depth: int | Sequence[int], levels: int) -> tuple[int, ...]:
+    return (depth,) * levels if isinstance(depth, int) else tuple(depth)
+
+
+class VesselHead(nn.Module):
+    """SAM2's logits and the picture -> mask logits at `side`. image_size: pixels of the view's side.
+
+    Raises UserError for options that do not fit each other or the view.
+    """
+
+    def __init__(self, options: VesselHeadOptions, image_size: int) -> None:
+        super().__init__()
+        problems = options.problems(image_size)
+        if problems:
+            raise UserError("\n".join(problems))
+        self.options = options
+        self.at_once = options.at_once
+        self.side = options.side or image_size
+        self.pixels = image_size // self.side  # of the view, along one side of a pixel of the head
+        # SAM2's level with the same number of cells; a head of half the view's side meets stride 4 at its stride 2.
+        levels = [(stride // self.pixels).bit_length() - 1 for stride in SAM2_STRIDES]
+        deepest = len(options.channels) - 1
+        met = {level: channels for level, channels in zip(levels, SAM2_CHANNELS) if level <= deepest}
+        self.pyramid = Pyramid(options, 3 * self.pixels**2, met if options.uses_features else {})
+        # Where SAM2's logits have as many cells, if the object decoder goes that deep.
+        coarse = min(levels[0], len(options.object_channels) - 1) if options.sam2 else None
+        self.objects = ObjectDecoder(options, coarse)
+        self.apply(_draw)
+        self.objects.start()
+
+    def forward(
+        self,
+        coarse: Tensor,
+        features: Sequence[Tensor],
+        tokens: Tensor,
+        view: Tensor | None,
+        image_of_object: Tensor,
+        objects_per_image: Sequence[int] | None = None,
+    ) -> Tensor:
+        """coarse: (objects, image_size / 4, image_size / 4), SAM2's logits. features: SAM2's at strides 4, 8 and 16,
+        (images, 32, ...), (images, 64, ...), (images, 256, ...). tokens: (objects, 256), the mask tokens behind these
+        logits. view: (images, 3, image_size, image_size), normalised, or uint8. image_of_object: (objects,) int64.
+        objects_per_image: the same in main memory, where objects are in the order of their images; training needs it to
+        recompute a few images at a time. Returns (objects, side, side), logits before sigmoid.
+        """
+        if view is None:
+            raise ValueError("the vessel head reads the square view, and none was given")
+        if objects_per_image is None or not self._recomputes():
+            return self._answer(coarse, tokens, image_of_object, view, *features)
+        pieces = self._pieces(coarse, features, tokens, view, image_of_object, objects_per_image)
+        return torch.cat([_computed_again(self._answer, *piece) for piece in pieces])
+
+    def _recomputes(self) -> bool:
+        return self.at_once is not None and self.training and torch.is_grad_enabled()
+
+    def _pieces(
+        self,
+        coarse: Tensor,
+        features: Sequence[Tensor],
+        tokens: Tensor,
+        view: Tensor,
+        image_of_object: Tensor,
+        objects_per_image: Sequence[int],
+    ) -> Iterator[tuple[Tensor | None, ...]]:
+        """Arguments of `_answer` for `at_once` images after the other."""
+        end = 0
+        for first in range(0, len(objects_per_image), self.at_once or 1):
+            images = slice(first, first + (self.at_once or 1))
+            start, end = end, end + sum(objects_per_image[images])
+            objects = slice(start, end)
+            of_images = (view[images], *(level[images] for level in features))
+            # One object per image: a copy of every level for each is saved, and its slow gradient.
+            single = all(count == 1 for count in objects_per_image[images])
+            yield coarse[objects], tokens[objects], None if single else image_of_object[objects] - first, *of_images
+
+    def _answer(
+        self,
+        coarse: Tensor,
+        tokens: Tensor,
+        image_of_object: Tensor | None,
+        view: Tensor,
+        stride_4: Tensor,
+        stride_8: Tensor,
+        stride_16: Tensor,
+    ) -> Tensor:
+        picture = functional.pixel_unshuffle(normalised_view(view, tokens.dtype), self.pixels)
+        levels = self.pyramid(picture, (stride_4, stride_8, stride_16))
+        in_pieces = self._recomputes() or not torch.is_grad_enabled()  # else all is kept, and a graph can be traced
+        if image_of_object is None or not in_pieces or tokens.shape[0] <= OBJECTS_AT_ONCE:
+            return self._of_objects(levels, coarse, tokens, image_of_object)
+        pieces = zip(*(one.split(OBJECTS_AT_ONCE) for one in (coarse, tokens, image_of_object)))
+        return torch.cat([_computed_again(self._of_objects, levels, *piece) for piece in pieces])
+
+    def _of_objects(
+        self, levels: Sequence[Tensor], coarse: Tensor, tokens: Tensor, image_of_object: Tensor | None
+    ) -> Tensor:
+        of_objects = levels if image_of_object is None else [level[image_of_object] for level in levels]
+        correction: Tensor = self.objects(of_objects, coarse, tokens)
+        if not self.options.sam2:
+            return correction
+        return _resized(coarse.unsqueeze(1), self.side).squeeze(1) + correction
+
+
+class Pyramid(nn.Module):
+    """A U-Net whose encoder takes up SAM2's features where they have as many cells as one of its levels.
+
+    met: channels of SAM2's features by level of the pyramid. Returns, for every level of the object decoder, (images,
+    object_channels, side / stride, side / stride), from the finest on.
+    """
+
+    def __init__(self, options: VesselHeadOptions, picture_channels: int, met: Mapping[int, int]) -> None:
+        super().__init__()
+        widths, depth, decoder_depth = options.channels, _tuple(options.depth), _tuple(options.decoder_depth)
+        before = (picture_channels, *widths[:-1])
+        self.first_sam2_level = min(met, default=len(widths))
+        self.enter = nn.ModuleList(
+            nn.Conv2d(given, width, kernel_size=3, stride=2 if level else 1, padding=1)
+            for level, (given, width) in enumerate(zip(before, widths))
+        )
+        self.settle = nn.ModuleList(_norm_act(width, options.norm) for width in widths)
+        self.skips = nn.ModuleDict(
+            {str(level): nn.Conv2d(channels, widths[level], kernel_size=1) for level, channels in met.items()}
+        )
+        self.encoder = nn.ModuleList(
+            nn.Sequential(*(Block(width, width, options) for _ in range(count))) for width, count in zip(widths, depth)
+        )
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(deeper, width, kernel_size=2, stride=2) for width, deeper in pairwise(widths)
+        )
+        self.decoder = nn.ModuleList(
+            nn.Sequential(Block(2 * width, width, options), *(Block(width, width, options) for _ in range(count - 1)))
+            for width, count in zip(widths, decoder_depth)
+        )
+        self.narrow = nn.ModuleList(
+            nn.Conv2d(width, narrow, kernel_size=1) for width, narrow in zip(widths, options.object_channels)
+        )
+
+    def forward(self, picture: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """picture: (images, channels, side, side). features: SAM2's at strides 4, 8, 16 of the view."""
+        level = picture
+        kept = []
+        for number, (enter, settle, encoder) in enumerate(zip(self.enter, self.settle, self.encoder)):
+            level = enter(level)
+            if str(number) in self.skips:
+                level = level + self.skips[str(number)](features[number - self.first_sam2_level])
+            level = encoder(settle(level))
+            kept.append(level)
+        outcomes = [kept.pop()]
+        for up, decoder in zip(reversed(self.up), reversed(self.decoder)):
+            outcomes.append(decoder(torch.cat([up(outcomes[-1]), kept.pop()], dim=1)))
+        return [narrow(outcome) for narrow, outcome in zip(self.narrow, reversed(outcomes))]
+
+
+class ObjectDecoder(nn.Module):
+    """From its deepest level to the finest: the image's level, what comes from below, normalised, scaled and shifted by
+    the mask token, mixed by one convolution.
+
+    coarse_level: where SAM2's logits come in as one more picture; None: they do not.
+    """
+
+    def __init__(self, options: VesselHeadOptions, coarse_level: int | None) -> None:
+        super().__init__()
+        self.widths = tuple(options.object_channels)
+        self.coarse_level = coarse_level
+        self.starts_at_zero = options.sam2
+        self.film = Film(self.widths) if options.modulated else None
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(deeper, width, kernel_size=2, stride=2) for width, deeper in pairwise(self.widths)
+        )
+        self.coarse = None if coarse_level is None else nn.Conv2d(1, self.widths[coarse_level], 3, padding=1)
+        self.norm = nn.ModuleList(_norm(width, options.norm) for width in self.widths)
+        self.mix = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for width in self.widths)
+        self.answer = nn.Conv2d(self.widths[0], 1, kernel_size=1)
+
+    def start(self) -> None:
+        """First weights where they are not those of every convolution."""
+        if self.film is not None:
+            nn.init.normal_(self.film.turn.weight, std=FILM_STD)
+        if self.starts_at_zero:
+            nn.init.zeros_(self.answer.weight)
+
+    def forward(self, levels: Sequence[Tensor], coarse: Tensor, tokens: Tensor) -> Tensor:
+        """levels: `Pyramid`'s, one image per object. coarse: (objects, h, w). Returns (objects, side, side)."""
+        turns = self.film(tokens) if self.film is not None else None
+        below = levels[-1]
+        for level in reversed(range(len(self.widths))):
+            merged = levels[level]
+            if level < len(self.up):
+                merged = merged + self.up[level](below)
+            if self.coarse is not None and level == self.coarse_level:
+                # As probabilities: logits have no bound, and far from the border they tell no more.
+                merged = merged + self.coarse(_resized(coarse.sigmoid().unsqueeze(1), merged.shape[-1]))
+            turned = self.norm[level](merged)
+            if turns is not None:
+                scale, shift = turns[level]
+                turned = torch.addcmul(shift, turned, scale)
+            below = merged + self.mix[level](functional.leaky_relu(turned, SLOPE, inplace=True))
+        finest: Tensor = self.answer(functional.leaky_relu(below, SLOPE))
+        return finest.squeeze(1)
+
+
+class Film(nn.Module):
+    """Mask tokens -> a scale and a shift of every channel of every level."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = [2 * width for width in widths]
+        self.norm = nn.LayerNorm(TOKEN_DIM)
+        self.hidden = nn.Linear(TOKEN_DIM, TOKEN_DIM)
+        self.turn = nn.Linear(TOKEN_DIM, sum(self.sizes))
+
+    def forward(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """tokens: (objects, 256). Returns per level (scale, shift), each (objects, width, 1, 1), scales around 1."""
+        turned = self.turn(functional.gelu(self.hidden(self.norm(tokens))))[..., None, None]
+        halves = [of_level.chunk(2, dim=1) for of_level in turned.split(self.sizes, dim=1)]
+        return [(1 + scale, shift) for scale, shift in halves]
+
+
+class Block(nn.Module):
+    """Two convolutions, each behind a norm, and LeakyReLU; `residual` as in He et al., arXiv 1512.03385."""
+
+    def __init__(self, given: int, width: int, options: VesselHeadOptions) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(given, width, kernel_size=3, padding=1, bias=False)
+        self.norm_1 = _norm_act(width, options.norm)
+        self.conv_2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        self.norm_2 = _norm(width, options.norm)
+        self.shortcut: nn.Module | None = None
+        if options.residual:
+            self.shortcut = nn.Identity() if given == width else nn.Conv2d(given, width, kernel_size=1, bias=False)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """(images, given, h, w) -> (images, width, h, w)."""
+        outcome = self.norm_2(self.conv_2(self.norm_1(self.conv_1(level))))
+        if self.shortcut is not None:
+            outcome = outcome + self.shortcut(level)
+        return functional.leaky_relu(outcome, SLOPE, inplace=True)
+
+
+def _computed_again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The function's outcome; its activations are not kept for the backward pass."""
+    outcome: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return outcome
+
+
+def _norm_act(width: int, kind: str) -> nn.Sequential:
+    # In place: the backward pass needs the norm's input and what comes out of the activation, nothing between.
+    return nn.Sequential(_norm(width, kind), nn.LeakyReLU(SLOPE, inplace=True))
+
+
+def _norm(width: int, kind: str) -> nn.GroupNorm:
+    """A group of one channel is instance normalisation; neither looks at other images, so that one of them suffices."""
+    groups = width if kind == "instance" else max(1, width // CHANNELS_PER_GROUP)
+    return nn.GroupNorm(groups if width % groups == 0 else 1, width)
+
+
+def _draw(module: nn.Module) -> None:
+    """Weights for a network with LeakyReLU that starts from nothing (He et al., arXiv 1502.01852)."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _resized(level: Tensor, side: int) -> Tensor:
+    """(objects, channels, h, w) -> (objects, channels, side, side)."""
+    return functional.interpolate(level, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def _tuple(depth: int | Sequence[int]) -> tuple[int, ...]:
+    """For the type checker: options hold a number per level."""
+    return (depth,) if isinstance(depth, int) else tuple(depth)
