@@ -73,8 +73,8 @@ def test_masks_do_not_pass_through_a_larger_square(exported: Path) -> None:
     predictor = load_predictor(exported, device="cpu")
     image = picture(3, 64, 64)
     found = predictor.predict([image], [["blood vessel"]])[0].probabilities
-    with torch.inference_mode(), predictor.predicting():
-        logits = predictor.mask_logits(predictor.prepare([image], [[predictor.question("blood vessel")]]))
+    with torch.inference_mode(), predictor.eval_mode():
+        logits = predictor.mask_logits(predictor.build_inputs([image], [[predictor.question("blood vessel")]]))
     np.testing.assert_allclose(found, logits.sigmoid().numpy(), atol=1e-6)
 
 
@@ -155,7 +155,7 @@ def test_graphs_give_the_same_masks_for_any_batch(prompted: PromptedSAM2, tmp_pa
     assert not torch.allclose(expected[:, 0], expected[:, 1], atol=0.1)
     for count in (1, 2, 11):
         for graph in (onnx, program):
-            torch.testing.assert_close(graph.run(squares[:count]), expected[:count], atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(graph.run_graph(squares[:count]), expected[:count], atol=1e-3, rtol=1e-3)
     session = onnxruntime.InferenceSession(tmp_path / graphs.ONNX, providers=["CPUExecutionProvider"])
     image = picture(5, 32, 32)
     found, wanted = predict_without_torch(session, image), plain.predict([image], [PHRASES])[0].probabilities
