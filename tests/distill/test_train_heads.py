@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from vesselseg.distill.validation import (
     with_difference,
 )
 from vesselseg.inference.predictor import Predictor
+from vesselseg.models.vessel_head import VesselHead, VesselHeadOptions
 
 BATCHES_AND_SEEDS = [(2, 0), (3, 0), (2, 1), (2, 2), (2, 3)]
 
@@ -73,6 +75,19 @@ def test_targets_are_the_prompts_of_the_language_model(teacher: Predictor, data:
         torch.testing.assert_close(found.prompts[number], alone[0], atol=1e-4, rtol=1e-4)
     assert found.kept.tolist() == list(range(len(records))) and len(found.features) == len(found.labels) == len(records)
     assert found.labels[0].shape == (1, 32, 32) and 0 < float(found.labels[0].mean()) < 0.5
+
+
+def test_masks_of_a_vessel_head_are_matched_at_its_own_side(teacher: Predictor, data: Drawn) -> None:
+    seeing = copy.copy(teacher)
+    seeing.grounding = copy.deepcopy(teacher.grounding)
+    seeing.grounding.vessel_head = VesselHead(VesselHeadOptions(channels=(8, 8), object_channels=(4,), side=64), 128)
+    seeing.grounding.eval()
+    records = select_records(data.folder, "val", (PHRASE,))[:2]
+    found = compute_targets(seeing, data.folder, records, (PHRASE,), batch=2)
+    assert found.labels[0].shape == (1, 64, 64) and found.features[0].view is not None
+    objective, head = train_heads.match_masks(seeing.grounding), mean_head(found, phrases=1)
+    objective.loss(head, found, torch.arange(2)).backward()
+    assert head.base.grad.any()
 
 
 def test_the_seed_draws_the_images_whose_features_fit(
