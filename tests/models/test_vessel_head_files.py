@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.tiny import SAM2, model_arguments, picture, save_checkpoint, shaken_model
 from vesselseg.dataset.prompts import question_for
 from vesselseg.distill import graphs
-from vesselseg.distill.folder import ProgramPredictor
 from vesselseg.distill.predict_onnx import predict as predict_without_torch
+from vesselseg.distill.student_folder import ProgramPredictor
 from vesselseg.errors import UserError, WeightsError
 from vesselseg.export.convert import convert
 from vesselseg.export.hf_model import VesselSegModel
