@@ -36,6 +36,16 @@ REASONS = {
     f"{ZERO}offload_param.device": "the file's purpose",
     f"{ZERO}offload_param.pin_memory": "copies to and from the GPU do not wait",
     "features.store": "the file's purpose",
+    **dict.fromkeys(
+        (
+            f"train_dataset.augment.{name}"
+            for name in (
+                *("horizontal_flip", "rotation", "scale", "translation", "aspect", "elastic", "contrast"),
+                *("gamma", "inverted_gamma", "noise", "bias_field", "blur", "low_resolution"),
+            )
+        ),
+        "training from scratch, where orientation carries information: docs/results.md",
+    ),
 }
 
 

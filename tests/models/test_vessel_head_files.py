@@ -74,7 +74,7 @@ def test_masks_do_not_pass_through_a_larger_square(exported: Path) -> None:
     image = picture(3, 64, 64)
     found = predictor.predict([image], [["blood vessel"]])[0].probabilities
     with torch.inference_mode(), predictor.eval_mode():
-        logits = predictor.mask_logits(predictor.build_inputs([image], [[predictor.question("blood vessel")]]))
+        logits = predictor.mask_logits(predictor.build_inputs([image], [[predictor.format_question("blood vessel")]]))
     np.testing.assert_allclose(found, logits.sigmoid().numpy(), atol=1e-6)
 
 

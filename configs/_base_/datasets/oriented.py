@@ -16,7 +16,6 @@ train_dataset.augment = dict(
     translation=0.08,
     aspect=0.1,
     elastic=0.025,
-    brightness=0.1,
     contrast=0.3,
     gamma=0.5,
     inverted_gamma=0.5,
