@@ -141,6 +141,7 @@ def prompted() -> PromptedSAM2:
     return model.eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_graphs_give_the_same_masks_for_any_batch(prompted: PromptedSAM2, tmp_path: Path) -> None:
     graphs.write_onnx(prompted, tmp_path / graphs.ONNX)
     graphs.write_program(prompted, tmp_path / graphs.PROGRAM)

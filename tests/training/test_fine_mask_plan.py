@@ -39,6 +39,7 @@ def masks_planned(base: Path, **options: Any) -> int:
     return activations_of(Setup(config, 1), shapes, training_images(config, shapes.processor)).masks
 
 
+@pytest.mark.slow
 def test_finer_masks_and_further_losses_take_more(base: Path) -> None:
     plain, features, pixels = (masks_planned(base, **{FINE: kind}) for kind in (None, *KINDS))
     assert plain < features < pixels
@@ -79,6 +80,7 @@ def test_what_masks_and_losses_really_keep_is_what_is_counted(kind: str) -> None
     assert counted.left == pytest.approx(real, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_recomputed_head_takes_less_and_a_wider_one_more(base: Path) -> None:
     def planned(**options: Any) -> int:
         return masks_planned(base, **{HEAD: {**SMALL_HEAD, **options}})

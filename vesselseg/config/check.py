@@ -22,12 +22,17 @@ Names = dict[str, Any]  # argument name -> class or function that its dict is pa
 
 
 def check_types(values: Any, where: str = "") -> list[str]:
-    """Unknown arguments and types that cannot be imported, one sentence each, for all dicts below `values`."""
+    """Unknown arguments and types that cannot be imported, one sentence each, for all dicts below `values`.
+
+    A class may check its arguments together: its static method ``config_problems(arguments)`` returns one sentence per
+    problem, each beginning with the argument's path.
+    """
     problems: list[str] = []
     for path, node, target in _typed(values, where):
         if isinstance(target, Exception):
             problems.append(f"{path}.type: cannot import {node['type']!r}: {target}")
             continue
+        problems += [f"{path}.{problem}" for problem in getattr(target, "config_problems", _none)(node)]
         names = accepted_names(target)
         if names is None:
             continue
@@ -196,3 +201,7 @@ def _is_plain(default: Any) -> bool:
 
 def _name(target: Any) -> str:
     return getattr(resolve(target), "__name__", str(target))
+
+
+def _none(_: Mapping[str, Any]) -> list[str]:
+    return []

@@ -258,28 +258,7 @@ def _model_problems(values: Mapping[str, Any]) -> list[str]:
         )
     if _lookup(values, f"{sa2va}lora.modules_to_save") and not lora:
         problems.append(f'{sa2va}lora.modules_to_save: tables train with {sa2va}trainable.llm="lora" only')
-    return problems + _head_problems(_lookup(values, f"{sa2va}sam2"))
-
-
-def _head_problems(sam2: Any) -> list[str]:
-    """What is wrong with the parts that refine SAM2's answer."""
-    options, where = _lookup(sam2, "vessel_head"), "model.sa2va."
-    if options is None:
-        return []
-    from vesselseg.models.vessel_head import read_options  # it imports torch, which configs without a head do without
-
-    problems = []
-    if _lookup(sam2, "fine_masks"):
-        problems.append(
-            f"{where}sam2.fine_masks and {where}sam2.vessel_head both refine SAM2's answer; set one of them to None"
-        )
-    if not isinstance(options, Mapping):
-        return [*problems, f"{where}sam2.vessel_head must be a dict of options ({{}} for the defaults), or None"]
-    try:
-        found = read_options(options).problems(int(sam2["image_size"]))
-    except (UserError, TypeError, KeyError):  # names, and values of another type: the check of types lists them
-        return problems
-    return problems + [f"{where}{problem}" for problem in found]
+    return problems
 
 
 def _lookup(values: Any, path: str) -> Any:

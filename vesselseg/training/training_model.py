@@ -10,13 +10,14 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from vesselseg.config.check import own_defaults
 from vesselseg.dataset.batch import Batch
 from vesselseg.errors import UserError
 from vesselseg.losses.total import TotalLoss
 from vesselseg.models.build import build_model
 from vesselseg.models.lora import Lora, Trainable
 from vesselseg.models.sa2va_config import SAM2_LARGE
-from vesselseg.models.vessel_head import VesselHeadOptions
+from vesselseg.models.vessel_head import VesselHeadOptions, read_options
 from vesselseg.registry import LOSSES, MODELS, registered_names, resolve
 from vesselseg.suggest import did_you_mean
 
@@ -57,6 +58,25 @@ class TrainingModel(BaseModel):
         super().__init__()
         self.sa2va = build_model(**sa2va, **placement)
         self.loss = build_loss(loss)
+
+    @staticmethod
+    def config_problems(arguments: Mapping[str, Any]) -> list[str]:
+        """What is wrong with the parts that refine SAM2's masks, for the check of a config."""
+        sam2 = {**own_defaults(Sam2Settings), **((arguments.get("sa2va") or {}).get("sam2") or {})}
+        options, problems = sam2["vessel_head"], []
+        if options is None:
+            return []
+        if sam2["fine_masks"]:
+            problems.append(
+                "sa2va.sam2.fine_masks and sa2va.sam2.vessel_head both refine SAM2's answer; set one of them to None"
+            )
+        if not isinstance(options, Mapping):
+            return [*problems, "sa2va.sam2.vessel_head must be a dict of options ({} for the defaults), or None"]
+        try:
+            found = read_options(options).problems(int(sam2["image_size"]))
+        except (UserError, TypeError):  # unknown names and values of another type: the check of types lists them
+            return problems
+        return problems + [f"sa2va.{problem}" for problem in found]
 
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, Tensor]:
         """The weighted losses by name, scalars; their sum is minimised."""
