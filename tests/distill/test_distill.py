@@ -172,6 +172,7 @@ def test_phrases_that_differ_only_in_case_are_distinguished(folder: Path) -> Non
     assert [predictor.resolve_phrase(text) for text in ("lm", "LM", "Please segment the LM.")] == ["lm", "LM", "LM"]
 
 
+@pytest.mark.process
 def test_the_folder_loads_without_vesselseg(folder: Path, tmp_path: Path) -> None:
     IMAGE.save(tmp_path / "image.png")
     script = f"""
@@ -214,6 +215,7 @@ def test_onnx_gives_the_same_masks_for_any_batch(folder: Path) -> None:
     assert (masks[0] == masks[1]).mean() >= 0.999
 
 
+@pytest.mark.process
 def test_numpy_and_onnxruntime_are_enough(folder: Path, tmp_path: Path) -> None:
     import onnxruntime
 

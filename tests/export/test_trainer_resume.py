@@ -135,6 +135,7 @@ def test_after_sigkill_no_image_is_repeated_or_skipped(runs: Runs, drawn: Drawn,
     assert not checkpoints(out).exists()
 
 
+@pytest.mark.slow
 def test_stopped_then_crashed_then_damaged(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_run_that_ended_before_its_folder_was_written(
     assert len(json.loads((out / "trainer_state.json").read_text())["log_history"]) == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("wrong", ["nothing", "all damaged", "twice at once"])
 def test_errors_of_resuming_are_one_line(
     wrong: str, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -310,6 +310,7 @@ def recorded(out: Path) -> list[str]:
     return [json.loads(line)["file"] for line in lines]
 
 
+@pytest.mark.process
 def test_two_processes_share_the_files_and_one_is_killed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
