@@ -5,7 +5,7 @@ usage: python benchmarks/learning_curves.py --data data/angiograms --out DIR [--
 Every run trains configs/scratch_1gpu.py with frozen encoders and adapters through tools/dist.sh, and differs from the
 reference only by the settings in VARIANTS. No pretrained weights are needed: vision tower, language model and SAM2 are
 small, drawn at random once, shared by all runs, and frozen where the recipes freeze them. The models are poor; the
-question is whether two ways of computing the same training learn the same. The seed determines adapters, order of
+question is whether two ways of computing the same training learn equally well. The seed determines adapters, order of
 images, augmentation and dropout.
 
 DIR gets learning_curves.json and learning_curves.png.

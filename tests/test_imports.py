@@ -180,7 +180,7 @@ PREDICTING = (
     *rooms("dataset", "imaging", "prepare", "inspect", "synthetic", "training.logs", "errors", "run_tool"),
 )
 SCORING = rooms(
-    "evaluation.evaluator", "reports.evaluation_report", "baselines.frangi_baseline", "evaluation.pooled_folds"
+    "evaluation.evaluator", "reports.evaluation_report", "baselines.frangi_baseline", "evaluation.cross_validation"
 )
 
 

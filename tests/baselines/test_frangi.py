@@ -22,7 +22,7 @@ from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.metrics import image_metrics
-from vesselseg.evaluation.sources import open_source
+from vesselseg.evaluation.prediction_sources import open_predictions
 
 
 def _scene(seed: int, width: int = 5, contrast: float = 50) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ def test_the_tool_writes_what_the_evaluation_reads(
     settings = json.loads((out / "predictions.json").read_text())
     assert all(name.startswith("train/") for name in settings["tuned_on"]["images"])
     params = FrangiParams(**{**settings["params"], "sigmas": tuple(settings["params"]["sigmas"])})
-    found = evaluate(drawn.folder, "test", open_source(out, read_manifest(drawn.folder)))
+    found = evaluate(drawn.folder, "test", open_predictions(out, read_manifest(drawn.folder)))
     assert found.kind == "probabilities"
     assert found.threshold.value == THRESHOLD
     direct = [

@@ -17,7 +17,7 @@ from vesselseg.baselines.methods import Method, check_methods, parse_method
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import evaluate
-from vesselseg.evaluation.sources import open_source
+from vesselseg.evaluation.prediction_sources import open_predictions
 
 SHORT = ("--epochs", 1, "--size", 64, "--width", 4, "--steps", 1, "--device", "cpu")
 
@@ -44,7 +44,7 @@ def test_one_call_makes_one_table(
     console = capsys.readouterr().out
     assert re.search(r"Frangi - U-Net .*\n(.*\n)*a person - probabilities", console)
 
-    direct = evaluate(drawn.folder, "test", open_source(probability_folder, read_manifest(drawn.folder)), "auto")
+    direct = evaluate(drawn.folder, "test", open_predictions(probability_folder, read_manifest(drawn.folder)), "auto")
     lines = (out / "methods.md").read_text().splitlines()
     rows = {line.split("|")[1].strip(): line for line in lines if re.search(r"\| (0\.\d\d, best|masks) ", line)}
     assert list(rows) == ["Frangi", "U-Net", "a person", "probabilities"]
@@ -65,7 +65,7 @@ def test_one_call_makes_one_table(
         call_command("baselines", "compare", drawn.folder, f"old={out / 'evaluations/a person'}", "--out", out, *SHORT)
         == 0
     )
-    assert caplog.text.count("taken as it lies there") == 2
+    assert caplog.text.count("finished, used again") == 2
     assert {path: path.stat().st_mtime_ns for path in (out / "baselines").rglob("*.*")} == before
     assert "U-Net - old" in capsys.readouterr().out
 

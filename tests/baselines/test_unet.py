@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.command_line import call_command
 from tests.evaluation.drawn_data import REPOSITORY, Drawn
-from vesselseg.baselines.folder import Pictures
+from vesselseg.baselines.folder import LabelledImages
 from vesselseg.baselines.options import UNetOptions
 from vesselseg.baselines.plain_unet import PlainUNet, levels
 from vesselseg.baselines.unet import (
@@ -32,7 +32,7 @@ from vesselseg.dataset.augment import PRESETS, Augment
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import evaluate
-from vesselseg.evaluation.sources import open_source
+from vesselseg.evaluation.prediction_sources import open_predictions
 from vesselseg.evaluation.threshold import best_threshold, threshold_counts
 
 CPU = torch.device("cpu")
@@ -40,8 +40,8 @@ SMALL = UNetOptions(size=64, width=4, epochs=2, steps=1, batch=2)
 
 
 @pytest.fixture
-def pictures(drawn: Drawn) -> tuple[Pictures, Pictures]:
-    train, validation = (Pictures(drawn.folder, drawn.records(split)) for split in ("train", "val"))
+def labelled(drawn: Drawn) -> tuple[LabelledImages, LabelledImages]:
+    train, validation = (LabelledImages(drawn.folder, drawn.records(split)) for split in ("train", "val"))
     return train, validation
 
 
@@ -90,67 +90,73 @@ def test_the_learning_rate_ends_low(optimizer: str) -> None:
 
 
 def test_pictures_are_standardised_one_by_one() -> None:
-    pictures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    found = standardised(pictures // torch.tensor([1, 4]).view(2, 1, 1, 1))
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    found = standardised(images // torch.tensor([1, 4]).view(2, 1, 1, 1))
     torch.testing.assert_close(found.mean((2, 3)), torch.zeros(2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.std((2, 3)), torch.ones(2, 3))
     assert torch.equal(standardised(torch.full((1, 3, 8, 8), 7, dtype=torch.uint8)), torch.zeros(1, 3, 8, 8))
 
 
-def test_an_epoch_is_a_pass_and_at_least_some_steps(pictures: tuple[Pictures, Pictures]) -> None:
+def test_an_epoch_is_a_pass_and_at_least_some_steps(labelled: tuple[LabelledImages, LabelledImages]) -> None:
     assert steps_per_epoch(5, replace(SMALL, steps=7)) == 7 and steps_per_epoch(5, replace(SMALL, batch=2)) == 3
-    trained = train_unet(*pictures, replace(SMALL, epochs=1, steps=9), CPU)
+    trained = train_unet(*labelled, replace(SMALL, epochs=1, steps=9), CPU)
     assert len(trained.epochs) == 1
 
 
-def test_averaged_weights_are_what_adamw_is_judged_by(pictures: tuple[Pictures, Pictures]) -> None:
-    first, second = (train_unet(*pictures, replace(SMALL, optimizer="adamw"), CPU) for _ in range(2))
+def test_averaged_weights_are_what_adamw_is_judged_by(labelled: tuple[LabelledImages, LabelledImages]) -> None:
+    first, second = (train_unet(*labelled, replace(SMALL, optimizer="adamw"), CPU) for _ in range(2))
     assert first.epochs == second.epochs
-    plain = train_unet(*pictures, SMALL, CPU)
+    plain = train_unet(*labelled, SMALL, CPU)
     assert plain.epochs != first.epochs
-    validation = pictures[1]
+    validation = labelled[1]
     counts = np.stack([threshold_counts(first.predict(i), t) for i, t in map(validation.__getitem__, range(3))])
     assert best_threshold(counts)[1] == first.epochs[first.best].dice
 
 
-def test_pictures_are_images_and_the_union_of_their_objects(drawn: Drawn, pictures: tuple[Pictures, Pictures]) -> None:
-    image, truth = pictures[1][1]
+def test_pictures_are_images_and_the_union_of_their_objects(
+    drawn: Drawn, labelled: tuple[LabelledImages, LabelledImages]
+) -> None:
+    image, truth = labelled[1][1]
     record = drawn.records("val")[1]
     assert image.shape == (72, 96, 3) and image.dtype == np.uint8
     np.testing.assert_array_equal(image[..., 0], drawn.image(record))
     np.testing.assert_array_equal(truth, drawn.truth(record))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(pictures: tuple[Pictures, Pictures]) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(
+    labelled: tuple[LabelledImages, LabelledImages],
+) -> None:
     before = torch.random.get_rng_state()
-    first, second = (train_unet(*pictures, SMALL, CPU) for _ in range(2))
-    other = train_unet(*pictures, replace(SMALL, seed=1), CPU)
+    first, second = (train_unet(*labelled, SMALL, CPU) for _ in range(2))
+    other = train_unet(*labelled, replace(SMALL, seed=1), CPU)
     assert torch.equal(before, torch.random.get_rng_state())  # the caller's own draws stay what they were
     assert first.epochs == second.epochs != other.epochs
-    image = pictures[1][0][0]
+    image = labelled[1][0][0]
     np.testing.assert_array_equal(first.predict(image), second.predict(image))
     assert first.ended_by == "epochs"
 
 
-def test_epoch_and_threshold_are_the_best_on_the_validation_images(pictures: tuple[Pictures, Pictures]) -> None:
-    trained = train_unet(*pictures, replace(SMALL, epochs=4), CPU)
+def test_epoch_and_threshold_are_the_best_on_the_validation_images(
+    labelled: tuple[LabelledImages, LabelledImages],
+) -> None:
+    trained = train_unet(*labelled, replace(SMALL, epochs=4), CPU)
     assert trained.epochs[trained.best].dice == max(epoch.dice for epoch in trained.epochs)
-    validation = pictures[1]
+    validation = labelled[1]
     counts = np.stack([threshold_counts(trained.predict(i), t) for i, t in map(validation.__getitem__, range(3))])
     threshold, dice = best_threshold(counts)  # of the weights that were kept, not of the last ones
     assert (threshold, dice) == (trained.threshold, trained.epochs[trained.best].dice)
 
 
-def test_it_learns(pictures: tuple[Pictures, Pictures]) -> None:
+def test_it_learns(labelled: tuple[LabelledImages, LabelledImages]) -> None:
     plain = Augment(horizontal_flip=0, rotation=0, scale=0, translation=0, brightness=0, contrast=0)
     options = replace(SMALL, epochs=12, steps=8, width=8, optimizer="adamw", learning_rate=3e-3)
-    trained = train_unet(*pictures, options, CPU, augment=plain)
+    trained = train_unet(*labelled, options, CPU, augment=plain)
     assert trained.epochs[-1].loss < 0.6 * trained.epochs[0].loss
     assert trained.epochs[trained.best].dice > 0.6
 
 
-def test_minutes_end_it_after_at_least_one_epoch(pictures: tuple[Pictures, Pictures]) -> None:
-    trained = train_unet(*pictures, replace(SMALL, epochs=50, minutes=1e-6), CPU)
+def test_minutes_end_it_after_at_least_one_epoch(labelled: tuple[LabelledImages, LabelledImages]) -> None:
+    trained = train_unet(*labelled, replace(SMALL, epochs=50, minutes=1e-6), CPU)
     assert (len(trained.epochs), trained.ended_by) == (1, "minutes")
 
 
@@ -200,7 +206,7 @@ def test_the_tool_writes_what_the_evaluation_reads(
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
     assert files == sorted(record.image for split in ("val", "test") for record in drawn.records(split))
     assert np.asarray(Image.open(out / files[0])).dtype == np.uint16
-    found = evaluate(drawn.folder, "test", open_source(out, read_manifest(drawn.folder)))
+    found = evaluate(drawn.folder, "test", open_predictions(out, read_manifest(drawn.folder)))
     assert (found.kind, found.threshold.value) == ("probabilities", settings["threshold"])
     assert call_command("baselines", "unet", drawn.folder, "--out", out, *short) == 2
     assert "--force" in capsys.readouterr().err

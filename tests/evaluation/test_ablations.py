@@ -12,10 +12,10 @@ from PIL import Image
 from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import cases, evaluate
+from vesselseg.evaluation.evaluator import evaluate, predict_cases
 from vesselseg.evaluation.metrics import METRICS
 from vesselseg.evaluation.options import EvaluationOptions
-from vesselseg.evaluation.sources import ModelSource, PredictionSource, open_source
+from vesselseg.evaluation.prediction_sources import ModelSource, PredictionSource, open_predictions
 from vesselseg.inference.flips import flipped_copies, mean_over_flips
 from vesselseg.inference.post_processing import PostProcessing
 
@@ -66,17 +66,17 @@ def test_flips_are_searched_reported_and_measured(drawn: Drawn) -> None:
     flips = evaluate(drawn.folder, "test", source, "auto", options=EvaluationOptions(tta="flips"))
     assert flips.test_time == "flips"
     assert flips.baseline_threshold == plain.threshold.value != flips.threshold.value
-    effect = next(one for one in flips.switches if one.metric == "mcc")
-    assert (effect.switch, effect.items) == ("flips", 5)
+    effect = next(one for one in flips.ablations if one.metric == "mcc")
+    assert (effect.option, effect.items) == ("flips", 5)
     assert effect.means == pytest.approx((plain.summary["mcc"].mean, flips.summary["mcc"].mean))
     assert effect.difference == pytest.approx(effect.means[1] - effect.means[0])
     assert effect.wins + effect.ties + effect.losses == 5
-    for case in cases(flips, source, flips.items[:1]):
+    for case in predict_cases(flips, source, flips.items[:1]):
         assert case.prediction.sum() == case.scored.predicted_pixels
 
 
 def test_flips_need_a_model(drawn: Drawn, probability_folder: Path) -> None:
-    source = open_source(probability_folder, read_manifest(drawn.folder))
+    source = open_predictions(probability_folder, read_manifest(drawn.folder))
     with pytest.raises(EvaluationError, match="--tta"):
         evaluate(drawn.folder, "test", source, 0.3, options=EvaluationOptions(tta="flips"))
 
@@ -99,13 +99,13 @@ def _inside(mask: np.ndarray) -> np.ndarray:
 
 
 def test_each_step_alone_and_all_together(drawn: Drawn, spotted: Path) -> None:
-    source = open_source(spotted, read_manifest(drawn.folder))
+    source = open_predictions(spotted, read_manifest(drawn.folder))
     without = evaluate(drawn.folder, "test", source)
     steps = {"min_component": 5, "fill_holes": 1}
     both = evaluate(drawn.folder, "test", source, options=EvaluationOptions(post_processing=PostProcessing(**steps)))
     assert both.post_processing == steps
-    assert not without.switches
-    effects = {(one.switch, one.metric): one for one in both.switches}
+    assert not without.ablations
+    effects = {(one.option, one.metric): one for one in both.ablations}
     together = "min_component + fill_holes"
     assert {switch for switch, _ in effects} == {*steps, together}
     for name, size in steps.items():
@@ -115,7 +115,7 @@ def test_each_step_alone_and_all_together(drawn: Drawn, spotted: Path) -> None:
         for metric in ("dice", "precision", "recall", "betti_0_error"):
             means = without.summary[metric].mean, alone.summary[metric].mean
             assert effects[name, metric].means == pytest.approx(means)
-        assert [one.switch for one in alone.switches] == [name] * len(alone.switches)
+        assert [one.option for one in alone.ablations] == [name] * len(alone.ablations)
     assert effects["min_component", "precision"].wins == 5
     assert effects["min_component", "recall"].ties == 5
     assert effects["min_component", "betti_0_error"].difference == -1
@@ -123,14 +123,14 @@ def test_each_step_alone_and_all_together(drawn: Drawn, spotted: Path) -> None:
     assert effects["fill_holes", "betti_1_error"].difference == -1
     assert effects[together, "dice"].means[1] == pytest.approx(both.summary["dice"].mean)
     assert ("fill_holes", "roc_auc") not in effects
-    for case in cases(both, source, both.items):
+    for case in predict_cases(both, source, both.items):
         assert case.prediction.sum() == case.scored.predicted_pixels
 
 
 def test_what_is_measured_covers_every_metric(drawn: Drawn, probability_folder: Path) -> None:
-    source = open_source(probability_folder, read_manifest(drawn.folder))
+    source = open_predictions(probability_folder, read_manifest(drawn.folder))
     found = evaluate(drawn.folder, "test", source, 0.5, options=EvaluationOptions(post_processing=PostProcessing(3)))
     defined = {name for name in METRICS if found.summary[name].items}
-    assert {one.metric for one in found.switches} == defined
-    ranking = next(one for one in found.switches if one.metric == "roc_auc")
+    assert {one.metric for one in found.ablations} == defined
+    ranking = next(one for one in found.ablations if one.metric == "roc_auc")
     assert (ranking.difference, ranking.p) == (0, None)  # post-processing leaves probabilities as they are

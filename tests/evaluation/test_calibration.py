@@ -105,9 +105,9 @@ def test_nothing_visible_is_undefined() -> None:
 
 def test_a_temperature_needs_both_classes() -> None:
     probabilities = np.full((4, 4), 0.3, np.float32)
-    with pytest.raises(EvaluationError, match="no pixel of vessel"):
+    with pytest.raises(EvaluationError, match="has no vessel pixel"):
         _counted((probabilities, np.zeros((4, 4), bool))).fit_temperature()
-    with pytest.raises(EvaluationError, match="no pixel of background"):
+    with pytest.raises(EvaluationError, match="has no background pixel"):
         _counted((probabilities, np.ones((4, 4), bool))).fit_temperature()
 
 

@@ -12,7 +12,14 @@ import pytest
 
 from tests.command_line import call_command
 from tests.evaluation.drawn_data import REPOSITORY, Drawn
-from vesselseg.evaluation.comparison import Comparison, compare, lower_is_better, measure, read_results, signed_rank
+from vesselseg.evaluation.comparison import (
+    Comparison,
+    compare,
+    lower_is_better,
+    paired_metric,
+    read_results,
+    signed_rank,
+)
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.metrics import METRICS
 from vesselseg.reports.comparison_report import as_dict, most_different, table_lines, verdict
@@ -49,12 +56,16 @@ def test_five_wins_of_different_size_by_hand(tmp_path: Path) -> None:
     assert (found.wins, found.ties, found.losses, found.items) == (5, 0, 0, 5)
     assert found.p == pytest.approx(2 / 2**5)  # one of the 32 sign patterns on either side
     assert found.p_groups is None
-    assert "not certain" in verdict(found, "a", "b")
+    assert "not significantly" in verdict(found, "a", "b")
     ten = np.array([[0.5 + 0.01 * n, 0.5] for n in range(1, 11)])
-    assert verdict(measure("dice", ten, list("abcdefghij")), "a", "b").startswith("a is better than b: the interval")
-    assert verdict(measure("hd95", ten, list("abcdefghij")), "a", "b").startswith("b is better than a: the interval")
+    assert verdict(paired_metric("dice", ten, list("abcdefghij")), "a", "b").startswith(
+        "a is better than b: the interval"
+    )
+    assert verdict(paired_metric("hd95", ten, list("abcdefghij")), "a", "b").startswith(
+        "b is better than a: the interval"
+    )
     both_ways = np.array([[0.6, 0.5], [0.5, 0.6], [0.7, 0.5], [0.5, 0.71]])
-    assert verdict(measure("dice", both_ways, list("abcd")), "a", "b").startswith("no difference between a and b")
+    assert verdict(paired_metric("dice", both_ways, list("abcd")), "a", "b").startswith("no difference between a and b")
     reverse = compared(b, a).pairs[0].chosen
     assert (reverse.wins, reverse.losses, reverse.p) == (0, 5, found.p)
     assert reverse.difference == pytest.approx(-0.03)
@@ -64,22 +75,22 @@ def test_whole_groups_are_resampled() -> None:
     """Groups A (9 images, 0.1 better) and B (1 image, 0.5): drawn AA, AB, BA, BB, each a quarter of the resamples."""
     table = np.array([[0.6, 0.5]] * 9 + [[0.9, 0.4]])
     groups = ["A"] * 9 + ["B"]
-    found = measure("dice", table, groups)
+    found = paired_metric("dice", table, groups)
     assert found.difference == pytest.approx((9 * 0.1 + 0.5) / 10)
     assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.5))
-    by_image = measure("dice", table, [str(n) for n in range(10)])
+    by_image = paired_metric("dice", table, [str(n) for n in range(10)])
     assert by_image.high is not None and by_image.high < 0.3  # 0.5 needs the one image ten times in ten draws
     assert found.p_groups == pytest.approx(0.5)  # two groups, both won: 2 of 4 sign patterns
     assert found.p is not None and found.p < 0.01
-    assert measure("dice", table, ["A"] * 10).low is None
+    assert paired_metric("dice", table, ["A"] * 10).low is None
 
 
 def test_ties_and_nothing_but_ties() -> None:
     table = np.array([[0.5, 0.5], [0.5, 0.5 + 1e-12], [0.7, 0.6], [0.5, 0.6]])
-    found = measure("dice", table, list("abcd"))
+    found = paired_metric("dice", table, list("abcd"))
     assert (found.wins, found.ties, found.losses) == (1, 2, 1)
     assert signed_rank(np.array([0.0, 1e-12])) is None
-    assert measure("dice", table[:1], ["a"]).p is None
+    assert paired_metric("dice", table[:1], ["a"]).p is None
 
 
 def test_the_lower_distance_wins_and_missing_values_are_left_out(tmp_path: Path) -> None:
@@ -89,7 +100,7 @@ def test_the_lower_distance_wins_and_missing_values_are_left_out(tmp_path: Path)
     one = found.pairs[0].chosen
     assert one.means == (pytest.approx(15.0), pytest.approx(30.0))
     assert (one.items, one.wins, one.losses) == (2, 2, 0)
-    assert one.p == 0.5 and verdict(one, "a", "b").startswith("a comes out better than b, but that is not certain")
+    assert one.p == 0.5 and verdict(one, "a", "b").startswith("a is better than b in the mean, but not significantly")
     worst = most_different(found, found.pairs[0], first_better=True)
     assert [case.key[0] for case in worst] == ["1.png", "2.png"]
     assert most_different(found, found.pairs[0], first_better=False) == []
@@ -204,7 +215,7 @@ def test_the_archive_s_model_against_frangi(tmp_path: Path, capsys: pytest.Captu
     assert f"{difference.mean():+.4f}" in console and "19/0/1" in console
     page = (tmp_path / "out/comparison.html").read_text()
     assert re.findall(r"""(?:src|href|url\()\s*=?\s*["'](?!data:|#)""", page) == []
-    assert "val_171.png" in page and "Where results_frangi is better by most" in page
+    assert "val_171.png" in page and "Largest advantages of results_frangi" in page
     before = (tmp_path / "out/comparison.json").read_bytes()
     assert call_command("compare", MODEL, FRANGI, "--out", tmp_path / "out", "--metric", "iou") == 2
     assert (tmp_path / "out/comparison.json").read_bytes() == before
@@ -224,7 +235,7 @@ def test_panels_of_evaluations_stand_side_by_side(
     assert found.grouped and found.groups == 3
     best = most_different(found, found.pairs[0], first_better=True)[0]
     assert best.values[0] == 1.0 and best.values[1] < 1.0
-    assert [owner for owner, _ in best.pictures] == ["b", "a"]
+    assert [owner for owner, _ in best.panels] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +244,7 @@ def test_panels_of_evaluations_stand_side_by_side(
         ([MODEL], "at least two"),
         ([MODEL, "{tmp}/missing"], "no results.json"),
         ([MODEL, "{tmp}/predictions"], "python tools/eval.py"),
-        ([MODEL, "{tmp}/notes.json"], "no results of tools/eval.py"),
+        ([MODEL, "{tmp}/notes.json"], "not a results file of tools/eval.py"),
         ([MODEL, "{tmp}/half.json"], "KeyError: 'truth_pixels'"),
         ([MODEL, FRANGI, "--metric", "beauty"], "expected one of dice, iou, precision"),
         ([MODEL, FRANGI, "--out", "{tmp}/predictions"], "exists"),

@@ -82,7 +82,7 @@ def test_a_mask_folder_is_scored_as_its_masks(
     drawn: Drawn, mask_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call_command("eval", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out") == 0
-    assert "the source holds masks" in capsys.readouterr().out
+    assert "the source contains masks" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert not (tmp_path / "out" / "threshold_curve.png").exists()
     for item, record in zip(results["items"], drawn.records("test")):

@@ -17,20 +17,20 @@ from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import Record, image_path, read_manifest, write_manifest
 from vesselseg.errors import UserError
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.evaluator import cases, evaluate
+from vesselseg.evaluation.evaluator import evaluate, predict_cases
 from vesselseg.evaluation.metrics import image_metrics
 from vesselseg.evaluation.options import EvaluationOptions
-from vesselseg.evaluation.scores import Scored
-from vesselseg.evaluation.sources import FolderSource, ModelSource, PredictionSource, open_source
+from vesselseg.evaluation.prediction_sources import FolderSource, ModelSource, PredictionSource, open_predictions
+from vesselseg.evaluation.result_types import ItemResult
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.options import LoadOptions
 from vesselseg.output_folder import whole_folder
 from vesselseg.reports.evaluation_report import write_evaluation
-from vesselseg.reports.panels import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, choose_cases, difference
+from vesselseg.reports.panels import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, difference, select_cases
 
 
 def _open(drawn: Drawn, folder: Path) -> PredictionSource:
-    return open_source(folder, read_manifest(drawn.folder))
+    return open_predictions(folder, read_manifest(drawn.folder))
 
 
 def test_the_threshold_is_searched_on_val_alone(drawn: Drawn, probability_folder: Path) -> None:
@@ -61,7 +61,7 @@ def test_each_metric_has_its_own_threshold(drawn: Drawn, probability_folder: Pat
 
 
 def test_auto_for_another_metric(drawn: Drawn, probability_folder: Path) -> None:
-    """A false speck of high probability: lone pieces are fewest above it, Dice is best below."""
+    """A false speck of high probability: unmatched components are fewest above it, Dice is best below."""
     for split in ("val", "test"):
         for record in drawn.records(split):
             path = (probability_folder / record.image).with_suffix(".npy")
@@ -74,7 +74,7 @@ def test_auto_for_another_metric(drawn: Drawn, probability_folder: Path) -> None
     assert evaluate(drawn.folder, "test", source, "auto").threshold.value < 0.34
     found = evaluate(drawn.folder, "test", source, "auto", options=EvaluationOptions(metric="components_error"))
     assert found.threshold.value >= 0.5
-    assert found.threshold.origin == "best mean Lone pieces on the val split"
+    assert found.threshold.origin == "best mean Unmatched components on the val split"
     chosen = next(one for one in found.thresholds if one.metric == "components_error")
     assert chosen.threshold == found.threshold.value
     assert chosen.reported_value == pytest.approx(found.summary["components_error"].mean)
@@ -151,7 +151,7 @@ def test_auto_refuses_masks(drawn: Drawn, mask_folder: Path) -> None:
 
 def test_an_empty_split_is_an_error(drawn: Drawn, mask_folder: Path) -> None:
     drawn.resplit(test=[])
-    with pytest.raises(EvaluationError, match="has no image"):
+    with pytest.raises(EvaluationError, match="is empty"):
         evaluate(drawn.folder, "test", _open(drawn, mask_folder))
 
 
@@ -189,8 +189,8 @@ def test_groups_shared_between_splits_are_reported(drawn: Drawn, mask_folder: Pa
     records = [replace(r, group="shared") if r.image.endswith("case0.png") else r for r in read_manifest(drawn.folder)]
     write_manifest(drawn.folder, records)
     warnings = evaluate(drawn.folder, "test", _open(drawn, mask_folder)).warnings
-    assert any("lie both in test and in train" in warning for warning in warnings)
-    assert any("lie both in test and in val" in warning for warning in warnings)
+    assert any("are in both test and train" in warning for warning in warnings)
+    assert any("are in both test and val" in warning for warning in warnings)
 
 
 class _TwoPhrases:
@@ -231,26 +231,26 @@ def test_every_distinct_phrase_of_an_image_is_an_item(drawn: Drawn) -> None:
     ]
     assert found.threshold.value == 0.25
     assert found.threshold.origin == "stored with the model"
-    case = next(cases(found, source, [found.items[1]]))
+    case = next(predict_cases(found, source, [found.items[1]]))
     assert (case.truth == case.prediction).all()
     assert not case.truth[:, :48].any()
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="does not exist"):
-        open_source(tmp_path / "nothing", [])
+        open_predictions(tmp_path / "nothing", [])
     (tmp_path / "weights.zip").write_bytes(b"")
     with pytest.raises(EvaluationError, match=r"ending in \.pth"):
-        open_source(tmp_path / "weights.zip", [])
+        open_predictions(tmp_path / "weights.zip", [])
 
 
-def _scored(name: str, dice: float) -> Scored:
-    return Scored(name, "", name, 4, 4, 1, 1, {"dice": dice})
+def _scored(name: str, dice: float) -> ItemResult:
+    return ItemResult(name, "", name, 4, 4, 1, 1, {"dice": dice})
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 9, 20])
 def test_cases_are_worst_median_best_and_never_twice(count: int) -> None:
-    chosen = choose_cases([_scored(f"{number:02}", number / 20) for number in reversed(range(count))])
+    chosen = select_cases([_scored(f"{number:02}", number / 20) for number in reversed(range(count))])
     names = [item.image for items in chosen.values() for item in items]
     assert len(names) == len(set(names))
     assert chosen["worst"][0].image == "00"
@@ -315,14 +315,14 @@ def test_the_base_of_a_checkpoint_may_have_moved(drawn: Drawn, tiny_base: Path, 
     path = tiny.save_checkpoint(tiny.shaken_model(here), tmp_path / "tiny.pth", tiny.model_arguments(here))
     here.rename(there)
     with pytest.raises(UserError, match="--base"):
-        open_source(path, read_manifest(drawn.folder), LoadOptions("cpu"))
-    source = open_source(path, read_manifest(drawn.folder), LoadOptions("cpu", base=str(there)))
+        open_predictions(path, read_manifest(drawn.folder), LoadOptions("cpu"))
+    source = open_predictions(path, read_manifest(drawn.folder), LoadOptions("cpu", base=str(there)))
     assert evaluate(drawn.folder, "test", source).items
 
 
 def test_a_checkpoint_goes_through_the_one_inference_path(drawn: Drawn, checkpoint: Path, tmp_path: Path) -> None:
     records = read_manifest(drawn.folder)
-    source = open_source(checkpoint, records, LoadOptions("cpu"))
+    source = open_predictions(checkpoint, records, LoadOptions("cpu"))
     found = evaluate(drawn.folder, "test", source, batch=2)
     assert found.kind == "model"
     assert found.threshold.value == 0.4

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vesselseg.dataset.manifest import Record, read_manifest, write_manifest
 from vesselseg.evaluation.evaluator import evaluate
-from vesselseg.evaluation.sources import open_source
+from vesselseg.evaluation.prediction_sources import open_predictions
 
 
 def _many(folder: Path, count: int) -> Path:
@@ -33,7 +33,7 @@ def _peak(data: Path) -> int:
     """Most bytes held at once while the dataset is evaluated."""
     tracemalloc.start()
     try:
-        evaluate(data, "test", open_source(data / "predictions", read_manifest(data)), 0.5)
+        evaluate(data, "test", open_predictions(data / "predictions", read_manifest(data)), 0.5)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

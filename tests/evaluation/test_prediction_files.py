@@ -145,7 +145,7 @@ def test_a_folder_of_nnunet_with_one_region_or_with_masks_alone(tmp_path: Path) 
     [
         ({"probabilities": np.full((2, 1, 6, 8), 0.9, np.float32)}, "two classes that do not add up to 1"),
         ({"probabilities": np.full((3, 1, 6, 8), 1 / 3, np.float32)}, r"3 x 1 x 6 x 8; expected probabilities as \(2"),
-        ({"probabilities": np.full((2, 4, 6, 8), 0.5, np.float32)}, "4 x 6 x 8; expected one picture"),
+        ({"probabilities": np.full((2, 4, 6, 8), 0.5, np.float32)}, "4 x 6 x 8; expected one image"),
         ({"x": MASK, "y": MASK}, "arrays x, y; expected a single one"),
         ({}, "arrays none"),
     ],
@@ -174,7 +174,7 @@ def test_names_of_medsam_and_flat_folders(tmp_path: Path) -> None:
     predictions.check(sizes)
     for name in sizes:
         np.testing.assert_array_equal(predictions.probabilities(name, (6, 8)), MASK)
-    with pytest.raises(EvaluationError, match=r"seg_a\.png: belongs to no image"):
+    with pytest.raises(EvaluationError, match=r"seg_a\.png: matches no image"):
         PredictionFolder(tmp_path, [*sizes, "two/a.jpg"])  # two images called a: which is meant?
 
 
@@ -231,5 +231,5 @@ def test_the_tool_lists_missing_extra_and_wrongly_sized_files(
     assert "test/case1.nii.gz: 71 x 96 (height x width), but test/case1.png is 72 x 96" in message
     (folder / "more.nii.gz").touch()
     assert call_command("eval", *arguments) == 2
-    assert "more.nii.gz: belongs to no image" in capsys.readouterr().err
+    assert "more.nii.gz: matches no image" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -102,7 +102,7 @@ def test_missing_ones_are_all_counted_and_twenty_listed(tmp_path: Path) -> None:
     _png(tmp_path, Image.fromarray(TRUTH))
     message = _problems(tmp_path, {**SIZE, **{f"b/{number:02}.png": (6, 8) for number in range(25)}})
     assert "without a prediction: 25" in message
-    assert "b/19.png: expected b/19 with one of .png, .npy, .npz, .nii, .nii.gz, .tif, .tiff" in message
+    assert "b/19.png: expected b/19 with a suffix of .png, .npy, .npz, .nii, .nii.gz, .tif, .tiff" in message
     assert "b/20.png" not in message
     assert "and 5 more" in message
 
@@ -133,12 +133,12 @@ def test_files_that_match_no_single_image_are_refused(tmp_path: Path) -> None:
     _png(tmp_path, Image.fromarray(TRUTH), "a/one_overlay.png")
     message = _problems(tmp_path, {**SIZE, "b/x.png": (6, 8), "b/x.jpg": (6, 8)})
     assert "a/one: two predictions, one.npy, one.png" in message
-    assert "a/one_overlay.png: belongs to no image" in message
-    assert "b/x: one prediction for b/x.jpg, b/x.png" in message
+    assert "a/one_overlay.png: matches no image" in message
+    assert "b/x: one prediction matches b/x.jpg, b/x.png" in message
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="no prediction in it"):
+    with pytest.raises(EvaluationError, match="contains no prediction"):
         PredictionFolder(tmp_path, SIZE)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vesselseg.evaluation.metrics import METRICS
-from vesselseg.evaluation.scores import Scored
+from vesselseg.evaluation.result_types import ItemResult
 from vesselseg.evaluation.statistics import bootstrap_interval, summarise
 from vesselseg.evaluation.summaries import group_means, summarise_groups, summarise_items
 
@@ -125,9 +125,9 @@ def test_a_metric_that_fewer_than_two_groups_have() -> None:
     assert none.to_dict() == dict.fromkeys(("mean", "median", "low", "high", "minimum", "maximum")) | {"items": 0}
 
 
-def _scored(group: str, dice: float, hd: float) -> Scored:
+def _scored(group: str, dice: float, hd: float) -> ItemResult:
     metrics = {**dict.fromkeys(METRICS, 0.5), "dice": dice, "hd": hd}
-    return Scored(f"{group}/{dice}.png", "", group, 8, 8, 9, 9, metrics)
+    return ItemResult(f"{group}/{dice}.png", "", group, 8, 8, 9, 9, metrics)
 
 
 def test_each_group_counts_once_in_the_mean_of_group_means() -> None:

@@ -127,8 +127,8 @@ def test_what_holds_no_model_is_refused_before_any_work(
     arguments = ["--data", drawn.folder, "--out", tmp_path / "out", "--store-threshold"]
     for source, expected in (
         (checkpoint, "convert it first"),
-        (probability_folder, "predictions and no model"),
-        (published, "someone else's model"),
+        (probability_folder, "contains predictions, not a model"),
+        (published, "another program wrote the folder"),
         (tmp_path / "nothing", "does not exist"),
     ):
         assert call_command("eval", source, *arguments, "--threshold", "auto") == 2

@@ -14,15 +14,18 @@ from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.options import EvaluationOptions
-from vesselseg.evaluation.scores import Evaluation
-from vesselseg.evaluation.sources import open_source
+from vesselseg.evaluation.prediction_sources import open_predictions
+from vesselseg.evaluation.result_types import Evaluation
 
 
 def _evaluated(drawn: Drawn, masks: Path, table: str) -> Evaluation:
     path = drawn.folder.parent / "table.csv"
     path.write_text(table, encoding="utf-8")
     return evaluate(
-        drawn.folder, "test", open_source(masks, read_manifest(drawn.folder)), options=EvaluationOptions(subgroups=path)
+        drawn.folder,
+        "test",
+        open_predictions(masks, read_manifest(drawn.folder)),
+        options=EvaluationOptions(subgroups=path),
     )
 
 
@@ -54,7 +57,7 @@ def test_groups_and_semicolons(drawn: Drawn, mask_folder: Path) -> None:
     found = _evaluated(drawn, mask_folder, table)
     assert [(one.value, one.items) for one in found.subgroups] == [("X", 3), ("Y", 2)]
     assert found.subgroups[0].summary["dice"].mean == pytest.approx(_dice(found, [0, 1, 4]))
-    assert any("1 row(s) name no group of the dataset: stranger" in warning for warning in found.warnings)
+    assert any("1 row(s) match no group of the dataset: stranger" in warning for warning in found.warnings)
 
 
 def test_missing_and_unknown_names_are_listed_together(drawn: Drawn, mask_folder: Path) -> None:
@@ -86,7 +89,7 @@ def test_tables_that_cannot_be_used(drawn: Drawn, mask_folder: Path, table: str,
 def test_another_encoding_is_named(drawn: Drawn, mask_folder: Path) -> None:
     path = drawn.folder.parent / "table.csv"
     path.write_bytes("image,view\ntest/case0.png,Schrägaufnahme\n".encode("latin-1"))
-    source = open_source(mask_folder, read_manifest(drawn.folder))
+    source = open_predictions(mask_folder, read_manifest(drawn.folder))
     with pytest.raises(EvaluationError, match="UTF-8"):
         evaluate(drawn.folder, "test", source, options=EvaluationOptions(subgroups=path))
 
@@ -102,7 +105,7 @@ def test_a_column_of_numbers_makes_no_subgroups(
 
 
 def test_groups_count_once_in_their_summary(drawn: Drawn, mask_folder: Path) -> None:
-    found = evaluate(drawn.folder, "test", open_source(mask_folder, read_manifest(drawn.folder)))
+    found = evaluate(drawn.folder, "test", open_predictions(mask_folder, read_manifest(drawn.folder)))
     assert [(mean.group, mean.items) for mean in found.per_group] == [
         ("test patient 0", 2),
         ("test patient 1", 2),

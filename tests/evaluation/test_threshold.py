@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vesselseg.evaluation.metrics import METRIC_TABLE, METRICS, image_metrics
-from vesselseg.evaluation.options import COUNTED, ON_GRID
+from vesselseg.evaluation.options import COUNT_METRICS, MASK_METRICS
 from vesselseg.evaluation.threshold import (
     THRESHOLDS,
     apply_threshold,
@@ -115,11 +115,11 @@ def test_metrics_from_counts_are_those_of_the_masks() -> None:
     """The rules for empty and full masks included."""
     cases = _cases(40)
     found = count_metrics(np.stack([threshold_counts(p, t) for p, t in cases]), [t.size for _, t in cases])
-    assert set(found) == set(COUNTED) < set(METRICS)
+    assert set(found) == set(COUNT_METRICS) < set(METRICS)
     for index in (0, 24, 49, 98):
         for item, (probabilities, truth) in enumerate(cases):
             expected = image_metrics(apply_threshold(probabilities, float(THRESHOLDS[index])), truth)
-            for name in COUNTED:
+            for name in COUNT_METRICS:
                 assert found[name][item, index] == pytest.approx(expected[name]), (name, item, index)
 
 
@@ -145,5 +145,5 @@ def test_a_threshold_that_leaves_items_undefined_does_not_win() -> None:
 
 
 def test_every_metric_that_can_be_searched_is_in_the_table() -> None:
-    assert set(COUNTED) | set(ON_GRID) < set(METRICS)
-    assert not any(METRIC_TABLE[name].needs_probabilities for name in (*COUNTED, *ON_GRID))
+    assert set(COUNT_METRICS) | set(MASK_METRICS) < set(METRICS)
+    assert not any(METRIC_TABLE[name].needs_probabilities for name in (*COUNT_METRICS, *MASK_METRICS))

@@ -13,8 +13,8 @@ from tests.command_line import call_command
 from tests.evaluation.drawn_data import Drawn
 from tests.tiny import model_arguments, save_checkpoint, shaken_model
 from vesselseg.dataset.manifest import FOLDS, image_digests, read_split
+from vesselseg.evaluation.cross_validation import pool_folds
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.pooled_folds import pool_folds
 from vesselseg.export.convert import convert
 from vesselseg.inference.load import load_predictor
 from vesselseg.prepare.folds import make_folds
@@ -65,12 +65,12 @@ def test_test_images_of_another_fold_are_reported(
         tested, trained = (read_split(folds[number], split) for number, split in ((1, "test"), (0, "train")))
         seen = [record.image for record in tested if record in trained]
         assert len(seen) > 3 and found["data"]["seen_in_training"] == seen
-        says = f"the model has trained on {len(seen)} of the {len(tested)} scored images ({', '.join(seen[:3])} and "
+        says = f"the model was trained on {len(seen)} of the {len(tested)} scored images ({', '.join(seen[:3])} and "
         console = capsys.readouterr().out
         assert console.count(f"WARNING: {says}") == 2 and found["warnings"][0].startswith(says)
         page = (tmp_path / f"eval_{model.stem}_2" / "report.html").read_text()
         assert f'<div class="message bad">{says}' in page
-    with pytest.raises(EvaluationError, match=f"eval_hf_2/results.json: the model has trained on {len(seen)} of"):
+    with pytest.raises(EvaluationError, match=f"eval_hf_2/results.json: the model was trained on {len(seen)} of"):
         pool_folds([tmp_path / "eval_best_1", tmp_path / "eval_hf_2"])
 
 

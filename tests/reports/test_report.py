@@ -16,8 +16,8 @@ from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.metrics import METRICS
 from vesselseg.evaluation.options import EvaluationOptions
-from vesselseg.evaluation.scores import Calibration, Evaluation, Reliability
-from vesselseg.evaluation.sources import PredictionSource, open_source
+from vesselseg.evaluation.prediction_sources import PredictionSource, open_predictions
+from vesselseg.evaluation.result_types import Calibration, Evaluation, Reliability
 from vesselseg.inference.post_processing import PostProcessing
 from vesselseg.reports.evaluation_report import write_evaluation
 from vesselseg.reports.paper_tables import latex, latex_text, markdown
@@ -40,7 +40,7 @@ def measured(drawn: Drawn, probability_folder: Path, tmp_path: Path) -> tuple[Ev
     options = EvaluationOptions(
         metric="components_error", post_processing=PostProcessing(5, 3), calibrate=True, subgroups=table
     )
-    source = open_source(probability_folder, read_manifest(drawn.folder))
+    source = open_predictions(probability_folder, read_manifest(drawn.folder))
     return evaluate(drawn.folder, "test", source, "auto", options=options), source
 
 
@@ -54,7 +54,7 @@ def test_the_page_shows_all_and_nothing_undefined(
     evaluation, source = measured
     page = write_evaluation(evaluation, source, tmp_path / "out").read_text(encoding="utf-8")
     text = re.sub(r"data:image/[^\"]*", "", page)
-    for part in ("Threshold of each metric", "Calibration", "Effect of the switches", "Subgroups", "Groups"):
+    for part in ("Best threshold for each metric", "Calibration", "Ablations", "Subgroups", "Groups"):
         assert f"<h2>{part}</h2>" in text
     assert "holes up to 3 px filled" in text.lower()
     assert '<span class="tag">no change</span>' in text

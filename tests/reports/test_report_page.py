@@ -10,7 +10,7 @@ from tests.browser import LAPTOP, Browser
 from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.evaluation.evaluator import evaluate
-from vesselseg.evaluation.sources import open_source
+from vesselseg.evaluation.prediction_sources import open_predictions
 from vesselseg.reports.evaluation_report import write_evaluation
 
 ENTER, ESCAPE, RIGHT = "\ue007", "\ue00c", "\ue014"
@@ -27,7 +27,7 @@ return [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
 
 @pytest.fixture
 def page(browser: Browser, drawn: Drawn, mask_folder: Path, tmp_path: Path) -> Browser:
-    source = open_source(mask_folder, read_manifest(drawn.folder))
+    source = open_predictions(mask_folder, read_manifest(drawn.folder))
     report = write_evaluation(evaluate(drawn.folder, "test", source), source, tmp_path / "out")
     browser.open(report.as_uri(), LAPTOP)
     return browser

@@ -36,7 +36,7 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     for _ in range(2):  # a second time replaces the first
         assert call_command(*report_training, "--out", tmp_path / "out") == 0
     page = (tmp_path / "out" / "analysis.html").read_text()
-    assert "2 trainings side by side" in page and "#2563a8" in page and "#d55e00" in page
+    assert "2 trainings</title>" in page and "#2563a8" in page and "#d55e00" in page
     assert "<strong>other</strong> stopped before its end at iteration 20 of 3,672" in page
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [run["state"] for run in report["runs"]] == ["finished", "stopped"]

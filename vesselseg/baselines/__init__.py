@@ -1,1 +1,1 @@
-"""What models are compared with: a Frangi filter, a U-Net, and anyone's masks."""
+"""Baselines for comparison with models: a Frangi filter, a U-Net, and masks of any program."""

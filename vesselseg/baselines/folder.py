@@ -1,4 +1,4 @@
-"""What the baselines share: the pictures of a dataset folder, and the folder that their predictions are written to."""
+"""Shared by the baselines: labelled images of a dataset folder, and the folder of their predictions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """(height, width, 3) uint8 -> probabilities (height, width) float32 in 0..1."""
 
 
-class Pictures:
-    """Images and truths of some records of a dataset folder, read when they are asked for."""
+class LabelledImages:
+    """Images and truths of records of a dataset folder, read on access."""
 
     def __init__(self, data: Path, records: Sequence[Record]) -> None:
         self.data = Path(data)
@@ -32,7 +32,7 @@ class Pictures:
         return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """(height, width, 3) uint8, and the union of all objects, (height, width) bool."""
+        """Image (height, width, 3) uint8 and union of all objects (height, width) bool."""
         record = self.records[index]
         pixels = read_pixels(self.data, record)
         masks = record_masks(record, *pixels.shape[:2])
@@ -50,19 +50,19 @@ def read_pixels(data: Path, record: Record) -> NDArray[np.uint8]:
 
 
 def check_splits(data: Path, used: Sequence[str], predicted: Sequence[str]) -> None:
-    """Raise EvaluationError where a split that is used or predicted is empty, and where training images are predicted.
+    """Raise EvaluationError for empty splits, and for predictions of the training split.
 
     used: the splits that a baseline learns from.
     """
     if "train" in predicted:
-        raise EvaluationError("the baseline learns from the split train: it cannot be reported as well")
+        raise EvaluationError("the baseline learns from the split train, so it cannot be reported")
     empty = [name for name in dict.fromkeys((*used, *predicted)) if not read_split(data, name)]
     if empty:
         raise EvaluationError(f"{data}: no image in the split {', '.join(empty)}; prepare the data with a share for it")
 
 
 def write_predictions(data: Path, splits: Sequence[str], predict: Predict, folder: Path) -> None:
-    """Predict every image of the splits into folder, as 16-bit PNG probabilities named as the images."""
+    """Predict every image of the splits into folder, as 16-bit PNG probabilities named like the images."""
     for split in splits:
         for record in read_split(data, split):
             path = folder / PurePosixPath(record.image).with_suffix(".png")
@@ -72,6 +72,6 @@ def write_predictions(data: Path, splits: Sequence[str], predict: Predict, folde
 
 
 def write_settings(data: Path, splits: Sequence[str], settings: dict[str, Any], folder: Path) -> None:
-    """Write predictions.json: settings with their "threshold", and which data and splits were predicted."""
+    """Write predictions.json: settings, which include "threshold", plus the predicted splits and data fingerprint."""
     content = {**settings, "splits": list(splits), "data_fingerprint": fingerprint(data)}
     (folder / SETTINGS_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 """The Frangi filter as a baseline, with its parameters searched on labelled images.
 
-Frangi et al., "Multiscale vessel enhancement filtering", MICCAI 1998, by ``skimage.filters.frangi``. Every scale is run
-on its own with the image multiplied by sigma squared: that is the paper's scale normalisation, which scikit-image
-leaves out, and without which the smallest scale drowns the others.
+Frangi et al., "Multiscale vessel enhancement filtering", MICCAI 1998, by ``skimage.filters.frangi``. Each scale is
+computed separately on the image multiplied by sigma squared: the paper's scale normalisation, which scikit-image omits
+and without which the smallest scale dominates.
 """
 
 from __future__ import annotations
@@ -17,40 +17,33 @@ from numpy.typing import NDArray
 from skimage.filters import frangi
 
 THRESHOLD = 0.5
-"""The threshold that belongs to the probabilities of ``apply_frangi``."""
+"""The threshold for the probabilities of ``apply_frangi``."""
 
 
 @dataclass(frozen=True)
 class FrangiParams:
-    """What is tuned.
+    """The tuned parameters."""
 
-    sigmas: scales in pixels. beta: sensitivity to blobs. gamma: sensitivity to contrast, in standard deviations of the
-    prepared image. background: width of the Gaussian whose blur is subtracted, as a part of the shorter side; 0 is
-    off. clahe: adaptive histogram equalisation first. border: part of the shorter side blanked along the edges.
-    relative: vesselness is divided by its 99th percentile in the image. level: vesselness above it is vessel.
-    smallest: connected parts with fewer pixels are dropped, but for the largest part of the image.
-    """
-
-    sigmas: tuple[float, ...] = (2.0, 4.0)
-    beta: float = 0.5
-    gamma: float = 1.0
-    background: float = 0.0
-    clahe: bool = False
-    border: float = 0.0
-    relative: bool = False
-    level: float = 0.1
-    smallest: int = 0
+    sigmas: tuple[float, ...] = (2.0, 4.0)  # scales in pixels
+    beta: float = 0.5  # sensitivity to blobs, the paper's beta
+    gamma: float = 1.0  # sensitivity to contrast, the paper's c, in standard deviations of the preprocessed image
+    background: float = 0.0  # sigma of the subtracted Gaussian blur, as a fraction of the shorter side; 0: off
+    clahe: bool = False  # contrast-limited adaptive histogram equalisation first
+    border: float = 0.0  # width of the blanked border, as a fraction of the shorter side
+    relative: bool = False  # divide vesselness by its 99th percentile in the image
+    level: float = 0.1  # vesselness above it is vessel
+    smallest: int = 0  # components with fewer pixels are dropped, except the largest of the image
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Values for JSON."""
         return {**asdict(self), "sigmas": list(self.sigmas)}
 
 
 def apply_frangi(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.float32]:
     """Probabilities (height, width) float32 in 0..1 of an image (height, width) or (height, width, 3) uint8.
 
-    vesselness / (vesselness + level), so 0.5 is where vesselness equals the tuned level; parts that are too small are
-    halved, which puts them below 0.5. The mask is ``probability > THRESHOLD``.
+    vesselness / (vesselness + level), which is 0.5 at the tuned level; components that are too small are halved, which
+    puts them below 0.5. The mask is ``probability > THRESHOLD``.
     """
     strength = vesselness(image, params)
     probabilities = strength / (strength + np.float32(params.level))
@@ -61,13 +54,13 @@ def apply_frangi(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.f
 
 
 def vesselness(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.float32]:
-    """Frangi's vesselness of dark vessels, (height, width) float32 from 0; level and smallest play no part."""
-    prepared = prepare(image, params)
-    return finish([scale_response(prepared, sigma, params) for sigma in params.sigmas], params)
+    """Frangi's vesselness of dark vessels, (height, width) float32, 0 or more; independent of level and smallest."""
+    grey = preprocess(image, params)
+    return combine_scales([scale_response(grey, sigma, params) for sigma in params.sigmas], params)
 
 
-def prepare(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.float32]:
-    """Grey, equalised and without background as params say, with mean 0 and standard deviation 1."""
+def preprocess(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.float32]:
+    """Grey values (height, width), equalised and without background as in params, with mean 0 and deviation 1."""
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if params.clahe:
         grey = cv2.createCLAHE(clipLimit=3.0, tileGridSize=(8, 8)).apply(np.ascontiguousarray(grey))
@@ -79,17 +72,17 @@ def prepare(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.float3
     return (values - values.mean()) / np.float32(deviation if deviation > 0 else 1.0)
 
 
-def scale_response(prepared: NDArray[np.float32], sigma: float, params: FrangiParams) -> NDArray[np.float32]:
-    """Vesselness at one scale, (height, width) float32 in 0..1; prepared: as from ``prepare``."""
+def scale_response(grey: NDArray[np.float32], sigma: float, params: FrangiParams) -> NDArray[np.float32]:
+    """Vesselness at one scale, (height, width) float32 in 0..1; grey: from ``preprocess``."""
     response = frangi(
-        prepared * np.float32(sigma**2), sigmas=[sigma], beta=params.beta, gamma=params.gamma, black_ridges=True
+        grey * np.float32(sigma**2), sigmas=[sigma], beta=params.beta, gamma=params.gamma, black_ridges=True
     )
     return np.asarray(response, dtype=np.float32)
 
 
-def finish(responses: Sequence[NDArray[np.float32]], params: FrangiParams) -> NDArray[np.float32]:
-    """The strongest scale of every pixel, with border and relative applied."""
-    strength = np.max(np.stack(responses), axis=0)
+def combine_scales(responses: Sequence[NDArray[np.float32]], params: FrangiParams) -> NDArray[np.float32]:
+    """Maximum over scales at every pixel, (height, width), with border and relative applied."""
+    strength = np.max(np.stack(responses), axis=0)  # (scales, height, width) -> (height, width)
     margin = round(params.border * min(strength.shape))
     if margin:
         inside = strength[margin:-margin, margin:-margin].copy()
@@ -101,7 +94,7 @@ def finish(responses: Sequence[NDArray[np.float32]], params: FrangiParams) -> ND
 
 
 def drop_small(mask: NDArray[np.bool_], smallest: int) -> NDArray[np.bool_]:
-    """The mask (height, width) without 8-connected parts of fewer than ``smallest`` pixels; the largest stays."""
+    """The mask (height, width) without 8-connected components of fewer than ``smallest`` pixels; the largest stays."""
     if smallest <= 1:
         return mask
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)

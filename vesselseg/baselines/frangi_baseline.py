@@ -1,4 +1,4 @@
-"""The Frangi baseline on a dataset folder: tuned on the training split, written as a folder that can be evaluated."""
+"""The Frangi baseline on a dataset folder: tuned on the training split, written as a folder of predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vesselseg.baselines.folder import Pictures, check_splits, write_predictions, write_settings
+from vesselseg.baselines.folder import LabelledImages, check_splits, write_predictions, write_settings
 from vesselseg.baselines.frangi import THRESHOLD, FrangiParams, apply_frangi
 from vesselseg.baselines.frangi_search import tune_frangi
 from vesselseg.baselines.options import TUNING_IMAGES
@@ -26,12 +26,12 @@ def write_frangi_baseline(
 ) -> FrangiParams:
     """Tune on at most ``images`` of the training split, predict the splits into out, and return the parameters.
 
-    out appears whole or not at all: 16-bit PNG probabilities named as the images, and predictions.json with threshold
-    and parameters. Raises EvaluationError for empty splits, for reporting the training split, and where out exists.
+    out is written completely or not at all: 16-bit PNG probabilities named like the images, and predictions.json with
+    threshold and parameters. Raises EvaluationError for empty splits, for the training split, and where out exists.
     """
     check_splits(data, (TUNING_SPLIT,), splits)
     with whole_folder(out, force, SETTINGS_FILE) as folder:
-        tuning = _drawn(read_split(data, TUNING_SPLIT), images, seed)
+        tuning = _sample(read_split(data, TUNING_SPLIT), images, seed)
         _log.info("searching the Frangi filter's parameters on %d images of %s", len(tuning), TUNING_SPLIT)
         params = tune_on(data, tuning)
         write_predictions(data, splits, lambda pixels: apply_frangi(pixels, params), folder)
@@ -47,11 +47,11 @@ def write_frangi_baseline(
 
 def tune_on(data: Path, records: Sequence[Record]) -> FrangiParams:
     """``tune_frangi`` on records of a dataset folder; the truth of an image is the union of its objects."""
-    pictures = Pictures(data, records)
-    images, truths = zip(*[pictures[number] for number in range(len(pictures))])
+    labelled = LabelledImages(data, records)
+    images, truths = zip(*[labelled[number] for number in range(len(labelled))])
     return tune_frangi(images, truths)
 
 
-def _drawn(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+def _sample(records: Sequence[Record], count: int, seed: int) -> list[Record]:
     order = np.random.default_rng(seed).permutation(len(records))[:count]
     return [records[index] for index in sorted(order)]

@@ -1,4 +1,4 @@
-"""Search of the Frangi baseline's parameters: one setting after the other, by mean Dice over labelled images."""
+"""Coordinate search of the Frangi baseline's parameters by mean Dice over labelled images."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vesselseg.baselines.frangi import FrangiParams, drop_small, finish, prepare, scale_response
+from vesselseg.baselines.frangi import FrangiParams, combine_scales, drop_small, preprocess, scale_response
 from vesselseg.evaluation.threshold import best_threshold, threshold_counts
 
-Result = tuple[float, FrangiParams]  # mean Dice on the tuning images, and what gave it
+Result = tuple[float, FrangiParams]  # mean Dice on the tuning images, and its parameters
 
 _log = logging.getLogger(__name__)
 
@@ -26,42 +26,42 @@ _GRID: dict[str, tuple[Any, ...]] = {
     "border": (0.0, 0.02, 0.04, 0.08, 0.12),
     "relative": (False, True),
 }
-_SMALLEST = (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03)  # as a part of the image
-_NEAR = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25)  # of the best level: dropping small parts allows a lower one
-_DECADES = 4.0  # levels from 0.0001 of the largest to the largest
+_SMALLEST = (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03)  # as fractions of the image
+_NEAR = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25)  # factors of the best level: dropping small components allows a lower one
+_DECADES = 4.0  # levels from 0.0001 to 1 of the largest vesselness
 _ROUNDS = 2
 
 
 def tune_frangi(images: Sequence[NDArray[np.uint8]], truths: Sequence[NDArray[np.bool_]]) -> FrangiParams:
     """The parameters with the highest mean Dice found on images (height, width[, 3]) uint8 with truths, bool.
 
-    Scales are added one by one while they help, the other settings are tried one after the other, twice; then level
-    and smallest together. Deterministic. Raises ValueError for no image.
+    Scales are added one by one while Dice increases, and the other parameters are searched one by one, twice; then
+    level and smallest together. Deterministic. Raises ValueError without images.
     """
     if not images or len(images) != len(truths):
         raise ValueError(f"expected at least one image and a truth for each, found {len(images)} and {len(truths)}")
     search = _Search(images, truths)
-    best = search.scored(FrangiParams())
+    best = search.score(FrangiParams())
     for _ in range(_ROUNDS):
         before = best
         best = search.best_sigmas(best)
         for name, values in _GRID.items():
-            best = search.climbed(best, name, values)
+            best = search.climb(best, name, values)
         if best[1] == before[1]:
             break
     return search.with_level_and_smallest(best[1])
 
 
 class _Search:
-    """Scores parameters on the tuning images; keeps the responses of the last preparation, beta and gamma."""
+    """Scores parameters on the tuning images; caches the responses of the last preprocessing, beta and gamma."""
 
     def __init__(self, images: Sequence[NDArray[np.uint8]], truths: Sequence[NDArray[np.bool_]]) -> None:
         self._images = images
         self._truths = truths
         self._responses: dict[tuple[Any, ...], list[NDArray[np.float32]]] = {}
 
-    def scored(self, params: FrangiParams) -> Result:
-        """Best mean Dice over all levels, and params with that level; smallest is not used yet."""
+    def score(self, params: FrangiParams) -> Result:
+        """Best mean Dice over all levels, and params with that level; smallest is ignored."""
         strengths = self._strengths(params)
         top = max(max(float(strength.max()) for strength in strengths), 1e-6)
         counts = [threshold_counts(_log_scale(s, top), truth) for s, truth in zip(strengths, self._truths)]
@@ -69,23 +69,23 @@ class _Search:
         _log.debug("Dice %.4f with %s", dice, params)
         return dice, replace(params, level=top * 10 ** (_DECADES * (position - 1)))
 
-    def climbed(self, best: Result, name: str, values: Sequence[Any]) -> Result:
-        """The best of a setting's ordered values, walked from the present one up and down while Dice rises."""
+    def climb(self, best: Result, name: str, values: Sequence[Any]) -> Result:
+        """Hill climbing over a parameter's ordered values, up and down from the present one."""
         start = values.index(getattr(best[1], name))
         for way in (values[start + 1 :], values[:start][::-1]):
             for value in way:
-                found = self.scored(replace(best[1], **{name: value}))
+                found = self.score(replace(best[1], **{name: value}))
                 if found[0] <= best[0]:
                     break
                 best = found
         return best
 
     def best_sigmas(self, start: Result) -> Result:
-        """The best set of scales by adding the one that helps most, while one does."""
-        best = max((self.scored(replace(start[1], sigmas=(sigma,))) for sigma in _SIGMAS), key=lambda pair: pair[0])
+        """Greedy forward selection of scales."""
+        best = max((self.score(replace(start[1], sigmas=(sigma,))) for sigma in _SIGMAS), key=lambda pair: pair[0])
         while len(best[1].sigmas) < len(_SIGMAS):
             wider = [
-                self.scored(replace(best[1], sigmas=tuple(sorted((*best[1].sigmas, sigma)))))
+                self.score(replace(best[1], sigmas=tuple(sorted((*best[1].sigmas, sigma)))))
                 for sigma in _SIGMAS
                 if sigma not in best[1].sigmas
             ]
@@ -96,7 +96,7 @@ class _Search:
         return max(start, best, key=lambda pair: pair[0])
 
     def with_level_and_smallest(self, params: FrangiParams) -> FrangiParams:
-        """The best level near the one found, together with the best smallest part."""
+        """Joint grid search of level, near the one found, and smallest."""
         strengths = self._strengths(params)
         pixels = float(np.mean([truth.size for truth in self._truths]))
         candidates = [
@@ -119,17 +119,17 @@ class _Search:
 
     def _strengths(self, params: FrangiParams) -> list[NDArray[np.float32]]:
         setting = (params.background, params.clahe, params.beta, params.gamma)
-        wanted = [sigma for sigma in params.sigmas if (setting, sigma) not in self._responses]
-        if wanted:
+        missing = [sigma for sigma in params.sigmas if (setting, sigma) not in self._responses]
+        if missing:
             self._responses = {key: kept for key, kept in self._responses.items() if key[0] == setting}
-            prepared = [prepare(image, params) for image in self._images]
-            for sigma in wanted:
-                self._responses[setting, sigma] = [scale_response(p, sigma, params) for p in prepared]
+            preprocessed = [preprocess(image, params) for image in self._images]
+            for sigma in missing:
+                self._responses[setting, sigma] = [scale_response(grey, sigma, params) for grey in preprocessed]
         per_scale = [self._responses[setting, sigma] for sigma in params.sigmas]
-        return [finish(responses, params) for responses in zip(*per_scale)]
+        return [combine_scales(responses, params) for responses in zip(*per_scale)]
 
 
 def _log_scale(strength: NDArray[np.float32], top: float) -> NDArray[np.float32]:
-    """Strength as 0..1, logarithmic over four decades below top: levels lie on a log scale."""
+    """Vesselness mapped to 0..1, logarithmic over _DECADES decades below top: thresholds become log-spaced levels."""
     floor = 10.0**-_DECADES
     return np.clip(1 + np.log10(np.maximum(strength / top, floor)) / _DECADES, 0, 1).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Baselines, models and anyone's predictions on one test split: each is evaluated, then all are compared.
+"""Evaluate and compare baselines, models and predictions of other programs on one test split.
 
-Thresholds come from the validation split wherever a method predicts it; no figure depends on the test split's truth.
+Thresholds are searched on the validation split where a method predicts it, never on the test split.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from vesselseg.baselines.unet_baseline import write_unet_baseline
 from vesselseg.dataset.manifest import fingerprint, read_manifest, read_split
 from vesselseg.evaluation.comparison import Comparison, compare, read_results
 from vesselseg.evaluation.errors import EvaluationError, problem_list
-from vesselseg.evaluation.evaluator import SEARCH_SPLIT, Track, evaluate, silent
+from vesselseg.evaluation.evaluator import SEARCH_SPLIT, Progress, evaluate, no_progress
 from vesselseg.evaluation.metrics import METRIC_TABLE
 from vesselseg.evaluation.options import AUTO
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
-from vesselseg.evaluation.results import RESULTS_FILE
-from vesselseg.evaluation.sources import FolderSource, PredictionSource, open_source
+from vesselseg.evaluation.prediction_sources import FolderSource, PredictionSource, open_predictions
+from vesselseg.evaluation.results_file import RESULTS_FILE
 from vesselseg.inference.options import LoadOptions
 from vesselseg.reports.evaluation_report import write_evaluation
 
@@ -41,7 +41,7 @@ _PREDICTED = (SEARCH_SPLIT, REPORTED_SPLIT)
 
 @dataclass(frozen=True)
 class Method:
-    """A row: its name, and where its model, predictions or finished evaluation lie."""
+    """A method by name, and the path of its model, predictions or finished evaluation."""
 
     name: str
     path: Path
@@ -49,15 +49,15 @@ class Method:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How models run: device, images given to a model at once, what shows the progress."""
+    """How models run."""
 
     device: str = "auto"
-    batch: int = 4
-    track: Track = silent
+    batch: int = 4  # images per model call
+    progress: Progress = no_progress
 
 
 def parse_method(text: str) -> Method:
-    """``NAME=PATH``, or a path, whose last part is the name. Raises EvaluationError."""
+    """Parse ``NAME=PATH``, or a path whose last part becomes the name. Raises EvaluationError."""
     name, mark, path = text.partition("=")
     named = bool(mark) and not Path(text).exists()
     method = Method(name, Path(path)) if named else Method(Path(text).name, Path(text))
@@ -77,15 +77,14 @@ def compare_methods(
     metric: str = "dice",
     runtime: Runtime | None = None,
 ) -> tuple[Comparison, list[Path]]:
-    """Tune or train the baselines into ``out/baselines`` unless they lie there finished, score all, compare by metric.
+    """Tune and train the baselines in ``out/baselines`` unless finished, evaluate all methods, compare them by metric.
 
-    methods: beside the baselines; one that is a finished evaluation is taken as it is. Returns the comparison and, in
-    its order, the folders that hold the results, those of this call in ``out/evaluations``.
-    Raises EvaluationError, ManifestError.
+    methods: in addition to the baselines; finished evaluations are used without change. Returns the comparison and, in
+    its order, the folders of the results; new ones are in ``out/evaluations``. Raises EvaluationError, ManifestError.
     """
     check_methods(data, methods, metric)
-    score = partial(_scored, data, out / "evaluations", runtime or Runtime())
-    given = [score(method) for method in methods]  # first: what is wrong with them shows before a training
+    score = partial(_evaluate, data, out / "evaluations", runtime or Runtime())
+    given = [score(method) for method in methods]  # first, so that their errors appear before a training
     baselines = _baselines(data, out / BASELINES, unet, device)
     folders = [*(score(method) for method in baselines), *given]
     names = [method.name for method in (*baselines, *methods)]
@@ -93,7 +92,7 @@ def compare_methods(
 
 
 def baseline_notes(out: Path) -> list[str]:
-    """What a reader must know of the baselines in ``out/baselines`` to judge them."""
+    """Notes for the reader about the baselines in ``out/baselines``, e.g. a training stopped early."""
     settings = json.loads((out / BASELINES / "unet" / SETTINGS_FILE).read_text(encoding="utf-8"))
     training, minutes = settings["training"], settings["params"]["minutes"]
     if training["ended_by"] != "minutes":
@@ -105,13 +104,13 @@ def baseline_notes(out: Path) -> list[str]:
 
 
 def check_methods(data: Path, methods: Sequence[Method], metric: str) -> None:
-    """Raise EvaluationError for what would only be found after hours: an unknown metric, names given twice, evaluations
-    of other data, several phrases per image.
+    """Raise EvaluationError for an unknown metric, duplicate names, evaluations of other data, and several phrases per
+    image: errors that would otherwise appear after hours.
     """
     problems = [] if metric in METRIC_TABLE else [f"--metric {metric}: expected one of {', '.join(METRIC_TABLE)}"]
     names = [FRANGI, UNET, *(method.name for method in methods)]
     twice = sorted({name for name in names if names.count(name) > 1})
-    problems += [f"{name}: the name of more than one method; tell them apart with NAME=PATH" for name in twice]
+    problems += [f"{name}: the name of more than one method; give them different names, NAME=PATH" for name in twice]
     expected = (fingerprint(data), REPORTED_SPLIT)
     for method in methods:
         if (method.path / RESULTS_FILE).is_file():
@@ -124,7 +123,7 @@ def check_methods(data: Path, methods: Sequence[Method], metric: str) -> None:
     several = [record.image for record in read_split(data, REPORTED_SPLIT) if len(set(record.phrases)) > 1]
     if several:
         advice = (
-            "The baselines draw one mask per image. Prepare the data with one phrase, tools/prepare_data.py --text."
+            "The baselines predict one mask per image. Prepare the data with one phrase, tools/prepare_data.py --text."
         )
         raise EvaluationError(problem_list(f"{data}: images with several phrases", several, advice))
 
@@ -138,8 +137,8 @@ def _baselines(data: Path, folder: Path, unet: UNetOptions, device: torch.device
     return [Method(FRANGI, frangi), Method(UNET, network)]
 
 
-def _finished(data: Path, folder: Path, wanted: dict[str, dict[str, Any]]) -> bool:
-    """Whether predictions of this data made with these options lie there; they appear whole, so all of them do."""
+def _finished(data: Path, folder: Path, expected: dict[str, dict[str, Any]]) -> bool:
+    """Whether folder holds predictions of this data with the expected settings; folders are written completely."""
     try:
         found = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -147,31 +146,31 @@ def _finished(data: Path, folder: Path, wanted: dict[str, dict[str, Any]]) -> bo
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{folder / SETTINGS_FILE}: not readable ({error}); delete the folder") from None
     same = found.get("data_fingerprint") == fingerprint(data) and set(_PREDICTED) <= set(found.get("splits", ()))
-    for section, values in wanted.items():
+    for section, values in expected.items():
         same = same and values.items() <= found.get(section, {}).items()
-    _log.info("%s: %s", folder, "taken as it lies there" if same else "of other data or options, made anew")
+    _log.info("%s: %s", folder, "finished, used again" if same else "of other data or options, repeated")
     return bool(same)
 
 
-def _scored(data: Path, folder: Path, runtime: Runtime, method: Method) -> Path:
+def _evaluate(data: Path, folder: Path, runtime: Runtime, method: Method) -> Path:
     """The folder with the method's results.json."""
     if (method.path / RESULTS_FILE).is_file():
         return method.path
     _log.info("scoring %s", method.name)
-    source = open_source(method.path, read_manifest(data), LoadOptions(runtime.device))
+    source = open_predictions(method.path, read_manifest(data), LoadOptions(runtime.device))
     threshold = AUTO if _predicts_validation(data, source) else None
-    evaluation = evaluate(data, REPORTED_SPLIT, source, threshold, runtime.batch, track=runtime.track)
+    evaluation = evaluate(data, REPORTED_SPLIT, source, threshold, runtime.batch, progress=runtime.progress)
     out = folder / method.name
     write_evaluation(evaluation, source, out, force=True)
     return out
 
 
 def _predicts_validation(data: Path, source: PredictionSource) -> bool:
-    """Whether a threshold can be searched: not for masks, nor where a folder holds the reported split alone."""
+    """Whether a threshold can be searched: not for masks, nor for a folder of the reported split only."""
     if not isinstance(source, FolderSource):
         return True
     if not all(source.holds(record.image) for record in read_split(data, SEARCH_SPLIT)):
-        _log.info("%s predicts no %s: threshold %.2f applies", source.path, SEARCH_SPLIT, source.threshold)
+        _log.info("%s has no predictions of %s: using the threshold %.2f", source.path, SEARCH_SPLIT, source.threshold)
         return False
     sizes = {}
     for record in (record for split in _PREDICTED for record in read_split(data, split)):

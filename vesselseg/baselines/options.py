@@ -1,12 +1,12 @@
-"""The options of the baselines, light to import: a command line declares them before any work."""
+"""Options of the baselines, light to import for the command line."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from vesselseg.evaluation.errors import EvaluationError
 
-TUNING_IMAGES = 24  # of the training split, on which the Frangi filter's parameters are searched
-BASELINES = "baselines"  # the sub-folder of their predictions: what marks the output folder of a comparison
+TUNING_IMAGES = 24  # of the training split, to search the Frangi filter's parameters
+BASELINES = "baselines"  # sub-folder of their predictions, which marks the output folder of a comparison
 SIDE_MULTIPLE = 32  # of the U-Net's square, which is halved at least four times
 
 Optimizer = Literal["sgd", "adamw"]
@@ -15,21 +15,21 @@ Augmentation = Literal["nnunet", "oriented"]
 
 @dataclass(frozen=True)
 class UNetOptions:
-    """How the U-Net is trained; the defaults are nnU-Net's recipe for 2D images of 512 pixels, with a shorter schedule.
+    """Training options; the defaults are nnU-Net's recipe for 2D images of 512 pixels with a shorter schedule.
 
-    Raises EvaluationError for sizes and limits that it cannot work with.
+    Raises EvaluationError for invalid sizes and limits.
     """
 
-    # The image is stretched to a square of this size.
+    # Every image is resized to a square.
     size: int = 512
     """side of the square in pixels, a multiple of 32"""
     width: int = 32
     """channels of the first level; each deeper one has twice as many, up to 16 times"""
-    # Training ends with whichever limit comes first; only where that is the epochs do two runs agree.
+    # Training ends after epochs or minutes, whichever is first; a run that minutes end is not reproducible.
     epochs: int = 100
     """at most"""
     steps: int = 50
-    """of an epoch at least; with few images it passes over them several times"""
+    """at least, per epoch; with few images an epoch is several passes over them"""
     minutes: float = 30.0
     """at most"""
     batch: int = 12

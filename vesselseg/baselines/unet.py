@@ -1,8 +1,8 @@
 """A U-Net as a baseline, trained from scratch with nnU-Net's recipe on the training images of a dataset folder.
 
 Isensee et al., Nature Methods 2021: the network of `plain_unet`, Dice + cross-entropy at every level, SGD with Nesterov
-momentum and a polynomial decay of the learning rate, and its list of augmentations (`dataset.augment.NNUNET`).
-AdamW with averaged weights and other augmentations are options. What is shorter is the schedule: nnU-Net takes 250,000
+momentum and a polynomial decay of the learning rate, and its list of augmentations (`dataset.augment.NNUNET`). AdamW
+with averaged weights and other augmentations are options. Only the schedule is shorter: nnU-Net trains for 250,000
 steps.
 """
 
@@ -42,14 +42,14 @@ _AHEAD = 0.02  # so far may the time be ahead of the steps before the learning r
 _WORKERS = 8
 
 
-class Labelled(Protocol):
-    """Images with truths, read when they are asked for: (height, width, 3) uint8 and (height, width) bool."""
+class LabelledDataset(Protocol):
+    """A sequence of images (height, width, 3) uint8 with truths (height, width) bool."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of images."""
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """One image and its truth."""
+        """An image and its truth."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ class TrainedUNet:
 
 
 def train_unet(
-    train: Labelled, validation: Labelled, options: UNetOptions, device: torch.device, augment: Augment | None = None
+    train: LabelledDataset,
+    validation: LabelledDataset,
+    options: UNetOptions,
+    device: torch.device,
+    augment: Augment | None = None,
 ) -> TrainedUNet:
     """Train on one part, take epoch and threshold with the highest mean Dice on the other.
 
@@ -143,7 +147,10 @@ def standardised(pictures: Tensor) -> Tensor:
 
 
 def unet_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """BCE + soft Dice over the whole batch; both (batch, 1, side, side), truth 0..1."""
+    """BCE + soft Dice loss over the whole batch, a scalar; logits, truth: (batch, 1, side, side), truth in 0..1.
+
+    Soft Dice: Milletari et al., "V-Net", 3DV 2016, with sums instead of squares and 1 added to both terms.
+    """
     probabilities = torch.sigmoid(logits)
     overlap = 2 * (probabilities * truth).sum() + 1
     dice = overlap / (probabilities.sum() + truth.sum() + 1)
@@ -177,20 +184,20 @@ class _Trainer:
 
     @property
     def judged(self) -> nn.Module:
-        """What validations see: the averaged weights, or with SGD the network itself."""
+        """The validated network: with averaged weights, or with SGD the trained one."""
         return self.network if self.average is None else self.average
 
     def share_of_time(self) -> float:
-        """How much of `minutes` is over, 0 to 1 and more."""
+        """Elapsed fraction of `minutes`, 0 to 1 and more."""
         return (time.monotonic() - self.started) / (60 * self.options.minutes)
 
     def progress(self) -> float:
-        """How much of the training is done, 0 to 1: of its steps, or of its time where that is ahead."""
+        """Finished fraction of the training, 0 to 1: of its steps, or of its time where that is ahead."""
         steps, over = self.step / (self.options.epochs * self.steps_per_epoch), self.share_of_time()
         return min(1.0, over) if over > steps + _AHEAD else steps
 
     def run_epoch(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-        """Steps of one epoch, cut short at the end of the time, at least one; returns their mean loss."""
+        """Train one epoch, at least one step, until the time is over; returns the mean loss."""
         losses: list[Tensor] = []
         self.network.train()
         while len(losses) < self.steps_per_epoch and (not losses or self.share_of_time() < 1):
@@ -246,8 +253,8 @@ def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def _validate(network: nn.Module, validation: Labelled, size: int) -> tuple[float, float]:
-    """(mean Dice, threshold) of the best threshold."""
+def _validate(network: nn.Module, validation: LabelledDataset, size: int) -> tuple[float, float]:
+    """(mean Dice, threshold) at the best threshold."""
     counts = []
     for index in range(len(validation)):
         image, truth = validation[index]
@@ -259,7 +266,7 @@ def _validate(network: nn.Module, validation: Labelled, size: int) -> tuple[floa
 class _Augmented(Dataset):
     """(pass, index) -> picture (3, side, side) uint8 and truth (1, side, side) float16, from (seed, pass, index)."""
 
-    def __init__(self, pictures: Labelled, size: int, augment: Augment, seed: int) -> None:
+    def __init__(self, pictures: LabelledDataset, size: int, augment: Augment, seed: int) -> None:
         self._pictures, self._size, self._augment, self._seed = pictures, size, augment, seed
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -267,7 +274,7 @@ class _Augmented(Dataset):
         image, truth = self._pictures[index]
         generator = np.random.default_rng((self._seed, number, index))
         image, masks = self._augment(image, truth[None].astype(np.uint8), generator)
-        # Averaged, so that vessels thinner than a pixel of the square stay as a part of it.
+        # Area averaging keeps vessels thinner than a pixel of the square as fractions.
         smaller = cv2.resize(masks[0].astype(np.float32), (self._size, self._size), interpolation=cv2.INTER_AREA)
         return _square(image, self._size), torch.from_numpy(smaller.astype(np.float16))[None]
 
@@ -282,7 +289,7 @@ def _square(image: NDArray[np.uint8], size: int) -> Tensor:
 
 
 def _batches(
-    train: Labelled, options: UNetOptions, augment: Augment, device: torch.device
+    train: LabelledDataset, options: UNetOptions, augment: Augment, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batch after batch through all epochs; on a GPU other processes read and augment ahead."""
     workers = 0 if device.type == "cpu" else min(_WORKERS, available_cores())
@@ -292,7 +299,7 @@ def _batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else it draws from the caller's
+        generator=torch.Generator(),  # otherwise it would draw from the global generator
     )
     return iter(loader)
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from vesselseg.cli.parameters import Batch, Data, Flat, Force, Loading, Out, Seed, Steps, show_warnings, text_parser
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.options import AUTO, COUNTED, ON_GRID, RESULTS_FILE, EvaluationOptions
+from vesselseg.evaluation.options import AUTO, COUNT_METRICS, MASK_METRICS, RESULTS_FILE, EvaluationOptions
 from vesselseg.inference.options import DEFAULT_LOADING, LoadOptions
 from vesselseg.inference.post_processing import NO_POST_PROCESSING
 from vesselseg.output_folder import check_apart, check_output
@@ -33,8 +33,8 @@ def threshold_of(text: str) -> float | str | None:
 
 def metric_of(text: str) -> str:
     """A metric whose best threshold can be searched."""
-    if text not in (*COUNTED, *ON_GRID):
-        names = ", ".join((*COUNTED, *ON_GRID))
+    if text not in (*COUNT_METRICS, *MASK_METRICS):
+        names = ", ".join((*COUNT_METRICS, *MASK_METRICS))
         raise ValueError(f"{text}: no best threshold to search; expected one of {names}")
     return text
 
@@ -81,20 +81,20 @@ def evaluate(
     check_options(source, threshold, store_threshold, options)
     from vesselseg.dataset.manifest import read_manifest
     from vesselseg.evaluation.evaluator import evaluate as score
-    from vesselseg.evaluation.sources import open_source
-    from vesselseg.evaluation.store_threshold import store_found
+    from vesselseg.evaluation.prediction_sources import open_predictions
+    from vesselseg.evaluation.store_threshold import store_evaluation_threshold
     from vesselseg.progress import batch_progress
     from vesselseg.reports.console import console_summary
     from vesselseg.reports.evaluation_report import write_evaluation
 
     show_warnings()
-    predictions = open_source(source, read_manifest(data), loading)
+    predictions = open_predictions(source, read_manifest(data), loading)
     evaluation = score(data, split, predictions, threshold, batch, seed, batch_progress, options)
     report = write_evaluation(evaluation, predictions, out, force)
     print("\n".join(console_summary(evaluation)))
     print(f"report: {report}")
     if store_threshold:
-        found, temperature = store_found(evaluation)
+        found, temperature = store_evaluation_threshold(evaluation)
         print(f"stored in {source}: threshold {found:.4g}, temperature {temperature:.4g}")
 
 

@@ -61,7 +61,7 @@ def pool(results: list[Path], *, out: Out, seed: Seed = 0, force: Force = False)
         results: results.json or its folder, per fold
     """
     check_output(out, force, RESULTS_FILE)
-    from vesselseg.evaluation.pooled_folds import pool_folds, write_pooled
+    from vesselseg.evaluation.cross_validation import pool_folds, write_pooled
     from vesselseg.reports.console import console_summary
 
     evaluation, folds = pool_folds(results, seed)

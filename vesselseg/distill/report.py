@@ -15,14 +15,14 @@ from vesselseg.distill.result import DistillationResult
 from vesselseg.distill.targets import MAX_FEATURE_BYTES
 from vesselseg.distill.validation import MAX_DICE_LOSS, TIE_MARGIN, ModelScore, Validator
 from vesselseg.evaluation.metrics import METRIC_TABLE
+from vesselseg.evaluation.result_types import ItemResult
 from vesselseg.evaluation.score_split import phrase_truths
-from vesselseg.evaluation.scores import Scored
 from vesselseg.imaging.read_image import read_image
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.predictor import Predictor
 from vesselseg.machine import GIB
 from vesselseg.reports.html import jpeg_data_uri, render
-from vesselseg.reports.panels import choose_cases, difference, overlay
+from vesselseg.reports.panels import difference, overlay, select_cases
 
 REPORT_FILE = "report.html"
 _MAX_SIDE = 512  # pixels of a panel in the page
@@ -167,7 +167,7 @@ def _panels(result: DistillationResult, validator: Validator, teacher: Predictor
         (item.image, item.phrase): original.metrics["dice"] - item.metrics["dice"]
         for item, original in zip(student_items, teacher_items)
     }
-    chosen = {rank: items[:1] for rank, items in choose_cases(student_items).items()}
+    chosen = {rank: items[:1] for rank, items in select_cases(student_items).items()}
     worst = max(student_items, key=lambda item: lost[item.image, item.phrase])
     chosen["largest loss"] = [worst] if lost[worst.image, worst.phrase] > 0 else []
     student = load_predictor(folder, device=str(teacher.model.device))
@@ -184,7 +184,7 @@ def _panels(result: DistillationResult, validator: Validator, teacher: Predictor
 
 
 def _images(
-    result: DistillationResult, validator: Validator, item: Scored, teacher: Predictor, student: Predictor
+    result: DistillationResult, validator: Validator, item: ItemResult, teacher: Predictor, student: Predictor
 ) -> dict[str, Any]:
     """Name -> image of a panel, as a data URI."""
     record = next(record for record in validator.records if record.image == item.image)

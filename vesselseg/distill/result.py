@@ -10,9 +10,9 @@ from vesselseg.distill.student_folder import FormCheck
 from vesselseg.distill.targets import TRAINING, VALIDATION
 from vesselseg.distill.train_heads import Candidate
 from vesselseg.distill.validation import ModelScore, rejection_reasons
-from vesselseg.evaluation.comparison import Metric
-from vesselseg.evaluation.results import versions
-from vesselseg.evaluation.scores import Scored
+from vesselseg.evaluation.comparison import PairedMetric
+from vesselseg.evaluation.result_types import ItemResult
+from vesselseg.evaluation.results_file import versions
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class DistillationResult:
     chosen: int  # index of the exported candidate
     int8: ModelScore  # of the 8-bit graph
     checks: tuple[FormCheck, ...]  # of the exported files
-    metrics: tuple[Metric, ...]  # student minus teacher
-    items: tuple[list[Scored], list[Scored]]  # (student, teacher), all metrics item by item
+    metrics: tuple[PairedMetric, ...]  # student minus teacher
+    items: tuple[list[ItemResult], list[ItemResult]]  # (student, teacher), all metrics item by item
     scatter: float  # of the teacher's prompts, see `prompt_scatter`
     seed: int
 

@@ -35,8 +35,8 @@ from vesselseg.distill.validation import (
     with_difference,
 )
 from vesselseg.errors import UserError
-from vesselseg.evaluation.evaluator import Track, silent
-from vesselseg.evaluation.scores import Scored
+from vesselseg.evaluation.evaluator import Progress, no_progress
+from vesselseg.evaluation.result_types import ItemResult
 from vesselseg.imaging.read_image import read_image
 from vesselseg.inference.model_files import weights_digest
 from vesselseg.inference.predictor import Predictor
@@ -59,7 +59,7 @@ def distill(
     out: Path,
     options: DistillOptions,
     force: bool = False,
-    track: Track = silent,
+    progress: Progress = no_progress,
 ) -> DistillationResult:
     """Write the student to `out`, completely or not at all.
 
@@ -71,7 +71,7 @@ def distill(
     phrases = clean_phrases(options.phrases or (default_phrase(data),))
     records = {split: select_records(data, split, phrases) for split in (TRAINING, VALIDATION)}
     with whole_folder(out, force, RESULTS_FILE) as folder:
-        validator = Validator(data, records[VALIDATION], options.batch, track)
+        validator = Validator(data, records[VALIDATION], options.batch, progress)
         # Both models' training images, so that evaluations can warn about images seen in training.
         seen = {*teacher.model.config.training_images.split(), *image_digests(data, records[TRAINING]).values()}
         train, validation = (_targets(teacher, data, split, records[split], phrases, options) for split in records)
@@ -147,7 +147,7 @@ class _Run:
         predictor = self._to_predictor(self._build(candidate, threshold=0.5))
         return self.validator.score(candidate.name, candidate.meaning, predictor, teacher)
 
-    def _score_items(self, student: PromptedSAM2, teacher: ModelScore) -> tuple[list[Scored], list[Scored]]:
+    def _score_items(self, student: PromptedSAM2, teacher: ModelScore) -> tuple[list[ItemResult], list[ItemResult]]:
         """All metrics of both models item by item, each at its own threshold."""
         predictor = self._to_predictor(copy.deepcopy(student))
         student_items = self.validator.items(predictor, predictor.threshold)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from vesselseg.dataset.manifest import Record
 from vesselseg.distill.targets import VALIDATION, DistillationTargets
-from vesselseg.evaluation.comparison import Metric, measure
-from vesselseg.evaluation.evaluator import Track
-from vesselseg.evaluation.score_split import Measure, Variant, score_split
-from vesselseg.evaluation.scores import Scored
-from vesselseg.evaluation.sources import ModelSource
+from vesselseg.evaluation.comparison import PairedMetric, paired_metric
+from vesselseg.evaluation.evaluator import Progress
+from vesselseg.evaluation.prediction_sources import ModelSource
+from vesselseg.evaluation.result_types import ItemResult
+from vesselseg.evaluation.score_split import ScoringSettings, Variant, score_split
 from vesselseg.evaluation.threshold import THRESHOLDS, best_index, count_metrics
 from vesselseg.inference.predictor import Predictor
 
@@ -35,7 +35,7 @@ class ModelScore:
     meaning: str  # one phrase for reports
     threshold: float
     dice: NDArray[np.float64]  # (items,)
-    difference: Metric | None = None  # paired difference from the teacher; None for the teacher
+    difference: PairedMetric | None = None  # paired difference from the teacher; None for the teacher
 
     @property
     def mean(self) -> float:
@@ -61,7 +61,7 @@ class Validator:
     data: Path
     records: Sequence[Record]
     batch: int
-    track: Track
+    progress: Progress
 
     def score(self, name: str, meaning: str, predictor: Predictor, teacher: ModelScore | None = None) -> ModelScore:
         """Dice at the threshold that is best for this model."""
@@ -71,7 +71,7 @@ class Validator:
         score = ModelScore(name, meaning, float(THRESHOLDS[best]), dice[:, best])
         return score if teacher is None else with_difference(score, teacher, self.groups(predictor))
 
-    def items(self, predictor: Predictor, threshold: float) -> list[Scored]:
+    def items(self, predictor: Predictor, threshold: float) -> list[ItemResult]:
         """All metrics of every item at a threshold."""
         return self._scores(predictor, (Variant(False, threshold),)).items[0]
 
@@ -82,24 +82,24 @@ class Validator:
 
     def _scores(self, predictor: Predictor, variants: tuple[Variant, ...]) -> Any:
         source = ModelSource(Path(), predictor, self.records)
-        measured = Measure(variants, masks=False)
-        return score_split(self.data, VALIDATION, source, self.records, measured, (False,), self.batch, self.track)
+        measured = ScoringSettings(variants, masks=False)
+        return score_split(self.data, VALIDATION, source, self.records, measured, (False,), self.batch, self.progress)
 
 
 def with_difference(score: ModelScore, teacher: ModelScore, groups: Sequence[str]) -> ModelScore:
     """The score with its paired difference from the teacher: negative if it is worse."""
     table = np.stack([score.dice, teacher.dice], axis=1)  # (items, 2)
-    return replace(score, difference=measure("dice", table, groups))
+    return replace(score, difference=paired_metric("dice", table, groups))
 
 
-def paired_metrics(student: Sequence[Scored], teacher: Sequence[Scored]) -> list[Metric]:
+def paired_metrics(student: Sequence[ItemResult], teacher: Sequence[ItemResult]) -> list[PairedMetric]:
     """Student minus teacher, item by item, for the metrics of COMPARED that both have."""
     groups = [item.group for item in student]
     tables = {
         name: np.array([[a.metrics[name], b.metrics[name]] for a, b in zip(student, teacher)]) for name in COMPARED
     }
     defined = {name: table for name, table in tables.items() if np.isfinite(table).all(axis=1).any()}
-    return [measure(name, table, groups) for name, table in defined.items()]
+    return [paired_metric(name, table, groups) for name, table in defined.items()]
 
 
 def select_candidate(scores: Sequence[ModelScore]) -> int:
@@ -124,7 +124,7 @@ def prompt_scatter(targets: DistillationTargets) -> float:
 def rejection_reasons(
     student: ModelScore,
     int8: ModelScore,
-    metrics: Sequence[Metric],
+    metrics: Sequence[PairedMetric],
     scatter: float,
     images: tuple[int, int],
     is_constant: bool,

@@ -1,4 +1,4 @@
-"""Switches of an evaluation, each measured against doing without it."""
+"""Ablations: inference options (flips, post-processing), each compared with predictions without it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vesselseg.evaluation.comparison import measure
+from vesselseg.evaluation.comparison import paired_metric
 from vesselseg.evaluation.metrics import METRICS
+from vesselseg.evaluation.result_types import AblationEffect, ItemResult
 from vesselseg.evaluation.score_split import Variant
-from vesselseg.evaluation.scores import Scored, SwitchEffect
 from vesselseg.inference.options import FLIPS
 from vesselseg.inference.post_processing import PostProcessing
 
 WITHOUT = ""
-"""The name under which no switch is on."""
+"""Name of the variant without any option."""
 
 
-def switch_variants(flips: bool, steps: PostProcessing, thresholds: Mapping[bool, float]) -> dict[str, Variant]:
-    """Without any switch, then each one that is on alone, then all together (where more than one is); the last is what
-    is reported. thresholds: with flips and without, where a search found one of its own for each.
+def ablation_variants(flips: bool, steps: PostProcessing, thresholds: Mapping[bool, float]) -> dict[str, Variant]:
+    """No option, then each option that is on alone, then all together if there are several; the last one is reported.
+
+    thresholds: without (False) and with flips (True).
     """
     variants = {WITHOUT: Variant(False, thresholds[False])}
     if flips:
@@ -32,25 +33,31 @@ def switch_variants(flips: bool, steps: PostProcessing, thresholds: Mapping[bool
     return variants
 
 
-def switch_effects(names: Sequence[str], items: Sequence[Sequence[Scored]], seed: int) -> Iterator[SwitchEffect]:
-    """Every metric of every switch against without, paired per item; names, items: one per variant, without first."""
+def ablation_effects(
+    names: Sequence[str], items: Sequence[Sequence[ItemResult]], seed: int
+) -> Iterator[AblationEffect]:
+    """Every metric of every variant compared with the first one, which has no option; paired by item.
+
+    names, items: one entry per variant. seed: of the bootstrap.
+    """
     without, groups = items[0], [item.group for item in items[0]]
     for name, scored in zip(names[1:], items[1:]):
         for metric in METRICS:
+            # (items, 2): with the option, without
             table = np.array([(a.metrics[metric], b.metrics[metric]) for a, b in zip(scored, without)])
             if not np.isfinite(table).all(axis=1).any():
                 continue
-            found = measure(metric, table, groups, seed)
-            yield SwitchEffect(
-                switch=name,
+            paired = paired_metric(metric, table, groups, seed)
+            yield AblationEffect(
+                option=name,
                 metric=metric,
-                items=found.items,
-                means=(found.means[1], found.means[0]),
-                difference=found.difference,
-                low=found.low,
-                high=found.high,
-                p=found.p if found.p_groups is None else found.p_groups,
-                wins=found.wins,
-                ties=found.ties,
-                losses=found.losses,
+                items=paired.items,
+                means=(paired.means[1], paired.means[0]),
+                difference=paired.difference,
+                low=paired.low,
+                high=paired.high,
+                p=paired.p_reported,
+                wins=paired.wins,
+                ties=paired.ties,
+                losses=paired.losses,
             )

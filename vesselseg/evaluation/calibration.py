@@ -1,7 +1,9 @@
-"""Whether probabilities are frequencies: reliability, ECE, Brier, and one temperature that brings them closer.
+"""Calibration of probabilities: reliability diagram, ECE, Brier score, NLL, and temperature scaling.
 
-All of it comes from one histogram of logits per split, so memory does not depend on the number of pixels. Pixels of all
-items are pooled: a large image weighs more than a small one.
+Everything is computed from one histogram of logits per split, so memory does not depend on the number of pixels. Pixels
+of all items are pooled: a large image weighs more than a small one. Sources: ECE: Naeini et al., AAAI 2015; reliability
+diagram and temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; Brier score: Brier,
+Monthly Weather Review 1950.
 """
 
 from __future__ import annotations
@@ -12,22 +14,23 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from vesselseg.evaluation.errors import EvaluationError
-from vesselseg.evaluation.scores import Reliability
+from vesselseg.evaluation.result_types import Reliability
 
 BINS = 15
-"""Bins of the reliability diagram and of the ECE, of equal width over 0..1, as Guo et al. have them."""
+"""Bins of the reliability diagram and of the ECE, of equal width over 0..1, as in Guo et al."""
 VISIBLE = 0.01
-"""Pixels of less than this probability are background that no one doubts: left out of the second set of figures."""
+"""Pixels below this probability are undisputed background, excluded from the second set of measures."""
 TEMPERATURES = (0.05, 20.0)
-_FLOOR = 1e-6  # a 16-bit file holds 0 below it; without a floor one such pixel of vessel would cost infinitely much
+"""Range of the search."""
+_FLOOR = 1e-6  # 16-bit files store smaller probabilities as 0, whose NLL would be infinite for a vessel pixel
 _STEP = 0.005  # width of a bin of logits
-_FIRST = logit(VISIBLE) - _STEP * np.ceil((logit(VISIBLE) - logit(_FLOOR)) / _STEP)  # so that VISIBLE is an edge
+_FIRST = logit(VISIBLE) - _STEP * np.ceil((logit(VISIBLE) - logit(_FLOOR)) / _STEP)  # makes VISIBLE the edge of a bin
 _LOGITS = int(np.ceil((logit(1 - _FLOOR) - _FIRST) / _STEP))
 _VISIBLE_FROM = round((logit(VISIBLE) - _FIRST) / _STEP)
 
 
 class LogitHistogram:
-    """Pixels per logit, background and vessel apart: (2, bins) counts and the sum of the logits in each bin."""
+    """Pixel counts by logit, (2, bins): background and vessel; and the sum of the logits in each bin, (bins,)."""
 
     def __init__(self) -> None:
         self.counts = np.zeros((2, _LOGITS), np.int64)
@@ -43,15 +46,17 @@ class LogitHistogram:
         self.sums += np.bincount(bins, weights=values, minlength=_LOGITS)
 
     def merge(self, other: LogitHistogram) -> None:
-        """Take in another one's pixels."""
+        """Add the pixels of another histogram."""
         self.counts += other.counts
         self.sums += other.sums
 
     def reliability(self, temperature: float = 1.0, visible: bool = False) -> Reliability:
-        """Figures of the probabilities sigmoid(logit / temperature).
+        """Reliability of the probabilities sigmoid(logit / temperature).
 
-        visible: only pixels whose probability before the temperature is VISIBLE or more, so that the pixels stay the
-        same ones. They are chosen by the prediction alone: choosing by the truth would bend the frequencies.
+        ECE = sum over bins of (pixels in the bin / pixels) * |mean probability - frequency of vessel|.
+        Brier = mean of (probability - truth)^2. visible: only pixels with a probability of VISIBLE or more before the
+        temperature, so that the set of pixels does not depend on it. The prediction alone selects them: a selection by
+        the truth would bias the frequencies.
         """
         start = _VISIBLE_FROM if visible else 0
         logits, counts = self._logits()[start:] / temperature, self.counts[:, start:]
@@ -76,15 +81,14 @@ class LogitHistogram:
         )
 
     def fit_temperature(self) -> float:
-        """The temperature in TEMPERATURES with the lowest mean negative log-likelihood over all pixels.
+        """The temperature in TEMPERATURES with the lowest mean NLL over all pixels; above 1 it moves them towards 0.5.
 
-        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Above 1 probabilities move towards 0.5.
-        Raises EvaluationError where vessel or background is missing: the likelihood then has no lowest point.
+        Raises EvaluationError where vessel or background is missing: the NLL then has no minimum.
         """
         if not self.counts.sum(axis=1).all():
             lacking = "background" if self.counts[1].any() else "vessel"
             raise EvaluationError(
-                f"--calibrate: the validation split holds no pixel of {lacking}, so no temperature fits"
+                f"--calibrate: the validation split has no {lacking} pixel, so no temperature can be fitted"
             )
         logits = self._logits()
         low, high = np.log(TEMPERATURES)
@@ -97,14 +101,14 @@ class LogitHistogram:
         return float(np.exp(found.x))
 
     def _logits(self) -> NDArray[np.float64]:
-        """Mean logit of the pixels in each bin, its middle where there is none: (bins,)."""
+        """Mean logit of the pixels in each bin, the centre of an empty one: (bins,)."""
         pixels = self.counts.sum(axis=0)
-        middle = _FIRST + _STEP * (np.arange(_LOGITS) + 0.5)
-        return np.where(pixels > 0, self.sums / np.maximum(pixels, 1), middle)
+        centre = _FIRST + _STEP * (np.arange(_LOGITS) + 0.5)
+        return np.where(pixels > 0, self.sums / np.maximum(pixels, 1), centre)
 
 
 def calibrated(probability: float, temperature: float) -> float:
-    """What a probability between 0 and 1, both excluded, becomes under a temperature."""
+    """sigmoid(logit(probability) / temperature); probability: between 0 and 1, both excluded."""
     return float(expit(logit(probability) / temperature))
 
 

@@ -1,4 +1,9 @@
-"""Paired comparison of results on the same images: differences with intervals, Wilcoxon's test, wins and ties."""
+"""Paired comparison of results on the same images: differences with intervals, Wilcoxon's test, wins and ties.
+
+Intervals resample groups, see ``statistics``. Test: Wilcoxon, "Individual comparisons by ranking methods", Biometrics
+Bulletin 1945. p values of several pairs are adjusted by Holm, "A simple sequentially rejective multiple test
+procedure", Scandinavian Journal of Statistics 1979.
+"""
 
 from __future__ import annotations
 
@@ -17,78 +22,79 @@ from scipy.stats import wilcoxon
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.metrics import METRIC_TABLE
 from vesselseg.evaluation.prediction_folder import SETTINGS_FILE
-from vesselseg.evaluation.results import RESULTS_FILE
+from vesselseg.evaluation.results_file import RESULTS_FILE
 from vesselseg.evaluation.statistics import bootstrap_interval
 
-TIE = 1e-9  # differences below it are rounding
+TIE = 1e-9  # smaller differences are rounding errors
 _ITEM = ("group", "height", "width", "truth_pixels", "metrics")
-Key = tuple[str, str]
+Key = tuple[str, str]  # image, phrase
 
 
 @dataclass(frozen=True)
 class Results:
-    """One results.json. items: by (image, phrase). folder: where its panels lie. length_unit: "px" or "mm"."""
+    """The content of one results.json."""
 
     name: str
-    folder: Path
-    source: str
+    folder: Path  # with results.json and panels/
+    source: str  # path of the model or predictions
     split: str
-    fingerprint: str
+    fingerprint: str  # of the dataset
     items: dict[Key, dict[str, Any]]
-    length_unit: str = "px"
+    length_unit: str = "px"  # "px" or "mm"
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric of two results over the items that have it: difference = first - second.
-
-    low, high: 95 % bootstrap interval that resamples groups, None for one group. p: Wilcoxon's signed-rank test over
-    the items; p_groups: over the groups' means, None where every item is its own group. None where all are ties.
-    """
+class PairedMetric:
+    """One metric of two results over the items that have it in both."""
 
     name: str
     items: int
-    means: tuple[float, float]
-    difference: float
-    low: float | None
+    means: tuple[float, float]  # first, second
+    difference: float  # mean of first - second
+    low: float | None  # 95 % bootstrap interval that resamples groups; None for one group
     high: float | None
-    p: float | None
-    p_groups: float | None
-    wins: int
+    p: float | None  # Wilcoxon's signed-rank test over the items; None where all are ties
+    p_groups: float | None  # the same over group means; None also where every item is its own group
+    wins: int  # items on which the first result is better
     ties: int
     losses: int
+
+    @property
+    def p_reported(self) -> float | None:
+        """p over groups where there are any, because images of one group are not independent."""
+        return self.p if self.p_groups is None else self.p_groups
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two results. differences: (items,) of the chosen metric, in the order of keys. p_adjusted: by Holm."""
+    """The comparison of two results."""
 
-    first: int
+    first: int  # index into Comparison.results
     second: int
-    chosen: Metric
-    metrics: list[Metric]
-    keys: list[Key]
-    differences: NDArray[np.float64]
-    p_adjusted: float | None = None
+    chosen: PairedMetric  # the metric of the comparison
+    metrics: list[PairedMetric]  # all
+    keys: list[Key]  # items with the chosen metric in both
+    differences: NDArray[np.float64]  # (items,) of the chosen metric, in the order of keys
+    p_adjusted: float | None = None  # by Holm for the number of pairs; None for one pair
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results, the keys that all of them have, every pair. left_out: items that not all have with the same truth."""
+    """Results on the same items, and every pair of them."""
 
     results: list[Results]
-    metric: str
-    keys: list[Key]
+    metric: str  # the chosen one
+    keys: list[Key]  # items that all results have with the same truth
     pairs: list[Pair]
     groups: int
-    grouped: bool
-    left_out: int
-    notes: list[str]
-    seed: int
+    grouped: bool  # whether a group has several items
+    left_out: int  # items that some results lack or have with another truth
+    notes: list[str]  # differences of the data that --common tolerated
+    seed: int  # of the bootstrap
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether the smaller value of a metric wins."""
+    """Whether smaller values of a metric are better."""
     return METRIC_TABLE[metric].lower_is_better
 
 
@@ -110,19 +116,21 @@ def read_results(path: Path) -> Results:
         read = Results(path.name or str(path), file.parent, source, data["split"], data["fingerprint"], items, unit)
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
-            f"{file}: no results of tools/eval.py ({type(error).__name__}: {error}); score the predictions anew"
+            f"{file}: not a results file of tools/eval.py ({type(error).__name__}: {error}); "
+            "score the predictions again"
         ) from None
     if not items:
-        raise EvaluationError(f"{file}: holds no scored image")
+        raise EvaluationError(f"{file}: contains no scored image")
     return read
 
 
 def compare(results: Sequence[Results], metric: str, common: bool = False, seed: int = 0) -> Comparison:
-    """Compare each result with each later one. common: on the items that all have, instead of refusing.
+    """Compare each result with each later one.
 
-    Raises EvaluationError where data, images or truths differ, and for a metric that is not in all of them.
+    metric: a name of METRIC_TABLE. common: compare the items that all results have, instead of refusing others. seed:
+    of the bootstrap. Raises EvaluationError where data, images or truths differ, and for a metric that a result lacks.
     """
-    results = [_by_image(one, results) for one in _named_apart(results)]
+    results = [_by_image(one, results) for one in _with_unique_names(results)]
     keys, left_out, problems = _shared(results)
     if problems and not common:
         advice = "A paired comparison needs the same images: evaluate on the same data and split, or add --common."
@@ -131,7 +139,9 @@ def compare(results: Sequence[Results], metric: str, common: bool = False, seed:
         raise EvaluationError("the results share no image with the same truth: there is nothing to compare")
     one_unit = len({one.length_unit for one in results}) == 1
     if not one_unit:
-        problems.append("lengths are in pixels in one result and in mm in another: what depends on them is left out")
+        problems.append(
+            "lengths are in pixels in one result and in mm in another: metrics that depend on them are left out"
+        )
     names = [
         name
         for name, known in METRIC_TABLE.items()
@@ -145,25 +155,25 @@ def compare(results: Sequence[Results], metric: str, common: bool = False, seed:
     return Comparison(results, metric, keys, _holm(pairs), len(set(groups)), grouped, left_out, problems, seed)
 
 
-def _named_apart(results: Sequence[Results]) -> list[Results]:
-    """Names that tell the results apart: folder names, with numbers where two are the same."""
+def _with_unique_names(results: Sequence[Results]) -> list[Results]:
+    """Rename equal results by their parent folders, and number those that are still equal."""
     names = [one.name.removesuffix(".json") for one in results]
     parents = [
         f"{one.folder.parent.name}/{name}" if names.count(name) > 1 else name for one, name in zip(results, names)
     ]
-    apart = [f"{name} ({i})" if parents.count(name) > 1 else name for i, name in enumerate(parents, start=1)]
-    return [replace(one, name=name) for one, name in zip(results, apart)]
+    unique = [f"{name} ({i})" if parents.count(name) > 1 else name for i, name in enumerate(parents, start=1)]
+    return [replace(one, name=name) for one, name in zip(results, unique)]
 
 
 def _by_image(one: Results, results: Sequence[Results]) -> Results:
-    """Items keyed by image alone where every result has one per image: a folder of masks names no phrase."""
+    """Keys without phrases where every result has one item per image: folders of masks have no phrases."""
     if any(len({image for image, _ in result.items}) < len(result.items) for result in results):
         return one
     return replace(one, items={(image, ""): item for (image, _), item in one.items.items()})
 
 
 def _shared(results: Sequence[Results]) -> tuple[list[Key], int, list[str]]:
-    """(keys that all have with the same truth, in the first's order; how many items are not; what differs)."""
+    """(keys with the same truth in all results, in the first one's order; number of other items; differences)."""
     first, problems = results[0], []
     everywhere = [key for key in first.items if all(key in one.items for one in results)]
     same = [key for key in everywhere if len({_truth(one.items[key]) for one in results}) == 1]
@@ -215,11 +225,11 @@ def _pair(
         return np.array([[v if _is_number(v) else np.nan for v in row] for row in rows], dtype=np.float64)
 
     tables = {name: values(name) for name in names}
-    metrics = [measure(name, table, groups, seed) for name, table in tables.items() if _complete(table).any()]
+    metrics = [paired_metric(name, table, groups, seed) for name, table in tables.items() if _complete(table).any()]
     main = next((one for one in metrics if one.name == chosen), None)
     if main is None:
         named = f"{results[first].name} and {results[second].name}"
-        raise EvaluationError(f"--metric {chosen}: no image has it both in {named}")
+        raise EvaluationError(f"--metric {chosen}: no image has it in both {named}")
     complete = _complete(tables[chosen])
     differences = np.subtract(*tables[chosen][complete].T)
     return Pair(first, second, main, metrics, [key for key, has in zip(keys, complete) if has], differences)
@@ -229,8 +239,11 @@ def _complete(table: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(table).all(axis=1))
 
 
-def measure(name: str, table: NDArray[np.float64], groups: Sequence[str], seed: int = 0) -> Metric:
-    """One metric from its values (items, 2), first and second result; items without a number in both are left out."""
+def paired_metric(name: str, table: NDArray[np.float64], groups: Sequence[str], seed: int = 0) -> PairedMetric:
+    """Compare two results by one metric.
+
+    table: (items, 2) values of the first and second result; items that are NaN in either are ignored. groups: (items,).
+    """
     complete = _complete(table)
     table, groups = table[complete], [group for group, has in zip(groups, complete) if has]
     differences = table[:, 0] - table[:, 1]
@@ -238,7 +251,7 @@ def measure(name: str, table: NDArray[np.float64], groups: Sequence[str], seed: 
     better = -differences if lower_is_better(name) else differences
     distinct = sorted(set(groups))
     means = np.array([differences[[group == name for group in groups]].mean() for name in distinct])
-    return Metric(
+    return PairedMetric(
         name=name,
         items=len(table),
         means=(float(table[:, 0].mean()), float(table[:, 1].mean())),
@@ -254,17 +267,18 @@ def measure(name: str, table: NDArray[np.float64], groups: Sequence[str], seed: 
 
 
 def signed_rank(differences: NDArray[np.float64]) -> float | None:
-    """Two-sided p of Wilcoxon's signed-rank test, zeros left out; None where nothing differs."""
+    """Two-sided p of Wilcoxon's signed-rank test without ties; None where all are ties. differences: (items,)."""
     differing = differences[np.abs(differences) > TIE]
     return float(wilcoxon(differing).pvalue) if len(differing) else None
 
 
 def _holm(pairs: list[Pair]) -> list[Pair]:
-    """p of the chosen metric (over groups where there are any), adjusted for the number of pairs."""
+    """Pairs with Holm-adjusted p of the chosen metric: the k-th smallest of n is multiplied by n - k + 1, never below
+    the one before.
+    """
     if len(pairs) < 2:
         return pairs
-    tested = [one.chosen.p if one.chosen.p_groups is None else one.chosen.p_groups for one in pairs]
-    order = sorted((p, index) for index, p in enumerate(tested) if p is not None)
+    order = sorted((p, index) for index, one in enumerate(pairs) if (p := one.chosen.p_reported) is not None)
     adjusted: dict[int, float] = {}
     highest = 0.0
     for rank, (p, index) in enumerate(order):

@@ -1,4 +1,4 @@
-"""What evaluation says where its input cannot be scored."""
+"""The error of predictions, data or arguments that cannot be evaluated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EvaluationError(UserError):
 
 
 def problem_list(headline: str, problems: Sequence[str], advice: str) -> str:
-    """One message for many problems: headline, the first 20 of them, how many more, and what to do."""
+    """One message for many problems: headline, their number, the first 20 of them, and the advice."""
     lines = [f"{headline}: {len(problems)}", *(f"  {problem}" for problem in problems[:_SHOWN])]
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN} more")

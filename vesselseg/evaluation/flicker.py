@@ -1,11 +1,11 @@
-"""Flicker of a cine run's masks: how much they change from frame to frame, against how much there is to change.
+"""Flicker of a cine run's masks: how much they change from frame to frame, compared with truth or images.
 
 flicker = mean over neighbouring frames of 1 - Dice(mask t, mask t + 1), where two empty masks have Dice 1.
 
-The same number of the true masks says how much of it is motion and filling; where there is no truth, the images' own
-change stands in: the mean over neighbouring frames of 1 - r, with r Pearson's correlation of the grey values, averaged
-over blocks of 4 x 4 pixels so that quantum noise hardly counts. Its scale is another one, so a ratio to it compares
-methods on one run and means nothing across runs. Masks that never change have no flicker, right or wrong.
+The flicker of the true masks is the part that comes from motion and contrast filling. Without truth the change of the
+images is the reference: the mean over neighbouring frames of 1 - r, where r is Pearson's correlation of the grey values
+averaged over blocks of 4 x 4 pixels, which suppresses quantum noise. Its scale differs, so a ratio to it compares
+methods on one run but not across runs. Constant masks have no flicker, correct or not.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from itertools import pairwise
 import numpy as np
 
 _BLOCK = 4
-_ROUNDING = 1e-12  # of an image's length: what subtracting the mean leaves of one that is the same everywhere
+_ROUNDING = 1e-12  # relative norm of a constant image after subtraction of its mean
 
 
 @dataclass(frozen=True)
 class Flicker:
-    """masks, truth: mean 1 - Dice of neighbours, 0 to 1. images: mean 1 - correlation of neighbours, 0 to 2.
+    """Mean change between neighbouring frames. masks, truth: 1 - Dice, 0..1; images: 1 - correlation, 0..2.
 
-    None: not given. A ratio is None also where what it is of does not change.
+    None: not given. A ratio is also None where its reference does not change.
     """
 
     masks: float
@@ -42,7 +42,7 @@ class Flicker:
         return self.masks / self.images if self.images else None
 
     def as_json(self) -> dict[str, float | None]:
-        """All five numbers."""
+        """The three changes and both ratios, for JSON."""
         return {**asdict(self), "to_truth": self.to_truth, "to_images": self.to_images}
 
 
@@ -51,7 +51,7 @@ def flicker(
     truth: Iterable[np.ndarray] | None = None,
     images: Iterable[np.ndarray] | None = None,
 ) -> Flicker:
-    """Of one object in one run; frames may come one by one, two are held.
+    """Flicker of one object in one run; iterables are read once, two frames are held in memory.
 
     masks, truth: per frame (height, width) bool. images: per frame (height, width) or (height, width, 3).
     Raises ValueError for fewer than two frames and for frames of different sizes.
@@ -90,7 +90,7 @@ def _mask_step(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _image_step(first: np.ndarray, second: np.ndarray) -> float:
-    """An image without any structure correlates with nothing but itself."""
+    """1 - correlation; a constant image correlates only with an equal one."""
     centred = [image - image.mean() for image in (first, second)]
     lengths = [float(np.linalg.norm(image)) for image in centred]
     if any(own <= _ROUNDING * np.linalg.norm(image) for own, image in zip(lengths, (first, second))):
@@ -99,7 +99,7 @@ def _image_step(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _blocks(image: np.ndarray) -> np.ndarray:
-    """Means over blocks of grey values, (height / 4, width / 4) float64; what is left at the edges is cut off."""
+    """Block means of the grey values, (height / 4, width / 4) float64; incomplete blocks at the edges are cut off."""
     grey = np.asarray(image, dtype=np.float64)
     grey = grey.mean(axis=2) if grey.ndim == 3 else grey
     rows, columns = (max(side // _BLOCK, 1) for side in grey.shape)

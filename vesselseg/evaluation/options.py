@@ -1,4 +1,4 @@
-"""The options of an evaluation, light to import: a command line declares them before any work."""
+"""Options of an evaluation, light to import for the command line."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +8,11 @@ from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessi
 
 AUTO = "auto"  # the threshold is searched on the validation split
 RESULTS_FILE = "results.json"
-# Metrics whose best threshold can be searched: from pixel counts at every threshold, and from masks on a coarser grid.
-COUNTED = ("dice", "iou", "accuracy", "balanced_accuracy", "mcc")
-ON_GRID = ("cldice", "hd", "hd95", "assd", "nsd", "betti_0_error", "betti_1_error", "components_error")
+# Metrics whose best threshold can be searched, from pixel counts at every threshold; that of precision or recall alone
+# is trivial.
+COUNT_METRICS = ("dice", "iou", "accuracy", "balanced_accuracy", "mcc")
+# Metrics that need a mask per threshold: searched at fewer thresholds, on request.
+MASK_METRICS = ("cldice", "hd", "hd95", "assd", "nsd", "betti_0_error", "betti_1_error", "components_error")
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,9 @@ class EvaluationOptions:
     """What is computed in addition to the metrics at one threshold."""
 
     metric: str = "dice"
-    """whose best mean on the validation split auto takes"""
+    """metric that auto optimises on the validation split"""
     tta: Literal["flips"] | None = None
-    """average the predictions over the mirrored images, at 4 x the time"""
+    """average the probabilities over flipped images, at 4 x the time"""
     post_processing: PostProcessing = NO_POST_PROCESSING
     """of the masks, after the threshold"""
     calibrate: bool = False
@@ -30,5 +32,5 @@ class EvaluationOptions:
 
     @property
     def flips(self) -> bool:
-        """Whether predictions are averaged over mirrored images."""
+        """Whether probabilities are averaged over flipped images."""
         return self.tta is not None

@@ -1,22 +1,22 @@
-"""One file of a prediction -> mask or probabilities: PNG, TIFF, NumPy, nnU-Net's and MedSAM's .npz, NIfTI.
+"""Read one prediction file as mask or probabilities: PNG, TIFF, NumPy, .npz of nnU-Net and MedSAM, NIfTI.
 
 * ``.npy``, and ``.npz`` with a single array: floats are probabilities in 0..1; bool, and integers 0 and 1 or 0 and 255,
-  are a mask. (height, width), with any further sides of length 1.
+  are a mask. Shape (height, width), plus any axes of length 1.
 * ``.npz`` of nnU-Net (``--save_probabilities``): ``probabilities`` (``softmax`` in version 1), (classes, 1, height,
-  width). Two classes are background and vessel, which add up to 1, or to 0 outside the part that nnU-Net looked at; a
-  single one is the vessel. ``.npz`` of MedSAM: ``segs``, a mask.
-* 1-bit and palette PNG or TIFF: a mask; index 0 is background, everything else vessel.
+  width). Two classes are background and vessel; they sum to 1, or to 0 outside the region that nnU-Net predicted. A
+  single class is the vessel. ``.npz`` of MedSAM: ``segs``, a mask.
+* 1-bit and palette PNG or TIFF: a mask; index 0 is background, all others are vessel.
 * 8-bit and 16-bit PNG or TIFF: masks where all values of the *folder* are 0, 1 or the largest value (255 or 65535;
   255 in 16 bits too), else probability = value / largest value; ``prediction_folder`` settles which. Colour files
-  count where their channels are equal. TIFF of floats: probabilities in 0..1.
+  are accepted if their channels are equal. TIFF of floats: probabilities in 0..1.
 * ``.nii``, ``.nii.gz``: values as in .npy, axes see below.
 
-NIfTI axes. The array is (columns, rows) or (columns, rows, 1): in NIfTI the first axis is x. Where the header says how
-the axes lie in the patient, they are turned so that columns run to the patient's left and rows to the back, as DICOM,
-ITK and nnU-Net lay out an image: a file that another program has flipped or transposed *with* its header comes out as
-it was. A header without geometry (no qform and sform, or pixel (0, 0) at the origin and no flip, which is what
-``nibabel.Nifti1Image(array, numpy.eye(4))`` writes) says nothing, and the array is taken as it is stored. A square
-image saved as (rows, columns) cannot be told from one saved rightly: transpose before saving.
+NIfTI axes. The array is (columns, rows) or (columns, rows, 1): the first axis of NIfTI is x. If the header defines the
+orientation, axes are reoriented so that columns run to the patient's left and rows to the back, as in DICOM, ITK and
+nnU-Net: a file that another program flipped or transposed *together with* its header is read correctly. A header
+without geometry (no qform and sform, or an identity orientation as ``nibabel.Nifti1Image(array, numpy.eye(4))`` writes
+it) is ignored, and the array is used as stored. A square image saved as (rows, columns) cannot be detected: transpose
+it before saving.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _EIGHT_BIT_MASKS = ((0, 1), (0, 255))
 _PICTURE_MASK = (0, 1, 255, 65535)
 _CHANNELS = ("probabilities", "softmax")  # arrays of nnU-Net 2 and 1, (classes, ...)
 _MASK = "segs"  # array of MedSAM
-# What NumPy's readers raise on damaged files.
+# Errors of NumPy's readers on damaged files.
 _UNREADABLE = (
     ValueError,
     EOFError,
@@ -62,19 +62,15 @@ _ANATOMY = (-1, -1, -1)  # left, posterior, inferior, against NIfTI's right, ant
 
 @dataclass(frozen=True)
 class Stored:
-    """One prediction as it lies on the disk.
+    """One prediction as stored in its file."""
 
-    values: (height, width) as stored; scale: what to divide by to get a probability, None for a mask;
-    undecided: values of a picture that fit both a mask and a very dark probability map.
-    """
-
-    values: Values
-    scale: float | None
-    undecided: bool = False
+    values: Values  # (height, width)
+    scale: float | None  # divisor that gives probabilities; None for a mask
+    undecided: bool = False  # values fit both a mask and a very dark probability map
 
     @property
     def kind(self) -> str:
-        """mask, picture of probabilities, or probabilities."""
+        """ "mask", "picture of probabilities" (scaled integers) or "probabilities"."""
         if self.scale is None or self.undecided:
             return "mask"
         return "picture of probabilities" if self.scale > 1 else "probabilities"
@@ -87,12 +83,12 @@ class Stored:
 
 
 def suffix_of(name: str) -> str:
-    """The ending in ``READERS`` that a file name has, in lower case; "" for another file."""
+    """The suffix of a file name in ``READERS``, in lower case; "" for other files."""
     return next((suffix for suffix in READERS if name.lower().endswith(suffix)), "")
 
 
 def read_prediction(path: Path) -> Stored:
-    """A file whose name ends as one of ``READERS``; raises ValueError without the file's name."""
+    """Read a file with a suffix in ``READERS``; raises ValueError, whose message does not name the file."""
     return READERS[suffix_of(path.name)](path)
 
 
@@ -137,7 +133,7 @@ def _vessel_channel(values: Values) -> Values:
 
 
 def _array(values: Values) -> Stored:
-    """Values of a type that says what they are: floats, or a mask of bool or integers."""
+    """An array whose type defines its meaning: floats are probabilities, bool and integers a mask."""
     values = _plane(values)
     if values.dtype == np.bool_ or np.issubdtype(values.dtype, np.integer):
         if not any(np.isin(values, pair).all() for pair in _EIGHT_BIT_MASKS):
@@ -158,11 +154,11 @@ def _check_range(values: Values, slack: float = 0.0) -> None:
 
 
 def _plane(values: Values) -> Values:
-    """Without sides of length 1, as long as two are left."""
+    """The array without axes of length 1, (height, width)."""
     while values.ndim > 2 and 1 in values.shape:
         values = values.squeeze(axis=values.shape.index(1))
     if values.ndim != 2:
-        raise ValueError(f"an array of {_sides(values)}; expected one picture, (height, width)")
+        raise ValueError(f"an array of {_sides(values)}; expected one image, (height, width)")
     return values
 
 
@@ -201,7 +197,7 @@ def _grey(values: Values, mode: str) -> Values:
 
 
 def _read_nifti(path: Path) -> Stored:
-    import nibabel  # half a second, for those who have such files
+    import nibabel  # takes half a second to import
 
     unreadable = (*_UNREADABLE, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError)
     try:
@@ -220,17 +216,17 @@ def _read_nifti(path: Path) -> Stored:
 
 
 def _upright(values: Values, opened: SpatialImage) -> Values:
-    """The slice (first axis, second axis) of a NIfTI file as (rows, columns)."""
+    """A NIfTI slice, (first axis, second axis), as (rows, columns)."""
     import nibabel
 
     affine: Any = opened.affine
     if affine is None or _without_geometry(opened, affine):
         return values.T
     if not np.isfinite(affine).all():
-        raise ValueError("its header's affine has numbers that are not finite")
+        raise ValueError("the affine of its header is not finite")
     directions = nibabel.io_orientation(affine)[:2]
     if not np.isfinite(directions).all():
-        raise ValueError("its header's affine gives an axis no direction")
+        raise ValueError("the affine of its header leaves an axis without direction")
     for axis, (world, sign) in enumerate(directions):
         if sign != _ANATOMY[int(world)]:
             values = np.flip(values, axis)
@@ -256,4 +252,4 @@ READERS: dict[str, Callable[[Path], Stored]] = {
     ".tif": _read_picture,
     ".tiff": _read_picture,
 }
-"""By the end of a file's name."""
+"""Reader by suffix."""

@@ -1,14 +1,14 @@
-"""A folder of masks or probabilities from anyone, one file per image, read as probabilities.
+"""A folder of masks or probabilities of any program, one file per image, read as probabilities.
 
-The prediction of ``images/a/b.jpg`` is ``a/b`` with an ending of ``prediction_files.READERS``: PNG, TIFF, NPY, NPZ or
-NIfTI. Where no other image is called ``b`` it may be ``b`` without the folder, as nnU-Net writes it, and ``seg_b`` as
-MedSAM does. Of a mask and an ``.npz`` of the same image, both from nnU-Net's ``--save_probabilities``, the
-probabilities are read. Other files (``plans.json``, ``.pkl``) play no part.
+The prediction of ``images/a/b.jpg`` is ``a/b`` with a suffix of ``prediction_files.READERS``: PNG, TIFF, NPY, NPZ or
+NIfTI. If no other image is called ``b``, it may also be ``b`` without the folder, as nnU-Net writes it, or ``seg_b`` as
+MedSAM does. If an image has a mask and an ``.npz``, as written by nnU-Net's ``--save_probabilities``, the probabilities
+are read. Other files (``plans.json``, ``.pkl``) are ignored.
 
-Pictures are decided for the folder as a whole. Where every value is 0, 1 or the largest one they are masks (not 0 is
-vessel), otherwise all of them are probabilities.
+Integer images are interpreted for the folder as a whole: if every value is 0, 1 or the largest one they are masks
+(nonzero is vessel), otherwise all of them are probabilities.
 
-``predictions.json`` may lie beside them: its ``threshold`` is then the one stored with the predictions.
+An optional ``predictions.json`` holds the ``threshold`` of the predictions.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _PREFIX = "seg_"  # of MedSAM's files
 
 
 class PredictionFolder:
-    """Predictions on the disk for the images of a dataset folder."""
+    """Predictions in files for the images of a dataset folder."""
 
     def __init__(self, folder: Path, image_names: Iterable[str]) -> None:
-        """image_names: all images of the dataset, of every split; files that belong to none of them are errors.
+        """image_names: all images of the dataset, of every split.
 
-        Raises EvaluationError for a folder without predictions, for files that belong to no image, for two files of
-        one image, and for two images that share one prediction.
+        Raises EvaluationError for a folder without predictions, for files that match no image, for two files of one
+        image, and for two images that match one file.
         """
         self.folder = Path(folder)
         self._files = self._match(sorted(image_names))
@@ -45,19 +45,19 @@ class PredictionFolder:
         self._graded_pictures = False
 
     def holds(self, name: str) -> bool:
-        """Whether there is a file for an image."""
+        """Whether an image has a file."""
         return name in self._files
 
     def check(self, sizes: dict[str, tuple[int, int]]) -> None:
-        """Read every prediction once and raise EvaluationError that lists all missing, wrong and unreadable ones.
+        """Read every prediction once; raises EvaluationError that lists all missing, wrong and unreadable ones.
 
-        sizes: per image its (height, width). Also settles whether the folder holds masks or probabilities.
+        sizes: image -> (height, width). Also determines whether the folder holds masks or probabilities.
         """
         missing = [name for name in sizes if name not in self._files]
         if missing:
             endings = ", ".join(READERS)
-            expected = [f"{name}: expected {_stem(name)} with one of {endings}" for name in missing]
-            advice = f"Predict them into {self.folder}, or leave the images out of the split."
+            expected = [f"{name}: expected {_stem(name)} with a suffix of {endings}" for name in missing]
+            advice = f"Add these predictions to {self.folder}, or remove the images from the split."
             raise EvaluationError(problem_list(f"{self.folder}: images without a prediction", expected, advice))
         problems: list[str] = []
         kinds: set[str] = set()
@@ -67,7 +67,7 @@ class PredictionFolder:
             except ValueError as error:
                 problems.append(str(error))
         if problems:
-            advice = "Save each prediction at its image's own size, as a mask or as probabilities in 0..1."
+            advice = "Save each prediction at the size of its image, as a mask or as probabilities in 0..1."
             raise EvaluationError(problem_list(f"{self.folder}: unusable predictions", problems, advice))
         self._graded_pictures = "picture of probabilities" in kinds
         self.holds_probabilities = self._graded_pictures or "probabilities" in kinds
@@ -89,26 +89,26 @@ class PredictionFolder:
         return stored
 
     def _match(self, image_names: Sequence[str]) -> dict[str, Path]:
-        """The file of every image that has one; a file that belongs to no image or to several is an error."""
+        """Image -> its file; raises EvaluationError for files that match no image or several."""
         images: dict[str, list[str]] = {}
         for name in image_names:
             images.setdefault(_stem(name), []).append(name)
         owners = _owners(images)
         files, extra = self._found(owners)
-        problems = [f"{stem}: one prediction for {', '.join(names)}" for stem, names in images.items() if names[1:]]
+        problems = [f"{stem}: one prediction matches {', '.join(names)}" for stem, names in images.items() if names[1:]]
         problems += [
             f"{stem}: two predictions, {', '.join(path.name for path in paths)}"
             for stem, paths in files.items()
             if len(paths) > 1
         ]
-        problems += [f"{name}: belongs to no image of the dataset" for name in extra]
+        problems += [f"{name}: matches no image of the dataset" for name in extra]
         if problems:
-            advice = "A prediction is named as its image: images/a/b.jpg -> a/b.png or a/b.npy. Move other files away."
+            advice = "Name a prediction like its image: images/a/b.jpg -> a/b.png or a/b.npy. Remove other files."
             raise EvaluationError(problem_list(f"{self.folder}: files that match no single image", problems, advice))
         return {names[0]: files[stem][0] for stem, names in images.items() if stem in files}
 
     def _found(self, owners: dict[str, str]) -> tuple[dict[str, list[Path]], list[str]]:
-        """(files by the image they belong to, of a mask and an .npz the latter; names of files of no image)."""
+        """(files by image, without masks that have an .npz; names of files that match no image)."""
         files: dict[str, list[Path]] = {}
         extra = []
         for path in sorted(self.folder.rglob("*")):
@@ -123,13 +123,13 @@ class PredictionFolder:
         if not files and not extra:
             endings = ", ".join(READERS)
             raise EvaluationError(
-                f"{self.folder}: no prediction in it ({endings}); expected one per image, named as the image is"
+                f"{self.folder}: contains no prediction ({endings}); expected one per image, named like the image"
             )
         return {stem: _with_probabilities(paths) for stem, paths in files.items()}, extra
 
 
 def _owners(stems: Iterable[str]) -> dict[str, str]:
-    """What a prediction may be called, without its ending -> the image's name, without its ending."""
+    """Accepted name of a prediction -> name of its image, both without suffix."""
     plain = Counter(PurePosixPath(stem).name for stem in stems)
     owners: dict[str, str] = {}
     for stem in stems:
@@ -142,7 +142,7 @@ def _owners(stems: Iterable[str]) -> dict[str, str]:
 
 
 def _with_probabilities(paths: list[Path]) -> list[Path]:
-    """nnU-Net writes a mask beside its .npz: one prediction, of which the probabilities say more."""
+    """Only the .npz of a mask and an .npz: nnU-Net writes both for one prediction."""
     archives = [path for path in paths if suffix_of(path.name) == ".npz"]
     return archives if len(archives) == 1 and len(paths) == 2 else paths
 
@@ -162,4 +162,4 @@ def _stored_threshold(folder: Path) -> tuple[float, str]:
         raise EvaluationError(f'{path}: expected an object with a number "threshold" ({error!r})') from None
     if not 0 <= threshold < 1:
         raise EvaluationError(f"{path}: threshold {threshold}, expected 0 <= threshold < 1")
-    return threshold, f"stored in {SETTINGS_FILE} beside the predictions"
+    return threshold, f"stored in {SETTINGS_FILE} of the predictions"

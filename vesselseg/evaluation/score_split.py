@@ -1,7 +1,7 @@
-"""One pass over the images of a split: metrics per item and variant, counts at 99 thresholds, logits counted.
+"""One pass over the images of a split: metrics per item and variant, counts at 99 thresholds, histograms of logits.
 
-An item is one phrase of one image (a model), or all objects of one image together (a folder of masks). Probabilities
-are held for one batch at a time.
+An item is one phrase of one image (for a model), or all objects of one image (for a folder of masks). Probabilities are
+held for one batch at a time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vesselseg.dataset.manifest import Record, image_path
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.evaluation.calibration import LogitHistogram
 from vesselseg.evaluation.metrics import METRICS, image_metrics
-from vesselseg.evaluation.scores import Scored
-from vesselseg.evaluation.sources import PredictionSource
+from vesselseg.evaluation.prediction_sources import PredictionSource
+from vesselseg.evaluation.result_types import ItemResult
 from vesselseg.evaluation.threshold import apply_threshold, threshold_counts
 from vesselseg.inference.flips import flipped_copies, mean_over_flips
 from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
@@ -29,7 +29,7 @@ from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessi
 
 @dataclass(frozen=True)
 class Variant:
-    """One way from an image to a mask: with or without flips, a threshold, and what comes after it."""
+    """One way from an image to a mask: with or without flips, threshold, post-processing."""
 
     flips: bool
     threshold: float
@@ -38,91 +38,84 @@ class Variant:
 
 @dataclass(frozen=True)
 class Item:
-    """What there is to score of one phrase of one image: truth and, per flips or not, probabilities, all (h, w)."""
+    """Input of the metrics: one phrase of one image."""
 
     record: Record
-    phrase: str
-    truth: NDArray[np.bool_]
-    probabilities: dict[bool, NDArray[np.float32]]
+    phrase: str  # empty: all objects
+    truth: NDArray[np.bool_]  # (height, width)
+    probabilities: dict[bool, NDArray[np.float32]]  # with flips or not -> (height, width)
 
 
 @dataclass(frozen=True)
-class Measure:
-    """What is measured of every item.
+class ScoringSettings:
+    """What to compute for every item."""
 
-    variants: each gives a mask that is scored. masks: the source holds masks, so there are no probabilities to count.
-    millimetres: measure distances by the records' spacing instead of in pixels. grid: thresholds at which every metric
-    of the mask is wanted.
-    """
-
-    variants: tuple[Variant, ...]
-    masks: bool
-    millimetres: bool = False
-    grid: tuple[float, ...] = ()
+    variants: tuple[Variant, ...]  # masks to score
+    masks: bool  # the source contains masks: no counts at thresholds, no logits
+    millimetres: bool = False  # distances in mm by the records' spacing instead of pixels
+    grid: tuple[float, ...] = ()  # thresholds at which every metric of the mask is computed
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One item: what each variant scored; per flips or not, and empty for masks: counts (99, 3), logits, and the
-    metrics (grid, metrics) in the order of METRICS.
-    """
+class ItemScores:
+    """All values of one item. Dicts: with flips or not; empty for masks."""
 
-    scored: tuple[Scored, ...]
+    results: tuple[ItemResult, ...]  # one per variant
     pixels: int
-    counts: dict[bool, NDArray[np.int64]]
+    counts: dict[bool, NDArray[np.int64]]  # (99, 3), see ``threshold_counts``
     logits: dict[bool, LogitHistogram]
-    grid: dict[bool, NDArray[np.float64]]
+    grid: dict[bool, NDArray[np.float64]]  # (thresholds of the grid, metrics), in the order of METRICS
 
 
 class SplitScores:
     """All items of a split in the order of its records.
 
-    items: per variant; pixels: per item; logits: of all items together, per flips or not.
+    items: one list per variant. pixels: per item. logits: of all items together, with flips or not.
     """
 
-    def __init__(self, split: str, measure: Measure) -> None:
+    def __init__(self, split: str, settings: ScoringSettings) -> None:
         self.split = split
-        self.items: tuple[list[Scored], ...] = tuple([] for _ in measure.variants)
+        self.items: tuple[list[ItemResult], ...] = tuple([] for _ in settings.variants)
         self.pixels: list[int] = []
         self.logits: dict[bool, LogitHistogram] = {}
         self._counts: dict[bool, list[NDArray[np.int64]]] = {}
         self._grid: dict[bool, list[NDArray[np.float64]]] = {}
 
-    def add(self, measured: Measured) -> None:
-        """Take in the next item."""
-        for listed, scored in zip(self.items, measured.scored):
-            listed.append(scored)
-        self.pixels.append(measured.pixels)
-        for flips, counts in measured.counts.items():
+    def add(self, scores: ItemScores) -> None:
+        """Append the next item."""
+        for items, result in zip(self.items, scores.results):
+            items.append(result)
+        self.pixels.append(scores.pixels)
+        for flips, counts in scores.counts.items():
             self._counts.setdefault(flips, []).append(counts)
-            self._grid.setdefault(flips, []).append(measured.grid[flips])
-            self.logits.setdefault(flips, LogitHistogram()).merge(measured.logits[flips])
+            self._grid.setdefault(flips, []).append(scores.grid[flips])
+            self.logits.setdefault(flips, LogitHistogram()).merge(scores.logits[flips])
 
     def counts(self, flips: bool) -> NDArray[np.int64]:
         """Counts at every threshold, (items, 99, 3)."""
         return np.stack(self._counts[flips])
 
     def grid(self, flips: bool) -> NDArray[np.float64]:
-        """Metrics at the thresholds of ``Measure.grid``, (items, grid, metrics)."""
+        """Metrics at the thresholds of ``ScoringSettings.grid``, (items, thresholds, metrics)."""
         return np.stack(self._grid[flips])
 
 
-class Track(Protocol):
-    """Shows progress: wraps an iterable, as tqdm does."""
+class Progress(Protocol):
+    """Shows progress: wraps the batches, as tqdm does; see ``vesselseg.progress.batch_progress``."""
 
     def __call__(self, batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:
         """The same batches, in order."""
 
 
-def silent(batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:
-    """No progress shown."""
+def no_progress(batches: Sequence[Sequence[Record]], title: str) -> Iterable[Sequence[Record]]:
+    """Shows nothing."""
     return batches
 
 
-def read_items(
+def predict_items(
     data: Path, source: PredictionSource, batches: Iterable[Sequence[Record]], flips: Sequence[bool]
 ) -> Iterator[Item]:
-    """The items of the records, predicted batch by batch; flips: whether without, with or both is wanted."""
+    """Predict the items of the records batch by batch; flips: (False,) or (False, True), with flipped copies too."""
     for group in batches:
         with ExitStack() as opened:
             images = [opened.enter_context(Image.open(image_path(data, record))) for record in group]
@@ -145,71 +138,68 @@ def score_split(
     split: str,
     source: PredictionSource,
     records: Sequence[Record],
-    measure: Measure,
+    settings: ScoringSettings,
     flips: Sequence[bool],
     batch: int,
-    track: Track,
+    progress: Progress,
 ) -> SplitScores:
-    """Predict and measure every item of the records."""
+    """Predict and score every item of the records, `batch` images at a time."""
     batches = [records[start : start + batch] for start in range(0, len(records), batch)]
-    title = "evaluating" if measure.variants else "searching the threshold"
-    scores = SplitScores(split, measure)
-    for item in read_items(data, source, track(batches, title), flips):
-        scores.add(measure_item(item, measure))
+    title = "evaluating" if settings.variants else "searching the threshold"
+    scores = SplitScores(split, settings)
+    for item in predict_items(data, source, progress(batches, title), flips):
+        scores.add(score_item(item, settings))
     return scores
 
 
-def measure_item(item: Item, measure: Measure) -> Measured:
-    """One item's figures; pure, so that other processes can do it."""
+def score_item(item: Item, settings: ScoringSettings) -> ItemScores:
+    """All values of one item; a pure function, which other processes can run."""
     counts, logits, grid = {}, {}, {}
     for flips, values in item.probabilities.items():
-        if not measure.masks:
+        if not settings.masks:
             counts[flips] = threshold_counts(values, item.truth)
             logits[flips] = LogitHistogram()
             logits[flips].add(values, item.truth)
-            grid[flips] = _metrics_at(values, item, measure)
-    return Measured(tuple(_scored_variants(item, measure)), item.truth.size, counts, logits, grid)
+            grid[flips] = _grid_metrics(values, item, settings)
+    return ItemScores(tuple(_score_variants(item, settings)), item.truth.size, counts, logits, grid)
 
 
-def _metrics_at(probabilities: NDArray[np.float32], item: Item, measure: Measure) -> NDArray[np.float64]:
-    spacing = item.record.spacing if measure.millimetres else None
-    masks = (apply_threshold(probabilities, threshold) for threshold in measure.grid)
+def _grid_metrics(probabilities: NDArray[np.float32], item: Item, settings: ScoringSettings) -> NDArray[np.float64]:
+    """(thresholds of the grid, metrics)."""
+    spacing = item.record.spacing if settings.millimetres else None
+    masks = (apply_threshold(probabilities, threshold) for threshold in settings.grid)
     rows = [image_metrics(mask, item.truth, spacing=spacing) for mask in masks]
     return np.array([[row[name] for name in METRICS] for row in rows]).reshape(len(rows), len(METRICS))
 
 
-def _scored_variants(item: Item, measure: Measure) -> Iterator[Scored]:
-    spacing = item.record.spacing if measure.millimetres else None
-    known: dict[tuple[bool, bytes], dict[str, float]] = {}  # a switch that changes nothing is not scored again
-    for variant in measure.variants:
+def _score_variants(item: Item, settings: ScoringSettings) -> Iterator[ItemResult]:
+    spacing = item.record.spacing if settings.millimetres else None
+    known: dict[tuple[bool, bytes], dict[str, float]] = {}  # equal masks of several variants are scored once
+    for variant in settings.variants:
         probabilities = item.probabilities[variant.flips]
         mask = variant_mask(probabilities, variant)
-        same = (variant.flips, np.packbits(mask).tobytes())
-        if same not in known:
-            known[same] = image_metrics(mask, item.truth, None if measure.masks else probabilities, spacing)
-        yield _scored(item, mask, known[same])
+        key = (variant.flips, np.packbits(mask).tobytes())
+        if key not in known:
+            known[key] = image_metrics(mask, item.truth, None if settings.masks else probabilities, spacing)
+        yield ItemResult(
+            image=item.record.image,
+            phrase=item.phrase,
+            group=item.record.group_key,
+            height=item.truth.shape[0],
+            width=item.truth.shape[1],
+            truth_pixels=int(item.truth.sum()),
+            predicted_pixels=int(mask.sum()),
+            metrics=known[key],
+        )
 
 
 def variant_mask(probabilities: NDArray[np.float32], variant: Variant) -> NDArray[np.bool_]:
-    """The mask (height, width) that a variant makes of its probabilities."""
+    """The mask of a variant, (height, width) bool; probabilities: (height, width) float32 of the same flips."""
     return variant.post_processing.apply(apply_threshold(probabilities, variant.threshold))
 
 
-def _scored(item: Item, mask: NDArray[np.bool_], metrics: dict[str, float]) -> Scored:
-    return Scored(
-        image=item.record.image,
-        phrase=item.phrase,
-        group=item.record.group_key,
-        height=item.truth.shape[0],
-        width=item.truth.shape[1],
-        truth_pixels=int(item.truth.sum()),
-        predicted_pixels=int(mask.sum()),
-        metrics=metrics,
-    )
-
-
 def phrase_truths(record: Record, phrases: Sequence[str], height: int, width: int) -> NDArray[np.bool_]:
-    """Union of the objects of each phrase, (phrases, height, width); an empty phrase stands for all objects."""
+    """Union of the objects of each phrase, (phrases, height, width) bool; an empty phrase stands for all objects."""
     masks = record_masks(record, height, width).astype(bool)
     chosen = [[not phrase or phrase == name for name in record.phrases] for phrase in phrases]
     return np.stack([masks[np.array(rows, dtype=bool)].any(axis=0) for rows in chosen])

@@ -1,6 +1,8 @@
 """Mean, median and the bootstrap interval of the mean, with images of one group resampled together.
 
-Undefined values are NaN and left out: a mean is over the items that have a value, in every resample as in the whole.
+Percentile bootstrap: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; of whole groups
+(cluster bootstrap): Field and Welsh, "Bootstrapping clustered data", JRSS B 2007. Undefined values are NaN and
+excluded: a mean is over the items that have a value, in every resample too.
 """
 
 from __future__ import annotations
@@ -14,27 +16,23 @@ from numpy.typing import NDArray
 
 RESAMPLES = 5000
 CONFIDENCE = 0.95
-_CHUNK = 200  # resamples drawn at once: bounds the memory at _CHUNK x groups
+_CHUNK = 200  # resamples drawn at once: limits the memory to _CHUNK x groups
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric over all scored items.
-
-    items: how many have a value; the others are left out of everything here, and all is NaN where none has one.
-    low, high: the 95 % percentile bootstrap interval of the mean; None where fewer than two groups have a value.
-    """
+    """One metric over the scored items that have a value; NaN where none has one."""
 
     mean: float
     median: float
-    low: float | None
+    low: float | None  # 95 % percentile bootstrap interval of the mean; None with fewer than two groups
     high: float | None
     minimum: float
     maximum: float
-    items: int
+    items: int  # that have a value
 
     def to_dict(self) -> dict[str, float | None]:
-        """As plain values for JSON, None for what is undefined."""
+        """Values for JSON, None where undefined."""
         return {name: None if value is None or math.isnan(value) else value for name, value in asdict(self).items()}
 
 
@@ -43,9 +41,9 @@ def summarise(
 ) -> list[Summary]:
     """One Summary per column of values (items, metrics), NaN where an item has no value.
 
-    groups: (items,) the group of each item. Images of one patient or clip resemble each other, so whole groups are
-    drawn with replacement (cluster bootstrap); where every image is its own group this is the ordinary bootstrap.
-    Raises ValueError for no item and for another number of groups than items.
+    groups: (items,) the group of each item. Images of one patient or clip are correlated, so whole groups are drawn
+    with replacement; where every image is its own group this is the ordinary bootstrap. Raises ValueError without
+    items and for a different number of groups.
     """
     if values.ndim != 2 or not len(values) or len(groups) != len(values):
         raise ValueError(
@@ -81,14 +79,14 @@ def bootstrap_interval(
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
     """Lower and upper end of the percentile interval of each column's mean, each (metrics,).
 
-    values: (items, metrics), NaN where undefined; groups: (items,). None, None where there are fewer than two groups:
-    nothing to resample; NaN for a metric that fewer than two groups have.
+    values: (items, metrics), NaN where undefined; groups: (items,). (None, None) for fewer than two groups; NaN for a
+    metric that is defined in fewer than two groups.
     """
     names, membership = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     if len(names) < 2:
         return None, None
     defined = ~np.isnan(values)
-    sums, sizes = np.zeros((2, len(names), values.shape[1]))
+    sums, sizes = np.zeros((2, len(names), values.shape[1]))  # each (groups, metrics)
     np.add.at(sums, membership, np.where(defined, values, 0.0))
     np.add.at(sizes, membership, defined)
     means = _resampled_means(sums, sizes, np.random.default_rng(seed), resamples)
@@ -102,13 +100,15 @@ def bootstrap_interval(
 def _resampled_means(
     sums: NDArray[np.float64], sizes: NDArray[np.float64], generator: np.random.Generator, resamples: int
 ) -> NDArray[np.float64]:
-    """Means over the items of groups drawn with replacement: (resamples, metrics), NaN where none drawn has a value.
+    """Means over the items of groups drawn with replacement, (resamples, metrics); NaN where no drawn group has a
+    value.
 
-    sums, sizes: (groups, metrics), the sum of a group's values and how many it has.
+    sums, sizes: (groups, metrics), the sum and number of a group's values.
     """
     count = len(sizes)
     means = []
     for start in range(0, resamples, _CHUNK):
+        # (resamples, groups): how often each group is drawn
         draws = generator.multinomial(count, np.full(count, 1 / count), size=min(_CHUNK, resamples - start))
         drawn = draws @ sizes
         means.append(np.divide(draws @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0))

@@ -1,4 +1,4 @@
-"""Put a threshold, and the temperature it belongs to, into an exported model's folder: config.json and model card."""
+"""Store a threshold and its temperature in an exported model's folder: config.json and model card."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.output_folder import replace_text
 
 if TYPE_CHECKING:
-    from vesselseg.evaluation.scores import Evaluation
+    from vesselseg.evaluation.result_types import Evaluation
 
 _CONFIG, _CARD, _CODE = "config.json", "README.md", "*.py"
 _ROW = re.compile(r"^\| threshold \|.*$", re.MULTILINE)
 
 
 def check_storable(folder: Path, temperature: bool) -> None:
-    """Raise EvaluationError where nothing can be stored in folder; temperature: whether one is to be stored too."""
+    """Raise EvaluationError where folder cannot store a threshold, or a temperature if `temperature` is true."""
     advice = "--store-threshold writes into a folder that tools/convert_to_hf.py wrote"
     if not folder.exists():
         raise EvaluationError(f"{folder} does not exist; {advice}")
     if folder.is_file():
-        raise EvaluationError(f"{folder} is a checkpoint and keeps what its training chose; {advice}: convert it first")
+        raise EvaluationError(
+            f"{folder} is a checkpoint, which keeps the threshold of its training; {advice}: convert it first"
+        )
     if not (folder / _CONFIG).is_file():
-        raise EvaluationError(f"{folder} holds predictions and no model; {advice}")
+        raise EvaluationError(f"{folder} contains predictions, not a model; {advice}")
     if "threshold" not in _read(folder):
-        raise EvaluationError(f"{folder / _CONFIG} has no threshold, so the folder is someone else's model; {advice}")
+        raise EvaluationError(f"{folder / _CONFIG} has no threshold, so another program wrote the folder; {advice}")
     code = "".join(file.read_text(encoding="utf-8") for file in folder.glob(_CODE))
     if temperature and "mask_temperature" not in code:
         raise EvaluationError(
-            f"{folder}: the model code in it knows no temperature, so it would apply the threshold to other "
-            "probabilities; convert the checkpoint again with tools/convert_to_hf.py, or leave --calibrate away"
+            f"{folder}: its model code does not support a temperature and would apply the threshold to uncalibrated "
+            "probabilities; convert the checkpoint again with tools/convert_to_hf.py, or omit --calibrate"
         )
 
 
 def store_threshold(folder: Path, threshold: float, temperature: float | None = None) -> tuple[float, float]:
-    """Store the threshold; temperature: one that was fitted to what the folder answers now, None keeps the one it has.
+    """Store the threshold and return the stored (threshold, temperature).
 
-    threshold: of the probabilities as they are with that temperature. Each file is replaced in one step. Returns the
-    threshold and the temperature that the folder holds then. Raises EvaluationError, see ``check_storable``.
+    temperature: fitted to the folder's present probabilities, so it multiplies the stored one; None keeps the latter.
+    threshold: for the probabilities with that temperature. Raises EvaluationError, see ``check_storable``.
     """
     check_storable(folder, temperature is not None)
     content = _read(folder)
@@ -55,8 +57,8 @@ def store_threshold(folder: Path, threshold: float, temperature: float | None = 
     return content["threshold"], content["mask_temperature"]
 
 
-def store_found(evaluation: Evaluation) -> tuple[float, float]:
-    """``store_threshold`` of what an evaluation of the folder found: its threshold, and a temperature if it has one."""
+def store_evaluation_threshold(evaluation: Evaluation) -> tuple[float, float]:
+    """``store_threshold`` with the threshold of the folder's evaluation, and its temperature if one was fitted."""
     fitted = evaluation.calibration
     if fitted is None or fitted.temperature is None or fitted.threshold is None:
         return store_threshold(evaluation.source, evaluation.threshold.value)

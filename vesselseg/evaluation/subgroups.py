@@ -1,7 +1,7 @@
-"""Figures by any column of a table: view, centre, device.
+"""Results by subgroup: the values of any column of a table, e.g. view, centre, device.
 
-The table is a CSV file (commas or semicolons) with a column ``image`` (the name below images/) or ``group``; every
-other column makes subgroups of its values.
+The table is a CSV file (commas or semicolons) with a column ``image`` (the name below images/) or ``group``; each value
+of every other column is a subgroup.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vesselseg.dataset.manifest import Record
 from vesselseg.evaluation.errors import EvaluationError, problem_list
-from vesselseg.evaluation.scores import Scored, Subgroup
+from vesselseg.evaluation.result_types import ItemResult, Subgroup
 from vesselseg.evaluation.summaries import summarise_items
 
 NOT_GIVEN = "not given"
@@ -23,22 +23,22 @@ _KEYS = ("image", "group")
 
 @dataclass(frozen=True)
 class SubgroupTable:
-    """A user's table. key: "image" or "group"; rows: per image or group, its value per column."""
+    """A table of the user."""
 
     path: Path
-    key: str
+    key: str  # "image" or "group"
     columns: tuple[str, ...]
-    rows: dict[str, dict[str, str]]
+    rows: dict[str, dict[str, str]]  # image or group -> column -> value
 
     def key_of(self, image: str, group: str) -> str:
-        """Under which name an item stands in the table; group: the record's own, or the image where it has none."""
+        """The key of an item in the table; group: the record's, or the image where it has none."""
         return image if self.key == "image" else group
 
     def check(self, records: Sequence[Record], everything: Sequence[Record]) -> Iterator[str]:
-        """Warnings; records: what is reported, everything: the whole dataset's.
+        """Yield warnings; records: of the reported split, everything: of the whole dataset.
 
-        Raises EvaluationError where rows are missing; names that the dataset does not know are listed with them, since
-        the two are mostly the same names spelt differently.
+        Raises EvaluationError where rows are missing. It also lists rows that match nothing, since usually both are the
+        same names in a different spelling.
         """
         known = {self.key_of(record.image, record.group_key) for record in everything}
         needed = dict.fromkeys(self.key_of(record.image, record.group_key) for record in records)
@@ -49,17 +49,17 @@ class SubgroupTable:
             raise EvaluationError(problem_list(f"{self.path}: names that do not match", [*missing, *unknown], advice))
         if unknown:
             names = ", ".join(name for name in self.rows if name not in known)
-            yield f"{self.path}: {len(unknown)} row(s) name no {self.key} of the dataset: {names[:300]}"
+            yield f"{self.path}: {len(unknown)} row(s) match no {self.key} of the dataset: {names[:300]}"
         for column in self.columns:
             count = len({self.rows[name][column] for name in needed})
             if count > MOST_VALUES:
-                yield f"{self.path}: column {column} has {count} values, more than {MOST_VALUES}: no subgroups of it"
+                yield f"{self.path}: column {column} has {count} values, more than {MOST_VALUES}: it is skipped"
 
-    def subgroups(self, items: Sequence[Scored], seed: int) -> tuple[Subgroup, ...]:
-        """Per column and value, in the table's order and that of the alphabet, the summary of its items."""
+    def subgroups(self, items: Sequence[ItemResult], seed: int) -> tuple[Subgroup, ...]:
+        """The summary of every subgroup, columns in the table's order, values sorted."""
         found: list[Subgroup] = []
         for column in self.columns:
-            by_value: dict[str, list[Scored]] = {}
+            by_value: dict[str, list[ItemResult]] = {}
             for item in items:
                 by_value.setdefault(self.rows[self.key_of(item.image, item.group)][column], []).append(item)
             if len(by_value) <= MOST_VALUES:
@@ -67,7 +67,7 @@ class SubgroupTable:
         return tuple(found)
 
 
-def _subgroup(column: str, value: str, items: Sequence[Scored], seed: int) -> Subgroup:
+def _subgroup(column: str, value: str, items: Sequence[ItemResult], seed: int) -> Subgroup:
     groups = len({item.group for item in items})
     return Subgroup(column, value, len(items), groups, summarise_items(items, seed))
 

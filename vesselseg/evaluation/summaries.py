@@ -1,4 +1,4 @@
-"""Scored items -> their summary, and their means per group."""
+"""Summaries of item results: over all items, and over the means of groups."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vesselseg.evaluation.metrics import METRICS
-from vesselseg.evaluation.scores import GroupMean, Scored
+from vesselseg.evaluation.result_types import GroupMean, ItemResult
 from vesselseg.evaluation.statistics import Summary, summarise
 from vesselseg.evaluation.threshold import mean_of_defined
 
 
-def summarise_items(items: Sequence[Scored], seed: int) -> dict[str, Summary]:
-    """Per metric the summary over the items, with an interval that resamples their groups."""
+def summarise_items(items: Sequence[ItemResult], seed: int) -> dict[str, Summary]:
+    """Metric -> summary over the items, with an interval that resamples their groups."""
     return _summaries(_table(items), [item.group for item in items], seed)
 
 
-def group_means(items: Sequence[Scored]) -> tuple[GroupMean, ...]:
-    """Per group, in the order in which they come, the mean of each metric over its items."""
-    groups: dict[str, list[Scored]] = {}
+def group_means(items: Sequence[ItemResult]) -> tuple[GroupMean, ...]:
+    """The mean of each metric over the items of each group, in order of appearance."""
+    groups: dict[str, list[ItemResult]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(item)
     return tuple(
@@ -30,7 +30,7 @@ def group_means(items: Sequence[Scored]) -> tuple[GroupMean, ...]:
 
 
 def summarise_groups(means: Sequence[GroupMean], seed: int) -> dict[str, Summary]:
-    """Per metric the summary of the groups' means: each group counts once, however many images it has."""
+    """Metric -> summary of the group means: each group counts once, whatever its number of images."""
     table = np.array([[mean.metrics[name] for name in METRICS] for mean in means])
     return _summaries(table, [mean.group for mean in means], seed)
 
@@ -39,5 +39,6 @@ def _summaries(table: NDArray[np.float64], groups: Sequence[str], seed: int) -> 
     return dict(zip(METRICS, summarise(table, groups, seed)))
 
 
-def _table(items: Sequence[Scored]) -> NDArray[np.float64]:
+def _table(items: Sequence[ItemResult]) -> NDArray[np.float64]:
+    """(items, metrics)."""
     return np.array([[item.metrics[name] for name in METRICS] for item in items], dtype=np.float64)

@@ -1,6 +1,6 @@
-"""The threshold above which a probability becomes mask: counts at 99 thresholds, curves, the best one per metric.
+"""The threshold between background and vessel: counts at 99 thresholds, curves, the best one for each metric.
 
-Empty masks follow the rule of ``metrics``: truth and prediction both empty give Dice = IoU = 1, one of them empty 0.
+Empty masks follow ``metrics.EMPTY_MASK_RULE``: both empty give Dice = IoU = 1, one of them empty 0.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vesselseg.evaluation.scores import MetricThreshold
+from vesselseg.evaluation.result_types import MetricThreshold
 
 Table = NDArray[np.float64]
 THRESHOLDS: NDArray[np.float64] = np.arange(1, 100) / 100
 """0.01 to 0.99 in steps of 0.01."""
-GRID: NDArray[np.float64] = np.arange(1, 20) / 20
+COARSE_THRESHOLDS: NDArray[np.float64] = np.arange(1, 20) / 20
 """0.05 to 0.95 in steps of 0.05."""
 
 
@@ -25,14 +25,14 @@ def apply_threshold(probabilities: NDArray[np.float32], threshold: float) -> NDA
 
 
 def threshold_counts(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Pixel counts at every threshold: (thresholds, 3) int64, true positives, false positives, false negatives.
+    """Pixel counts at every threshold, (thresholds, 3) int64: true positives, false positives, false negatives.
 
-    probabilities: (height, width) float32 in 0..1; truth: (height, width) bool. One pass over the pixels however many
+    probabilities: (height, width) float32 in 0..1; truth: (height, width) bool. One pass over the pixels for all
     thresholds. Raises ValueError for another size or type of truth, NaN, and values outside 0..1.
     """
     if truth.dtype != np.bool_ or truth.shape != probabilities.shape:
         raise ValueError(f"truth: expected bool {probabilities.shape}, found {truth.dtype} {truth.shape}")
-    truth = truth.view(np.uint8) != 0  # 1-bit images come out of Pillow as bool arrays with the byte 255
+    truth = truth.view(np.uint8) != 0  # Pillow returns 1-bit images as bool arrays whose true bytes are 255
     if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1):
         raise ValueError(
             f"probabilities must lie in 0..1, found {probabilities.min()} to {probabilities.max()}; "
@@ -47,7 +47,7 @@ def threshold_counts(probabilities: NDArray[np.float32], truth: NDArray[np.bool_
 
 
 def exceeded_thresholds(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """How many of THRESHOLDS each pixel exceeds: k means that it belongs to the mask at the first k thresholds."""
+    """Number of THRESHOLDS that each pixel exceeds: with k it is vessel at the first k thresholds; same shape."""
     found = np.searchsorted(THRESHOLDS.astype(np.float32), probabilities.ravel().astype(np.float32), side="left")
     return found.astype(np.uint8).reshape(probabilities.shape)
 
@@ -68,7 +68,7 @@ def dice_iou_curves(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDA
 
 
 def best_threshold(counts: NDArray[np.int64]) -> tuple[float, float]:
-    """The threshold with the highest mean Dice over the images, and that Dice; of equal ones the middle one.
+    """(threshold with the highest mean Dice over the images, that Dice); the middle one of equally good ones.
 
     counts: (images, 99, 3) as from ``threshold_counts``.
     """
@@ -78,9 +78,9 @@ def best_threshold(counts: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def count_metrics(counts: NDArray[np.int64], pixels: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-    """The metrics of ``COUNTED`` per item and threshold, each (items, thresholds), by the rules of ``image_metrics``.
+    """The metrics of ``COUNT_METRICS``, each (items, thresholds), equal to those of ``image_metrics``.
 
-    counts: (items, thresholds, 3) as from ``threshold_counts``; pixels: per item, of the whole image.
+    counts: (items, thresholds, 3) as from ``threshold_counts``; pixels: (items,) of the whole image.
     """
     tp, fp, fn = (counts[..., column].astype(np.float64) for column in range(3))
     tn = np.asarray(pixels, dtype=np.float64)[:, None] - tp - fp - fn
@@ -114,9 +114,9 @@ def metric_threshold(
     reported: NDArray[np.float64],
     lower_is_better: bool,
 ) -> MetricThreshold:
-    """What the search split's best threshold is worth on the reported one.
+    """The search split's best threshold for a metric, and its value on the reported split.
 
-    grid: (n,) thresholds; searched, reported: (items, n) the metric's values on either split, NaN where undefined.
+    grid: (n,) thresholds; searched, reported: (items, n) values on the two splits, NaN where undefined.
     """
     curves = [competing_means(values) for values in (searched, reported)]
     best, own = (best_index(-curve if lower_is_better else curve) for curve in curves)
@@ -134,22 +134,22 @@ def metric_threshold(
 
 
 def best_index(curve: Table) -> int:
-    """Where a curve (n,) is highest; of equal places the middle one."""
+    """Index of the maximum of a curve (n,); the middle one of equal maxima."""
     candidates = np.flatnonzero(np.isclose(curve, np.nanmax(curve), rtol=0, atol=1e-12))
     return int(candidates[len(candidates) // 2])
 
 
 def competing_means(values: Table) -> Table:
-    """Mean of each column of (items, thresholds), NaN at a threshold at which fewer items have a value than elsewhere.
+    """Mean of each column of (items, thresholds); NaN at thresholds where fewer items have a value than at others.
 
-    A distance is undefined where nothing is predicted: the mean over the few items that are left is no better figure.
+    A distance is undefined where nothing is predicted; a mean over the remaining items would be biased.
     """
     counts = np.isfinite(values).sum(axis=0)
     return np.where(counts == counts.max(), mean_of_defined(values), np.nan)
 
 
 def mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each column of (items, n) over its defined values, NaN where there is none."""
+    """Mean of each column of (items, n) over its defined values, (n,); NaN without any."""
     defined = np.isfinite(values)
     counts = defined.sum(axis=0)
     sums = np.where(defined, values, 0).sum(axis=0)

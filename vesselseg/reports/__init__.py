@@ -1,1 +1,1 @@
-"""Figures in; HTML, Markdown, LaTeX, charts and lines for the console out."""
+"""Writers of results: HTML, Markdown, LaTeX, charts, console."""

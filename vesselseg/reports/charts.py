@@ -1,4 +1,4 @@
-"""The threshold curve and the reliability diagram as pictures."""
+"""The threshold curve and the reliability diagram as images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vesselseg.evaluation.metrics import METRIC_TABLE
-from vesselseg.evaluation.scores import Calibration, Evaluation, Reliability
+from vesselseg.evaluation.result_types import Calibration, Evaluation, Reliability
 from vesselseg.evaluation.threshold import THRESHOLDS
 
 _DICE, _IOU, _SOFT, _ACCENT, _GRID = "#2563a8", "#1f7a4d", "#5b6675", "#b3261e", "#e3e7ec"
@@ -19,13 +19,13 @@ _Line = tuple[str, str, bool, NDArray[np.float64], NDArray[np.float64]]  # label
 
 
 def threshold_chart(evaluation: Evaluation) -> NDArray[np.uint8]:
-    """What chose the threshold over the threshold, Dice and IoU otherwise, as (height, width, 3) uint8.
+    """Metrics over the threshold, (height, width, 3) uint8: the searched metric, otherwise Dice and IoU.
 
-    Solid: the split on which the threshold was searched; dashed: the reported split, for information. Without a
-    search the reported split alone. Raises ValueError where there is neither (masks).
+    Solid: the split on which the threshold was searched; dashed: the reported split, for information; without a search
+    only the reported split. Raises ValueError for masks, which have no curve.
     """
     if evaluation.threshold.searched is None and evaluation.curve is None:
-        raise ValueError(f"{evaluation.source} holds masks: the same at every threshold")
+        raise ValueError(f"{evaluation.source} contains masks, which have no threshold curve")
     figure = Figure(figsize=(6.4, 4.0), dpi=160, facecolor="white", layout="constrained")
     axis = figure.subplots()
     lines = list(_metric_lines(evaluation) or _overlap_lines(evaluation))
@@ -38,23 +38,23 @@ def threshold_chart(evaluation: Evaluation) -> NDArray[np.uint8]:
     top = min(1.0, 1.3 * highest + 0.02) if part else 1.1 * highest + 0.02
     word = METRIC_TABLE[evaluation.threshold.metric].label if len(lines) == 2 and evaluation.threshold.metric else ""
     axis.set(xlim=(0, 1), ylim=(0, top), xlabel="threshold", ylabel=f"mean {word}".strip())
-    _plain(axis)
+    _style_axis(axis)
     axis.legend(frameon=False, fontsize=9, labelcolor=_SOFT, loc="best")
-    return _pixels(figure)
+    return _to_pixels(figure)
 
 
 def _metric_lines(evaluation: Evaluation) -> list[_Line]:
-    """The curves of the metric that was searched; none for Dice and IoU, which are drawn together."""
-    wanted, searched = evaluation.threshold.metric, evaluation.threshold.searched
-    if wanted in (None, "dice", "iou") or searched is None:
+    """The curves of the searched metric; none for Dice and IoU, which are drawn together."""
+    metric, searched = evaluation.threshold.metric, evaluation.threshold.searched
+    if metric in (None, "dice", "iou") or searched is None:
         return []
     return [
         line
         for one in evaluation.thresholds
-        if one.metric == wanted
+        if one.metric == metric
         for line in (
             (evaluation.split, _DICE, True, one.grid, one.reported),
-            (f"{searched.split}: chose it", _DICE, False, one.grid, one.searched),
+            (f"{searched.split}, searched", _DICE, False, one.grid, one.searched),
         )
     ]
 
@@ -68,9 +68,9 @@ def _overlap_lines(evaluation: Evaluation) -> Iterator[_Line]:
 
 
 def reliability_chart(calibration: Calibration) -> NDArray[np.uint8]:
-    """Frequency of vessel over probability, and below the pixels per bin, as (height, width, 3) uint8.
+    """Frequency of vessel over probability, and pixels per bin below, (height, width, 3) uint8.
 
-    Left all pixels, right those of probability 0.01 or more; dashed grey: perfectly calibrated.
+    Left: all pixels; right: those of probability 0.01 or more; dashed grey: perfect calibration.
     """
     figure = Figure(figsize=(9.6, 4.9), dpi=160, facecolor="white", layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3.2, 1))
@@ -88,22 +88,22 @@ def reliability_chart(calibration: Calibration) -> NDArray[np.uint8]:
         upper.set_title(title, fontsize=11, loc="left", color="#1c2430")
         lower.set(yscale="log", xlabel="predicted probability of vessel")
         for axis in (upper, lower):
-            _plain(axis)
-    axes[0, 0].set_ylabel("part that is vessel")
+            _style_axis(axis)
+    axes[0, 0].set_ylabel("fraction that is vessel")
     axes[1, 0].set_ylabel("pixels")
     axes[0, 0].legend(frameon=False, fontsize=9, labelcolor=_SOFT, loc="upper left")
-    return _pixels(figure)
+    return _to_pixels(figure)
 
 
 def _reliability(upper: Axes, lower: Axes, found: Reliability, colour: str, label: str, side: int) -> None:
-    """side: -1 or 1, which half of a bin the bar of its pixels takes."""
+    """side: -1 or 1, the half of a bin that the bar occupies."""
     filled = found.counts > 0
     upper.plot(found.confidence[filled], found.frequency[filled], color=colour, marker="o", markersize=4, label=label)
     middles, width = (found.edges[:-1] + found.edges[1:]) / 2, 0.4 * (found.edges[1] - found.edges[0])
     lower.bar(middles[filled] + side * width / 2, found.counts[filled], width=width, color=colour)
 
 
-def _plain(axis: Axes) -> None:
+def _style_axis(axis: Axes) -> None:
     axis.grid(color=_GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(which="both", colors=_SOFT, length=0)
@@ -114,7 +114,7 @@ def _plain(axis: Axes) -> None:
         spine.set_color("#cfd5dc")
 
 
-def _pixels(figure: Figure) -> NDArray[np.uint8]:
+def _to_pixels(figure: Figure) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

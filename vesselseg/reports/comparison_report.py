@@ -1,4 +1,4 @@
-"""A comparison -> comparison.html, comparison.json and a table for the console."""
+"""Write a comparison: comparison.html, comparison.json, and a table for the console."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from vesselseg.evaluation.comparison import TIE, Comparison, Key, Metric, Pair, Results, lower_is_better
-from vesselseg.evaluation.results import versions
+from vesselseg.evaluation.comparison import TIE, Comparison, Key, Pair, PairedMetric, Results, lower_is_better
+from vesselseg.evaluation.results_file import versions
 from vesselseg.evaluation.statistics import RESAMPLES
 from vesselseg.output_folder import whole_folder
 from vesselseg.reports.evaluation_report import LABELS
@@ -27,23 +27,23 @@ from vesselseg.reports.html import jpeg_data_uri, png_data_uri, render
 PAGE, JSON = "comparison.html", "comparison.json"
 FORMAT = 1
 _ALPHA = 0.05
-SHOWN = 3  # images of each pair and direction
+SHOWN = 3  # images for each pair and direction
 _PANEL = re.compile(r"^(?:worst|median|best)_\d+_(.+)\.png$")
 _FIRST, _SECOND, _SOFT = "#2563a8", "#d55e00", "#5b6675"
 _WIDTH = 1100  # pixels of a panel inside the page
 
 
 @dataclass(frozen=True)
-class Differing:
-    """One of the images that differ most: values of both, and their panels where the result folders have them."""
+class DifferentItem:
+    """An item on which two results differ most."""
 
     key: Key
-    values: tuple[float, float]
-    pictures: list[tuple[str, str]]
+    values: tuple[float, float]  # of the chosen metric
+    panels: list[tuple[str, str]]  # (name of the result, data URI), where its folder has one
 
 
 def write_comparison(comparison: Comparison, out: Path, force: bool = False) -> Path:
-    """Write page and JSON into out, whole or not at all, and return the page's path. force: replace an earlier one."""
+    """Write page and JSON into out, completely or not at all; return the page's path. force: replace an earlier one."""
     with whole_folder(out, force, JSON) as folder:
         text = json.dumps(as_dict(comparison), ensure_ascii=False, indent=1, allow_nan=False)
         (folder / JSON).write_text(text + "\n", encoding="utf-8")
@@ -85,7 +85,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def table_lines(comparison: Comparison) -> list[str]:
-    """Every pair on a line, for the console."""
+    """A table with one line per pair, for the console."""
     metric = comparison.metric
     better = "lower" if lower_is_better(metric) else "higher"
     grouped = f" in {comparison.groups} groups" if comparison.grouped else ""
@@ -102,53 +102,48 @@ def table_lines(comparison: Comparison) -> list[str]:
     )
     for name, pair in zip(names, comparison.pairs):
         one = pair.chosen
-        holm = f"{probability(pair.p_adjusted):>10}" if adjusted else ""
+        holm = f"{p_text(pair.p_adjusted):>10}" if adjusted else ""
         lines.append(
             f"{name:{width}}{one.means[0]:9.4f}{one.means[1]:9.4f}{one.difference:+12.4f}  {interval(one):>20}"
-            f"{probability(tested(one)):>10}{holm}{f'{one.wins}/{one.ties}/{one.losses}':>18}"
+            f"{p_text(one.p_reported):>10}{holm}{f'{one.wins}/{one.ties}/{one.losses}':>18}"
         )
     return lines
 
 
-def tested(metric: Metric) -> float | None:
-    """The p to quote: over groups where there are any, because images of one group are not independent."""
-    return metric.p if metric.p_groups is None else metric.p_groups
-
-
-def interval(metric: Metric) -> str:
-    """The interval of the difference in words."""
+def interval(metric: PairedMetric) -> str:
+    """The interval of the difference as text."""
     return "one group" if metric.low is None else f"{metric.low:+.4f} to {metric.high:+.4f}"
 
 
-def probability(p: float | None) -> str:
-    """A p value in words."""
+def p_text(p: float | None) -> str:
+    """A p value as text; None: all are ties."""
     return "all ties" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def label(metric: str) -> str:
-    """A metric's name for people."""
+    """A metric's name in reports."""
     return LABELS.get(metric, metric)
 
 
-def verdict(metric: Metric, first: str, second: str) -> str:
-    """What interval and test allow to say about two results, in a clause."""
+def verdict(metric: PairedMetric, first: str, second: str) -> str:
+    """The conclusion that interval and test allow, as a clause."""
     if metric.low is None or metric.high is None:
-        return f"{first} and {second}: all images are of one group, so nothing can be said beyond them"
+        return f"{first} and {second}: all images are of one group, so no conclusion beyond them is possible"
     if metric.low <= 0 <= metric.high:
-        return f"no difference between {first} and {second} is shown: the interval holds 0"
+        return f"no difference between {first} and {second} is shown: the interval contains 0"
     first_wins = (metric.difference > 0) != lower_is_better(metric.name)
     winner, loser = (first, second) if first_wins else (second, first)
-    p = tested(metric)
+    p = metric.p_reported
     if p is None or p >= _ALPHA:
         return (
-            f"{winner} comes out better than {loser}, but that is not certain: the interval lies on one side of 0, and "
-            f"Wilcoxon's p is {probability(p)}"
+            f"{winner} is better than {loser} in the mean, but not significantly: the interval excludes 0, but "
+            f"Wilcoxon's p is {p_text(p)}"
         )
-    return f"{winner} is better than {loser}: the interval lies on one side of 0, and Wilcoxon's p is {probability(p)}"
+    return f"{winner} is better than {loser}: the interval excludes 0, and Wilcoxon's p is {p_text(p)}"
 
 
-def most_different(comparison: Comparison, pair: Pair, first_better: bool) -> list[Differing]:
-    """The images where one of both wins by most, the largest difference first."""
+def most_different(comparison: Comparison, pair: Pair, first_better: bool) -> list[DifferentItem]:
+    """The items on which the first (or second) result is better by most, the largest difference first."""
     sign = 1 if first_better != lower_is_better(comparison.metric) else -1
     gains = sign * pair.differences
     order = [index for index in np.argsort(-gains, kind="stable")[:SHOWN] if gains[index] > TIE]
@@ -157,13 +152,13 @@ def most_different(comparison: Comparison, pair: Pair, first_better: bool) -> li
     for index in order:
         key = pair.keys[index]
         values = [one.items[key]["metrics"][comparison.metric] for one in both]
-        pictures = [(one.name, picture) for one in both if (picture := _panel(one, key))]
-        found.append(Differing(key, (values[0], values[1]), pictures))
+        panels = [(one.name, panel) for one in both if (panel := _panel(one, key))]
+        found.append(DifferentItem(key, (values[0], values[1]), panels))
     return found
 
 
 def _panel(one: Results, key: Key) -> str | None:
-    """The panel that tools/eval.py drew of an item, if it did and its file name means no other one."""
+    """The panel of an item as a data URI, if tools/eval.py drew one and its file name is unambiguous."""
     stem = PurePosixPath(key[0]).stem
     if sum(PurePosixPath(image).stem == stem for image, _ in one.items) > 1:
         return None
@@ -177,7 +172,7 @@ def _panel(one: Results, key: Key) -> str | None:
 
 
 def draw_pair(comparison: Comparison, pair: Pair) -> NDArray[np.uint8]:
-    """First against second, and the differences in order, as (height, width, 3) uint8."""
+    """First result over second, and the sorted differences, (height, width, 3) uint8."""
     first, second = comparison.results[pair.first], comparison.results[pair.second]
     values = np.array([[one.items[k]["metrics"][comparison.metric] for k in pair.keys] for one in (first, second)])
     figure = Figure(figsize=(10.6, 4.2), dpi=160, facecolor="white", layout="constrained")
@@ -245,8 +240,7 @@ def _page(comparison: Comparison) -> str:
         sections=_sections(comparison),
         label=label,
         interval=interval,
-        probability=probability,
-        tested=tested,
+        p_text=p_text,
         lower_is_better=lower_is_better,
         bootstrap=f"{RESAMPLES:,} resamples of whole {_unit(comparison)}s, seed {comparison.seed}",
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),

@@ -1,36 +1,36 @@
-"""An evaluation as lines for the console."""
+"""Lines of an evaluation for the console."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from vesselseg.evaluation.metrics import METRIC_TABLE
-from vesselseg.evaluation.scores import Calibration, Evaluation, Reliability
+from vesselseg.evaluation.result_types import Calibration, Evaluation, Reliability
 
-_SHOWN_OF_A_SWITCH = ("dice", "cldice", "precision", "recall", "betti_0_error")
+_ABLATION_METRICS = ("dice", "cldice", "precision", "recall", "betti_0_error")
 _LABEL = 22  # columns
 
 
 def console_summary(evaluation: Evaluation) -> Iterator[str]:
-    """What was evaluated, with which threshold, warnings, all metrics, and a line for each further thing asked for.
+    """Source, threshold, warnings, all metrics, and lines for each optional part.
 
-    What makes the figures void is said before and after them.
+    A leakage warning comes before and after them.
     """
     yield f"{evaluation.source} on {evaluation.data}, split {evaluation.split}: {len(evaluation.items)} items"
     if evaluation.kind == "masks":
-        yield "threshold: none, the source holds masks"
+        yield "threshold: none, the source contains masks"
     else:
         yield f"threshold: {evaluation.threshold.value:.2f} ({evaluation.threshold.origin})"
-    alarm = [f"WARNING: {evaluation.alarm}"] if evaluation.alarm else []
-    yield from alarm
+    leakage = [f"WARNING: {evaluation.leakage}"] if evaluation.leakage else []
+    yield from leakage
     yield from (f"note: {warning}" for warning in evaluation.warnings)
     yield from _metrics(evaluation)
     yield from _thresholds(evaluation)
-    yield from _switches(evaluation)
+    yield from _ablations(evaluation)
     if evaluation.calibration is not None:
         yield from _calibration(evaluation.calibration)
     yield from _subgroups(evaluation)
-    yield from alarm
+    yield from leakage
 
 
 def _metrics(evaluation: Evaluation) -> Iterator[str]:
@@ -49,7 +49,8 @@ def _thresholds(evaluation: Evaluation) -> Iterator[str]:
     if not evaluation.thresholds:
         return
     searched = evaluation.threshold.searched
-    yield f"best threshold of each metric on {searched.split if searched else 'validation'}, and on {evaluation.split}:"
+    split = searched.split if searched else "validation"
+    yield f"best threshold for each metric on {split}, and on {evaluation.split}:"
     for found in evaluation.thresholds:
         yield (
             f"  {METRIC_TABLE[found.metric].label:{_LABEL}}{found.threshold:5.2f}: {found.reported_value:.4f}"
@@ -57,13 +58,13 @@ def _thresholds(evaluation: Evaluation) -> Iterator[str]:
         )
 
 
-def _switches(evaluation: Evaluation) -> Iterator[str]:
-    for effect in evaluation.switches:
-        if effect.metric not in _SHOWN_OF_A_SWITCH:
+def _ablations(evaluation: Evaluation) -> Iterator[str]:
+    for effect in evaluation.ablations:
+        if effect.metric not in _ABLATION_METRICS:
             continue
         interval = "" if effect.low is None else f", 95 % {effect.low:+.4f} to {effect.high:+.4f}"
         yield (
-            f"{effect.switch}: {METRIC_TABLE[effect.metric].label} {effect.means[0]:.4f} -> {effect.means[1]:.4f} "
+            f"{effect.option}: {METRIC_TABLE[effect.metric].label} {effect.means[0]:.4f} -> {effect.means[1]:.4f} "
             f"({effect.difference:+.4f}{interval}; better {effect.wins}, same {effect.ties}, worse {effect.losses})"
         )
 

@@ -1,4 +1,6 @@
-"""An evaluation -> its output folder: results.json, results.csv, panels, charts, report.html, report.md, table.tex."""
+"""Write the output folder of an evaluation: results.json, results.csv, panels, charts, report.html, report.md,
+table.tex.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +14,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vesselseg.evaluation.evaluator import cases
+from vesselseg.evaluation.evaluator import predict_cases
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
-from vesselseg.evaluation.results import RESULTS_FILE, write_csv, write_json
-from vesselseg.evaluation.scores import Evaluation, Scored, Subgroup, SwitchEffect
-from vesselseg.evaluation.sources import PredictionSource
+from vesselseg.evaluation.prediction_sources import PredictionSource
+from vesselseg.evaluation.result_types import AblationEffect, Evaluation, ItemResult, Subgroup
+from vesselseg.evaluation.results_file import RESULTS_FILE, write_csv, write_json
 from vesselseg.output_folder import whole_folder
 from vesselseg.reports import report_text
 from vesselseg.reports.charts import reliability_chart, threshold_chart
 from vesselseg.reports.html import jpeg_data_uri, png_data_uri, render
-from vesselseg.reports.panels import choose_cases, draw_panel
+from vesselseg.reports.panels import draw_panel, select_cases
 from vesselseg.reports.paper_tables import latex, markdown
 
 REPORT_FILE = "report.html"
-_SWITCH_METRICS = (*report_text.KEY_METRICS, "betti_0_error", "components_error")
+_ABLATION_METRICS = (*report_text.KEY_METRICS, "betti_0_error", "components_error")
 
 LABELS = {name: metric.label for name, metric in METRIC_TABLE.items()}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One case's picture: file below the output folder, its pixels inside the page, what stands under it."""
+    """The panel of one case."""
 
-    file: str
-    picture: str
-    rank: str
-    scored: Scored
+    file: str  # below the output folder
+    picture: str  # data URI for the page
+    rank: str  # "worst", "median" or "best"
+    scored: ItemResult
 
 
 def write_evaluation(evaluation: Evaluation, source: PredictionSource, out: Path, force: bool = False) -> Path:
-    """Write everything into out, whole or not at all, and return the path of the HTML report.
+    """Write all files into out, completely or not at all; return the path of the HTML report.
 
     force: replace an earlier evaluation. Raises EvaluationError where out exists.
     """
@@ -62,9 +64,9 @@ def write_evaluation(evaluation: Evaluation, source: PredictionSource, out: Path
 def _write_panels(evaluation: Evaluation, source: PredictionSource, folder: Path) -> dict[str, list[Panel]]:
     (folder / "panels").mkdir()
     panels: dict[str, list[Panel]] = {}
-    for rank, chosen in choose_cases(evaluation.items).items():
+    for rank, chosen in select_cases(evaluation.items).items():
         panels[rank] = []
-        for number, case in enumerate(cases(evaluation, source, chosen), start=1):
+        for number, case in enumerate(predict_cases(evaluation, source, chosen), start=1):
             title = f"{rank.capitalize()} {number}: {_item_name(case.scored)}"
             picture = draw_panel(case, title, evaluation.threshold.value, binary=evaluation.kind == "masks")
             name = f"{rank}_{number}_{PurePosixPath(case.scored.image).stem}.png"
@@ -74,16 +76,15 @@ def _write_panels(evaluation: Evaluation, source: PredictionSource, folder: Path
 
 
 def _write_charts(evaluation: Evaluation, folder: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Name and pixels of each chart, written as NAME.png; masks have none."""
+    """Write each chart as NAME.png and yield (NAME, pixels); masks have none."""
+    charts = {}
     if evaluation.kind != "masks":
-        yield _saved(threshold_chart(evaluation), folder, "threshold_curve")
+        charts["threshold_curve"] = threshold_chart(evaluation)
     if evaluation.calibration is not None:
-        yield _saved(reliability_chart(evaluation.calibration), folder, "reliability")
-
-
-def _saved(chart: NDArray[np.uint8], folder: Path, name: str) -> tuple[str, NDArray[np.uint8]]:
-    _save(chart, folder / f"{name}.png")
-    return name, chart
+        charts["reliability"] = reliability_chart(evaluation.calibration)
+    for name, chart in charts.items():
+        _save(chart, folder / f"{name}.png")
+        yield name, chart
 
 
 def _context(
@@ -101,19 +102,19 @@ def _context(
         "charts": charts,
         "bars": bars.tolist(),
         "edges": [f"{edge:.1f}" for edge in edges],
-        "with_phrases": report_text.items_word(evaluation) == "items",
-        "switches": _switches(evaluation),
+        "with_phrases": report_text.item_noun(evaluation) == "items",
+        "ablations": _ablations(evaluation),
         "subgroups": _subgroups(evaluation),
         "about": about,
     }
 
 
-def _switches(evaluation: Evaluation) -> dict[str, list[SwitchEffect]]:
-    """Effects by switch, of the metrics that one looks at first."""
-    found: dict[str, list[SwitchEffect]] = {}
-    for effect in evaluation.switches:
-        if effect.metric in _SWITCH_METRICS:
-            found.setdefault(report_text.switch_label(effect.switch, evaluation), []).append(effect)
+def _ablations(evaluation: Evaluation) -> dict[str, list[AblationEffect]]:
+    """Effects by option, of the most important metrics."""
+    found: dict[str, list[AblationEffect]] = {}
+    for effect in evaluation.ablations:
+        if effect.metric in _ABLATION_METRICS:
+            found.setdefault(report_text.option_label(effect.option, evaluation), []).append(effect)
     return found
 
 
@@ -125,7 +126,7 @@ def _subgroups(evaluation: Evaluation) -> dict[str, list[Subgroup]]:
 
 
 def _about(evaluation: Evaluation, results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """How it was measured, as results.json has it: (what, value)."""
+    """(label, value) of the settings in results.json."""
     weights, fold = results["source"]["weights"], results["data"]["fold"]
     yield "Predictions", f"{evaluation.source} ({evaluation.kind}{f', weights {weights}' if weights else ''})"
     yield "Data", f"{evaluation.data}, split {evaluation.split}, fingerprint {evaluation.data_fingerprint}"
@@ -137,11 +138,11 @@ def _about(evaluation: Evaluation, results: dict[str, Any]) -> Iterator[tuple[st
         yield "Item", "one phrase of one image; objects that share a phrase are their union"
     else:
         yield "Item", "one image; its objects are scored as their union"
-    rule = "" if evaluation.kind == "masks" else " A pixel is vessel where its probability is greater."
+    rule = "" if evaluation.kind == "masks" else " A pixel is vessel where its probability exceeds it."
     yield "Threshold", f"{report_text.threshold_sentence(evaluation)}{rule}"
-    yield "Switches", "; ".join(report_text.switches_on(evaluation)) or "none"
+    yield "Options", "; ".join(report_text.options_used(evaluation)) or "none"
     if evaluation.baseline_threshold is not None and evaluation.test_time:
-        yield "Threshold without switches", f"{evaluation.baseline_threshold:.2f}"
+        yield "Threshold without options", f"{evaluation.baseline_threshold:.2f}"
     yield "Lengths", {"px": "in pixels: not all images have a pixel spacing", "mm": "in mm"}[evaluation.length_unit]
     yield "Empty masks", EMPTY_MASK_RULE
     yield "Intervals", report_text.bootstrap_sentence(evaluation)
@@ -149,7 +150,7 @@ def _about(evaluation: Evaluation, results: dict[str, Any]) -> Iterator[tuple[st
     yield "Versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())
 
 
-def _item_name(scored: Scored) -> str:
+def _item_name(scored: ItemResult) -> str:
     return f"{scored.image}, {scored.phrase}" if scored.phrase else scored.image
 
 

@@ -1,4 +1,4 @@
-"""The look that all HTML reports share: templates, one style sheet, images inside the page."""
+"""Shared parts of all HTML reports: templates, style sheet, images as data URIs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def render(template_name: str, folder: Path = TEMPLATES, **context: Any) -> str:
-    """The page of a template in the folder, e.g. ``prepare.html.j2``; a name missing in context raises.
+    """Render a template of the folder, e.g. ``prepare.html.j2``; a name missing in context raises UndefinedError.
 
-    What a template includes may also be in ``TEMPLATES``, which every page shares.
+    Templates may include files of the folder and of ``TEMPLATES``.
     """
     environment = Environment(
         loader=FileSystemLoader([folder, TEMPLATES]),
@@ -32,21 +32,21 @@ def render(template_name: str, folder: Path = TEMPLATES, **context: Any) -> str:
 
 
 def page_file(name: str, folder: Path) -> bytes:
-    """A style sheet or script of a served page: from its folder, else from ``TEMPLATES``.
+    """Bytes of a style sheet or script of a served page: from its folder, else from ``TEMPLATES``.
 
-    The caller passes only names that it knows.
+    name is not checked: callers must not pass names from requests.
     """
     path = folder / name
     return (path if path.exists() else TEMPLATES / name).read_bytes()
 
 
 def png_data_uri(array: np.ndarray) -> str:
-    """(height, width) or (height, width, 3) uint8 as a lossless image inside the page."""
+    """(height, width) or (height, width, 3) uint8 as a lossless data URI."""
     return _data_uri(array, "png", optimize=True)
 
 
 def jpeg_data_uri(array: np.ndarray, quality: int = 88) -> str:
-    """(height, width) or (height, width, 3) uint8 as a small image inside the page; quality 1..95."""
+    """(height, width) or (height, width, 3) uint8 as a small data URI; quality 1..95."""
     return _data_uri(array, "jpeg", quality=quality)
 
 

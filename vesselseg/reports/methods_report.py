@@ -1,4 +1,4 @@
-"""Methods on the same images -> one table: methods.html with the way to every report, methods.md for a paper."""
+"""Write the table of methods on the same images: methods.html with links to every report, methods.md for a paper."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from vesselseg.evaluation.comparison import Comparison
 from vesselseg.evaluation.metrics import METRIC_TABLE
-from vesselseg.evaluation.results import RESULTS_FILE, versions
-from vesselseg.reports.comparison_report import interval, probability, tested, verdict, write_comparison
+from vesselseg.evaluation.results_file import RESULTS_FILE, versions
+from vesselseg.reports.comparison_report import interval, p_text, verdict, write_comparison
 from vesselseg.reports.evaluation_report import REPORT_FILE
 from vesselseg.reports.html import render
 
@@ -22,22 +22,21 @@ SHOWN = ("dice", "cldice", "precision", "recall", "hd95", "betti_0_error")
 
 @dataclass(frozen=True)
 class Row:
-    """One method. summary: per metric mean, low, high, items; report: its page, relative to the table's, or None."""
+    """One method."""
 
     name: str
-    source: str
-    threshold: str
-    unit: str
+    source: str  # path of its model or predictions
+    threshold: str  # value and origin, as text
+    unit: str  # of lengths, "px" or "mm"
     items: int
-    summary: dict[str, dict[str, Any]]
-    report: str | None
+    summary: dict[str, dict[str, Any]]  # metric -> mean, low, high, items, ...
+    report: str | None  # its page, relative to the table's
 
 
 def write_methods(comparison: Comparison, folders: Sequence[Path], out: Path, notes: Sequence[str] = ()) -> Path:
-    """Write table and paired comparison into out, in place of earlier ones, and return the table's page.
+    """Write table and paired comparison into out, replacing earlier ones; return the table's page.
 
-    folders: with results.json and, if there is one, a report, in the comparison's order. notes: sentences that stand
-    above the table.
+    folders: of results.json and reports, in the comparison's order. notes: sentences above the table.
     """
     rows = [_row(one.name, folder, out) for one, folder in zip(comparison.results, folders)]
     paired = write_comparison(comparison, out / "comparison", force=True)
@@ -55,8 +54,8 @@ def write_methods(comparison: Comparison, folders: Sequence[Path], out: Path, no
         table=METRIC_TABLE,
         heading=heading,
         value=value,
-        within=within,
-        wins=wins,
+        interval_text=interval_text,
+        is_best=is_best,
         paired=paired.relative_to(out).as_posix(),
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
     )
@@ -75,7 +74,7 @@ def markdown_lines(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
         "|" + "---|" * (len(names) + 2),
     ]
     for row in rows:
-        cells = [f"{_strong(row, name, rows)}{_bracketed(row, name)}" for name in names]
+        cells = [f"{_strong(row, name, rows)}{_interval_in_brackets(row, name)}" for name in names]
         lines.append(f"| {row.name} | {row.threshold} | " + " | ".join(cells) + " |")
     metric = METRIC_TABLE[comparison.metric].label if comparison.metric in METRIC_TABLE else comparison.metric
     lines += ["", f"| {metric}, paired | difference | 95 % interval | p (Wilcoxon) | p (Holm) | wins / ties / losses |"]
@@ -84,13 +83,13 @@ def markdown_lines(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
         one = pair["metric"]
         lines.append(
             f"| {pair['first']} - {pair['second']} | {one.difference:+.4f} | {interval(one)} | "
-            f"{probability(tested(one))} | {pair['adjusted']} | {one.wins} / {one.ties} / {one.losses} |"
+            f"{p_text(one.p_reported)} | {pair['adjusted']} | {one.wins} / {one.ties} / {one.losses} |"
         )
     return lines
 
 
 def columns(rows: Sequence[Row], names: Sequence[str] | dict[str, Any]) -> list[str]:
-    """Those of the metrics that every row has a mean of."""
+    """The metrics of which some row has a mean."""
     return [name for name in names if any(_mean(row, name) is not None for row in rows)]
 
 
@@ -101,7 +100,7 @@ def heading(name: str, rows: Sequence[Row]) -> str:
 
 
 def value(row: Row, name: str) -> str:
-    """A mean for people, and of how many items where it is undefined for some."""
+    """A mean as text, with its number of items where some have no value."""
     mean = _mean(row, name)
     if mean is None:
         return "-"
@@ -109,14 +108,14 @@ def value(row: Row, name: str) -> str:
     return _number(mean, name) + (f" (of {items})" if items < row.items else "")
 
 
-def within(row: Row, name: str) -> str:
-    """The interval of a mean; empty for a single group."""
+def interval_text(row: Row, name: str) -> str:
+    """The interval of a mean as text; empty for a single group."""
     low, high = (row.summary.get(name, {}).get(end) for end in ("low", "high"))
     return "" if low is None or high is None else f"{_number(low, name)} to {_number(high, name)}"
 
 
-def wins(row: Row, name: str, rows: Sequence[Row]) -> bool:
-    """Whether no method has a better mean."""
+def is_best(row: Row, name: str, rows: Sequence[Row]) -> bool:
+    """Whether no row has a better mean."""
     means = [mean for other in rows if (mean := _mean(other, name)) is not None]
     best = min(means) if METRIC_TABLE[name].lower_is_better else max(means)
     return _mean(row, name) == best
@@ -146,8 +145,8 @@ def _pairs(comparison: Comparison) -> list[dict[str, Any]]:
             "second": names[pair.second],
             "metric": pair.chosen,
             "interval": interval(pair.chosen),
-            "p": probability(tested(pair.chosen)),
-            "adjusted": "-" if len(comparison.pairs) < 2 else probability(pair.p_adjusted),
+            "p": p_text(pair.chosen.p_reported),
+            "adjusted": "-" if len(comparison.pairs) < 2 else p_text(pair.p_adjusted),
             "verdict": verdict(pair.chosen, names[pair.first], names[pair.second]),
         }
         for pair in comparison.pairs
@@ -164,8 +163,8 @@ def _number(number: float, name: str) -> str:
 
 
 def _strong(row: Row, name: str, rows: Sequence[Row]) -> str:
-    return f"**{value(row, name)}**" if wins(row, name, rows) else value(row, name)
+    return f"**{value(row, name)}**" if is_best(row, name, rows) else value(row, name)
 
 
-def _bracketed(row: Row, name: str) -> str:
-    return f" ({within(row, name)})" if within(row, name) else ""
+def _interval_in_brackets(row: Row, name: str) -> str:
+    return f" ({interval_text(row, name)})" if interval_text(row, name) else ""

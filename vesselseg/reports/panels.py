@@ -1,4 +1,4 @@
-"""Six-panel pictures of single cases, and which cases to show."""
+"""Panels of single cases, six images each, and the selection of cases."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from vesselseg.evaluation.scores import Case, Scored
+from vesselseg.evaluation.result_types import Case, ItemResult
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
+# Distinguishable for colour-blind readers (Okabe and Ito, "Color Universal Design", 2008).
 TRUE_POSITIVE = (0, 158, 115)
 FALSE_POSITIVE = (230, 90, 0)
 FALSE_NEGATIVE = (86, 180, 233)
@@ -25,8 +25,8 @@ _TILE = 4.0  # inches
 _DPI = 150  # a tile of 600 pixels: an image of 512 loses nothing when the page enlarges it
 
 
-def choose_cases(items: Sequence[Scored], each: int = 3) -> dict[str, list[Scored]]:
-    """The worst, median and best items by Dice, ``each`` of them or fewer; no item appears twice."""
+def select_cases(items: Sequence[ItemResult], each: int = 3) -> dict[str, list[ItemResult]]:
+    """The worst, median and best items by Dice, at most ``each`` of them; no item is in two groups."""
     order = sorted(items, key=lambda item: (item.metrics["dice"], item.image, item.phrase))
     each = min(each, max(1, len(order) // 3))
     worst = order[:each]
@@ -37,9 +37,9 @@ def choose_cases(items: Sequence[Scored], each: int = 3) -> dict[str, list[Score
 
 
 def draw_panel(case: Case, title: str, threshold: float, binary: bool = False) -> NDArray[np.uint8]:
-    """Image, truth, prediction, overlay, difference and probability of one case as (height, width, 3) uint8.
+    """Image, truth, prediction, overlay, difference and probability of one case, (height, width, 3) uint8.
 
-    binary: the source holds masks, so there is no probability to show.
+    binary: the source contains masks instead of probabilities.
     """
     height, width = case.truth.shape
     tile = _TILE * min(max(height / width, 0.4), 2.0)
@@ -66,7 +66,7 @@ def draw_panel(case: Case, title: str, threshold: float, binary: bool = False) -
 
 
 def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The image (height, width, 3) with the mask (height, width) tinted and its outline drawn in full colour."""
+    """The image (height, width, 3) uint8 with a tinted mask (height, width) and its outline in full colour."""
     picture = image.astype(np.float32)
     picture[mask] = 0.55 * picture[mask] + 0.45 * np.array(OVERLAY, dtype=np.float32)
     picture[_outline(mask)] = OVERLAY
@@ -74,7 +74,7 @@ def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uin
 
 
 def difference(image: NDArray[np.uint8], prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """True positives, false positives and false negatives in colour over the darkened image (height, width, 3)."""
+    """True positives, false positives and false negatives in colour on the darkened image, (height, width, 3) uint8."""
     picture = (image * 0.35).round().astype(np.uint8)
     picture[prediction & truth] = TRUE_POSITIVE
     picture[prediction & ~truth] = FALSE_POSITIVE
@@ -92,7 +92,7 @@ def _mask_picture(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.repeat((mask * np.uint8(255))[..., None], 3, axis=2)
 
 
-def _figures(scored: Scored) -> str:
+def _figures(scored: ItemResult) -> str:
     values = scored.metrics
     names = (("Dice", "dice"), ("IoU", "iou"), ("precision", "precision"), ("recall", "recall"), ("clDice", "cldice"))
     figures = "   ".join(f"{label} {values[name]:.3f}" for label, name in names)
@@ -135,11 +135,11 @@ def _probability(
     figure: Figure, axis: Axes, probabilities: NDArray[np.float32], threshold: float, binary: bool
 ) -> None:
     shown = axis.imshow(probabilities, cmap="magma", vmin=0, vmax=1, interpolation="antialiased")
-    _frame(axis, "Probability (the source holds masks)" if binary else "Probability")
+    _frame(axis, "Probability (the source contains masks)" if binary else "Probability")
     if binary:
         return
     bar = figure.colorbar(shown, cax=axis.inset_axes((0.48, 1.045, 0.52, 0.028)), orientation="horizontal")
-    ends = [end for end in (0, 1) if abs(end - threshold) > 0.3]  # nearer ones would lie under the threshold's label
+    ends = [end for end in (0, 1) if abs(end - threshold) > 0.3]  # closer ones would overlap the threshold's label
     bar.set_ticks([*ends, threshold], labels=[*map(str, ends), f"threshold {threshold:.2f}"])
     bar.ax.xaxis.set_ticks_position("top")
     bar.ax.tick_params(labelsize=9, colors=_SOFT, length=0, pad=2)

@@ -1,4 +1,4 @@
-"""An evaluation for a paper: report.md with the conventions as footnotes, table.tex for LaTeX with booktabs."""
+"""Tables of an evaluation for a paper: report.md with conventions as footnotes, table.tex for LaTeX with booktabs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE
-from vesselseg.evaluation.scores import Evaluation
+from vesselseg.evaluation.result_types import Evaluation
 from vesselseg.reports.report_text import (
     KEY_METRICS,
     bootstrap_sentence,
@@ -14,15 +14,15 @@ from vesselseg.reports.report_text import (
     calibration_warning,
     figure,
     interval,
-    items_word,
+    item_noun,
     label,
-    lead,
     metric_digits,
     metric_groups,
+    option_label,
     own_threshold_sentence,
     setting_sentences,
     summary_interval,
-    switch_label,
+    summary_sentence,
 )
 
 _LATEX = {
@@ -44,19 +44,19 @@ _LATEX = {
 
 
 def markdown(evaluation: Evaluation, about: Sequence[tuple[str, str]]) -> str:
-    """The report as Markdown with footnotes. about: (what, value) of how it was measured."""
+    """The report as Markdown with footnotes. about: (label, value) of its settings."""
     return "\n".join(_markdown(evaluation, about)) + "\n"
 
 
 def _markdown(evaluation: Evaluation, about: Sequence[tuple[str, str]]) -> Iterator[str]:
     source, data = _cell(evaluation.source.name), _cell(evaluation.data.name)
     yield f"# Evaluation of {source} on {data}, split {evaluation.split}\n"
-    yield f"{lead(evaluation)} {setting_sentences(evaluation)}\n"
+    yield f"{summary_sentence(evaluation)} {setting_sentences(evaluation)}\n"
     yield from (f"> {warning}\n" for warning in evaluation.warnings)
     yield from _markdown_metrics(evaluation)
     yield from _markdown_thresholds(evaluation)
     yield from _markdown_calibration(evaluation)
-    yield from _markdown_switches(evaluation)
+    yield from _markdown_ablations(evaluation)
     yield from _markdown_subgroups(evaluation)
     yield "## How it was measured\n"
     yield from _table(("", ""), about)
@@ -81,9 +81,9 @@ def _markdown_metrics(evaluation: Evaluation) -> Iterator[str]:
                 )
             )
     yield "## Metrics\n"
-    yield f"Mean over {items_word(evaluation)}; {bootstrap_sentence(evaluation)}."
+    yield f"Mean over {item_noun(evaluation)}; {bootstrap_sentence(evaluation)}."
     yield "↑ higher is better, ↓ lower is better."
-    yield f"n: {items_word(evaluation)} for which the metric is defined, of {len(evaluation.items)}.\n"
+    yield f"n: {item_noun(evaluation)} for which the metric is defined, of {len(evaluation.items)}.\n"
     yield from _table(("", "Metric", "Mean", "95 % interval", "Median", "n"), rows, numbers=range(2, 6))
     yield from (f"[^{number}]: {note[0].upper()}{note[1:]}." for note, number in notes.items())
     yield f"\n{EMPTY_MASK_RULE}\n"
@@ -105,9 +105,9 @@ def _markdown_thresholds(evaluation: Evaluation) -> Iterator[str]:
         for one in evaluation.thresholds
     ]
     here = evaluation.split
-    yield "## Threshold of each metric\n"
+    yield "## Best threshold for each metric\n"
     chosen, own = f"Threshold from {searched.split}", f"Threshold from {here}"
-    heads = ("Metric", chosen, f"gives on {here}", own, f"would give on {here}", "Lost")
+    heads = ("Metric", chosen, f"value on {here}", own, f"best value on {here}", "Loss")
     yield from _table(heads, rows, numbers=range(1, 6))
 
 
@@ -125,28 +125,28 @@ def _markdown_calibration(evaluation: Evaluation) -> Iterator[str]:
         (name, which, figure(before, 4), figure(after, 4))
         for which, name, before, after in calibration_rows(calibration)
     ]
-    yield from _table(("", "Pixels", "As predicted", "With the temperature"), rows, numbers=(2, 3))
+    yield from _table(("", "Pixels", "Before", "With temperature"), rows, numbers=(2, 3))
 
 
-def _markdown_switches(evaluation: Evaluation) -> Iterator[str]:
-    if not evaluation.switches:
+def _markdown_ablations(evaluation: Evaluation) -> Iterator[str]:
+    if not evaluation.ablations:
         return
-    yield "## Effect of switches\n"
+    yield "## Ablations\n"
     if own_threshold_sentence(evaluation):
         yield f"{own_threshold_sentence(evaluation)}\n"
     rows = [
         (
-            switch_label(one.switch, evaluation),
+            option_label(one.option, evaluation),
             label(one.metric, evaluation),
             figure(one.means[0], metric_digits(one.metric)),
             figure(one.means[1], metric_digits(one.metric)),
             figure(one.difference, metric_digits(one.metric) + 1, sign=True),
             interval(one.low, one.high, metric_digits(one.metric) + 1, sign=True),
         )
-        for one in evaluation.switches
+        for one in evaluation.ablations
         if one.metric in (*KEY_METRICS, "betti_0_error")
     ]
-    heads = ("Switch", "Metric", "Without", "With", "Difference", "95 % interval")
+    heads = ("Option", "Metric", "Without", "With", "Difference", "95 % interval")
     yield from _table(heads, rows, numbers=range(2, 6))
 
 
@@ -171,7 +171,7 @@ def _markdown_subgroups(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> Iterator[str]:
-    """A Markdown table; numbers: the columns that are aligned right."""
+    """A Markdown table; numbers: indices of right-aligned columns."""
     yield f"| {' | '.join(map(_cell, heads))} |"
     yield f"|{'|'.join('---:' if column in numbers else '---' for column in range(len(heads)))}|"
     yield from (f"| {' | '.join(map(_cell, row))} |" for row in rows)
@@ -179,26 +179,26 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends a cell nor reads as markup."""
+    """Text with Markdown characters escaped, on one line."""
     return re.sub(r"([\\|*_<>`])", r"\\\1", " ".join(text.split()))
 
 
 def latex(evaluation: Evaluation) -> str:
-    r"""A table environment for ``\usepackage{booktabs}``; conventions, numbered, are a paragraph after it."""
+    r"""A table environment for ``\usepackage{booktabs}``, followed by a paragraph of numbered conventions."""
     return "\n".join(_latex(evaluation)) + "\n"
 
 
 def latex_text(text: str) -> str:
-    """Text with everything escaped that LaTeX would take for a command."""
+    """Text with LaTeX's special characters escaped."""
     escaped = "".join(_LATEX.get(character, character) for character in text)
-    return escaped.replace("--", "-{}-")  # two hyphens would be set as one dash
+    return escaped.replace("--", "-{}-")  # LaTeX sets two hyphens as a dash
 
 
 def _latex(evaluation: Evaluation) -> Iterator[str]:
     notes: dict[str, int] = {}
     name = f"{evaluation.source.name} on {evaluation.data.name}, split {evaluation.split}"
     place = f"tab:{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
-    yield r"% needs \usepackage{booktabs}; a page has no room for the conventions too: text of its own, below"
+    yield r"% needs \usepackage{booktabs}; the conventions are a separate paragraph after the table"
     yield r"\begin{table}"
     yield r"\centering\footnotesize"
     yield rf"\caption{{{latex_text(_caption(evaluation, name))}}}"
@@ -220,7 +220,7 @@ def _latex(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _caption(evaluation: Evaluation, name: str) -> str:
-    means = f"{name}: mean over {len(evaluation.items)} {items_word(evaluation)}"
+    means = f"{name}: mean over {len(evaluation.items)} {item_noun(evaluation)}"
     groups = f" of {evaluation.groups} groups" if evaluation.grouped else ""
     return f"{means}{groups}. {bootstrap_sentence(evaluation)}. {setting_sentences(evaluation)}"
 

@@ -1,17 +1,17 @@
-"""What all reports of an evaluation say in words: groups of metrics, figures as text, sentences, warnings."""
+"""Text shared by all reports of an evaluation: groups of metrics, formatted values, sentences, warnings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vesselseg.evaluation.metrics import METRIC_TABLE, Metric
-from vesselseg.evaluation.scores import Calibration, Evaluation
+from vesselseg.evaluation.result_types import Calibration, Evaluation
 from vesselseg.evaluation.statistics import RESAMPLES, Summary
 
 UNDEFINED = "–"
-"""What stands where a value is not defined."""
+"""Text of an undefined value."""
 METRIC_GROUPS = {
     "Overlap": ("dice", "iou", "precision", "recall", "specificity", "accuracy", "balanced_accuracy", "mcc"),
     "Centreline": ("cldice", "topology_precision", "topology_sensitivity"),
@@ -22,32 +22,32 @@ METRIC_GROUPS = {
     ),
     "Ranking of pixels": ("roc_auc", "pr_auc"),
 }
-"""Every metric of METRIC_TABLE once, by what it looks at."""
+"""Every metric of METRIC_TABLE once, by aspect."""
 QUESTIONS = {
     "Overlap": "Is it the right area?",
-    "Centreline": "Is the tree whole, whatever its width?",
-    "Distance": "Is the edge in the right place, as for measuring a diameter?",
-    "Topology": "Are there breaks, false loops, stray pieces?",
-    "By vessel width": "How does it do on thin, medium and wide vessels?",
+    "Centreline": "Is the tree complete, whatever its width?",
+    "Distance": "Is the edge accurate enough to measure a diameter?",
+    "Topology": "Are there breaks, false loops, stray components?",
+    "By vessel width": "How good is it on thin, medium and wide vessels?",
     "Ranking of pixels": "How good are the probabilities, before any threshold?",
 }
 KEY_METRICS = ("dice", "cldice", "precision", "recall", "hd95", "nsd")
-"""Those that stand in tables with little room."""
-_SWITCHES = {
-    "flips": "mirrored images averaged (--tta flips)",
-    "min_component": "pieces under {} px removed (--min-component {})",
+"""Metrics of narrow tables."""
+_OPTIONS = {
+    "flips": "average over flipped images (--tta flips)",
+    "min_component": "components under {} px removed (--min-component {})",
     "fill_holes": "holes up to {} px filled (--fill-holes {})",
 }
 
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """Metrics that belong together, and the conventions that they share: notes[k - 1] has the number k."""
+    """Metrics of one aspect."""
 
     title: str
-    question: str
+    question: str  # that the metrics answer
     names: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # their conventions, numbered from 1
 
     def note_number(self, name: str) -> int | None:
         """The number of a metric's convention, None where there is none."""
@@ -56,29 +56,24 @@ class MetricGroup:
 
 
 def metric_groups() -> tuple[MetricGroup, ...]:
-    """The groups in the order of the reports, each with its different conventions once."""
-    return tuple(
-        MetricGroup(title, QUESTIONS[title], names, tuple(dict.fromkeys(_conventions(names))))
-        for title, names in METRIC_GROUPS.items()
-    )
-
-
-def _conventions(names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        if METRIC_TABLE[name].convention:
-            yield METRIC_TABLE[name].convention
+    """The groups in the order of the reports, each with its distinct conventions."""
+    groups = []
+    for title, names in METRIC_GROUPS.items():
+        conventions = dict.fromkeys(METRIC_TABLE[name].convention for name in names)
+        groups.append(MetricGroup(title, QUESTIONS[title], names, tuple(filter(None, conventions))))
+    return tuple(groups)
 
 
 def figure(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    """A value as text, UNDEFINED for None and NaN. sign: with a plus, as of a difference."""
+    """A value as text, UNDEFINED for None and NaN. sign: write a plus too, for differences."""
     if value is None or not math.isfinite(value):
         return UNDEFINED
-    # + 0.0: what rounds to nothing has no minus
+    # + 0.0 turns -0.0 into 0.0
     return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
 def metric_digits(name: str) -> int:
-    """Decimals of a metric: lengths and counts have fewer than parts."""
+    """Decimals of a metric: 2 for lengths and counts, 3 for fractions."""
     return 2 if METRIC_TABLE[name].unit else 3
 
 
@@ -95,7 +90,7 @@ def summary_interval(name: str, summary: Summary) -> str:
 
 
 def unit(metric: Metric, evaluation: Evaluation) -> str:
-    """``px``, ``mm``, ``count`` or nothing."""
+    """``px``, ``mm``, ``count`` or an empty text."""
     return evaluation.length_unit if metric.unit == "px/mm" else metric.unit
 
 
@@ -105,72 +100,71 @@ def label(name: str, evaluation: Evaluation) -> str:
     return f"{metric.label} [{evaluation.length_unit}]" if metric.unit == "px/mm" else metric.label
 
 
-def items_word(evaluation: Evaluation) -> str:
-    """``images``, or ``items`` where phrases tell several apart."""
+def item_noun(evaluation: Evaluation) -> str:
+    """``images``, or ``items`` where an evaluation has several phrases."""
     return "items" if len({item.phrase for item in evaluation.items}) > 1 else "images"
 
 
-def lead(evaluation: Evaluation) -> str:
+def summary_sentence(evaluation: Evaluation) -> str:
     """The result in one sentence."""
     dice, cldice = evaluation.summary["dice"], evaluation.summary["cldice"]
     recall, precision = evaluation.summary["recall"], evaluation.summary["precision"]
     between = f" (95 % interval {summary_interval('dice', dice)})" if dice.low is not None else ""
     found = len(evaluation.items)
     return (
-        f"On {found:,} {items_word(evaluation) if found > 1 else items_word(evaluation)[:-1]} of the split "
+        f"On {found:,} {item_noun(evaluation) if found > 1 else item_noun(evaluation)[:-1]} of the split "
         f"{evaluation.split}, mean Dice is {figure(dice.mean)}{between} and clDice {figure(cldice.mean)}: "
-        f"{100 * recall.mean:.0f} % of the vessel was found, and {100 * precision.mean:.0f} % of what was marked is "
+        f"{100 * recall.mean:.0f} % of the vessel was found, and {100 * precision.mean:.0f} % of the prediction is "
         "vessel."
     )
 
 
 def threshold_sentence(evaluation: Evaluation) -> str:
-    """How probabilities became masks."""
+    """The applied threshold and its origin."""
     if evaluation.kind == "masks":
-        return "The source holds masks, so no threshold was applied."
+        return "The source contains masks, so no threshold was applied."
     return f"Threshold {evaluation.threshold.value:.2f}: {evaluation.threshold.origin}."
 
 
 def setting_sentences(evaluation: Evaluation) -> str:
-    """The threshold, and the switches that were on."""
-    switches = ", ".join(switches_on(evaluation))
-    return f"{threshold_sentence(evaluation)} With {switches}." if switches else threshold_sentence(evaluation)
+    """The threshold and the options that were on."""
+    options = ", ".join(options_used(evaluation))
+    return f"{threshold_sentence(evaluation)} Options: {options}." if options else threshold_sentence(evaluation)
 
 
 def bootstrap_sentence(evaluation: Evaluation) -> str:
-    """How intervals were made."""
-    drawn = "group" if evaluation.grouped else "image"
-    return f"95 % percentile bootstrap of the mean, {RESAMPLES:,} resamples of whole {drawn}s, seed {evaluation.seed}"
+    """The method of the intervals."""
+    unit = "group" if evaluation.grouped else "image"
+    return f"95 % percentile bootstrap of the mean, {RESAMPLES:,} resamples of whole {unit}s, seed {evaluation.seed}"
 
 
-def switch_label(switch: str, evaluation: Evaluation) -> str:
-    """A switch in words, or several that were on together."""
-    parts = switch.split(" + ")
-    if len(parts) > 1:
+def option_label(option: str, evaluation: Evaluation) -> str:
+    """Description of an option, see ``AblationEffect.option``."""
+    if " + " in option:
         return "all together"
-    size = evaluation.post_processing.get(switch, "")
-    return _SWITCHES[switch].format(size, size)
+    size = evaluation.post_processing.get(option, "")
+    return _OPTIONS[option].format(size, size)
 
 
 def own_threshold_sentence(evaluation: Evaluation) -> str:
-    """Where mirrored images got a threshold of their own: that their effect is not theirs alone, else nothing."""
+    """States that the effect of flips includes that of their own threshold; empty where the thresholds are equal."""
     before, applied = evaluation.baseline_threshold, evaluation.threshold.value
     if before is None or not evaluation.test_time or before == applied:
         return ""
     return (
-        f"The threshold was searched for each: {applied:.2f} with mirrored images, {before:.2f} without. "
-        "The difference is that of images and threshold together."
+        f"The threshold was searched separately: {applied:.2f} with flipped images, {before:.2f} without. "
+        "The difference includes the effect of the threshold."
     )
 
 
-def switches_on(evaluation: Evaluation) -> tuple[str, ...]:
-    """In words, what the reported figures were made with beside the source itself."""
+def options_used(evaluation: Evaluation) -> tuple[str, ...]:
+    """Descriptions of the options of the reported results."""
     names = [evaluation.test_time] if evaluation.test_time else []
-    return tuple(switch_label(name, evaluation) for name in [*names, *evaluation.post_processing])
+    return tuple(option_label(name, evaluation) for name in [*names, *evaluation.post_processing])
 
 
 def calibration_rows(calibration: Calibration) -> Iterator[tuple[str, str, float, float | None]]:
-    """(pixels, figure, before, after): after is None unless a temperature was fitted."""
+    """(set of pixels, measure, before, after); after is None unless a temperature was fitted."""
     pairs = (
         ("all pixels", calibration.everywhere, calibration.calibrated_everywhere),
         ("probability from 0.01", calibration.visible, calibration.calibrated_visible),
@@ -181,7 +175,7 @@ def calibration_rows(calibration: Calibration) -> Iterator[tuple[str, str, float
 
 
 def calibration_warning(calibration: Calibration) -> str | None:
-    """Which figures the fitted temperature makes worse on the reported split; None where it makes none worse."""
+    """The measures that the fitted temperature makes worse on the reported split; None where it makes none worse."""
     worse = [
         f"{name} ({which}) {figure(before, 4)} to {figure(after, 4)}"
         for which, name, before, after in calibration_rows(calibration)
@@ -190,9 +184,9 @@ def calibration_warning(calibration: Calibration) -> str | None:
     if not worse:
         return None
     return (
-        f"The temperature {figure(calibration.temperature)} that was fitted on {calibration.fitted_on} makes "
-        f"{calibration.split} worse: {_joined(worse)}. The two splits differ, or one of them is too small to tell; "
-        "do not store this temperature unless more data says otherwise."
+        f"The temperature {figure(calibration.temperature)} fitted on {calibration.fitted_on} makes "
+        f"{calibration.split} worse: {_joined(worse)}. The splits differ, or one of them is too small; "
+        "do not store this temperature without evidence from more data."
     )
 
 

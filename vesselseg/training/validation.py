@@ -17,8 +17,8 @@ from PIL import Image
 from vesselseg.config.settings import Validation
 from vesselseg.dataset.manifest import Record, image_path, read_split
 from vesselseg.errors import ManifestError, UserError
+from vesselseg.evaluation.prediction_sources import ModelSource
 from vesselseg.evaluation.score_split import phrase_truths
-from vesselseg.evaluation.sources import ModelSource
 from vesselseg.evaluation.threshold import best_threshold, dice_iou_curves, exceeded_thresholds, threshold_counts
 from vesselseg.inference.predictor import Predictor
 from vesselseg.registry import METRICS, registered_names

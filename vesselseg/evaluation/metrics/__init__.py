@@ -1,6 +1,6 @@
-"""Metrics of one predicted mask against its truth: ``METRIC_TABLE`` says what they are, ``image_metrics`` computes.
+"""Metrics of one predicted mask against its truth: ``METRIC_TABLE`` defines them, ``image_metrics`` computes them.
 
-docs/evaluation.md says in plain words what each means and when to use it.
+docs/evaluation.md explains each one and when to use it.
 """
 
 from vesselseg.evaluation.metrics.image import image_metrics

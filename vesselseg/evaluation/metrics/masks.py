@@ -1,4 +1,4 @@
-"""Input of the metrics: masks of one size, with every byte 0 or 1, and the part of the image that holds them."""
+"""Input of the metrics: masks of one size, with every byte 0 or 1, and their bounding box."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Mask = NDArray[np.bool_]
 
 
 def checked_masks(prediction: Mask, truth: Mask) -> tuple[Mask, Mask]:
-    """Both masks with every byte 0 or 1. Raises ValueError where they are not (height, width) bool masks of one size.
+    """Both masks with every byte 0 or 1. Raises ValueError unless they are (height, width) bool masks of one size.
 
-    Pillow hands out 1-bit images as bool arrays that hold the byte 255: NumPy counts it as 255 and scikit-image uses
-    it as an index, beyond the end of its table.
+    Pillow returns 1-bit images as bool arrays whose true bytes are 255: NumPy counts them as 255, and scikit-image
+    uses them as an index beyond the end of its table.
     """
     for name, mask in (("prediction", prediction), ("truth", truth)):
         if mask.dtype != np.bool_ or mask.ndim != 2 or not mask.size:
@@ -32,10 +32,10 @@ def checked_spacing(spacing: tuple[float, float]) -> tuple[float, float]:
     return values[0], values[1]
 
 
-def occupied(mask: Mask) -> tuple[slice, slice]:
-    """Rows and columns that hold the mask and one pixel around it where the image goes on; one pixel of an empty one.
+def bounding_box(mask: Mask) -> tuple[slice, slice]:
+    """Rows and columns of the mask with a margin of one pixel, cut at the image's edge; one pixel for an empty mask.
 
-    What lies further away changes no metric of shape: the nearest background of a mask's pixel touches the mask.
+    Pixels outside change no metric of shape: the background pixel nearest to a mask's pixel touches the mask.
     """
     if not mask.any():
         return slice(0, 1), slice(0, 1)

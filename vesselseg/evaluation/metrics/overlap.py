@@ -1,4 +1,4 @@
-"""Metrics of pixel counts: no pixel's place matters."""
+"""Metrics of pixel counts, independent of where the pixels are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from vesselseg.evaluation.metrics.masks import Mask
 
 
 def overlap_metrics(prediction: Mask, truth: Mask) -> dict[str, float]:
-    """Dice to MCC of masks (height, width), from true and false positives and negatives over the whole image."""
+    """Dice to MCC of masks (height, width) bool, from TP, FP, FN and TN over the whole image; 0..1, MCC -1..1.
+
+    Sources: see ``METRIC_TABLE``.
+    """
     tp = int(np.count_nonzero(prediction & truth))
     fp = int(np.count_nonzero(prediction)) - tp
     fn = int(np.count_nonzero(truth)) - tp
@@ -33,7 +36,7 @@ def _ratio(part: int, whole: int, without_whole: bool) -> float:
 
 
 def _balanced_accuracy(tp: int, fp: int, fn: int, tn: int) -> float:
-    """Mean over the classes that the truth holds of the part that is recognised."""
+    """Mean recall over the classes that the truth contains."""
     recalls = [right / (right + wrong) for right, wrong in ((tp, fn), (tn, fp)) if right + wrong]
     return sum(recalls) / len(recalls)
 

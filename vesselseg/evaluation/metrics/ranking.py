@@ -11,9 +11,9 @@ from vesselseg.evaluation.metrics.masks import Mask
 
 
 def ranking_metrics(probabilities: NDArray[np.floating] | None, truth: Mask) -> dict[str, float]:
-    """ROC-AUC and PR-AUC of probabilities (height, width), NaN without them or where the truth holds one class only.
+    """ROC-AUC and PR-AUC of probabilities (height, width), 0..1; NaN without them or where the truth has one class.
 
-    Raises ValueError for probabilities of another size, and for values that are not in 0..1.
+    Raises ValueError for probabilities of another size and for values outside 0..1.
     """
     if probabilities is None:
         return {"roc_auc": math.nan, "pr_auc": math.nan}
@@ -26,7 +26,7 @@ def ranking_metrics(probabilities: NDArray[np.floating] | None, truth: Mask) -> 
         )
     if truth.all() or not truth.any():
         return {"roc_auc": math.nan, "pr_auc": math.nan}
-    from sklearn.metrics import average_precision_score, roc_auc_score  # takes seconds, and masks do without
+    from sklearn.metrics import average_precision_score, roc_auc_score  # imports in seconds; masks do not need it
 
     labels, scores = truth.ravel(), probabilities.ravel()
     return {

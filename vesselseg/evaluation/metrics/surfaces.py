@@ -11,17 +11,20 @@ from scipy.spatial import KDTree
 
 from vesselseg.evaluation.metrics.masks import Mask
 
-# Above the square root of 2: an outline drawn one pixel aside lies within it whatever the vessel's direction.
+# Above the square root of 2: an outline shifted by one pixel stays within it in every direction of the vessel.
 NSD_TOLERANCE_PX = 2.0
 NSD_TOLERANCE_MM = 0.5
-_ROUNDING = 1e-9  # coordinates in mm are products
+_ROUNDING = 1e-9  # coordinates in mm are rounded products
 
 
 def surface_metrics(prediction: Mask, truth: Mask, spacing: tuple[float, float] | None) -> dict[str, float]:
-    """HD, HD95, ASSD and NSD of masks (height, width), in mm where spacing is given, else in pixels.
+    """HD, HD95 and ASSD (0 or more; mm with spacing, else pixels) and NSD (0..1) of masks (height, width) bool.
 
-    Conventions of MetricsReloaded (Maier-Hein et al., "Metrics reloaded", Nature Methods 2024) and of MONAI. NaN for
-    the three distances where one of the masks is empty.
+    With d(a, B) the distance from outline pixel a to outline B: HD = max of d over both outlines; HD95 = the larger of
+    the 95th percentiles of both directions; ASSD = mean of d over both outlines; NSD = fraction of both outlines with d
+    within the tolerance. Conventions of MetricsReloaded (Maier-Hein et al., "Metrics reloaded: recommendations for
+    image analysis validation", Nature Methods 2024) and MONAI; sources: see ``METRIC_TABLE``. The three distances are
+    NaN where exactly one mask is empty.
     """
     if not prediction.any() or not truth.any():
         both_empty = not prediction.any() and not truth.any()
@@ -41,10 +44,12 @@ def surface_metrics(prediction: Mask, truth: Mask, spacing: tuple[float, float] 
 
 
 def outline(mask: Mask) -> Mask:
-    """The mask's pixels with background, or the image's edge, above, below, left or right of them."""
+    """The mask's pixels next to background or to the image's edge (4 neighbours), (height, width) bool."""
     return mask & ~binary_erosion(mask)
 
 
 def distances(pixels: Mask, others: Mask, step: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From each pixel to the nearest of others, in raster order. step: (row, column) length of a pixel."""
+    """Distance from each true pixel to the nearest one of others, (n,) in raster order. step: (row, column) length of
+    a pixel.
+    """
     return np.asarray(KDTree(np.argwhere(others) * step).query(np.argwhere(pixels) * step)[0])

@@ -12,8 +12,8 @@ from vesselseg.evaluation.metrics.masks import Mask
 from vesselseg.evaluation.metrics.surfaces import distances
 
 CLASSES = ("thin", "medium", "wide")
-# Where medium and wide begin. About the quartile and the upper third of the centreline pixels of coronary angiograms of
-# 512 x 512; in mm by what coronary segments are called small and large.
+# Lower limits of medium and wide: about the first quartile and the upper third of the centreline pixels of coronary
+# angiograms of 512 x 512; in mm, common limits of small and large coronary segments.
 EDGES_PX = (6.0, 10.0)
 EDGES_MM = (1.5, 3.0)
 
@@ -25,7 +25,11 @@ def width_metrics(
     truth_skeleton: Mask,
     spacing: tuple[float, float] | None,
 ) -> dict[str, float]:
-    """Recall of the truth's and precision of the prediction's thin, medium and wide parts; NaN where there is none."""
+    """Recall of the truth's and precision of the prediction's thin, medium and wide parts, 0..1; NaN for a missing
+    class.
+
+    Masks and skeletons: (height, width) bool. spacing: (row, column) in mm per pixel.
+    """
     return {
         **_shares("recall", truth, truth_skeleton, prediction, spacing),
         **_shares("precision", prediction, prediction_skeleton, truth, spacing),
@@ -35,7 +39,7 @@ def width_metrics(
 def _shares(
     name: str, mask: Mask, skeleton: Mask, other: Mask, spacing: tuple[float, float] | None
 ) -> dict[str, float]:
-    """The part of each class of mask's pixels that lies inside other."""
+    """Fraction of each width class of mask's pixels that is inside other."""
     classes = width_classes(mask, skeleton, spacing)
     inside = other[mask]
     parts = [inside[classes == number] for number in range(len(CLASSES))]
@@ -43,25 +47,25 @@ def _shares(
 
 
 def width_classes(mask: Mask, skeleton: Mask, spacing: tuple[float, float] | None) -> NDArray[np.int64]:
-    """0 thin, 1 medium, 2 wide for each pixel of mask, in raster order: that of the nearest skeleton pixel.
+    """Class of each pixel of mask, (pixels,) in raster order: 0 thin, 1 medium, 2 wide.
 
-    Of equally near ones the wider.
+    It is that of the nearest skeleton pixel, of equally near ones the wider class.
     """
     step = np.array(spacing or (1.0, 1.0))
     of_skeleton = np.digitize(local_widths(mask, skeleton, step), EDGES_PX if spacing is None else EDGES_MM)
-    nearest = np.full((len(CLASSES), np.count_nonzero(mask)), np.inf)
+    nearest = np.full((len(CLASSES), np.count_nonzero(mask)), np.inf)  # (classes, pixels) distances
     for number in np.unique(of_skeleton):
         pixels = np.zeros_like(mask)
         pixels[skeleton] = of_skeleton == number
         nearest[number] = distances(mask, pixels, step)
-    return len(CLASSES) - 1 - nearest[::-1].argmin(axis=0)
+    return len(CLASSES) - 1 - nearest[::-1].argmin(axis=0)  # reversed: argmin takes the first, the wider class
 
 
 def local_widths(mask: Mask, skeleton: Mask, step: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The vessel's width at each skeleton pixel, in raster order: twice the way to the nearest background pixel, less
-    one pixel, because both lie half a pixel from the wall between them. Infinite where the mask fills the image.
+    """The vessel's width at each skeleton pixel, (n,) in raster order, in the unit of step; infinite in a full image.
 
-    What lies beyond the image is unknown and no wall: a vessel that leaves the image does not become thin there.
+    Twice the distance to the nearest background pixel minus one pixel: both pixel centres are half a pixel from the
+    wall between them. The image's edge is not a wall, so a vessel that leaves the image does not become thin there.
     """
     wall = binary_dilation(mask) & ~mask
     if not wall.any():

@@ -1,7 +1,7 @@
 (function () {
   "use strict";
 
-  // The table of all images: a heading sorts; what is not defined stays last either way.
+  // The table of all images: a click on a heading sorts; undefined values stay last in both directions.
   const table = document.getElementById("items"), body = table.tBodies[0];
   const headings = Array.from(table.tHead.rows[0].cells);
   function text(row, column) {
@@ -22,7 +22,7 @@
     });
   });
 
-  // Pictures: a click or Enter enlarges; + and - zoom, arrows leaf where the whole picture is seen, Escape closes.
+  // Images: click or Enter enlarges; + and - zoom, arrows change the image at full view and scroll otherwise, Escape closes.
   const viewer = document.getElementById("viewer"), picture = viewer.querySelector("img");
   const stage = viewer.querySelector(".stage"), caption = viewer.querySelector(".name");
   const buttons = Array.from(document.querySelectorAll("button.zoom"));
@@ -31,7 +31,7 @@
   function fitting() {
     return Math.min((stage.clientWidth - 8) / size.width, (stage.clientHeight - 8) / size.height);
   }
-  // Keeps the point (x, y) of the picture, in parts of it, where (left, top) of the stage is.
+  // Shows the point (x, y) of the image, as fractions of its size, at (left, top) of the stage.
   function show(level, x, y, left, top) {
     zoom = Math.min(LARGEST, Math.max(1, level));
     const scale = fitting() * zoom, width = size.width * scale, height = size.height * scale;
@@ -54,7 +54,7 @@
       viewer.showModal();
     }
     coming.src = small.src;
-    coming.decode().then(function () { // seen with its name and size, not before; the one before stays till then
+    coming.decode().then(function () { // swap image, name and size together once it is decoded
       if (!viewer.open || !buttons[current].contains(small)) { return; }
       picture.src = coming.src;
       picture.alt = caption.textContent = small.alt;

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vesselseg.evaluation.results import versions
+from vesselseg.evaluation.results_file import versions
 from vesselseg.output_folder import whole_folder
 from vesselseg.reports.html import png_data_uri, render
 from vesselseg.training.logs.analysis import Analysis, analyse, mean, skipped

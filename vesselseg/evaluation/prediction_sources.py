@@ -1,4 +1,4 @@
-"""Where predictions come from: an exported model, a training checkpoint, or a folder of masks or probabilities."""
+"""Sources of predictions: an exported model, a training checkpoint, or a folder of masks or probabilities."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class PredictionSource(Protocol):
-    """What the evaluator asks for probabilities.
+    """Interface of all sources.
 
-    kind: "model", "probabilities" or "masks"; threshold, threshold_origin: what applies where the user names none.
-    training_images: digests (``manifest.image_digests``) of what the model has trained on; empty: not told.
+    threshold, threshold_origin: the default threshold and where it comes from. training_images: digests
+    (``manifest.image_digests``) of the model's training images; empty: unknown.
     """
 
     path: Path
@@ -34,10 +34,10 @@ class PredictionSource(Protocol):
 
     @property
     def kind(self) -> str:
-        """What the predictions are."""
+        """ "model", "probabilities" or "masks"."""
 
     def phrases(self, record: Record) -> tuple[str, ...]:
-        """The phrases scored for an image, one item each; an empty phrase stands for all objects together."""
+        """The phrases to score for an image, one item each; an empty phrase stands for all objects."""
 
     def check(self, sizes: dict[str, tuple[int, int]]) -> None:
         """Raise EvaluationError where a prediction of the images is missing or unusable; sizes: (height, width)."""
@@ -47,12 +47,12 @@ class PredictionSource(Protocol):
 
 
 class FolderSource:
-    """Masks or probabilities from anyone; all objects of an image are scored as one union."""
+    """A folder of masks or probabilities of any program; the objects of an image are scored as their union."""
 
     training_images: frozenset[str] = frozenset()
 
     def __init__(self, path: Path, records: Sequence[Record]) -> None:
-        """records: the whole dataset's; raises EvaluationError where files and images do not match."""
+        """records: of the whole dataset. Raises EvaluationError where files and images do not match."""
         self.path = Path(path)
         self._predictions = PredictionFolder(self.path, [record.image for record in records])
         self.threshold = self._predictions.threshold
@@ -64,7 +64,7 @@ class FolderSource:
         return "probabilities" if self._predictions.holds_probabilities else "masks"
 
     def holds(self, image: str) -> bool:
-        """Whether there is a prediction of an image, usable or not."""
+        """Whether an image has a prediction, readable or not."""
         return self._predictions.holds(image)
 
     def phrases(self, record: Record) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class FolderSource:
         return ("",)
 
     def check(self, sizes: dict[str, tuple[int, int]]) -> None:
-        """Read every prediction once; raises EvaluationError that lists all that is missing or unusable."""
+        """Read every prediction once; raises EvaluationError that lists all missing and unusable ones."""
         self._predictions.check(sizes)
 
     def probabilities(self, records: Sequence[Record], images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
@@ -84,12 +84,12 @@ class FolderSource:
 
 
 class ModelSource:
-    """The one inference path; every distinct phrase of an image is asked for and scored."""
+    """A model: every distinct phrase of an image is predicted and scored."""
 
     kind = "model"
 
     def __init__(self, path: Path, predictor: Predictor, records: Sequence[Record], training_images: str = "") -> None:
-        """records: the whole dataset's; an image without phrases is asked for the dataset's most frequent one.
+        """records: of the whole dataset, whose most frequent phrase is used for images without phrases.
 
         training_images: see ``Sa2VAConfig``.
         """
@@ -106,9 +106,9 @@ class ModelSource:
         return tuple(dict.fromkeys(record.phrases)) or (self._most_frequent_phrase,)
 
     def check(self, sizes: dict[str, tuple[int, int]]) -> None:
-        """A model can always predict, as long as there is something to ask for."""
+        """Raise EvaluationError where the dataset has no phrase; a model can predict any image."""
         if not self._most_frequent_phrase:
-            raise EvaluationError("annotations.json holds no phrase at all: nothing to ask the model for")
+            raise EvaluationError("annotations.json contains no phrase to predict")
 
     def probabilities(self, records: Sequence[Record], images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
         """Per image (phrases, height, width) float32."""
@@ -116,11 +116,11 @@ class ModelSource:
         return [prediction.probabilities for prediction in predictions]
 
 
-def open_source(path: Path, records: Sequence[Record], loading: LoadOptions = DEFAULT_LOADING) -> PredictionSource:
-    """What lies at path: a ``.pth`` file is a checkpoint, a folder with ``config.json`` a model, another one masks.
+def open_predictions(path: Path, records: Sequence[Record], loading: LoadOptions = DEFAULT_LOADING) -> PredictionSource:
+    """The source at path: a ``.pth`` file is a checkpoint, a folder with ``config.json`` a model, any other
+    predictions.
 
-    records: the whole dataset's. loading: how a model is loaded.
-    Raises EvaluationError for anything else.
+    records: of the whole dataset. loading: how to load a model. Raises EvaluationError for anything else.
     """
     path = Path(path)
     if path.is_dir() and not (path / "config.json").exists():

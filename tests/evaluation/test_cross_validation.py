@@ -13,12 +13,12 @@ from tests.command_line import call_command
 from tests.evaluation.drawn_data import Drawn
 from vesselseg.dataset.manifest import FOLDS, fingerprint, read_fold, read_manifest
 from vesselseg.evaluation.comparison import compare, read_results
+from vesselseg.evaluation.cross_validation import pool_folds
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.evaluator import evaluate
 from vesselseg.evaluation.options import EvaluationOptions
-from vesselseg.evaluation.pooled_folds import pool_folds
-from vesselseg.evaluation.results import write_json
-from vesselseg.evaluation.sources import FolderSource
+from vesselseg.evaluation.prediction_sources import FolderSource
+from vesselseg.evaluation.results_file import write_json
 from vesselseg.inference.post_processing import PostProcessing
 from vesselseg.prepare.folds import make_folds
 
@@ -95,7 +95,7 @@ def test_what_does_not_belong_together_is_refused_at_once(
         pool_folds([*folds, plain])
     with pytest.raises(EvaluationError, match="missing: 2"):
         pool_folds([folds[0], folds[2]])
-    with pytest.raises(EvaluationError, match="fold 1 is there 2 times"):
+    with pytest.raises(EvaluationError, match="fold 1 is given 2 times"):
         pool_folds([folds[0], *folds])
     make_folds(drawn.folder, COUNT, seed=1, force=True)
     fold = drawn.folder / FOLDS / "3"
@@ -103,11 +103,13 @@ def test_what_does_not_belong_together_is_refused_at_once(
     validation = score(masks, fold, tmp_path / "validation", split="val")
     assert call_command("folds", "pool", folds[0], folds[1], other, validation, "--out", tmp_path / "no") == 2
     told = capsys.readouterr().err
-    assert all(text in told for text in ("folds ", "of split val", "post_processing", "fold 3 is there 2 times"))
+    assert all(text in told for text in ("folds ", "of split val", "post_processing", "fold 3 is given 2 times"))
     assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize(("content", "says"), [("{", "no results"), ("[]", "no results"), ('{"data": {}}', "items")])
+@pytest.mark.parametrize(
+    ("content", "says"), [("{", "not a results file"), ("[]", "not a results file"), ('{"data": {}}', "items")]
+)
 def test_files_that_are_no_results(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(EvaluationError, match=says):

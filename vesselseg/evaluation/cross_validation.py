@@ -1,4 +1,4 @@
-"""Results of all folds of a cross-validation as one: every image was tested on once, by a model that never saw it."""
+"""Results of all folds of a cross-validation, pooled: every image is tested once, by a model not trained on it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vesselseg.evaluation.errors import EvaluationError, problem_list
+from vesselseg.evaluation.leakage import leakage_warning
 from vesselseg.evaluation.metrics import METRICS
-from vesselseg.evaluation.results import RESULTS_FILE, as_dict, write_csv
-from vesselseg.evaluation.scores import Evaluation, Scored, ThresholdChoice
-from vesselseg.evaluation.seen_images import training_alarm
+from vesselseg.evaluation.result_types import Evaluation, ItemResult, ThresholdChoice
+from vesselseg.evaluation.results_file import RESULTS_FILE, as_dict, write_csv
 from vesselseg.evaluation.summaries import group_means, summarise_groups, summarise_items
 from vesselseg.output_folder import whole_folder
 
@@ -23,30 +23,30 @@ _SAME = ("test_time", "post_processing", "length_unit")  # settings that all fol
 
 @dataclass(frozen=True)
 class FoldResults:
-    """results.json of one fold. number, of: which fold of how many; content: the whole file."""
+    """results.json of one fold."""
 
     path: Path
-    number: int
-    of: int
-    fingerprint: str
-    content: dict[str, Any]
+    number: int  # from 1
+    of: int  # number of folds
+    fingerprint: str  # of the folds
+    content: dict[str, Any]  # the whole file
 
     @property
-    def items(self) -> list[Scored]:
+    def items(self) -> list[ItemResult]:
         """Items with NaN for undefined values."""
-        names = [field.name for field in fields(Scored) if field.name != "metrics"]
+        names = [field.name for field in fields(ItemResult) if field.name != "metrics"]
         return [
-            Scored(**{name: item[name] for name in names}, metrics={name: _number(item, name) for name in METRICS})
+            ItemResult(**{name: item[name] for name in names}, metrics={name: _number(item, name) for name in METRICS})
             for item in self.content["items"]
         ]
 
 
 def pool_folds(paths: Sequence[Path], seed: int = 0) -> tuple[Evaluation, list[FoldResults]]:
-    """Put the test results of all folds together: means over all images, intervals that resample groups.
+    """Pool the test results of all folds: means over all images, intervals that resample groups.
 
     paths: results.json files or their folders, one per fold, in any order. seed: of the bootstrap. Raises
-    EvaluationError, with all problems at once, for results that are not of one cross-validation, for a fold that is
-    missing or there twice, and for settings that differ.
+    EvaluationError, with all problems at once, for results of different cross-validations, for missing or duplicate
+    folds, and for different settings.
     """
     folds = sorted((_read(Path(path)) for path in paths), key=lambda fold: fold.number)
     problems = _problems(folds)
@@ -81,8 +81,8 @@ def pool_folds(paths: Sequence[Path], seed: int = 0) -> tuple[Evaluation, list[F
 
 
 def write_pooled(evaluation: Evaluation, folds: Sequence[FoldResults], out: Path, force: bool = False) -> Path:
-    """Write ``out/results.json`` and ``out/results.csv``, which tools/compare.py takes; returns the former."""
-    told = [
+    """Write ``out/results.json`` and ``out/results.csv``, input of tools/compare.py; return the path of the former."""
+    described = [
         {
             "number": fold.number,
             "results": str(fold.path),
@@ -95,7 +95,7 @@ def write_pooled(evaluation: Evaluation, folds: Sequence[FoldResults], out: Path
         for fold in folds
     ]
     with whole_folder(out, force, RESULTS_FILE) as building:
-        text = json.dumps({**as_dict(evaluation), "folds": told}, ensure_ascii=False, indent=1, allow_nan=False)
+        text = json.dumps({**as_dict(evaluation), "folds": described}, ensure_ascii=False, indent=1, allow_nan=False)
         (building / RESULTS_FILE).write_text(text + "\n", encoding="utf-8")
         write_csv(evaluation, building)
     return Path(out) / RESULTS_FILE
@@ -108,13 +108,16 @@ def _read(path: Path) -> FoldResults:
         fold = content["data"].get("fold")
         needed = [content[name] for name in ("items", "summary", "threshold", "source", "bootstrap", "warnings")]
     except FileNotFoundError:
-        raise EvaluationError(f"{file} does not exist; expected what tools/eval.py wrote for a fold") from None
+        raise EvaluationError(
+            f"{file} does not exist; expected the results that tools/eval.py wrote for a fold"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EvaluationError(f"{file}: no results of tools/eval.py ({type(error).__name__}: {error})") from None
+        raise EvaluationError(
+            f"{file}: not a results file of tools/eval.py ({type(error).__name__}: {error})"
+        ) from None
     if not fold or not needed[0]:
         raise EvaluationError(
-            f"{file}: not of a fold; give tools/eval.py a fold as --data, e.g. data/NAME/folds/1, which "
-            "tools/make_folds.py makes"
+            f"{file}: not of a fold; give tools/eval.py a fold of tools/make_folds.py as --data, e.g. data/NAME/folds/1"
         )
     return FoldResults(file, fold["number"], fold["of"], fold["fingerprint"], content)
 
@@ -123,18 +126,20 @@ def _problems(folds: Sequence[FoldResults]) -> list[str]:
     first, problems = folds[0], []
     for fold in folds:
         if fold.fingerprint != first.fingerprint:
-            problems.append(f"{fold.path}: folds {fold.fingerprint}, those of {first.path} are {first.fingerprint}")
+            problems.append(f"{fold.path}: folds {fold.fingerprint}, but {first.path} is of folds {first.fingerprint}")
         if (split := fold.content["data"]["split"]) != "test":
             problems.append(f"{fold.path}: of split {split}, expected test")
-        if alarm := training_alarm(fold.content["data"].get("seen_in_training") or (), fold.content["data"]["images"]):
-            problems.append(f"{fold.path}: {alarm}")
+        if leakage := leakage_warning(
+            fold.content["data"].get("seen_in_training") or (), fold.content["data"]["images"]
+        ):
+            problems.append(f"{fold.path}: {leakage}")
         problems += [
             f"{fold.path}: {name} is {fold.content.get(name)}, in {first.path} {first.content.get(name)}"
             for name in _SAME
             if fold.content.get(name) != first.content.get(name)
         ]
     counted = Counter(fold.number for fold in folds)
-    problems += [f"fold {number} is there {times} times" for number, times in counted.items() if times > 1]
+    problems += [f"fold {number} is given {times} times" for number, times in counted.items() if times > 1]
     missing = [str(number) for number in range(1, first.of + 1) if number not in counted]
     if missing:
         problems.append(f"of {first.of} folds, missing: {', '.join(missing)}")
@@ -144,7 +149,7 @@ def _problems(folds: Sequence[FoldResults]) -> list[str]:
 def _threshold(folds: Sequence[FoldResults]) -> ThresholdChoice:
     values = [float(fold.content["threshold"]["value"]) for fold in folds]
     listed = ", ".join(f"{value:.2f}" for value in values)
-    return ThresholdChoice(sum(values) / len(values), f"mean; the folds have their own: {listed}")
+    return ThresholdChoice(sum(values) / len(values), f"mean over the folds: {listed}")
 
 
 def _number(item: dict[str, Any], name: str) -> float:

@@ -1,6 +1,6 @@
-"""results.json and results.csv: every value of an evaluation, in a form that other programs read.
+"""results.json and results.csv: every value of an evaluation for other programs.
 
-An undefined value is null in the one and an empty cell in the other.
+An undefined value is null in the JSON and an empty cell in the CSV.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from vesselseg.dataset.manifest import read_fold
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
 from vesselseg.evaluation.options import RESULTS_FILE
-from vesselseg.evaluation.scores import Curve, Evaluation, Scored
+from vesselseg.evaluation.result_types import Curve, Evaluation, ItemResult
 from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES
 from vesselseg.evaluation.threshold import THRESHOLDS
 from vesselseg.inference.model_files import weights_digest
@@ -61,7 +61,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what the figures depend on, Python's first."""
+    """Installed versions of Python and of the packages that the results depend on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -101,7 +101,7 @@ def _about(evaluation: Evaluation) -> dict[str, Any]:
             "seed": evaluation.seed,
             "unit": "group" if evaluation.grouped else "image",
         },
-        "warnings": [*filter(None, [evaluation.alarm]), *evaluation.warnings],
+        "warnings": [*filter(None, [evaluation.leakage]), *evaluation.warnings],
     }
 
 
@@ -112,14 +112,19 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
         "thresholds": [{**asdict(found), "loss": found.loss} for found in evaluation.thresholds],
         "curve_of_reported_split": _curve(evaluation.curve),
         "calibration": None if evaluation.calibration is None else asdict(evaluation.calibration),
-        "switches": [asdict(effect) for effect in evaluation.switches],
+        # The keys "switches" and "switch" are kept: results.json is read by other programs, which know no other name.
+        "switches": [_renamed(asdict(effect), "option", "switch") for effect in evaluation.ablations],
         "subgroups": [asdict(subgroup) for subgroup in evaluation.subgroups],
         "per_group": [asdict(mean) for mean in evaluation.per_group],
     }
 
 
+def _renamed(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if key == old else key: value for key, value in content.items()}
+
+
 def _plain(value: Any) -> Any:
-    """Containers and numbers as JSON has them: arrays as lists, None for an undefined number."""
+    """Values of JSON: arrays become lists, undefined numbers None."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
@@ -141,7 +146,7 @@ def _curve(curve: Curve | None) -> dict[str, Any] | None:
     }
 
 
-def _flat(item: Scored) -> dict[str, Any]:
+def _flat(item: ItemResult) -> dict[str, Any]:
     row = asdict(item)
     values = row.pop("metrics")
     return {**row, **{name: f"{values[name]:.6f}" if math.isfinite(values[name]) else "" for name in METRICS}}
