@@ -187,9 +187,9 @@ def test_checkpoints_and_the_commands_that_come_next(tmp_path: Path) -> None:
     ]
     assert run.checkpoints[0].megabytes == pytest.approx(2.0)
     assert [command for _, command in next_commands(run)] == [
-        f"bash tools/dist.sh train '{folder}/config.py' GPUS --work-dir '{folder}' --resume auto",
-        f"python tools/convert_to_hf.py '{folder}/config.py' '{folder}/best.pth' --save-path '{folder}/hf'",
-        f"python tools/eval.py '{folder}/hf' --data data/m --split test --threshold auto --out '{folder}/eval'",
+        f"vesselseg train '{folder}/config.py' GPUS --out '{folder}' --resume auto",
+        f"vesselseg convert '{folder}/config.py' '{folder}/best.pth' --out '{folder}/hf'",
+        f"vesselseg eval '{folder}/hf' --data data/m --split test --threshold auto --out '{folder}/eval'",
     ]
 
 
@@ -298,7 +298,7 @@ def test_facts_of_an_xtuner_config_and_a_deepspeed_checkpoint(tmp_path: Path) ->
     assert [(one.iteration, one.megabytes, one.dice) for one in run.checkpoints] == [(20, pytest.approx(3.0), 0.5)]
     assert [command for _, command in next_commands(run)[:2]] == [
         f"python {tmp_path}/zero_to_fp32.py {tmp_path} {tmp_path}/iter_20_float32 --tag iter_20.pth",
-        f"python tools/convert_to_hf.py CONFIG WEIGHTS --save-path {tmp_path}/hf",
+        f"vesselseg convert CONFIG WEIGHTS --out {tmp_path}/hf",
     ]
 
 

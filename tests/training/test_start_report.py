@@ -10,7 +10,7 @@ from tests.tiny import SAM2, model_arguments
 from vesselseg.models.build import build_model
 from vesselseg.models.lora import trainable_state
 from vesselseg.models.sam2_grounding import build_sam2
-from vesselseg.training.start_report import parameter_report
+from vesselseg.training.start_report import Loaded, parameter_report
 
 RANDOM = "SAM2 starts from random weights"
 
@@ -29,3 +29,16 @@ def test_parameters_are_counted_by_part(tiny_base: Path) -> None:
     trainable = sum(value.numel() for value in trainable_state(model).values())
     assert f"{trainable:,}" in next(line for line in report.splitlines() if line.startswith("all"))
     assert "SAM2 mask decoder" in report
+
+
+def test_what_was_loaded() -> None:
+    loaded = Loaded("weights/8B", None, "runs/a/iter_9.pth", "data/mine", {"training": 70, "validation": 10})
+    lines = ["base  weights/8B", "SAM2  random weights", "start runs/a/iter_9.pth"]
+    lines += ["data  data/mine: 70 training images, 10 validation images"]
+    assert loaded.describe(random_sam2=True).splitlines() == [
+        *lines,
+        "data  data/mine: 70 training images, 10 validation images",
+    ]
+    other = Loaded("weights/8B", "sam2.pt", None, "data/mine", {"training": 70})
+    assert "SAM2  sam2.pt\nstart new adapters\n" in other.describe(random_sam2=False)
+    assert "SAM2  of the base" in Loaded("x", None, None, "y", {}).describe(random_sam2=False)

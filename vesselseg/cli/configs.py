@@ -65,9 +65,14 @@ def show(config: str, *, cfg_options: CfgOptions = ()) -> None:
         config: a recipe's name, or a config file
     """
     path = find_config(config)
-    from vesselseg.config.load import config_text, load_config, parse_overrides
+    from vesselseg.training.console import muted, quieten_imports
 
-    print(config_text(load_config(path, parse_overrides(cfg_options))), end="")
+    quieten_imports()
+    with muted():  # packages that a config names are imported while it is checked, and some of them print
+        from vesselseg.config.load import config_text, load_config, parse_overrides
+
+        text = config_text(load_config(path, parse_overrides(cfg_options)))
+    print(text, end="")
 
 
 @app.command

@@ -80,7 +80,7 @@ def evaluate(
     """
     data, options = Path(data), options or EvaluationOptions()
     records = _records_of(data, split)
-    search = _search_records(data, split, records) if threshold == AUTO or options.calibrate else []
+    search = _search_records(data, split, records, source) if threshold == AUTO or options.calibrate else []
     source.check(_image_sizes(data, [*records, *search]))
     _check_options(source, threshold, options)
     seen = seen_in_training(data, records, source.training_images)
@@ -267,7 +267,7 @@ def _records_of(data: Path, split: str) -> list[Record]:
     return records
 
 
-def _search_records(data: Path, split: str, records: Sequence[Record]) -> list[Record]:
+def _search_records(data: Path, split: str, records: Sequence[Record], source: PredictionSource) -> list[Record]:
     if split == SEARCH_SPLIT:
         raise EvaluationError(
             f"--threshold auto and --calibrate search on the {SEARCH_SPLIT} split, so it cannot be reported: "
@@ -277,7 +277,8 @@ def _search_records(data: Path, split: str, records: Sequence[Record]) -> list[R
     if not found:
         raise EvaluationError(
             f"{data}: --threshold auto and --calibrate need images in the {SEARCH_SPLIT} split, which is empty. "
-            "Prepare the data with a validation share, e.g. --split 0.8,0.1,0.1, or give --threshold a number"
+            f"For external data use --threshold stored (here {source.threshold:g}, {source.threshold_origin}) without "
+            "--calibrate, or a number; to search, prepare the data with a validation share, e.g. --split 0.8,0.1,0.1"
         )
     shared = sorted({record.image for record in records} & {record.image for record in found})
     if shared:

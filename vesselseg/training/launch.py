@@ -35,7 +35,7 @@ from vesselseg.training.plan import TrainPlan
 from vesselseg.training.profile import ProfileHook
 from vesselseg.training.run_log import LogHook, RunLog
 from vesselseg.training.sampler import StreamSampler
-from vesselseg.training.start_report import StartReportHook
+from vesselseg.training.start_report import Loaded, StartReportHook
 from vesselseg.training.strategy import VesselStrategy
 from vesselseg.training.validation import validation_records
 from vesselseg.training.work_dir import AUTO, claim, resume_folder
@@ -146,7 +146,7 @@ def run_training(
         default_hooks=dict.fromkeys(
             ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
         ),
-        custom_hooks=[*_hooks(config, plan, dataset, log, identity), *profiling],
+        custom_hooks=[*_hooks(config, plan, dataset, log, identity, strategy.load_from), *profiling],
         visualizer=_visualizer(config, work_dir, strategy.experiment_name),
         randomness={"seed": config["seed"]},
         launcher="pytorch",
@@ -239,7 +239,14 @@ def _loader(dataset: VesselDataset, sampler: StreamSampler, settings: Loader) ->
     )
 
 
-def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog, identity: RunIdentity) -> list[Any]:
+def _hooks(
+    config: Config,
+    plan: TrainPlan,
+    dataset: VesselDataset,
+    log: RunLog,
+    identity: RunIdentity,
+    start: str | None,
+) -> list[Any]:
     digests = image_digests(dataset.root, dataset.records if process_rank() == 0 else ())  # images are read once
     facts = CheckpointFacts(
         model_config=Config(config["model"]["sa2va"]).to_dict(),
@@ -248,19 +255,20 @@ def _hooks(config: Config, plan: TrainPlan, dataset: VesselDataset, log: RunLog,
         data_fingerprint=dataset.fingerprint,
         training_images=" ".join(digests.values()),
     )
-    hooks = [StartReportHook(plan), LogHook(read_section(config, "logging").interval, log)]
+    validation = read_section(config, "validation")
+    records = [] if validation.interval is None else validation_records(dataset.root, validation)
+    sa2va, images = config["model"]["sa2va"], {"training": len(dataset), "validation": len(records)}
+    loaded = Loaded(sa2va["base"], sa2va["sam2"].get("checkpoint"), start, str(dataset.root), images)
+    hooks = [StartReportHook(plan, loaded), LogHook(read_section(config, "logging").interval, log)]
     checkpoint = read_section(config, "checkpoint")
     if checkpoint.interval is not None:
         hooks.append(CheckpointHook(checkpoint, facts, identity))
     features = read_section(config, "features")
     if features.store is not None:
         hooks.append(FeatureHook(features, read_section(config, "loader"), dataset))
-    validation = read_section(config, "validation")
     if validation.interval is not None:
-        data_root = Path(config["data_root"])
         processor = Processor(dataset.views, dataset.tokens, dataset.tokens_per_tile)
-        records = validation_records(data_root, validation)
-        hooks.append(ValidationHook(validation, data_root, records, processor, facts, log))
+        hooks.append(ValidationHook(validation, Path(config["data_root"]), records, processor, facts, log))
     if checkpoint.interval is None and process_rank() == 0:
         kept = "only best.pth is kept, which cannot be resumed from"
         kept = kept if validation.interval is not None else "no trained weights are kept"

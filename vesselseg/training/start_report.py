@@ -1,8 +1,9 @@
-"""What is printed before the first step: the plan, what trains, how large a checkpoint will be."""
+"""What is printed before the first step: what was loaded, the plan, what trains, how large a checkpoint will be."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -16,23 +17,55 @@ from vesselseg.training.plan import TrainPlan
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a run starts from."""
+
+    base: str
+    """folder or hub name of the base model"""
+    sam2: str | None
+    """SAM2's file; None: the base holds it, or it is random"""
+    start: str | None
+    """checkpoint or folder whose weights replace the base's; None: new adapters"""
+    data: str
+    """dataset folder"""
+    images: dict[str, int]
+    """number of images by use: training, validation"""
+
+    def describe(self, random_sam2: bool) -> str:
+        """One line each for base, SAM2, start and data."""
+        sam2 = self.sam2 or ("random weights" if random_sam2 else "of the base")
+        counts = ", ".join(f"{count} {use} images" for use, count in self.images.items())
+        rows = {
+            "base": self.base,
+            "SAM2": sam2,
+            "start": self.start or "new adapters",
+            "data": f"{self.data}: {counts}",
+        }
+        return "\n".join(f"{name:<6}{value}" for name, value in rows.items())
+
+
 @HOOKS.register_module()
 class StartReportHook(Hook):
-    """Tells what is about to happen."""
+    """Logs what was loaded and what is about to happen."""
 
     priority = "VERY_HIGH"
 
-    def __init__(self, plan: TrainPlan) -> None:
+    def __init__(self, plan: TrainPlan, loaded: Loaded) -> None:
         self.plan = plan
+        self.loaded = loaded
 
     def before_train(self, runner: Any) -> None:
         """Write the report on the console and into train.log."""
+        strategy = runner.strategy
+        model = strategy.model.model.module.sa2va
+        for line in self.loaded.describe("grounding." in model.randomly_initialised).splitlines():
+            logger.info(line)
         for line in self.plan.describe().splitlines():
             logger.info(line)
-        strategy = runner.strategy
         logger.info("device %s, precision %s, ZeRO stage %d", strategy.device, strategy.precision, strategy.stage)
         averaged = self.plan.schedule.ema > 0
-        for line in parameter_report(strategy.model.model.module.sa2va, strategy.dtype.itemsize, averaged).splitlines():
+        for line in parameter_report(model, strategy.dtype.itemsize, averaged).splitlines():
             logger.info(line)
 
 

@@ -31,20 +31,18 @@ def next_commands(run: Analysis) -> list[tuple[str, str]]:
         *commands,
         (
             "turn the weights into a Hugging Face folder" + note,
-            _line("convert_to_hf.py", config, weights, "--save-path", hf),
+            _line("convert", config, weights, "--out", hf),
         ),
         (
             "score it on the test split, with the threshold searched on the validation split",
-            _line(
-                "eval.py", hf, "--data", data, "--split", "test", "--threshold", "auto", "--out", str(folder / "eval")
-            ),
+            _line("eval", hf, "--data", data, "--split", "test", "--threshold", "auto", "--out", str(folder / "eval")),
         ),
     ]
 
 
 def _go_on(folder: Path, resumable: bool) -> tuple[str, str]:
     config, work_dir = shlex.quote(str(folder / "config.py")), shlex.quote(str(folder))
-    line = f"bash tools/dist.sh train {config} GPUS --work-dir {work_dir} --resume auto"
+    line = f"vesselseg train {config} GPUS --out {work_dir} --resume auto"
     if resumable:
         return "go on from the newest checkpoint", line
     return "no complete checkpoint to go on from: start anew", line
@@ -58,5 +56,5 @@ def _one_file(folder: Path, weights: Path) -> tuple[str, str]:
     return what, "python " + " ".join(shlex.quote(str(word)) for word in words)
 
 
-def _line(tool: str, *words: str) -> str:
-    return f"python tools/{tool} " + " ".join(shlex.quote(word) for word in words)
+def _line(command: str, *words: str) -> str:
+    return f"vesselseg {command} " + " ".join(shlex.quote(word) for word in words)
