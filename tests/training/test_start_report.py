@@ -35,10 +35,7 @@ def test_what_was_loaded() -> None:
     loaded = Loaded("weights/8B", None, "runs/a/iter_9.pth", "data/mine", {"training": 70, "validation": 10})
     lines = ["base  weights/8B", "SAM2  random weights", "start runs/a/iter_9.pth"]
     lines += ["data  data/mine: 70 training images, 10 validation images"]
-    assert loaded.describe(random_sam2=True).splitlines() == [
-        *lines,
-        "data  data/mine: 70 training images, 10 validation images",
-    ]
+    assert loaded.describe(random_sam2=True).splitlines() == lines
     other = Loaded("weights/8B", "sam2.pt", None, "data/mine", {"training": 70})
     assert "SAM2  sam2.pt\nstart new adapters\n" in other.describe(random_sam2=False)
     assert "SAM2  of the base" in Loaded("x", None, None, "y", {}).describe(random_sam2=False)

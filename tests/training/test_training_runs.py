@@ -134,7 +134,8 @@ def test_logs(whole: Path) -> None:
     # Validation is due at 8 and 16 and at the end; between optimizer steps it waits for the next one.
     assert [row["iter"] for row in rows(whole, "val")] == [9, 17, 18]
     assert list((whole / "tensorboard").glob("events*"))
-    assert "eta" in (whole / "train.log").read_text()
+    log = (whole / "train.log").read_text()
+    assert "eta" in log and ": 18 training images, 3 validation images" in log and "SAM2  random weights" in log
 
 
 def test_a_profile_tells_where_time_and_memory_went(whole: Path) -> None:

@@ -43,7 +43,9 @@ def metric_of(text: str) -> str:
 class Options(EvaluationOptions):
     """`EvaluationOptions`, by the names of the command line."""
 
-    metric: Annotated[str, Parameter(name="--threshold-metric")] = EvaluationOptions.metric
+    metric: Annotated[str, Parameter(name="--threshold-metric", converter=text_parser(metric_of), n_tokens=1)] = (
+        EvaluationOptions.metric
+    )
     post_processing: Steps = NO_POST_PROCESSING
 
 

@@ -28,7 +28,7 @@ class TrainOptions:
     skip_plan: bool = False
     """do not plan the memory before training"""
     profile: int | None = None
-    """profile this many iterations (without a number: 5) and continue training"""
+    """profile this many iterations and continue training"""
 
 
 def run_in_job() -> bool:
