@@ -59,7 +59,7 @@ def test_recipes_follow_the_failed_run_and_only_baselines_copy_its_tables(path: 
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_what_their_names_say(path: Path) -> None:
+def test_recipes_match_their_names(path: Path) -> None:
     """model_size_GPUSxMEMORYgb: as many images per step whatever the GPUs, and 4 bits where weights need them."""
     config = load_config(path)
     model, size, place = path.stem.split("_")[:3]

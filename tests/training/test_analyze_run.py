@@ -115,7 +115,7 @@ def test_many_epochs_share_a_row(tmp_path: Path) -> None:
         ([{"kind": "event", "event": "started", "iter": 0, "seconds": 3.0}], 1e9 + 100, "running"),
     ],
 )
-def test_running_and_crashed_runs_are_told_apart(
+def test_running_and_crashed_runs_are_distinguished(
     tmp_path: Path, rows: list[dict[str, Any]], now: float, expected: str
 ) -> None:
     write_run(tmp_path, rows)
@@ -123,7 +123,7 @@ def test_running_and_crashed_runs_are_told_apart(
     assert read_log(tmp_path).state(now) == expected
 
 
-def test_the_console_tells_how_long_a_run_is(tmp_path: Path) -> None:
+def test_the_length_of_a_run_comes_from_the_console_log(tmp_path: Path) -> None:
     write_run(tmp_path, [row(20, eta_s=0)])
     (tmp_path / "train.log").write_text(
         "2020-01-05 10:00:00  20 iterations per epoch, 60 in all, 60 optimizer steps (3 of warm-up)\n"
@@ -165,7 +165,7 @@ def test_a_resumed_run_with_skips_and_an_unfinished_line(tmp_path: Path) -> None
     assert (run.log.cut_off, run.log.unreadable) == (2, 1)
     text = "\n".join(run.findings)
     assert "1 iteration(s) skipped, their loss was not finite: iteration 33; images: a/1.png, b/2.png" in text
-    assert "1 optimizer step(s) left out" in text and "resumed 1 time(s): iteration 20" in text
+    assert "1 optimizer step(s) skipped" in text and "resumed 1 time(s): iteration 20" in text
     assert [block.skipped for block in run.blocks] == [0, 2]
 
 
@@ -179,8 +179,8 @@ def test_checkpoints_and_the_commands_that_come_next(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"0" * size)
     (folder / "iter_60.resume").mkdir()
     run = analyse("x", folder, read_log(folder), LONG_AFTER)
-    told = [(Path(one.path).name, one.iteration, one.dice, one.best, one.resumable) for one in run.checkpoints]
-    assert told == [
+    found = [(Path(one.path).name, one.iteration, one.dice, one.best, one.resumable) for one in run.checkpoints]
+    assert found == [
         ("best.pth", 40, 0.6, True, False),
         ("iter_40.pth", 40, 0.6, False, False),
         ("iter_60.pth", 60, 0.55, False, True),
@@ -204,7 +204,7 @@ def test_the_text_log_of_xtuner(tmp_path: Path) -> None:
     }
     assert (second["lr"], second["grad_norm"], second["memory_gib"]) == (4e-6, 0.8712, 22.0)
     run = analyse("x", tmp_path, log)
-    assert run.blocks[0].losses["loss"] == pytest.approx(3.2101)  # nan is left out of the mean, and told
+    assert run.blocks[0].losses["loss"] == pytest.approx(3.2101)  # nan is excluded from the mean, and reported
     text = "\n".join(run.findings)
     assert "1 logged loss(es) are nan or inf: iteration 20" in text
     assert "17% of the time is spent waiting for data" in text  # (0.0126 + 4.1) / (16.2041 + 8.2041)
@@ -302,7 +302,7 @@ def test_facts_of_an_xtuner_config_and_a_deepspeed_checkpoint(tmp_path: Path) ->
     ]
 
 
-def test_scalars_alone_do_not_tell_the_end(tmp_path: Path) -> None:
+def test_scalars_alone_do_not_contain_the_end(tmp_path: Path) -> None:
     write_mmengine(tmp_path, "20250701_120000", scalars=[{"loss": 1.0, "iter": 10, "step": 10}])
     log = read_log(tmp_path)
     assert (log.planned, log.state(), log.state(LONG_AFTER)) == (None, "running", "ended")
@@ -331,7 +331,7 @@ def test_epochs_of_an_epoch_based_log(tmp_path: Path) -> None:
     assert [(one["iter"], one["dice"]) for one in found] == [(100, pytest.approx(0.615)), (200, pytest.approx(0.7))]
 
 
-def test_names_tell_runs_apart(tmp_path: Path) -> None:
+def test_names_distinguish_runs(tmp_path: Path) -> None:
     assert run_names([tmp_path / "a/run", tmp_path / "b/run"]) == ["a/run", "b/run"]
     assert run_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
 

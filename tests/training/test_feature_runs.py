@@ -22,7 +22,7 @@ SHORT: dict[str, Any] = {
 }
 
 
-def told(work_dir: Path) -> list[tuple[Any, ...]]:
+def logged(work_dir: Path) -> list[tuple[Any, ...]]:
     """What a run learned, iteration by iteration, and its validations."""
     learned = [(row["iter"], row["loss"], row["grad_norm"] or 0.0) for row in rows(work_dir, "train")]
     return learned + [(row["iter"], row["dice"]) for row in rows(work_dir, "val")]
@@ -37,7 +37,7 @@ def computed(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return work_dir
 
 
-def test_a_killed_run_resumes_from_its_store_and_learns_what_others_do(
+def test_a_killed_run_resumes_from_its_store_and_trains_like_others(
     training: Training, computed: Path, tmp_path: Path
 ) -> None:
     work_dir = tmp_path / "stored"
@@ -52,7 +52,7 @@ def test_a_killed_run_resumes_from_its_store_and_learns_what_others_do(
     outcome = training.run(work_dir, "--resume", "auto", **features, **SHORT)
     assert outcome.returncode == 0, outcome.stderr
     assert "features: 1 of 12 views to compute" in outcome.stdout + outcome.stderr
-    for found, expected in zip(told(work_dir), told(computed), strict=True):
+    for found, expected in zip(logged(work_dir), logged(computed), strict=True):
         assert found == pytest.approx(expected, rel=1e-4), found
 
 

@@ -147,7 +147,7 @@ def test_a_second_run_computes_nothing_and_reads_the_same(
     assert all(torch.equal(value, getattr(other, name)) for name, value in one.tensors().items())
 
 
-def test_what_version_2_stored(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+def test_the_features_of_version_2(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     """Where this fails, what older stores hold is out of date: raise FEATURES_VERSION and note the new figures."""
     dataset = dataset_of(data, tiny_base, limit=1, variants=1)
     store = filled(shaken_model(tiny_base, dtype=torch.float32), dataset, tmp_path, variants=1)
@@ -177,7 +177,7 @@ CHANGES: dict[str, Callable[[Sa2VA, pytest.MonkeyPatch], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_model_or_code_has_features_of_its_own(
+def test_another_model_or_code_has_other_features(
     model: Sa2VA, tiny_base: Path, data: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed, dataset = copy.deepcopy(model), dataset_of(data, tiny_base)
@@ -198,7 +198,7 @@ def test_other_pictures_have_features_of_their_own(
     assert key_of(model, dataset_of(data, tiny_base)) != key_of(model, dataset_of(data, tiny_base, **change))
 
 
-def test_what_does_not_matter_does_not_count(model: Sa2VA, tiny_base: Path, data: Path) -> None:
+def test_irrelevant_settings_do_not_change_the_key(model: Sa2VA, tiny_base: Path, data: Path) -> None:
     before, other = key_of(model, dataset_of(data, tiny_base)), copy.deepcopy(model)
     with torch.no_grad():
         other.seg_projector.linear_1.bias.add_(1.0)
@@ -221,7 +221,7 @@ def test_a_changed_image_is_computed_again_and_no_other(
             torch.testing.assert_close(*losses)
 
 
-def test_a_fill_that_was_interrupted_goes_on(
+def test_an_interrupted_fill_continues(
     model: Sa2VA, encoded: Encoded, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
     encoded.now()
@@ -269,7 +269,7 @@ def test_a_file_cut_short_is_computed_again_and_an_error_while_training(
         torch.testing.assert_close(getattr(found, name), value, rtol=1e-5, atol=1e-5)
 
 
-def test_too_little_room_is_told_before_anything_is_written(
+def test_too_little_space_is_an_error_before_anything_is_written(
     model: Sa2VA, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -286,9 +286,12 @@ def test_an_encoder_that_trains_cannot_be_stored(part: str) -> None:
     wrong = {"features.store": "disk", f"model.sa2va.trainable.{part}": True, "train_dataset.variants": 3}
     with pytest.raises(UserError) as caught:
         load_config(CONFIGS / "internvl3_8b_4x24gb.py", wrong)
-    told = str(caught.value)
-    assert f"features.store='disk' keeps what frozen encoders compute, but model.sa2va.trainable.{part} is True" in told
-    assert "train_dataset.variants: this value's home is features.variants" in told and "2 problem(s)" in told
+    message = str(caught.value)
+    assert (
+        f"features.store='disk' keeps the outputs of frozen encoders, but model.sa2va.trainable.{part} is True"
+        in message
+    )
+    assert "train_dataset.variants: this value's home is features.variants" in message and "2 problem(s)" in message
 
 
 @pytest.mark.gpu

@@ -59,7 +59,7 @@ def test_the_head_is_counted_among_the_parameters(base: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_masks_and_losses_really_keep_is_what_is_counted(kind: str) -> None:
+def test_the_plan_counts_what_masks_and_losses_keep(kind: str) -> None:
     torch.manual_seed(0)
     grounding = SAM2Grounding({**SAM2, "fine_masks": kind})
     loss = TotalLoss(lm=0.0, mask_target="full", **VESSEL_LOSSES)
@@ -112,7 +112,7 @@ def test_the_vessel_head_is_counted_in_parameters_features_and_time(base: Path) 
 
 
 @pytest.mark.parametrize("at_once", [None, 1])
-def test_what_the_vessel_head_really_keeps_is_what_is_counted(at_once: int | None) -> None:
+def test_the_plan_counts_what_the_vessel_head_keeps(at_once: int | None) -> None:
     torch.manual_seed(0)
     options = {**SMALL_HEAD, "at_once": at_once}
     grounding = SAM2Grounding({**SAM2, "vessel_head": options}).requires_grad_(False)
@@ -133,9 +133,9 @@ def test_a_head_that_cannot_be_built_is_refused_with_the_config(base: Path) -> N
     wrong = {HEAD: {"channels": [8, 8], "norm": "batch", "wide": 1}, FINE: "pixels"}
     with pytest.raises(ConfigError) as caught:
         tiny(base, **wrong)
-    told = str(caught.value)
-    assert f"{FINE} and {HEAD} both refine SAM2's answer; set one of them to None" in told
-    assert f"{HEAD}.wide: VesselHeadOptions takes no 'wide'" in told and "2 problem(s)" in told
+    message = str(caught.value)
+    assert f"{FINE} and {HEAD} both refine SAM2's answer; set one of them to None" in message
+    assert f"{HEAD}.wide: VesselHeadOptions takes no 'wide'" in message and "2 problem(s)" in message
     with pytest.raises(ConfigError, match=r"vessel_head\.norm is 'batch'; expected 'group' or 'instance'"):
         tiny(base, **{HEAD: {"norm": "batch"}})
     with pytest.raises(ConfigError, match="vessel_head must be a dict of options"):

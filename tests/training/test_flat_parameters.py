@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vesselseg.config.settings import Schedule
 from vesselseg.training import flat_parameters
-from vesselseg.training.flat_parameters import FlatParameters, worth_laying
+from vesselseg.training.flat_parameters import FlatParameters, is_worth_flattening
 from vesselseg.training.optimizer_state import read_optimizer_state, write_optimizer_state
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.train_step import TrainStep
@@ -50,10 +50,10 @@ class Rows:
 
 @pytest.fixture(autouse=True)
 def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(flat_parameters, "LARGEST", 40)  # several large tensors, one with several parameters
+    monkeypatch.setattr(flat_parameters, "MAX_BUFFER", 40)  # several flat buffers, one with several parameters
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"}.items():
         monkeypatch.setitem(os.environ, name, value)
-    # DeepSpeed remembers groups of the test before.
+    # DeepSpeed keeps the groups of earlier tests.
     monkeypatch.setattr(deepspeed.utils.groups, "_WORLD_GROUP", None)
     monkeypatch.setattr(deepspeed.comm.comm, "cdb", None)
     torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
@@ -74,7 +74,7 @@ def engine_of(model: nn.Module, flat: bool) -> Any:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    with large.known_to(model) if large else contextlib.nullcontext():
+    with large.registered_in(model) if large else contextlib.nullcontext():
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     engine.flat_parameters = large
     return engine
@@ -95,7 +95,7 @@ def test_steps_and_norms_are_those_of_single_parameters() -> None:
     before = plain.first.weight.detach().clone()
     _, expected = trained(plain, flat=False)
     engine, found = trained(flat, flat=True)
-    assert len(engine.flat_parameters.pieces) == 2 and len(engine.flat_parameters.pieces[0].parts) == 2
+    assert len(engine.flat_parameters.buffers) == 2 and len(engine.flat_parameters.buffers[0].parts) == 2
     assert len(found) == 3 and found == pytest.approx(expected, rel=1e-5)
     for name, value in plain.named_parameters():
         torch.testing.assert_close(flat.get_parameter(name), value, rtol=1e-5, atol=1e-7)
@@ -124,13 +124,13 @@ def test_state_is_written_by_name_and_read_into_either_kind(tmp_path: Path) -> N
 
 def test_parameters_are_views_after_every_step() -> None:
     engine, _ = trained(Model(), flat=True)
-    for piece in engine.flat_parameters.pieces:
-        start = piece.whole.data_ptr()
-        for _, parameter in piece.parts:
+    for buffer in engine.flat_parameters.buffers:
+        start = buffer.tensor.data_ptr()
+        for _, parameter in buffer.parts:
             assert parameter.data_ptr() == start and parameter.grad is not None
             start += parameter.numel() * parameter.element_size()
 
 
 def test_a_whole_language_model_is_left_to_deepspeed() -> None:
-    assert worth_laying(179_069_120)  # the recipes for 8B
-    assert not worth_laying(1_266_276_352)  # whole tables beside adapters
+    assert is_worth_flattening(179_069_120)  # the recipes for 8B
+    assert not is_worth_flattening(1_266_276_352)  # whole tables beside adapters

@@ -24,7 +24,7 @@ def dist(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ((), "no command given"),
         (("trian", "x.py", "1"), "unknown command 'trian'"),
@@ -33,10 +33,10 @@ def dist(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("train", str(REPOSITORY / "configs" / "tiny_cpu.py"), "two"), "GPUS must be a whole number, found 'two'"),
     ],
 )
-def test_wrong_calls_are_answered_with_the_usage(arguments: tuple[str, ...], told: str) -> None:
+def test_invalid_calls_print_the_usage(arguments: tuple[str, ...], expected: str) -> None:
     outcome = dist(*arguments)
     assert outcome.returncode == 2
-    assert outcome.stderr.startswith("error: ") and told in outcome.stderr
+    assert outcome.stderr.startswith("error: ") and expected in outcome.stderr
     assert "tools/dist.sh train CONFIG GPUS" in outcome.stderr
 
 
@@ -68,7 +68,7 @@ def test_nodes_and_port_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "expected"),
     [
         ({"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK is 2, NNODES 2"),
         ({"NNODES": "2", "NODE_RANK": "0"}, "MASTER_ADDR and PORT"),
@@ -76,13 +76,13 @@ def test_nodes_and_port_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_settings_without_sense_are_refused(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
 ) -> None:
     for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         launcher.launch_config(1)
 
 

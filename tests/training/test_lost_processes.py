@@ -80,20 +80,20 @@ def runs(process: int) -> bool:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "expected"),
     [
         (signal.SIGKILL, "was ended by SIGKILL (often by the system, because main memory ran out)"),
         (signal.SIGSTOP, f"gave no heartbeat for {SILENCE} s"),
     ],
 )
 def test_a_lost_process_ends_the_job_on_all_nodes(
-    group: list[Node], tmp_path: Path, sent: signal.Signals, told: str
+    group: list[Node], tmp_path: Path, sent: signal.Signals, expected: str
 ) -> None:
     os.kill(process_id(tmp_path, 3), sent)
     statuses = [one.wait(PATIENCE) for one in group]
     assert statuses == [128 + signal.SIGKILL] * 2
     for one in group:
-        assert one.errors() == [f"error: process 3 on node 1 ({HOST}) {told}{RESUME}"]
+        assert one.errors() == [f"error: process 3 on node 1 ({HOST}) {expected}{RESUME}"]
         assert "Traceback" not in one.output.read_text()
     assert all(gone(process_id(tmp_path, rank)) for rank in range(4))
 
@@ -157,12 +157,12 @@ def test_the_first_loss_reaches_all_nodes_and_a_silent_node_is_a_loss() -> None:
 def test_a_loss_is_reported_that_occurs_while_the_first_node_checks_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     first, second = node(0, 2, port), node(1, 2, port)
-    looks, told, look = threading.Event(), threading.Event(), first._silent_node
+    looks, reported, look = threading.Event(), threading.Event(), first._silent_node
 
     def slow_look() -> Loss | None:
         found = look()
         looks.set()
-        assert told.wait(PATIENCE)
+        assert reported.wait(PATIENCE)
         return found
 
     monkeypatch.setattr(first, "_silent_node", slow_look)
@@ -173,7 +173,7 @@ def test_a_loss_is_reported_that_occurs_while_the_first_node_checks_the_others(m
         telling = pool.submit(first.report, loss)
         while first._own_loss is None:
             time.sleep(0.01)
-        told.set()
+        reported.set()
         assert telling.result() == loss
     until = time.monotonic() + PATIENCE
     while not second.news() and time.monotonic() < until:
@@ -220,8 +220,8 @@ def test_a_port_in_use_and_a_repeated_node_rank_are_errors() -> None:
         port = taken.getsockname()[1]
         assert f"PORT={port} cannot be opened on this node" in str(meet(node(0, 2, port)))
     port = free_port()
-    told = meet(node(0, 3, port, wait=SILENCE), node(1, 3, port), node(1, 3, port))
-    assert sum("two nodes have NODE_RANK=1" in str(one) for one in told) == 1
+    errors = meet(node(0, 3, port, wait=SILENCE), node(1, 3, port), node(1, 3, port))
+    assert sum("two nodes have NODE_RANK=1" in str(one) for one in errors) == 1
 
 
 @pytest.mark.process

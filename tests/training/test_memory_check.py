@@ -23,7 +23,13 @@ from vesselseg.config.load import load_config
 from vesselseg.machine import GIB
 from vesselseg.models.build import build_model
 from vesselseg.training import memory_limit
-from vesselseg.training.memory_plan.check import AvailableMemory, MemoryPlanError, available_memory, check_memory, lacks
+from vesselseg.training.memory_plan.check import (
+    AvailableMemory,
+    MemoryPlanError,
+    available_memory,
+    check_memory,
+    shortages,
+)
 from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import shapes_of
 from vesselseg.training.memory_plan.zero import GRADIENTS, MASTERS, MOMENTS, TRAINABLE, zero_bytes
@@ -48,7 +54,7 @@ def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 @pytest.mark.usefixtures("one_process")
-def test_what_deepspeed_holds_is_what_is_planned(base: Path) -> None:
+def test_the_plan_matches_deepspeeds_memory(base: Path) -> None:
     config = load_config(
         REPOSITORY / "configs" / "tiny_cpu.py",
         {
@@ -92,7 +98,7 @@ def test_a_card_that_is_too_small_stops_the_run_with_table_and_changes(
     assert "frozen weights" in message and "model.sa2va.quantise=nf4" in message and "--force" in message
     with caplog.at_level(logging.WARNING):
         check_memory(config, 1, room, force=True)
-    assert "going on all the same" in caplog.text
+    assert "training anyway" in caplog.text
     check_memory(leaf("internvl3_8b_1x12gb", folder_8b), 1, room, force=False)
 
 
@@ -102,15 +108,15 @@ def test_memory_that_others_hold_is_named(folder_8b: Path) -> None:
         AvailableMemory(11 * GIB, "card", 24 * GIB),
         AvailableMemory(11 * GIB, "card", 24 * GIB, taken=12.3 * GIB),
     )
-    assert "other programs" not in lacks(plan, free)[0]
-    assert "other programs hold 12.30 (nvidia-smi lists them)" in lacks(plan, busy)[0]
+    assert "other programs" not in shortages(plan, free)[0]
+    assert "other programs hold 12.30 (nvidia-smi lists them)" in shortages(plan, busy)[0]
 
 
-def test_too_little_main_memory_for_offload_is_told(folder_8b: Path) -> None:
+def test_too_little_main_memory_for_offload_is_reported(folder_8b: Path) -> None:
     plan = planned("internvl3_8b_4x24gb_zero3_offload", folder_8b, 4)
-    assert plan.fits and lacks(plan, AvailableMemory(23 * GIB, host=128 * GIB)) == []
-    (told,) = lacks(plan, AvailableMemory(23 * GIB, host=16 * GIB))
-    assert "more of main memory (most for: weights (offload)), 16.0 are free" in told
+    assert plan.fits and shortages(plan, AvailableMemory(23 * GIB, host=128 * GIB)) == []
+    (shortage,) = shortages(plan, AvailableMemory(23 * GIB, host=16 * GIB))
+    assert "more of main memory (most for: weights (offload)), 16.0 are free" in shortage
 
 
 def test_a_run_on_the_cpu_is_checked_for_main_memory_only(base: Path, data: Path) -> None:
@@ -135,7 +141,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.process
-def test_training_stops_before_it_touches_anything_and_force_goes_on(training: Training, tmp_path: Path) -> None:
+def test_training_stops_before_it_writes_anything_and_force_continues(training: Training, tmp_path: Path) -> None:
     options: dict[str, Any] = {"train_dataset__limit": 2, "schedule__epochs": 1, "validation__interval": None}
     arguments = training.command(tmp_path / "run", processes=1, **options)
     config = arguments[arguments.index("train") + 1]
@@ -153,11 +159,11 @@ def test_training_stops_before_it_touches_anything_and_force_goes_on(training: T
     assert "GiB per GPU" in stopped.stderr and not list((tmp_path / "run").iterdir())
     forced = run("--force")
     assert forced.returncode == 0, forced.stderr
-    assert "going on all the same (--force)" in forced.stdout + forced.stderr
+    assert "training anyway (--force)" in forced.stdout + forced.stderr
     assert (tmp_path / "run" / "iter_2.pth").is_file()
 
 
-def test_main_memory_is_what_the_system_and_the_control_groups_leave(
+def test_main_memory_is_limited_by_the_system_and_control_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {

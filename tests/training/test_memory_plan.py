@@ -153,7 +153,7 @@ def folders(folder_8b: Path, folder_2b: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("name", "gpus", "options", "allocated", "reserved", "seconds"), MEASURED)
-def test_what_was_measured_is_planned(
+def test_the_plan_matches_measured_runs(
     folders: dict[str, Path],
     name: str,
     gpus: int,
@@ -186,7 +186,7 @@ def assert_they_fit(config: Any, target: Target, proposed: list[Proposal]) -> No
         assert again.fits and again.peak == proposal.plan.peak < plan_memory(config, target).peak
 
 
-def test_what_is_proposed_fits_and_the_cheapest_comes_first(folder_8b: Path) -> None:
+def test_proposed_changes_fit_and_the_cheapest_comes_first(folder_8b: Path) -> None:
     config = leaf("baselines/internvl3_8b_4x24gb_modules_to_save_zero2_offload", folder_8b)
     target = Target(4, 22.9 * GIB)
     proposed = proposals(config, target)
@@ -267,7 +267,7 @@ def kept_bytes(work: Callable[[], Tensor], parameters: list[Tensor]) -> int:
     return sum(sizes.values())
 
 
-def test_what_a_real_layer_keeps_is_what_is_counted() -> None:
+def test_the_plan_counts_what_a_real_layer_keeps() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.LayerNorm(256), nn.Dropout(0.5), nn.Linear(256, 64))
     inputs = torch.randn(50, 64, requires_grad=True)
@@ -373,9 +373,7 @@ def named_in_the_document() -> set[str]:
     return {line.split("`")[1] for line in lines if line.startswith("| `")}
 
 
-def test_the_tool_says_what_would_fit_and_refuses_bad_input(
-    folder_2b: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tool_proposes_changes_and_refuses_bad_input(folder_2b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def status(*arguments: str) -> int:
         config, base = REPOSITORY / "configs" / "internvl3_2b_1x24gb.py", f"model.sa2va.base={folder_2b}"
         return call_command("plan", config, *arguments, "--cfg-options", base)

@@ -18,7 +18,7 @@ from vesselseg.config.load import load_config
 from vesselseg.config.settings import Schedule
 from vesselseg.dataset.vessel_dataset import VesselDataset
 from vesselseg.errors import UserError
-from vesselseg.training.micro_batch_search import Trial, longest_first, refuse_nothing, report, search
+from vesselseg.training.micro_batch_search import Trial, check_one_image_fits, longest_first, report, search
 from vesselseg.training.training_data import training_dataset
 
 
@@ -55,10 +55,10 @@ def test_the_settings_that_are_advised_keep_the_images_per_step(
 ) -> None:
     trials = search(lambda images: trial(images, largest), most=64)
     schedule = Schedule(micro_batch=micro_batch, accumulation=accumulation)
-    told = report(trials, schedule, AvailableMemory())  # type: ignore[arg-type]
-    assert told.endswith(f"schedule.micro_batch={expected[0]} schedule.accumulation={expected[1]}")
-    assert f"the largest that fits: {largest} (of 8.00 GiB" in told
-    assert ("does not fit" in told) is (largest < 64) is ("larger ones were not tried" not in told)
+    text = report(trials, schedule, AvailableMemory())  # type: ignore[arg-type]
+    assert text.endswith(f"schedule.micro_batch={expected[0]} schedule.accumulation={expected[1]}")
+    assert f"the largest that fits: {largest} (of 8.00 GiB" in text
+    assert ("does not fit" in text) is (largest < 64) is ("larger ones were not tried" not in text)
 
 
 def test_the_longest_conversations_come_first(data: Path, base: Path) -> None:
@@ -93,8 +93,11 @@ def searched(training: Training, room: int, processes: int, **options: Any) -> s
 def test_processes_agree_where_only_one_of_them_runs_out_of_memory(training: Training) -> None:
     outcome = searched(training, room=1500, processes=2)
     assert outcome.returncode == 0, outcome.stderr[-2000:]
-    sizes = {int(size): told for size, told in re.findall(r"^ +(\d+) +(\S.*)$", outcome.stdout, flags=re.MULTILINE)}
-    too_large = [size for size, told in sizes.items() if told == "does not fit"]
+    sizes = {
+        int(size): outcome_text
+        for size, outcome_text in re.findall(r"^ +(\d+) +(\S.*)$", outcome.stdout, flags=re.MULTILINE)
+    }
+    too_large = [size for size, outcome_text in sizes.items() if outcome_text == "does not fit"]
     largest = int(re.search(r"the largest that fits: (\d+)", outcome.stdout)[1])  # type: ignore[index]
     assert 1 <= largest < min(too_large) <= largest + 1 and max(sizes) > largest
     assert re.search(r"schedule.micro_batch=(\d+) schedule.accumulation=(\d+)$", outcome.stdout.strip())
@@ -104,10 +107,12 @@ def test_processes_agree_where_only_one_of_them_runs_out_of_memory(training: Tra
 def test_a_model_too_large_for_one_image_is_one_message() -> None:
     config = load_config(REPOSITORY / "configs" / "tiny_cpu.py")
     with pytest.raises(UserError, match="not even a micro-batch of one image fits") as caught:
-        refuse_nothing(search(lambda images: trial(images, 0), most=64), config)
-    told = str(caught.value)
-    assert "model.sa2va.gradient_checkpointing=True" in told and "micro_batch=2" not in told  # its micro-batch is 4
-    refuse_nothing(search(lambda images: trial(images, 1), most=64), config)
+        check_one_image_fits(search(lambda images: trial(images, 0), most=64), config)
+    message = str(caught.value)
+    assert (
+        "model.sa2va.gradient_checkpointing=True" in message and "micro_batch=2" not in message
+    )  # its micro-batch is 4
+    check_one_image_fits(search(lambda images: trial(images, 1), most=64), config)
 
 
 @pytest.mark.process

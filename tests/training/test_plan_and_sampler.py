@@ -48,14 +48,14 @@ def test_max_iters_ends_the_run_and_the_schedule() -> None:
     assert "ends the run after 0.10 epochs" in short.describe()
 
 
-def test_a_resumed_sampler_goes_on_where_the_whole_one_was() -> None:
+def test_a_resumed_sampler_continues_the_whole_one() -> None:
     for rank in range(3):
         whole = list(StreamSampler(plan(10, 3, epochs=4, micro_batch=2), rank, seed=5))
         assert list(StreamSampler(plan(10, 3, epochs=4, micro_batch=2), rank, seed=5, start=3)) == whole[3:]
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (4, 1), (3, 2)])
-def test_with_other_processes_the_stream_goes_on_where_it_was(sizes: tuple[int, int]) -> None:
+def test_with_other_processes_the_stream_continues(sizes: tuple[int, int]) -> None:
     """Two processes take 5 iterations of 2 x 1 images; then others take over, in the middle of the second epoch."""
     first = plan(8, 2, epochs=3)
     later = TrainPlan(8, sizes[0], Schedule(epochs=3, micro_batch=sizes[1]), ResumeOffset(5, 10, 1))
@@ -68,7 +68,7 @@ def test_with_other_processes_the_stream_goes_on_where_it_was(sizes: tuple[int, 
     assert later.epoch(5) == first.epoch(5) == 1.25
 
 
-def test_the_learning_rate_of_a_run_with_other_processes_goes_on_from_its_place() -> None:
+def test_the_learning_rate_continues_with_other_processes() -> None:
     settings = {"epochs": 1, "accumulation": 1, "lr": 1.0, "warmup_ratio": 0.1}
     whole = plan(400, 4, **settings)
     assert whole.optimizer_steps == 100

@@ -42,19 +42,19 @@ def test_a_training_on_4_bits_learns_and_is_converted(training: Training, tmp_pa
     assert load_predictor(work_dir / "iter_12.pth", device="cpu").model.config.threshold == content["threshold"]
 
 
-def test_a_gpu_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_bf16_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch answers on a Turing card."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GeForce RTX 2080 Ti")
     device = torch.device("cuda", 0)
     for precision in ("auto", "bf16"):
-        with pytest.raises(UserError, match=r"RTX 2080 Ti has no bf16; [\s\S]*Set precision=fp32"):
+        with pytest.raises(UserError, match=r"RTX 2080 Ti does not support bf16, [\s\S]*Set precision=fp32"):
             resolve_precision(precision, device)
     assert resolve_precision("fp32", device) == "fp32"
     assert resolve_precision("auto", torch.device("cpu")) == "fp32"
 
 
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     require_compiler.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"no C\+\+ compiler \(g\+\+\) is on PATH; install one"):

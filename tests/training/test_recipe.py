@@ -61,7 +61,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("model", "gpus", "gib"),
     [("8B", 1, 12), ("8B", 4, 20), ("8B", 1, 22), ("14B", 1, 16), ("14B", 1, 36), ("26B", 4, 24), ("26B", 1, 24)],
 )
-def test_what_is_chosen_fits_by_the_plan(shapes: dict[str, Path], model: str, gpus: int, gib: float) -> None:
+def test_the_chosen_runtime_fits_by_the_plan(shapes: dict[str, Path], model: str, gpus: int, gib: float) -> None:
     choice = choose_runtime(MODELS[model], gpus, gib)
     stored = choice.runtime.startswith("zero2")
     micro_batch, accumulation = choose_batch(1000, gpus, MICRO_BATCH if stored else 1)
@@ -134,9 +134,7 @@ def test_a_written_config_trains(training: Training, configs: Path, repository: 
     assert len(rows(tmp_path / "run", "train")) == 2 and (tmp_path / "run" / "iter_2.pth").exists()
 
 
-def test_what_is_written_for_an_internvl_base_and_a_sam2_file(
-    training: Training, configs: Path, tmp_path: Path
-) -> None:
+def test_the_config_for_an_internvl_base_and_a_sam2_file(training: Training, configs: Path, tmp_path: Path) -> None:
     file = tmp_path / 'sam2 "large".pt'
     torch.save({"model": build_sam2({"variant": "tiny", "version": "2.1", "image_size": 64}).state_dict()}, file)
     reason = write_leaf(RecipeRequest(str(training.base), training.data, 4, 0.5, str(file)), configs / "mine.py")
@@ -163,7 +161,7 @@ def test_a_card_that_is_too_small_gets_4_bits_and_stored_features(
     assert "runtime.stored_features" in (configs / "mine.py").read_text()
 
 
-def test_what_cannot_be_trained_is_refused(training: Training, configs: Path, tmp_path: Path) -> None:
+def test_requests_that_cannot_train_are_refused(training: Training, configs: Path, tmp_path: Path) -> None:
     def message(out: Path, **changes: object) -> str:
         values = {
             "base": str(training.base),
@@ -180,8 +178,8 @@ def test_what_cannot_be_trained_is_refused(training: Training, configs: Path, tm
 
     assert "write it to configs/" in message(tmp_path / "mine.py")
     assert "letters, digits and underscores" in message(configs / "my-config.py")
-    assert "holds no SAM2: get sam2_hiera_large.pt" in message(configs / "a.py", sam2="weights/none.pt")
+    assert "contains no SAM2: get sam2_hiera_large.pt" in message(configs / "a.py", sam2="weights/none.pt")
     checkpoint = save_checkpoint(shaken_model(training.base), tmp_path / "x.pth", model_arguments(training.base))
-    assert "not a model folder; name the folder" in message(configs / "a.py", base=str(checkpoint))
+    assert "not a model folder; name its model" in message(configs / "a.py", base=str(checkpoint))
     assert "a training checkpoint of vesselseg, not a SAM2 file" in message(configs / "a.py", sam2=str(checkpoint))
     assert "annotations.json does not exist" in message(configs / "a.py", data=tmp_path / "nowhere")

@@ -37,7 +37,7 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
         assert call_command(*report_training, "--out", tmp_path / "out") == 0
     page = (tmp_path / "out" / "analysis.html").read_text()
     assert "2 trainings</title>" in page and "#2563a8" in page and "#d55e00" in page
-    assert "<strong>other</strong> stopped before its end at iteration 20 of 3,672" in page
+    assert "<strong>other</strong> stopped early at iteration 20 of 3,672" in page
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [run["state"] for run in report["runs"]] == ["finished", "stopped"]
     assert report["runs"][1]["train"][1]["loss"] is None  # nan is no JSON
@@ -53,7 +53,7 @@ def test_bad_input_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFix
         ("missing", "does not exist"),
         ("empty", "no log of a training"),
         ("early", "no training row"),
-        ("notes.log", "no line of mmengine's text log"),
+        ("notes.log", "not a text log of mmengine"),
         ("broken", "no row of a vesselseg log"),
     ):
         with pytest.raises(UserError, match=expected):

@@ -1,4 +1,4 @@
-"""What a run tells before its first step."""
+"""The report before the first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where time went, told from traces whose answer is known."""
+"""Time by part, from traces with known results."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_without_a_gpu_time_belongs_to_the_innermost_range_or_to_communication()
     }
 
 
-def test_on_a_gpu_time_belongs_to_what_it_computes_and_idleness_is_told_from_waiting() -> None:
+def test_gpu_time_belongs_to_its_kernels_and_idle_time_differs_from_waiting() -> None:
     work = [
         *kernel(1, launched=120, start=150, end=400),  # the encoders', launched long before it ends
         *kernel(2, launched=210, start=400, end=500),

@@ -1,4 +1,4 @@
-"""Accumulation groups and NaN, with an engine that only writes down what it is told."""
+"""Accumulation groups and NaN, with an engine that only records its calls."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def steps(losses: list[float], accumulation: int) -> tuple[TrainStep, Recorder]:
     return TrainStep(engine, plan), engine
 
 
-def test_every_group_averages_what_it_holds_also_the_last_one() -> None:
+def test_every_group_averages_its_iterations_also_the_last_one() -> None:
     micro, engine = steps([4.0] * 10, accumulation=4)
     results = [micro.run(batch()) for _ in range(10)]
     assert engine.backwards == [1.0] * 8 + [2.0] * 2
@@ -77,7 +77,7 @@ def test_every_group_averages_what_it_holds_also_the_last_one() -> None:
     assert micro.progress.optimizer_steps == micro.plan.optimizer_steps == 3
 
 
-def test_a_skipped_iteration_leaves_no_gradient_and_its_group_goes_on() -> None:
+def test_a_skipped_iteration_leaves_no_gradient_and_its_group_continues() -> None:
     micro, engine = steps([2.0, math.nan, 2.0, 2.0, math.inf, 2.0], accumulation=2)
     results = [micro.run(batch()) for _ in range(6)]
     assert [result.skipped for result in results] == [False, True, False, False, True, False]

@@ -1,4 +1,4 @@
-"""Real trainings of two processes: an uninterrupted one, one that is killed and resumed, and what they leave behind."""
+"""Real trainings of two processes: an uninterrupted one, one that is killed and resumed, and the files they leave."""
 
 from __future__ import annotations
 
@@ -106,15 +106,15 @@ def test_a_loss_of_nan_on_one_process_is_skipped_by_both_and_counted(whole: Path
     assert rows(whole, "train")[-1]["step"] == 9  # the skipped iteration's group took one more instead
 
 
-def test_what_is_printed_before_the_first_step(whole: Path) -> None:
+def test_the_report_before_the_first_step(whole: Path) -> None:
     before = (whole / "console.txt").read_text().split("iter     1/18")[0]
-    for told in (
+    for expected in (
         "18 images x 2 epoch(s), micro-batch 1, accumulation 2, 2 process(es)",
         "9 iterations per epoch, 18 in all, 9 optimizer steps (1 of warm-up)",
         "SAM2 mask decoder",
         "a checkpoint takes about",
     ):
-        assert told in before
+        assert expected in before
     assert "Traceback" not in before and "Warning" not in before
 
 
@@ -138,7 +138,7 @@ def test_logs(whole: Path) -> None:
     assert "eta" in log and ": 18 training images, 3 validation images" in log and "SAM2  random weights" in log
 
 
-def test_a_profile_tells_where_time_and_memory_went(whole: Path) -> None:
+def test_a_profile_shows_time_and_memory(whole: Path) -> None:
     with gzip.open(whole / "profile" / "trace.json.gz", "rt") as file:
         trace = json.load(file)
     names = Counter(event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation")
@@ -169,7 +169,7 @@ def test_the_last_checkpoints_are_kept_and_the_best(whole: Path, resumed: Path) 
     assert best["meta"]["best_dice"] == found["dice"] and best["threshold"] == found["threshold"]
 
 
-def test_a_checkpoint_predicts_and_holds_only_what_trains(whole: Path) -> None:
+def test_a_checkpoint_predicts_and_contains_only_trained_weights(whole: Path) -> None:
     content = torch.load(whole / "best.pth", weights_only=True)
     assert not any(name.startswith(("vision_model.", "language_model.model.embed")) for name in content["state_dict"])
     size = sum(value.numel() * value.element_size() for value in content["state_dict"].values())
@@ -177,13 +177,13 @@ def test_a_checkpoint_predicts_and_holds_only_what_trains(whole: Path) -> None:
     assert load_predictor(whole / "best.pth", device="cpu").threshold == pytest.approx(content["threshold"])
 
 
-def test_a_checkpoint_tells_what_it_trained_on(training: Training, whole: Path, resumed: Path) -> None:
+def test_a_checkpoint_contains_its_training_images(training: Training, whole: Path, resumed: Path) -> None:
     digests = image_digests(training.data, read_split(training.data, "train")).values()
     for path in (whole / "best.pth", whole / "iter_18.pth", resumed / "iter_18.pth"):
         assert torch.load(path, weights_only=True)["training_images"].split() == sorted(set(digests))
 
 
-def test_what_ran_is_a_config_that_loads(whole: Path) -> None:
+def test_the_config_of_a_run_loads(whole: Path) -> None:
     config = load_config(whole / "config.py")
     assert config["schedule"]["accumulation"] == 2 and config["model"]["sa2va"]["sam2"]["image_size"] == 64
     content = torch.load(whole / "iter_18.pth", weights_only=True)

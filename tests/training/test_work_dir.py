@@ -39,7 +39,7 @@ def test_auto_takes_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     assert resume_folder(tmp_path, "auto") == expected
 
 
-def test_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+def test_auto_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").touch()
     assert resume_folder(tmp_path, "auto") is None
     assert claim(tmp_path, resuming=False, auto=True, force=False) is None
@@ -52,7 +52,7 @@ def test_a_checkpoint_can_be_named_in_three_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["best.pth", "iter_5.pth", "iter_5.resume", "nothing"])
-def test_what_cannot_be_resumed_is_refused(tmp_path: Path, name: str) -> None:
+def test_incomplete_checkpoints_are_refused(tmp_path: Path, name: str) -> None:
     checkpoint(tmp_path, 5, weights=False)
     with pytest.raises(UserError, match="expected a complete checkpoint"):
         resume_folder(tmp_path, str(tmp_path / name))
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_this_node_does_not_see_is_an_error(tmp_path: Path) ->
         read_run_state(tmp_path / "iter_6.resume", IDENTITY)
 
 
-def test_a_run_goes_on_at_the_same_image_with_other_sizes() -> None:
+def test_a_run_continues_at_the_same_image_with_other_sizes() -> None:
     state = RunState(Progress(iteration=6, optimizer_steps=3), sizes=Sizes(2, 1, 2))
     assert not state.change_sizes(Sizes(2, 1, 2)) and state.offset == ResumeOffset()
     assert state.change_sizes(Sizes(4, 2, 1)) and state.offset == ResumeOffset(6, 12, 3)

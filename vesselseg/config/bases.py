@@ -1,4 +1,4 @@
-"""The silent traps of inherited configs, made loud: bases that disagree, assignments that drop a base's keys."""
+"""Errors for silent mistakes of inherited configs: bases that disagree, assignments that drop a base's keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 
 def base_problems(path: Path) -> list[str]:
-    """Problems of a config file and of all files it starts from, one sentence each."""
+    """Problems of a config file and of all its bases, one sentence each."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     bases = _base_files(path, tree)
     problems = [problem for base in bases for problem in base_problems(base)]
@@ -52,7 +52,7 @@ def _conflicts(path: Path, values: dict[Path, dict[str, Any]]) -> list[str]:
 
 
 def _dropped_keys(path: Path, tree: ast.Module, values: dict[Path, dict[str, Any]]) -> list[str]:
-    """``schedule = dict(lr=...)`` in a leaf replaces the base's dict whole; only what is named would be left."""
+    """``strategy = dict(...)`` in a leaf replaces the base's whole dict; keys that it does not repeat are lost."""
     inherited = {key: (base, value) for base, keys in values.items() for key, value in keys.items()}
     assigned = {
         target.id

@@ -1,4 +1,4 @@
-"""A readable console: this package's messages from one process, other packages' warnings only if they matter."""
+"""A readable console: messages of this package from one process, and only errors of other packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOISY = (
 
 
 def quieten_imports() -> None:
-    """Before torch, DeepSpeed and xtuner are imported: what they announce on import is of no use to a user."""
+    """Silence the messages that torch, DeepSpeed and xtuner print on import; to be called before they are imported."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -33,7 +33,7 @@ def quieten_imports() -> None:
     warnings.filterwarnings("ignore")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
-        logging.getLogger(name).addFilter(_errors_only)  # DeepSpeed sets its own level anew when it is imported
+        logging.getLogger(name).addFilter(_errors_only)  # DeepSpeed sets its own level again when it is imported
 
 
 def _errors_only(record: logging.LogRecord) -> bool:
@@ -42,9 +42,9 @@ def _errors_only(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Nothing written to stdout or stderr is shown, not even by subprocesses.
+    """Within the context, nothing written to stdout or stderr is shown, not even by subprocesses.
 
-    While DeepSpeed is imported it asks the linker which of its operators could be built, and the linker complains.
+    On import, DeepSpeed asks the linker which of its operators could be built, and the linker prints errors.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -74,7 +74,7 @@ def set_up(rank: int) -> None:
     package.propagate = False
 
 
-def also_to_file(path: Path) -> None:
+def log_to_file(path: Path) -> None:
     """Append this process's messages to a file."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))

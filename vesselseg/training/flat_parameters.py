@@ -1,9 +1,9 @@
-"""What trains, laid end to end in a few large tensors.
+"""Trainable parameters as views of a few flat buffers.
 
-Adapters are many small matrices: DeepSpeed calls Python for each of them in every backward pass, which takes as long
-as the arithmetic of a small micro-batch. Here DeepSpeed knows the large tensors only. The model's own parameters are
-views of them, gradients collect in views of a second set, without DeepSpeed, over all micro-batches of an optimizer
-step; then the large tensors get their gradients at once and DeepSpeed averages, clips and steps.
+Adapters are many small matrices: DeepSpeed runs Python code for each of them in every backward pass, which takes as
+long as the arithmetic of a small micro-batch. Here DeepSpeed sees the flat buffers only. The model's own parameters are
+views of them, gradients accumulate in views of a second set of buffers over all micro-batches of an optimizer step;
+then the buffers get their gradients at once and DeepSpeed averages, clips and steps.
 """
 
 from __future__ import annotations
@@ -18,58 +18,61 @@ from torch import Tensor, nn
 
 from vesselseg.models.fused_linear import collect
 
-LARGEST = 20_000_000  # elements of a large tensor, unless a single parameter is larger
-MOST = 500_000_000  # elements that are laid end to end at all
+MAX_BUFFER = 20_000_000  # elements of a flat buffer, unless a single parameter is larger
+MAX_TOTAL = 500_000_000  # trainable elements up to which flat buffers are used
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A large tensor, or a parameter on its own, and the parameters that lie in it, by name, one behind the other."""
+class FlatBuffer:
+    """A tensor that DeepSpeed steps on, and the named parameters that are consecutive views of it.
 
-    whole: nn.Parameter
+    With ZeRO-3 it is a single parameter itself.
+    """
+
+    tensor: nn.Parameter
     parts: tuple[tuple[str, nn.Parameter], ...]
 
 
 class FlatParameters:
-    """Views of large tensors in the place of parameters that are named and train."""
+    """Replaces named trainable parameters by views of flat buffers."""
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        self.pieces: list[Piece] = []
+        self.buffers: list[FlatBuffer] = []
         self.gradients: list[Tensor] = []
         for group in _groups(parameters):
-            self.pieces.append(_piece(group))
-            self.gradients.append(torch.zeros_like(self.pieces[-1].whole, requires_grad=False))
-            _link(self.pieces[-1], self.gradients[-1])  # the parameters' own storage is free from here on
+            self.buffers.append(_flatten(group))
+            self.gradients.append(torch.zeros_like(self.buffers[-1].tensor, requires_grad=False))
+            _link(self.buffers[-1], self.gradients[-1])  # frees the parameters' own storage
 
     @property
     def flat_buffers(self) -> list[nn.Parameter]:
-        """The large tensors, which the optimizer steps on."""
-        return [piece.whole for piece in self.pieces]
+        """The tensors that the optimizer steps on."""
+        return [buffer.tensor for buffer in self.buffers]
 
     def link(self) -> None:
-        """Make every parameter and its gradient a view, of the storage that the large tensor has now."""
-        for piece, gradient in zip(self.pieces, self.gradients):
-            _link(piece, gradient)
+        """Make every parameter and its gradient a view of the buffers' current storage."""
+        for buffer, gradient in zip(self.buffers, self.gradients):
+            _link(buffer, gradient)
 
     @contextlib.contextmanager
-    def known_to(self, model: nn.Module) -> Iterator[None]:
-        """While it lasts, the large tensors are parameters of the model: DeepSpeed asks there for their names."""
-        names = [f"large_{number}" for number in range(len(self.pieces))]
-        for name, whole in zip(names, self.flat_buffers):
-            model.register_parameter(name, whole)
+    def registered_in(self, model: nn.Module) -> Iterator[None]:
+        """Within the context, the flat buffers are parameters of the model, where DeepSpeed looks up their names."""
+        names = [f"flat_{number}" for number in range(len(self.buffers))]
+        for name, tensor in zip(names, self.flat_buffers):
+            model.register_parameter(name, tensor)
         try:
             yield
         finally:
             for name in names:
                 delattr(model, name)
-        self.link()  # DeepSpeed gives what it steps on a storage of its own
+        self.link()  # DeepSpeed moves the buffers to new storage
 
     def flush_gradients(self) -> Tensor:
-        """A zero whose backward pass gives the large tensors the gradients that have collected."""
+        """A zero whose backward pass assigns the accumulated gradients to the flat buffers."""
         return _FlushGradients.apply(tuple(self.gradients), *self.flat_buffers)
 
     def clear(self) -> None:
-        """Gradients back to zero."""
+        """Set the gradients to zero."""
         torch._foreach_zero_(self.gradients)
 
 
@@ -84,29 +87,29 @@ class _FlushGradients(torch.autograd.Function):
         return None, *ctx.gradients
 
 
-def worth_laying(elements: int) -> bool:
-    """Whether so many trained elements should be views of large tensors.
+def is_worth_flattening(elements: int) -> bool:
+    """Whether a model with this many trainable elements should use flat buffers.
 
-    Each process collects all gradients, of which ZeRO-2 would keep its share only: 1 GB at the limit. With whole tables
-    or a whole language model, arithmetic hides what DeepSpeed does in Python anyway.
+    Each process accumulates all gradients, of which ZeRO-2 would keep a partition only: 1 GB at the limit. When whole
+    tables or a whole language model train, the arithmetic hides DeepSpeed's Python code.
     """
-    return elements <= MOST
+    return elements <= MAX_TOTAL
 
 
-def _link(piece: Piece, gradient: Tensor) -> None:
+def _link(buffer: FlatBuffer, gradient: Tensor) -> None:
     start = 0
-    for _, parameter in piece.parts:
+    for _, parameter in buffer.parts:
         end = start + parameter.numel()
-        parameter.data = piece.whole.data[start:end].view(parameter.shape)
+        parameter.data = buffer.tensor.data[start:end].view(parameter.shape)
         collect(parameter, gradient[start:end].view(parameter.shape))
         start = end
 
 
 def _groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
     groups: list[list[tuple[str, nn.Parameter]]] = []
-    elements = LARGEST
+    elements = MAX_BUFFER
     for name, parameter in parameters:
-        if elements + parameter.numel() > LARGEST:
+        if elements + parameter.numel() > MAX_BUFFER:
             groups.append([])
             elements = 0
         groups[-1].append((name, parameter))
@@ -114,5 +117,5 @@ def _groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[list[tuple[s
     return groups
 
 
-def _piece(group: list[tuple[str, nn.Parameter]]) -> Piece:
-    return Piece(nn.Parameter(torch.cat([parameter.detach().reshape(-1) for _, parameter in group])), tuple(group))
+def _flatten(group: list[tuple[str, nn.Parameter]]) -> FlatBuffer:
+    return FlatBuffer(nn.Parameter(torch.cat([parameter.detach().reshape(-1) for _, parameter in group])), tuple(group))

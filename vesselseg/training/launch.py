@@ -27,7 +27,7 @@ from vesselseg.registry import build
 from vesselseg.training import console
 from vesselseg.training.checkpoint import RunIdentity, RunState, Sizes, process_rank, read_run_state, weights_file
 from vesselseg.training.feature_filling import FeatureHook
-from vesselseg.training.loop import LateDataLoader, VesselTrainLoop
+from vesselseg.training.loop import LazyDataLoader, VesselTrainLoop
 from vesselseg.training.memory import out_of_memory_message
 from vesselseg.training.memory_plan.check import available_memory, check_memory, min_over_ranks
 from vesselseg.training.periodic_hooks import CheckpointFacts, CheckpointHook, ValidationHook
@@ -124,7 +124,7 @@ def run_training(
     dataset = build(parts["train_dataset"])
     identity = RunIdentity(len(dataset), config["seed"], dataset.fingerprint)
     if rank == 0:
-        console.also_to_file(work_dir / "train.log")
+        console.log_to_file(work_dir / "train.log")
         (work_dir / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
     state, plan = _state_and_plan(resume_from, identity, strategy, read_section(config, "schedule"))
     if resume == AUTO and resume_from is None:
@@ -227,7 +227,7 @@ def _on_first_process(rank: int, decide: Callable[[], T]) -> T:
 
 def _loader(dataset: VesselDataset, sampler: StreamSampler, settings: Loader) -> DataLoader:
     workers = settings.num_workers
-    return LateDataLoader(
+    return LazyDataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,

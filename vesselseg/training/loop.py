@@ -1,4 +1,4 @@
-"""The training loop: xtuner's, driven by a plan, able to start in the middle of an epoch."""
+"""The training loop: xtuner's, driven by a plan; it can start in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from vesselseg.training.train_step import TrainStep
 from vesselseg.training.weight_average import WeightAverage
 
 
-class LateDataLoader(DataLoader):
-    """A DataLoader that starts when the first batch is asked for, not when it is iterated over.
+class LazyDataLoader(DataLoader):
+    """A DataLoader that starts at the first `next`, not at `iter`.
 
-    mmengine's loop starts it before the model is built. Batches that are received meanwhile are spoiled: while
-    DeepSpeed partitions a model under construction (ZeRO-3), it replaces torch's functions that make tensors.
+    mmengine's loop calls `iter` before the model is built. Batches that are received while DeepSpeed partitions a model
+    under construction (ZeRO-3) are corrupt, because it replaces torch's tensor constructors.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -36,10 +36,10 @@ class LateDataLoader(DataLoader):
 
 @LOOPS.register_module()
 class VesselTrainLoop(TrainLoop):
-    """Runs a TrainPlan. plan, state: what to do and what is done. resume_from: iter_N.resume to restore, or None.
+    """Runs a TrainPlan from a state on. resume_from: iter_N.resume to restore, or None.
 
     average: of the weights, updated after every optimizer step; None without `schedule.ema`, and before the run.
-    Hooks are called as mmengine does, with a StepResult as ``outputs``.
+    Hooks are called as in mmengine, with a StepResult as ``outputs``.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class VesselTrainLoop(TrainLoop):
         self.state = state
         self.resume_from = resume_from
         self.average: WeightAverage | None = None
-        self.asked = self.waited = 0.0  # when the last batch was asked for (perf_counter), seconds until it was there
+        self.requested_at = 0.0  # perf_counter of the last request for a batch
+        self.waited = 0.0  # seconds until that batch arrived
 
     def averaged_weights(self) -> AbstractContextManager:
         """While it lasts, the model has the averaged weights, if the run averages them."""
@@ -58,7 +59,7 @@ class VesselTrainLoop(TrainLoop):
 
     @property
     def iter(self) -> int:
-        """Iterations that are done."""
+        """Number of finished iterations."""
         return self.state.progress.iteration
 
     @property
@@ -70,19 +71,19 @@ class VesselTrainLoop(TrainLoop):
         """Train to the end of the plan."""
         engine = self.runner.model.model
         steps = TrainStep(engine, self.plan, self.state.progress)
-        # Dropout differs between processes, as their samples do.
+        # Dropout differs between processes, like their samples.
         torch.manual_seed(self.runner.seed * 1009 + self.runner.rank)
         if self.plan.schedule.ema:
             self.average = WeightAverage(engine, self.plan.schedule.ema)
         if self.resume_from is not None:
             restore(self.resume_from, engine, self.average)
         self.runner.call_hook("before_train")
-        engine.train()  # a Predictor puts it back after a validation
+        engine.train()  # a Predictor restores this mode after a validation
         while not self.finished:
-            self.asked = time.perf_counter()
+            self.requested_at = time.perf_counter()
             with record_function("load data"):
                 batch = next(self.dataloader_iterator)
-            self.waited = time.perf_counter() - self.asked
+            self.waited = time.perf_counter() - self.requested_at
             self.runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
             result = steps.run(batch)
             if self.average is not None and result.stepped:

@@ -1,4 +1,4 @@
-"""What to say when memory runs out: the peak, the settings that cost most, what to change."""
+"""The message when memory runs out: the peak, the settings that need most memory, what to change."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vesselseg.training.run_log import peak_memory_gib
 
 
 def out_of_memory_message(config: Mapping[str, Any], error: BaseException) -> str:
-    """One message for a torch.OutOfMemoryError, with changes in the order of what they cost."""
+    """One message for a torch.OutOfMemoryError, with possible changes, cheapest first."""
     where = "GPU" if torch.cuda.is_available() else "main"
     lines = [f"out of {where} memory; this process held {peak_memory_gib():.2f} GiB at its peak{_capacity()}"]
     first_line = (str(error).strip().splitlines() or [""])[0]
     if first_line:
         lines.append(f"  torch says: {first_line}")
-    lines.append("  settings of this config that cost most:")
+    lines.append("  settings of this config that need most memory:")
     lines += [f"    {line}" for line in costly_settings(config)]
     lines.append("  what to change, cheapest first (--cfg-options KEY=VALUE):")
     lines += [f"    {number}. {line}" for number, line in enumerate(remedies(config), start=1)]
@@ -34,7 +34,7 @@ def costly_settings(config: Mapping[str, Any]) -> list[str]:
     dataset = config["train_dataset"]
     offload = {part: bool(zero.get(f"offload_{part}")) for part in ("optimizer", "param")}
     return [
-        f"model.sa2va.base={sa2va['base']} (weights on every GPU{' in pieces' if zero.get('stage') == 3 else ''})",
+        f"model.sa2va.base={sa2va['base']} (weights on every GPU{', partitioned' if zero.get('stage') == 3 else ''})",
         f"schedule.micro_batch={config['schedule']['micro_batch']} (activations grow with it)",
         f"model.sa2va.gradient_checkpointing={sa2va.get('gradient_checkpointing', False)}",
         f"model.sa2va.sam2.image_size={sa2va['sam2']['image_size']} (SAM2's activations grow with its square)",
@@ -47,13 +47,13 @@ def costly_settings(config: Mapping[str, Any]) -> list[str]:
 
 
 def remedies(config: Mapping[str, Any]) -> list[str]:
-    """Changes that this config has not made yet, cheapest first; those that the memory plan knows too."""
+    """Changes that this config does not contain yet, cheapest first: those of the memory plan, and others."""
     changes = possible_changes(config, int(os.environ.get("WORLD_SIZE", "1")))
     return [
         "close other programs that use this card (nvidia-smi lists them)",
         *(f"{change.options} ({change.cost})" for change in changes),
         "a smaller base model, such as InternVL3-2B",
-        "tools/plan_memory.py tells what each of these would save",
+        "tools/plan_memory.py shows what each of these would save",
     ]
 
 

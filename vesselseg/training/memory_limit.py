@@ -1,4 +1,4 @@
-"""What a process may take of a GPU, or of main memory, and a limit there at which allocations fail."""
+"""How much memory a process may use on a GPU or in main memory, and a limit at which allocations fail."""
 
 from __future__ import annotations
 
@@ -13,63 +13,63 @@ import torch
 
 from vesselseg.machine import GIB
 
-KEPT_FREE = 0.03  # share of what a process may take
+KEPT_FREE = 0.03  # share of the memory that a process may use
 UNLIMITED = resource.RLIM_INFINITY
 PROC, CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 class MemoryLimit(Protocol):
-    """most: bytes that a trial may reach. All processes of a job have the same."""
+    """max_bytes: what a trial may use, the same on all processes of a job."""
 
-    most: float
+    max_bytes: float
 
     def describe(self) -> str:
-        """For people."""
+        """As text."""
 
     def restart(self) -> None:
         """Forget the peak."""
 
     def peak(self) -> float:
-        """Bytes at most since then."""
+        """Peak in bytes since then."""
 
     def wait(self) -> None:
-        """Until the device has done all that was asked of it."""
+        """Wait until the device has finished all submitted work."""
 
     def release(self) -> None:
-        """Give back what is kept for later."""
+        """Release cached memory."""
 
     def enforced(self) -> contextlib.AbstractContextManager[None]:
-        """While it lasts, allocating beyond `most` fails."""
+        """Within the context, allocating more than `max_bytes` fails."""
 
 
 def memory_limit(device: torch.device) -> MemoryLimit:
-    """Of this device, as small on every process as on the one with least; a collective call."""
+    """The limit of this device, the minimum over all processes; a collective call."""
     limit: MemoryLimit = GpuLimit(device) if device.type == "cuda" else HostLimit()
-    least = torch.tensor(limit.most, dtype=torch.float64, device=device)
+    least = torch.tensor(limit.max_bytes, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
-    limit.most = float(least)
+    limit.max_bytes = float(least)
     return limit
 
 
-def allowed_share(device: torch.device) -> float:
-    """What torch's allocator may take of a GPU; torch 2.6 cannot tell, and takes all."""
+def allocator_fraction(device: torch.device) -> float:
+    """Fraction of a GPU that torch's allocator may use; torch 2.6 does not report it: 1."""
     return float(getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device))
 
 
 class GpuLimit:
-    """torch's allocator has a limit of its own, which may be set already: a benchmark's, a user's."""
+    """A GPU's limit, through torch's allocator, whose fraction may have been set before by a benchmark or a user."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         torch.cuda.empty_cache()
         free, self.total = torch.cuda.mem_get_info(device)
-        self.share = allowed_share(device)
+        self.share = allocator_fraction(device)
         room = min(self.share * self.total, free + torch.cuda.memory_reserved(device))
-        self.most = room * (1 - KEPT_FREE)
+        self.max_bytes = room * (1 - KEPT_FREE)
 
     def describe(self) -> str:
-        """What of the GPU may be taken."""
-        return f"{self.most / GIB:.2f} GiB, {KEPT_FREE:.0%} of what is free being kept so"
+        """Usable memory of the GPU."""
+        return f"{self.max_bytes / GIB:.2f} GiB, {KEPT_FREE:.0%} of the free memory being kept free"
 
     def restart(self) -> None:
         """Count from here."""
@@ -84,13 +84,13 @@ class GpuLimit:
         torch.cuda.synchronize(self.device)
 
     def release(self) -> None:
-        """Blocks that the allocator keeps."""
+        """Release the allocator's cached blocks."""
         torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
-        """By the allocator, which gives kept blocks back before it fails."""
-        torch.cuda.set_per_process_memory_fraction(self.most / self.total, self.device)
+        """Enforced by the allocator, which releases cached blocks before it fails."""
+        torch.cuda.set_per_process_memory_fraction(self.max_bytes / self.total, self.device)
         try:
             yield
         finally:
@@ -98,7 +98,7 @@ class GpuLimit:
 
 
 class HostLimit:
-    """The address space of this process (Linux): what it takes now, and its share of the memory that is free."""
+    """The address space of this process (Linux): its current size and its share of the free memory."""
 
     def __init__(self) -> None:
         self.before, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -107,11 +107,11 @@ class HostLimit:
         most = in_use + (available_bytes() or 0) / processes
         if self.before != UNLIMITED:
             most = min(most, self.before)
-        self.most = most - KEPT_FREE * (most - in_use)
+        self.max_bytes = most - KEPT_FREE * (most - in_use)
 
     def describe(self) -> str:
-        """What may be taken of the address space."""
-        return f"{self.most / GIB:.2f} GiB of address space in each process"
+        """Usable address space."""
+        return f"{self.max_bytes / GIB:.2f} GiB of address space in each process"
 
     def restart(self) -> None:
         """Count from here, where the system allows it."""
@@ -123,16 +123,16 @@ class HostLimit:
         return _kilobytes("self/status", "VmHWM")
 
     def wait(self) -> None:
-        """Nothing: a CPU is done when it returns."""
+        """Do nothing: CPU work is synchronous."""
 
     def release(self) -> None:
-        """Nothing: the system's allocator gives large blocks back by itself."""
+        """Do nothing: the system's allocator returns large blocks itself."""
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
-        """By the operating system."""
+        """Enforced by the operating system."""
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (int(self.most), hard))
+        resource.setrlimit(resource.RLIMIT_AS, (int(self.max_bytes), hard))
         try:
             yield
         finally:
@@ -140,10 +140,10 @@ class HostLimit:
 
 
 def available_bytes() -> float | None:
-    """Main memory that new processes could have, None where the system does not tell.
+    """Main memory that new processes could use, None if the system does not report it.
 
-    What is free, within the limits of this process's control groups (cgroup v2): a container's, a batch job's. File
-    contents that the system would drop count as free.
+    The free memory, within the limits of this process's control groups (cgroup v2), such as a container's or a batch
+    job's. Page cache that the system would drop counts as free.
     """
     found = [_kilobytes("meminfo", "MemAvailable")] if (PROC / "meminfo").is_file() else []
     for group in _control_groups():
@@ -154,7 +154,7 @@ def available_bytes() -> float | None:
 
 
 def _control_groups() -> list[Path]:
-    """The folder of this process's group and those above it; in a container the first may be the only one."""
+    """The folders of this process's group and its parents; in a container there may be only one."""
     own = next((line[3:] for line in _text(PROC / "self" / "cgroup").splitlines() if line.startswith("0::")), "/")
     folder = CONTROL_GROUPS / own.strip("/")
     return [folder, *(above for above in folder.parents if above.is_relative_to(CONTROL_GROUPS))]
@@ -166,7 +166,7 @@ def _kilobytes(path: str, name: str) -> float:
 
 
 def _entry(path: Path, name: str) -> float:
-    """A number of a file of names and numbers; 0 where it does not stand there."""
+    """A number in a file of names and numbers; 0 if it is missing."""
     words = (line.split() for line in _text(path).splitlines())
     return float(next((line[1] for line in words if line and line[0] == name), 0))
 

@@ -1,9 +1,9 @@
-"""The largest micro-batch that fits, found by trying: forward, backward, and what an optimizer step adds to them.
+"""The largest micro-batch that fits, found by trial: forward, backward, and the memory of an optimizer step.
 
-Processes must not wait for each other in vain, so the stages of ZeRO are tried in two ways. Up to ZeRO-2 every process
-tries a size by itself, as gradients are not reduced before the optimizer step, and all of them agree afterwards; memory
-may run out. ZeRO-3 gathers weights within every layer, where a process that has run out of memory would leave others
-waiting: there a size is tried only if the smaller ones say that it will fit.
+A process that runs out of memory must not leave the others waiting, so there are two strategies. Up to ZeRO-2 every
+process tries a size independently, because gradients are not reduced before the optimizer step, and the results are
+combined afterwards; memory may run out. ZeRO-3 gathers weights in every layer: there a size is tried only if the trials
+of smaller ones predict that it fits.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from vesselseg.training.strategy import VesselStrategy
 from vesselseg.training.train_step import TrainStep
 
 LARGEST = 64  # images; larger micro-batches are not tried
-SCATTERED = 0.05  # share of the memory that lies between blocks in use
-LONGEST = 8  # conversations that micro-batches are made of, the longest ones, over and over
+FRAGMENTATION = 0.05  # share of the memory that is lost between blocks in use
+LONGEST = 8  # number of the longest conversations, which the trial micro-batches repeat
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One size. peak: bytes at most. seconds: per image, forward and backward; None where it did not fit."""
+    """One size. peak: bytes. seconds: per image, forward and backward; None if it did not fit."""
 
     images: int
     peak: float
@@ -60,9 +60,9 @@ class Trial:
 
 
 def find_micro_batch(config: Config) -> str:
-    """Try sizes and report; every process of the job calls it, and nothing of the run is left or changed.
+    """Try sizes and report; a collective call that writes and changes nothing.
 
-    Raises UserError where not even one image fits.
+    Raises UserError if not even one image fits.
     """
     with readable_errors(config), tempfile.TemporaryDirectory() as folder:
         config = start_from_folder(config)
@@ -77,7 +77,7 @@ def find_micro_batch(config: Config) -> str:
         examples = worst_examples(strategy, dataset, stored=config["features"]["store"] is not None)
         trials = Trials(strategy, examples, schedule, memory_limit(strategy.device))
         found = search(trials.run, max(LARGEST, schedule.micro_batch * schedule.accumulation))
-        refuse_nothing(found, config)
+        check_one_image_fits(found, config)
         return report(found, schedule, trials.memory)
 
 
@@ -97,35 +97,35 @@ def search(run: Callable[[int], Trial], most: int) -> dict[int, Trial]:
     return dict(sorted(trials.items()))
 
 
-def refuse_nothing(trials: dict[int, Trial], config: Config) -> None:
-    """Raise UserError where not even one image fits."""
+def check_one_image_fits(trials: dict[int, Trial], config: Config) -> None:
+    """Raise UserError if not even one image fits."""
     if trials[1].fits:
         return
     single = {**config, "schedule": {**config["schedule"], "micro_batch": 1}}
     listed = "\n  ".join(f"{number}. {line}" for number, line in enumerate(remedies(single), start=1))
-    raise UserError(f"not even a micro-batch of one image fits; what to change, cheapest first\n  {listed}")
+    raise UserError(f"not even a micro-batch of one image fits; possible changes, cheapest first\n  {listed}")
 
 
 def report(trials: dict[int, Trial], schedule: Schedule, memory: MemoryLimit) -> str:
-    """The sizes as a table, and the settings to take."""
+    """The sizes as a table, and the settings to use."""
     lines = [f"{'micro-batch':>11}  {'s per image':>11}  {'peak GiB':>8}"]
     for trial in trials.values():
-        told = f"{trial.seconds:>11.4f}  {trial.peak / GIB:>8.2f}" if trial.seconds is not None else "does not fit"
-        lines.append(f"{trial.images:>11}  {told}")
+        shown = f"{trial.seconds:>11.4f}  {trial.peak / GIB:>8.2f}" if trial.seconds is not None else "does not fit"
+        lines.append(f"{trial.images:>11}  {shown}")
     largest = max(images for images, trial in trials.items() if trial.fits)
     group = schedule.micro_batch * schedule.accumulation
     micro_batch = max(size for size in range(1, min(largest, group) + 1) if group % size == 0)
     ending = "; larger ones were not tried" if largest == max(trials) else ""
     lines += [
         f"the largest that fits: {largest} (of {memory.describe()}{ending})",
-        f"for {group} images per process and optimizer step, as now: --cfg-options schedule.micro_batch={micro_batch} "
-        f"schedule.accumulation={group // micro_batch}",
+        f"for {group} images per process and optimizer step, as before: --cfg-options "
+        f"schedule.micro_batch={micro_batch} schedule.accumulation={group // micro_batch}",
     ]
     return "\n".join(lines)
 
 
 class Trials:
-    """Runs sizes on all processes. memory: what they may take."""
+    """Runs trials on all processes, within a memory limit."""
 
     def __init__(
         self, strategy: VesselStrategy, examples: Sequence[Example], schedule: Schedule, memory: MemoryLimit
@@ -134,7 +134,7 @@ class Trials:
         self.engine = strategy.model.model
         self.examples = examples
         self.memory = memory
-        # Two iterations hold what any larger group does: gradients of an earlier one beside those of the last.
+        # Two iterations need as much memory as any larger group: accumulated gradients in addition to the last ones.
         schedule = replace(schedule, accumulation=min(2, schedule.accumulation), max_iters=None, epochs=10**6)
         self.plan = TrainPlan(len(examples), strategy.world_size, schedule)
         self.done: list[Trial] = []
@@ -145,24 +145,24 @@ class Trials:
     def run(self, images: int) -> Trial:
         """One size; the same outcome on every process."""
         if self.strategy.stage == 3:
-            trial = self._attempt(images, self._group) if self._will_fit(images) else Trial(images, 0.0, None)
+            trial = self._attempt(images, self._whole_step) if self._will_fit(images) else Trial(images, 0.0, None)
         elif not self.done:
             trial = self._first(images)
         else:
-            trial = self._attempt(images, self._alone)
+            trial = self._attempt(images, self._forward_backward)
         self.done.append(trial)
         return trial
 
     def _first(self, images: int) -> Trial:
-        """Alone, then with an optimizer step: what it leaves behind is there in all later trials."""
-        alone = self._attempt(images, self._alone)
+        """Forward and backward, then a whole step, whose optimizer states exist in all later trials."""
+        alone = self._attempt(images, self._forward_backward)
         if not alone.fits:
             return alone
-        whole = self._attempt(images, self._group)
+        whole = self._attempt(images, self._whole_step)
         return replace(alone, peak=max(alone.peak, whole.peak)) if whole.fits else whole
 
     def _will_fit(self, images: int) -> bool:
-        """What the trials so far say: a straight line through the last two, or, of one, all that it took."""
+        """Prediction from earlier trials: a line through the last two; after one trial, its memory per image."""
         if not self.done:
             return True
         last = self.done[-1]
@@ -171,10 +171,10 @@ class Trials:
         if len(fitting) > 1:
             first, last = fitting[-2:]
             per_image = (last.peak - first.peak) / (last.images - first.images)
-        return last.peak + max(0.0, per_image) * (images - last.images) <= self.memory.most * (1 - SCATTERED)
+        return last.peak + max(0.0, per_image) * (images - last.images) <= self.memory.max_bytes * (1 - FRAGMENTATION)
 
     def _attempt(self, images: int, work: Callable[[Batch], int]) -> Trial:
-        """Twice, the second time for the clock. work: returns how often it has read the batch."""
+        """Run twice and time the second run. work: returns how often it has processed the batch."""
         batch = collate([self.examples[number % len(self.examples)] for number in range(images)])
         seconds, failed = 0.0, False
         self.memory.restart()
@@ -189,10 +189,10 @@ class Trials:
             if not is_out_of_memory(error):
                 raise
             failed = True
-        if failed and self.strategy.stage == 3:  # the others wait for this process and are ended with it
+        if failed and self.strategy.stage == 3:  # the others wait for this process and end with it
             fitting = max((trial.images for trial in self.done if trial.fits), default=0)
             raise UserError(f"a micro-batch of {images} ran out of memory; the largest that fitted is {fitting}")
-        # Out here the error is gone, and with it the frames that held the activations.
+        # Outside of the handler the error is gone, and with it the frames that hold the activations.
         peak = self.memory.peak()
         if self.engine.flat_parameters is not None:
             self.engine.flat_parameters.clear()
@@ -203,13 +203,13 @@ class Trials:
         failed_anywhere, seconds, peak = worst.tolist()
         return Trial(images, peak, None if failed_anywhere else seconds)
 
-    def _alone(self, batch: Batch) -> int:
-        """Forward and backward without a word to other processes."""
+    def _forward_backward(self, batch: Batch) -> int:
+        """Forward and backward without communication."""
         losses = self.engine.module(batch.to(self.strategy.device))
         torch.stack(list(losses.values())).sum().backward()
         return 1
 
-    def _group(self, batch: Batch) -> int:
+    def _whole_step(self, batch: Batch) -> int:
         """An accumulation group with its optimizer step, as in training."""
         steps = TrainStep(self.engine, self.plan)
         for _ in range(self.plan.schedule.accumulation):
@@ -218,7 +218,7 @@ class Trials:
 
 
 def worst_examples(strategy: VesselStrategy, dataset: VesselDataset, stored: bool) -> list[Example]:
-    """The longest conversations, as training reads them. stored: with features in place of pictures."""
+    """The longest conversations, as training reads them. stored: with features instead of images."""
     examples = [dataset[index] for index in longest_first(dataset)[:LONGEST]]
     if not stored:
         return examples
@@ -234,7 +234,7 @@ def worst_examples(strategy: VesselStrategy, dataset: VesselDataset, stored: boo
 
 
 def longest_first(dataset: VesselDataset) -> list[int]:
-    """Indices by the tokens of image and conversation, and by masks, the most first."""
+    """Indices sorted by the tokens of image and conversation, then by the number of masks, largest first."""
 
     @functools.cache
     def text_tokens(phrases: tuple[str, ...]) -> int:

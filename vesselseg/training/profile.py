@@ -1,4 +1,4 @@
-"""--profile: what a few iterations of the first process spend time and memory on, while the run goes on."""
+"""--profile: time and memory of a few iterations of the first process, while the run continues."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from vesselseg.training.trace_summary import summarise
 from vesselseg.training.train_step import StepResult
 
 logger = logging.getLogger(__name__)
-SKIPPED = 3  # iterations before it: compilers and allocators have settled then; the profiler warms up in one more
+SKIPPED = 3  # iterations before the profile, until compilers and allocators have settled; one more is its warm-up
 TRACE, SUMMARY = "trace.json.gz", "summary.txt"
 
 
 @HOOKS.register_module()
 class ProfileHook(Hook):
-    """Writes folder/trace.json.gz (opens in ui.perfetto.dev) and folder/summary.txt, once.
+    """Writes folder/trace.json.gz (for ui.perfetto.dev) and folder/summary.txt, once.
 
-    iterations: how many; rounded up to whole accumulation groups, so that optimizer steps have their true share.
+    iterations: number to profile, rounded up to whole accumulation groups, so that optimizer steps count correctly.
     """
 
-    priority = "LOWEST"  # an iteration ends when all other hooks are done
+    priority = "LOWEST"  # an iteration ends after all other hooks
 
     def __init__(self, iterations: int, plan: TrainPlan, folder: Path) -> None:
         group = plan.schedule.accumulation
@@ -43,12 +43,12 @@ class ProfileHook(Hook):
         self.written = False
 
     def before_train(self, runner: Any) -> None:
-        """Set up; raises UserError where the run is too short."""
+        """Create the profiler; raises UserError if the run is too short."""
         left = self.plan.iterations - runner.iter
         if left < SKIPPED + 1 + self.iterations:
             raise UserError(
-                f"--profile: {left} iteration(s) are left of this run; {SKIPPED + 1} to settle and {self.iterations} "
-                "to look at are needed. Give it fewer, or more epochs"
+                f"--profile: {left} iteration(s) of this run are left; {SKIPPED + 1} to settle and {self.iterations} "
+                "to profile are needed. Profile fewer, or train more epochs"
             )
         if runner.rank:
             return
@@ -66,7 +66,7 @@ class ProfileHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Batch | None = None, outputs: StepResult | None = None
     ) -> None:
-        """One iteration on."""
+        """Advance the profiler by one iteration."""
         if self.profiler is not None:
             self.profiler.step()
             if self.written:
@@ -74,7 +74,7 @@ class ProfileHook(Hook):
                 self.profiler = None
 
     def write(self, profiler: profile) -> None:
-        """Trace and summary."""
+        """Write trace and summary."""
         self.folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self.folder / TRACE))
         with gzip.open(self.folder / TRACE, "rt", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A leaf config made from weights, data and the GPUs at hand."""
+"""A leaf config for given weights, data and GPUs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vesselseg.models.checkpoints.inspection import SAM2_FILE, Inspection, inspe
 from vesselseg.models.quantised import NF4_BYTES
 
 SAM2_PARAMETERS = 224_000_000  # SAM2-L, added to a base that holds none
-# A choice comes before the config that `memory_plan` could plan, so it rests on these: what the plan says of the
-# largest base that each decides on, rounded up. A test plans what is chosen.
-WORKING_GIB = 6.0  # activations, adapters with their optimizer states, CUDA itself
+# The choice is made before there is a config for `memory_plan`, from these figures: what the plan gives for the largest
+# base of each choice, rounded up. A test plans the chosen configs.
+WORKING_GIB = 6.0  # activations, adapters with their optimizer states, CUDA context
 WITHOUT_OPTIMIZER_GIB = 4.0  # the same with the optimizer states on the CPU
-ENCODING_GIB = 2.0  # what encoders need beside all weights while their features are computed and stored
-GATHERED_GIB = 2.0  # whole layers that ZeRO-3 holds for the moment
-STEPS_PER_EPOCH = 10  # at least so many optimizer steps, down to an accumulation of 1
+ENCODING_GIB = 2.0  # of encoders, in addition to all weights, while features are computed and stored
+GATHERED_GIB = 2.0  # layers that ZeRO-3 has gathered
+STEPS_PER_EPOCH = 10  # least number of optimizer steps, down to an accumulation of 1
 IMAGES_PER_STEP = 32  # as in the recipes of configs/
 MICRO_BATCH = 4  # with stored features, more images of one tile cost little memory
 STORED_MB = 10.3  # features of one 512x512 image with SAM2 at 1024
@@ -31,7 +31,7 @@ STORE_LIMIT_GB = 60.0
 
 @dataclass(frozen=True)
 class RecipeRequest:
-    """What the user names. gpus: processes, 0 for one on the CPU. gpu_gib: memory of each. sam2: file, or None."""
+    """The user's request. gpus: processes, 0 for one on the CPU. gpu_gib: memory of each. sam2: file, or None."""
 
     base: str
     data: Path
@@ -50,12 +50,12 @@ class Sizes:
 
     @property
     def bf16_gib(self) -> float:
-        """All of it in bf16."""
+        """All weights in bf16."""
         return (self.encoders + self.blocks + self.rest) * 2 / GIB
 
     @property
     def nf4_gib(self) -> float:
-        """With the blocks in 4 bits and without the encoders, which leave the GPU."""
+        """With the blocks in 4 bits and without the encoders, which are moved off the GPU."""
         return (self.blocks * NF4_BYTES + self.rest * 2) / GIB
 
     @property
@@ -74,21 +74,21 @@ class Choice:
 
 
 def choose_runtime(sizes: Sizes, gpus: int, gpu_gib: float) -> Choice:
-    """The first of these that fits: what is quick comes first.
+    """The first runtime that fits, fastest first.
 
-    ZeRO-2 keeps the frozen weights on every GPU, as they are, with the optimizer on the CPU, or in 4 bits; ZeRO-3
-    shares them out, and at last keeps them in main memory, from where every layer crosses the bus in every step.
+    ZeRO-2 keeps the frozen weights on every GPU: in bf16, with the optimizer on the CPU, or in 4 bits; ZeRO-3
+    partitions them; the last choice keeps them in main memory, from which every layer is copied in every step.
     """
     weights, working = sizes.bf16_gib, WORKING_GIB
     if weights + working <= gpu_gib:
-        return Choice("zero2", False, f"{weights:.1f} GiB of bf16 weights and {working:.0f} GiB to work in fit")
+        return Choice("zero2", False, f"{weights:.1f} GiB of bf16 weights and {working:.0f} GiB for training fit")
     large = f"{weights:.1f} GiB of bf16 weights"
     if weights + WITHOUT_OPTIMIZER_GIB <= gpu_gib:
-        return Choice("zero2_offload", False, f"{large} leave no room for the optimizer, which goes to the CPU")
+        return Choice("zero2_offload", False, f"{large} leave no memory for the optimizer, which stays on the CPU")
     if max(sizes.nf4_gib + working, sizes.nf4_gib + sizes.encoders_gib + ENCODING_GIB) <= gpu_gib:
         return Choice("zero2", True, f"{large} do not fit; {sizes.nf4_gib:.1f} GiB in 4 bits do, without the encoders")
     if gpus > 1 and weights / gpus + working + GATHERED_GIB <= gpu_gib:
-        return Choice("zero3", False, f"{large} do not fit; a share of {weights / gpus:.1f} GiB on each GPU does")
+        return Choice("zero3", False, f"{large} do not fit; a partition of {weights / gpus:.1f} GiB on each GPU does")
     return Choice("zero3_offload", False, f"{large} do not fit; they stay in main memory")
 
 
@@ -100,11 +100,11 @@ def choose_batch(images: int, processes: int, micro_batch: int) -> tuple[int, in
 
 
 def write_leaf(request: RecipeRequest, out: Path, force: bool = False) -> str:
-    """Write the config and read it back; returns why it is as it is. Raises UserError for what cannot be trained."""
+    """Write the config and load it; returns the reason for the choice. Raises UserError for what cannot be trained."""
     if not (out.parent / "_base_").is_dir():
-        raise UserError(f"{out}: a leaf lies beside the folder _base_ that it starts from; write it to configs/")
+        raise UserError(f"{out}: a config must be next to the folder _base_ that it starts from; write it to configs/")
     if out.suffix != ".py" or not out.stem.isidentifier():
-        raise UserError(f"{out}: a config's name is letters, digits and underscores with .py behind")
+        raise UserError(f"{out}: a config's name consists of letters, digits and underscores and ends in .py")
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file or add --force to replace it")
     text, reason = leaf(request)
@@ -114,15 +114,15 @@ def write_leaf(request: RecipeRequest, out: Path, force: bool = False) -> str:
 
 
 def leaf(request: RecipeRequest) -> tuple[str, str]:
-    """The config's text and why it is as it is."""
+    """The config's text and the reason for the choice."""
     base = _base(request)
     train, validation = read_split(request.data, "train"), read_split(request.data, "val")
     if not train:
-        raise UserError(f"{request.data}: no training images; make the dataset folder with tools/prepare_data.py")
+        raise UserError(f"{request.data}: no training images; create the dataset folder with tools/prepare_data.py")
     own_sam2 = any(part.startswith("SAM2") for part in base.parameters)
     choice = choose_runtime(_sizes(base, own_sam2), request.gpus, request.gpu_gib)
     if request.gpus == 0:
-        choice = Choice("zero2", False, "on the CPU nothing is shared out")
+        choice = Choice("zero2", False, "on the CPU nothing is partitioned")
     stored = _stores(choice, request.gpus, len(train))
     micro_batch, accumulation = choose_batch(len(train), max(1, request.gpus), MICRO_BATCH if stored else 1)
     settings = [
@@ -145,7 +145,7 @@ def leaf(request: RecipeRequest) -> tuple[str, str]:
 
 
 def _stores(choice: Choice, gpus: int, images: int) -> bool:
-    """Whether encoder features are stored: where 4 bits count on it, else with ZeRO-2 where the disk is not flooded."""
+    """Whether encoder features are stored: if 4 bits depend on it, else with ZeRO-2 if they fit STORE_LIMIT_GB."""
     return choice.quantise or (
         gpus > 0 and choice.runtime.startswith("zero2") and images * STORED_MB <= STORE_LIMIT_GB * 1000
     )
@@ -166,7 +166,7 @@ def _base(request: RecipeRequest) -> Inspection:
     if base.problem:
         raise UserError(base.problem)
     if not base.kind.startswith(("InternVL", "Sa2VA")):
-        raise UserError(f"{request.base}: a {base.kind}, not a model folder; name the folder that it belongs to")
+        raise UserError(f"{request.base}: a {base.kind}, not a model folder; name its model's folder")
     return base
 
 
@@ -175,8 +175,8 @@ def _sam2_setting(request: RecipeRequest, own_sam2: bool) -> str:
         return "model.sa2va.sam2.checkpoint = None"
     if not Path(request.sam2).is_file():
         raise UserError(
-            f"{request.sam2} does not exist, and {request.base} holds no SAM2: get sam2_hiera_large.pt (on the hub in "
-            "facebook/sam2-hiera-large), name another file with --sam2, or --sam2 none for random weights"
+            f"{request.sam2} does not exist, and {request.base} contains no SAM2: get sam2_hiera_large.pt (on the "
+            "hub in facebook/sam2-hiera-large), name another file with --sam2, or --sam2 none for random weights"
         )
     found = inspect(request.sam2)
     if found.kind != SAM2_FILE or found.problem:

@@ -1,4 +1,4 @@
-"""What a run tells: lines on the console, one JSON object per line in log.jsonl, TensorBoard."""
+"""Logs of a run: lines on the console, one JSON object per line in log.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _IMPORTED = time.time()
 
 
 class RunLog:
-    """Writes rows of log.jsonl; on every process but the first it writes nothing."""
+    """Writes rows of log.jsonl; only the first process writes."""
 
     CUT_OFF = "log.cut_off.jsonl"
 
@@ -43,9 +43,9 @@ class RunLog:
                 file.write(json.dumps({"kind": kind, **values}) + "\n")
 
     def cut_after(self, iteration: int) -> None:
-        """Move rows of later iterations, which a resumed run goes through again, to log.cut_off.jsonl.
+        """Move rows of later iterations, which a resumed run repeats, to log.cut_off.jsonl.
 
-        So is a last row that was not written to its end.
+        An incomplete last row is moved, too.
         """
         if not self.active or not self.path.exists():
             return
@@ -57,18 +57,21 @@ class RunLog:
             file.writelines(line.rstrip("\n") + "\n" for line in lines if not _is_row_until(line, iteration))
         replace_text(self.path, "".join(kept))
         logger.info(
-            "%d row(s) of log.jsonl after iteration %d now lie in %s", len(lines) - len(kept), iteration, self.CUT_OFF
+            "%d row(s) of log.jsonl after iteration %d were moved to %s",
+            len(lines) - len(kept),
+            iteration,
+            self.CUT_OFF,
         )
 
 
 @HOOKS.register_module()
 class LogHook(Hook):
-    """Means over all processes and over the iterations since the last line, and the last optimizer step's figures.
+    """Logs means over all processes and over the iterations since the last row, and figures of the last optimizer step.
 
-    interval: iterations between lines. log: where rows go. Besides them, two events: `started`, when everything is in
-    place, and `first_step`, both with the seconds since the command was given.
+    interval: iterations between rows. log: their file. There are two further events: `started`, when training begins,
+    and `first_step`, both with the seconds since the command was started.
 
-    Nothing waits for a GPU between lines. Times leave out validation and checkpoints.
+    Nothing waits for a GPU between rows. Times exclude validation and checkpoints.
     """
 
     priority = "BELOW_NORMAL"
@@ -87,21 +90,21 @@ class LogHook(Hook):
         self.gradient_norm: float | None = None
 
     def before_train(self, runner: Any) -> None:
-        """Tell what it took to come here, and start the clock."""
+        """Log the time that the start has taken, and start the clock."""
         self.first_iteration = runner.iter
-        memory = largest_memory(runner.strategy.device)
+        memory = max_memory_over_ranks(runner.strategy.device)
         self.log.write("event", event="started", iter=runner.iter, seconds=seconds_since_command(), **memory)
         self.started = self.window_started = self.left = time.perf_counter()
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Batch | None = None) -> None:
-        """Tell waiting for data from what other hooks did since the last iteration."""
+        """Separate the time spent waiting for data from the time of other hooks."""
         self.waited += runner.train_loop.waited
-        self.elsewhere += runner.train_loop.asked - self.left
+        self.elsewhere += runner.train_loop.requested_at - self.left
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Batch | None = None, outputs: StepResult | None = None
     ) -> None:
-        """Collect, and write a line when one is due."""
+        """Accumulate the result, and write a row when one is due."""
         result: StepResult = outputs  # type: ignore[assignment]
         self.images += len(result.image_ids)
         self.iterations += 1
@@ -114,15 +117,15 @@ class LogHook(Hook):
         if result.at_boundary and not result.skipped:
             self.gradient_norm = result.gradient_norm
             if not result.stepped:
-                logger.warning("iteration %d: gradients were not finite, optimizer step left out", runner.iter)
-                self.log.write("event", event="step_left_out", iter=runner.iter)
+                logger.warning("iteration %d: gradients were not finite, optimizer step skipped", runner.iter)
+                self.log.write("event", event="step_left_out", iter=runner.iter)  # the name in all earlier logs
         if runner.iter == self.first_iteration + 1:
-            self._tell_first_step(runner)
+            self._log_first_step(runner)
         if runner.iter % self.interval == 0 or runner.train_loop.finished:
             self._write(runner)
         self.left = time.perf_counter()
 
-    def _tell_first_step(self, runner: Any) -> None:
+    def _log_first_step(self, runner: Any) -> None:
         if runner.strategy.device.type == "cuda":
             torch.cuda.synchronize()
         self.log.write("event", event="first_step", iter=runner.iter, seconds=seconds_since_command())
@@ -143,7 +146,7 @@ class LogHook(Hook):
 
     def _write(self, runner: Any) -> None:
         losses = self._mean_losses(runner)
-        memory = largest_memory(runner.strategy.device)  # reads from the GPU, so that all of its work is in `now`
+        memory = max_memory_over_ranks(runner.strategy.device)  # reads from the GPU, so that `now` includes its work
         now = time.perf_counter()
         training = now - self.window_started - self.elsewhere
         plan, progress = runner.train_loop.plan, runner.train_loop.state.progress
@@ -181,7 +184,7 @@ class LogHook(Hook):
 
 
 def _is_row_until(line: str, iteration: int) -> bool:
-    """Whether a line is a whole row of this iteration or an earlier one."""
+    """Whether a line is a complete row of this iteration or an earlier one."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
@@ -190,7 +193,7 @@ def _is_row_until(line: str, iteration: int) -> bool:
 
 
 def console_line(row: dict[str, Any], iterations: int) -> str:
-    """One log row as a line for people."""
+    """One log row as a line for the console."""
     parts = ", ".join(f"{name[5:]} {value:.4f}" for name, value in row.items() if name.startswith("loss_"))
     loss = "none counted" if row["loss"] is None else f"{row['loss']:.4f} ({parts})"
     norm = "" if row["grad_norm"] is None else f"  grad {row['grad_norm']:.3g}"
@@ -201,12 +204,12 @@ def console_line(row: dict[str, Any], iterations: int) -> str:
 
 
 def seconds_since_command() -> float:
-    """Since tools/dist.sh was called; without it, since this process imported its modules."""
+    """Seconds since tools/dist.sh was called; without it, since this process imported its modules."""
     return round(time.time() - float(os.environ.get(STARTED, _IMPORTED)), 2)
 
 
-def largest_memory(device: torch.device) -> dict[str, float | None]:
-    """`peak_memory_gib` and the GPU memory that torch has reserved at most, of the process with the most of each.
+def max_memory_over_ranks(device: torch.device) -> dict[str, float | None]:
+    """Peak of allocated and of reserved memory, each of the process with the largest value.
 
     A collective call that reads from the device. Without a GPU nothing is reserved: None.
     """
@@ -219,7 +222,7 @@ def largest_memory(device: torch.device) -> dict[str, float | None]:
 
 
 def peak_memory_gib() -> float:
-    """Largest amount that this process has held: of the GPU where there is one, else of main memory."""
+    """Peak memory of this process: of the GPU if there is one, else of main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
     unit = 1 if sys.platform == "darwin" else 1024

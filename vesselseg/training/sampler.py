@@ -1,4 +1,4 @@
-"""Which image each process takes in which iteration: one stream of epochs, dealt out to the processes."""
+"""The images of each process in each iteration: one stream of epochs, distributed over the processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vesselseg.training.plan import TrainPlan
 class StreamSampler(Sampler[list[tuple[int, int]]]):
     """Batch sampler over (epoch, index).
 
-    The stream is one shuffled epoch after another, each order drawn from (seed, epoch). Iteration i takes the next
-    ``world_size * micro_batch`` positions, and each process its own share of them: no image is missed or repeated
-    within an epoch, however many processes there are. Which images an iteration takes depends on nothing but the
-    plan, the seed and i, so a resumed run goes on with the same images in the same order. With another number of
-    processes it goes on at the same place in the stream.
+    The stream is one shuffled epoch after another, each order drawn from (seed, epoch). Iteration i reads the next
+    ``world_size * micro_batch`` positions, and each process its own part of them: no image is missed or repeated
+    within an epoch, for any number of processes. The images of an iteration depend only on the plan, the seed and i, so
+    a resumed run continues with the same images in the same order. With another number of processes it continues at the
+    same position in the stream.
 
     start: the first iteration, counted from 0.
     """

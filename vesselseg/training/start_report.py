@@ -1,4 +1,4 @@
-"""What is printed before the first step: what was loaded, the plan, what trains, how large a checkpoint will be."""
+"""Report before the first step: what was loaded, the plan, trainable parameters, size of a checkpoint."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Loaded:
 
 @HOOKS.register_module()
 class StartReportHook(Hook):
-    """Logs what was loaded and what is about to happen."""
+    """Logs what was loaded, the plan of the run, and the parameters by part."""
 
     priority = "VERY_HIGH"
 
@@ -56,7 +56,7 @@ class StartReportHook(Hook):
         self.loaded = loaded
 
     def before_train(self, runner: Any) -> None:
-        """Write the report on the console and into train.log."""
+        """Log the report, on the console and in train.log."""
         strategy = runner.strategy
         model = strategy.model.model.module.sa2va
         for line in self.loaded.describe("grounding." in model.randomly_initialised).splitlines():
@@ -70,7 +70,7 @@ class StartReportHook(Hook):
 
 
 def parameter_report(model: Sa2VA, bytes_per_weight: int, averaged: bool = False) -> str:
-    """Trainable and frozen parameters by part, and what a checkpoint of them weighs."""
+    """Trainable and frozen parameters by part, and the size of a checkpoint."""
     counts = count_parameters(model)
     lines = [f"{'part':<20}{'trainable':>15}{'frozen':>15}"]
     lines += [f"{part:<20}{count.trainable:>15,}{count.frozen:>15,}" for part, count in counts.items()]

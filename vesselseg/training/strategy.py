@@ -1,4 +1,4 @@
-"""DeepSpeed through xtuner's strategy: also on CPUs, with one process or many, and for weights that are partitioned."""
+"""DeepSpeed through xtuner's strategy: on GPUs and CPUs, with one or more processes, with partitioned weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vesselseg.models.host_embedding import embedding_to_host
 from vesselseg.registry import STRATEGIES, build
 from vesselseg.training.checkpoint import load_trained
 from vesselseg.training.feature_filling import encoders_at_hand
-from vesselseg.training.flat_parameters import FlatParameters, worth_laying
+from vesselseg.training.flat_parameters import FlatParameters, is_worth_flattening
 
 DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam", "FusedLamb", "OnebitAdam", "OnebitLamb", "ZeroOneAdam")
 PRECISION_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -38,7 +38,7 @@ class VesselStrategy(DeepSpeedStrategy):
 
     zero_optimization, activation_checkpointing, aio: DeepSpeed's own settings of these names.
     precision: `auto` (bf16 on a GPU, fp32 on a CPU), `bf16` or `fp32`.
-    whole_layers: ZeRO-3 gathers a decoder layer's weights at once; else matrix by matrix, as DeepSpeed does by itself.
+    whole_layers: ZeRO-3 gathers a decoder layer's weights at once; else matrix by matrix, which is DeepSpeed's default.
     The optimizer is fused AdamW, or DeepSpeed's CPU Adam (AdamW rule) where optimizer states are offloaded.
     """
 
@@ -51,7 +51,7 @@ class VesselStrategy(DeepSpeedStrategy):
         self.device = local_device()
         self.precision = resolve_precision(precision, self.device)
         self.whole_layers = whole_layers
-        # cuDNN plans an attention anew for every length of conversation, which takes longer than a step's arithmetic.
+        # cuDNN plans attention again for every sequence length, which takes longer than a step's arithmetic.
         torch.backends.cuda.enable_cudnn_sdp(False)
         if self.precision == "bf16":
             settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
@@ -62,8 +62,8 @@ class VesselStrategy(DeepSpeedStrategy):
         ) in DEEPSPEED_OPTIMIZERS:  # mmengine registers them for every strategy, and fails if they are registered
             OPTIMIZERS.module_dict.pop(name, None)
         super().__init__(**settings)
-        # With this object alive, transformers partitions weights by itself while it builds a model; `build_model` does
-        # that here, for the parts that need it.
+        # While this object exists, transformers partitions weights itself when it builds a model; here `build_model`
+        # does that, for the parts that need it.
         self.hf_deepspeed_config = None
         self.flat: FlatParameters | None = None
         self.load_from: str | None = None  # checkpoint whose trained weights the model starts from
@@ -91,30 +91,30 @@ class VesselStrategy(DeepSpeedStrategy):
         if self.load_from is not None:
             load_trained(built.sa2va, Path(self.load_from))
         if self.stage == 3 and self.whole_layers:
-            # Hooks around every matrix take longer than what they move.
+            # Hooks around every matrix take longer than the transfers they start.
             set_z3_leaf_modules(built, [type(built.sa2va.language_model.model.layers[0])])
         if self.stage < 3 and built.sa2va.embedding_on_host:
             embedding_to_host(built.sa2va)
         return built
 
     def ready_to_predict(self) -> AbstractContextManager:
-        """While it lasts, a Predictor can use the model.
+        """Within the context, a Predictor can use the model.
 
-        Encoders that training does without are back on the device; what is read from outside of modules is gathered
-        (ZeRO-3).
+        Encoders that training does not need are moved back to the device; weights that are read outside of their
+        module's forward are gathered (ZeRO-3).
         """
         sa2va = self.model.model.module.sa2va
         if self.stage < 3:
             return encoders_at_hand(sa2va)
-        return deepspeed.zero.GatheredParameters(_read_from_outside(sa2va))
+        return deepspeed.zero.GatheredParameters(_read_outside_forward(sa2va))
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> DeepSpeedOptimWrapper:
-        """The optimizer over what trains. optim_wrapper: lr, betas and weight_decay."""
+        """The optimizer of the trainable parameters. optim_wrapper: lr, betas and weight_decay."""
         named = [(name, one) for name, one in model.named_parameters() if one.requires_grad] if model else []
         if not named:
-            raise UserError("nothing trains: every switch of model.sa2va.trainable is off; switch one on")
+            raise UserError("nothing trains: every setting of model.sa2va.trainable is off; switch one on")
         parameters = [parameter for _, parameter in named]
-        if self.stage in (1, 2) and worth_laying(sum(one.numel() for one in parameters)):
+        if self.stage in (1, 2) and is_worth_flattening(sum(one.numel() for one in parameters)):
             self.flat = FlatParameters(named)
             parameters = self.flat.flat_buffers
         if _offloads_optimizer(self.config.get("zero_optimization")):
@@ -124,49 +124,49 @@ class VesselStrategy(DeepSpeedStrategy):
         return DeepSpeedOptimWrapper(optimizer)
 
     def build_logger(self, *_: Any, **__: Any) -> MMLogger:
-        """mmengine's own messages: warnings only, and no file of its own."""
+        """mmengine's logger: errors only, and no log file."""
         return MMLogger.get_instance(self.experiment_name, logger_name="mmengine", log_level="ERROR")
 
     def _remove_log_folder(self) -> None:
-        """Every process has made mmengine's folder for logs by now; everything lies in the work folder itself."""
+        """Remove mmengine's log folder, which every process has created by now; everything is in the work folder."""
         mmengine.dist.barrier()
         with contextlib.suppress(FileNotFoundError):  # another process was first
             Path(self._log_dir).rmdir()
 
     def _setup_distributed(self, launcher: str | None = None, backend: str | None = None, **_: Any) -> None:
-        """nccl on GPUs, gloo on CPUs, through DeepSpeed, which also keeps its own state of it."""
+        """nccl on GPUs, gloo on CPUs, through DeepSpeed, which keeps its own communication state."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        # DeepSpeed would compile its shared-memory all-reduce with g++ at every user's first start; gloo needs none.
+        # DeepSpeed would compile its shared-memory all-reduce with g++ at the first start; gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(
             dist_backend=backend or ("nccl" if self.device.type == "cuda" else "gloo"), verbose=False
         )
 
     def _init_model_weights(self, model: nn.Module) -> nn.Module:
-        """Nothing: weights are read or drawn while the model is built; mmengine would draw them anew."""
+        """Do nothing: weights are read or drawn while the model is built; mmengine would draw them again."""
         return model
 
     def _wrap_model(self, model: nn.Module) -> Any:
-        """deepspeed.initialize, which casts buffers with the weights; rotary frequencies must keep their precision."""
+        """Run deepspeed.initialize, and restore the buffers that it casts: rotary frequencies need their precision."""
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-        with self.flat.known_to(model) if self.flat is not None else contextlib.nullcontext():
+        with self.flat.registered_in(model) if self.flat is not None else contextlib.nullcontext():
             wrapper = super()._wrap_model(model)
         for name, buffer in buffers.items():
             owner, _, leaf = name.rpartition(".")
             model.get_submodule(owner)._buffers[leaf] = placed = buffer.to(self.device)
-            torch.distributed.broadcast(placed, 0)  # a buffer may be drawn at random: the same one everywhere
-        # Gradients that overflow skip the step on every process instead of poisoning the weights.
+            torch.distributed.broadcast(placed, 0)  # a buffer may be random: the same one everywhere
+        # Gradients that overflow skip the step on every process and leave the weights unchanged.
         if self.stage in (1, 2):
             wrapper.model.optimizer.check_grad_overflow = True
         wrapper.model.flat_parameters = self.flat
         if self.stage == 3:
-            for parameter in _read_from_outside(wrapper.model.module.sa2va):
+            for parameter in _read_outside_forward(wrapper.model.module.sa2va):
                 deepspeed.zero.register_external_parameter(model, parameter)
         return wrapper
 
     def _partitioned(self) -> AbstractContextManager:
-        # Without a dtype it takes the config's; given one, it prefers fp16 or bf16 wherever the device has them.
+        # Without a dtype it uses the config's; with one, it prefers fp16 or bf16 wherever the device supports them.
         return deepspeed.zero.Init(config_dict_or_path=self.config)
 
 
@@ -178,10 +178,10 @@ def local_device() -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` -> what the device computes well; raises UserError for a GPU without bf16."""
+    """`auto` -> the device's native precision; raises UserError for a GPU without bf16."""
     if device.type == "cuda" and precision != "fp32" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
-            f"{torch.cuda.get_device_name(device)} has no bf16; it takes a GPU of compute capability 8.0 or "
+            f"{torch.cuda.get_device_name(device)} does not support bf16, which needs compute capability 8.0 or "
             "newer (RTX 30, A100). Set precision=fp32 to train on this one, with twice the memory"
         )
     if precision == "auto":
@@ -191,11 +191,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 @functools.cache
 def require_compiler() -> None:
-    """Raise UserError where the CPU optimizer of an offload recipe could not be compiled."""
+    """Raise UserError if the CPU optimizer of an offload recipe cannot be compiled."""
     if shutil.which("g++") is None and shutil.which("c++") is None:
         raise UserError(
             "this config keeps the optimizer on the CPU, and DeepSpeed compiles its CPU Adam on first use, but no C++ "
-            "compiler (g++) is on PATH; install one (Debian, Ubuntu: apt-get install g++) or take a config without "
+            "compiler (g++) is on PATH; install one (Debian, Ubuntu: apt-get install g++) or use a config without "
             "offload"
         )
 
@@ -205,17 +205,17 @@ def _offloads_optimizer(zero: dict[str, Any] | None) -> bool:
     return offload.get("device", "none") not in ("none", None)
 
 
-def _read_from_outside(sa2va: Any) -> list[nn.Parameter]:
-    """Weights of modules whose own forward is never called, around which DeepSpeed would gather them.
+def _read_outside_forward(sa2va: Any) -> list[nn.Parameter]:
+    """Weights of modules whose forward is never called, so that DeepSpeed does not gather them.
 
-    They are small: rows of the new tokens, SAM2's vectors for missing memory and missing prompts.
+    They are small: rows of the new tokens, SAM2's embeddings for missing memory and missing prompts.
     """
     sam2 = sa2va.grounding.sam2
     return [*sa2va.new_tokens.parameters(), *sam2.parameters(recurse=False), *sam2.sam_prompt_encoder.parameters()]
 
 
 def assign_partitioned(target: Tensor, tensor: Tensor) -> None:
-    """Put a tensor that every process has read into a parameter whose pieces lie on different processes."""
+    """Copy a tensor that every process has read into a parameter that is partitioned over the processes."""
     if not hasattr(target, "ds_id"):
         target.copy_(tensor)
         return

@@ -1,8 +1,8 @@
-"""A profiler's trace -> where an iteration's time and memory went: arithmetic on intervals only.
+"""A profiler's trace -> time and memory of an iteration by part: arithmetic on intervals only.
 
-Every moment counts once. With a GPU it belongs to what the GPU computes then, told from the range in which the process
-launched it; else to communication that nothing hides; else the GPU is idle, and the process waits for data or is busy
-itself. Without a GPU it belongs to the innermost range that the process is in, or to communication.
+Every moment counts once. With a GPU it belongs to the range in which the running kernel was launched; else to
+communication that no kernel overlaps; else the GPU is idle, and the process waits for data or computes itself. Without
+a GPU it belongs to the innermost range of the process, or to communication.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from vesselseg.machine import GIB
 
-WAITING, IDLE, REST, TALKING = "waiting for data", "idle GPU", "all else", "communication"
-# Ranges of loop, train_step, training_model and sa2va, and the line of the summary that each belongs to.
+WAITING, IDLE, REST, COMMUNICATION = "waiting for data", "idle GPU", "all else", "communication"
+# Ranges of loop, train_step, training_model and sa2va -> lines of the summary.
 LINES = {
     "load data": WAITING,
     "copy to device": "copy to device",
@@ -29,7 +29,7 @@ LINES = {
     "forward": REST,
     "hooks": "logs, checkpoints",
 }
-ORDER = (*dict.fromkeys(line for line in LINES.values() if line != REST), TALKING, IDLE, REST)
+ORDER = (*dict.fromkeys(line for line in LINES.values() if line != REST), COMMUNICATION, IDLE, REST)
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 
 Interval = tuple[float, float]
@@ -37,8 +37,8 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Summary:
-    """seconds: of one iteration, by line; they sum to `iteration`. memory: largest GiB allocated while the process is
-    in a line's ranges. on_gpu: whether both are the GPU's."""
+    """seconds: of one iteration, by line; they sum to `iteration`. memory: peak GiB within a line's ranges.
+    on_gpu: whether both are the GPU's."""
 
     iteration: float
     iterations: int
@@ -47,7 +47,7 @@ class Summary:
     on_gpu: bool
 
     def table(self, images_per_iteration: int) -> str:
-        """Ten lines or so for people."""
+        """The summary as about ten lines."""
         what = "GPU memory" if self.on_gpu else "main memory since the profile began"
         lines = [
             f"one iteration of process 0 takes {self.iteration:.3f} s for {images_per_iteration} image(s), mean of "
@@ -61,7 +61,7 @@ class Summary:
 
 
 def summarise(trace: dict[str, Any]) -> Summary:
-    """trace: the JSON that torch.profiler exports, of whole iterations; raises ValueError if there is none."""
+    """trace: the JSON that torch.profiler exports, of whole iterations; raises ValueError if it contains none."""
     events = [event for event in trace["traceEvents"] if "ts" in event]
     steps = {event["name"]: _interval(event) for event in events if event.get("name", "").startswith("ProfilerStep#")}
     if not steps:
@@ -82,7 +82,7 @@ def summarise(trace: dict[str, Any]) -> Summary:
 
 @dataclass(frozen=True)
 class Phases:
-    """What the process is in at any time: pieces that do not overlap, in order of time, each with its line."""
+    """The line at any time: (start, end, line) in order of time, without overlaps."""
 
     pieces: list[tuple[float, float, str]]
 
@@ -97,7 +97,7 @@ class Phases:
 
 
 def innermost(ranges: Iterable[dict[str, Any]]) -> Phases:
-    """Nested ranges of one thread -> at every time the innermost one."""
+    """Nested ranges of one thread -> the innermost one at any time."""
     pieces: list[tuple[float, float, str]] = []
     open_ranges: list[tuple[float, str]] = []  # their ends and lines, outermost first
     reached = 0.0
@@ -123,10 +123,10 @@ def innermost(ranges: Iterable[dict[str, Any]]) -> Phases:
 
 
 def _of_process(events: Sequence[dict[str, Any]], phases: Phases, window: Interval) -> dict[str, float]:
-    talking = _clip(_union(_interval(event) for event in events if _is_talk(event)), window)
-    found = {TALKING: _length(talking)}
+    communicating = _clip(_union(_interval(event) for event in events if _is_communication(event)), window)
+    found = {COMMUNICATION: _length(communicating)}
     for line in {piece[2] for piece in phases.pieces}:
-        found[line] = _length(_without(_clip(_union(phases.of(line)), window), talking))
+        found[line] = _length(_without(_clip(_union(phases.of(line)), window), communicating))
     found[REST] = found.get(REST, 0.0) + window[1] - window[0] - sum(found.values())
     return found
 
@@ -141,11 +141,11 @@ def _of_gpu(events: Sequence[dict[str, Any]], phases: Phases, window: Interval) 
     for event in events:
         if event.get("cat") in GPU_WORK:
             line = phases.at(launched.get(event["args"].get("correlation"), event["ts"]))
-            computing[TALKING if "nccl" in event["name"].lower() else line].append(_interval(event))
-    talking = computing.pop(TALKING, [])
+            computing[COMMUNICATION if "nccl" in event["name"].lower() else line].append(_interval(event))
+    communicating = computing.pop(COMMUNICATION, [])
     found: dict[str, float] = {}
     busy: list[Interval] = []
-    for line, intervals in [*computing.items(), (TALKING, talking)]:
+    for line, intervals in [*computing.items(), (COMMUNICATION, communicating)]:
         own = _clip(_union(intervals), window)
         found[line] = _length(_without(own, busy))
         busy = _union([*busy, *own])
@@ -156,7 +156,7 @@ def _of_gpu(events: Sequence[dict[str, Any]], phases: Phases, window: Interval) 
 
 
 def _memory(events: Sequence[dict[str, Any]], phases: Phases, on_gpu: bool) -> dict[str, float]:
-    """Largest GiB by line, of the device that computes."""
+    """Peak GiB by line, of the device that computes."""
     found: dict[str, float] = defaultdict(float)
     for event in events:
         if event.get("name") == "[memory]" and (event["args"]["Device Type"] == 0) != on_gpu:
@@ -165,7 +165,7 @@ def _memory(events: Sequence[dict[str, Any]], phases: Phases, on_gpu: bool) -> d
     return dict(found)
 
 
-def _is_talk(event: dict[str, Any]) -> bool:
+def _is_communication(event: dict[str, Any]) -> bool:
     return event.get("ph") == "X" and event["name"].startswith(("gloo:", "c10d::"))
 
 
@@ -174,7 +174,7 @@ def _interval(event: dict[str, Any]) -> Interval:
 
 
 def _union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Overlapping intervals put together, in order."""
+    """Overlapping intervals merged, in order."""
     merged: list[Interval] = []
     for start, end in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -185,7 +185,7 @@ def _union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def _without(intervals: Sequence[Interval], taken: Sequence[Interval]) -> list[Interval]:
-    """What of the intervals lies outside of `taken`; both in order and without overlaps."""
+    """The parts of the intervals outside of `taken`; both in order and without overlaps."""
     left: list[Interval] = []
     first = 0
     for start, end in intervals:

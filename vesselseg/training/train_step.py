@@ -14,34 +14,29 @@ from vesselseg.errors import UserError
 from vesselseg.training.flat_parameters import FlatParameters
 from vesselseg.training.plan import TrainPlan
 
-SKIPS_THAT_STOP = 10
+MAX_SKIPS_IN_A_ROW = 10
 
 
 class TrainingDivergedError(UserError):
-    """The loss was NaN or inf too many times in a row."""
+    """The loss was NaN or inf in too many consecutive iterations."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """losses: this process's weighted losses by name, detached scalars. images: how many this process read.
+    """Result of one iteration on this process."""
 
-    skipped: the loss was not finite on some process, no process learned from this iteration.
-    at_boundary: no accumulated gradient is pending. stepped: the weights changed. learning_rate, gradient_norm: of that
-    step. image_ids: what this process read.
-    """
-
-    losses: dict[str, Tensor]
-    image_ids: tuple[str, ...]
-    skipped: bool = False
-    at_boundary: bool = False
-    stepped: bool = False
-    learning_rate: float = 0.0
-    gradient_norm: float | None = None
+    losses: dict[str, Tensor]  # weighted losses by name, detached scalars
+    image_ids: tuple[str, ...]  # the images of the micro-batch
+    skipped: bool = False  # the loss was not finite on some process; no process used this iteration
+    at_boundary: bool = False  # no accumulated gradient is pending
+    stepped: bool = False  # the weights changed
+    learning_rate: float = 0.0  # of the optimizer step
+    gradient_norm: float | None = None  # of the optimizer step, before clipping
 
 
 @dataclass
 class Progress:
-    """What a resumed run needs to go on counting."""
+    """Counters that a resumed run continues."""
 
     iteration: int = 0
     optimizer_steps: int = 0
@@ -55,16 +50,16 @@ class Progress:
 
 @dataclass
 class TrainStep:
-    """Drives a DeepSpeed engine through a plan."""
+    """Runs a DeepSpeed engine through a plan, one micro-batch at a time."""
 
     engine: Any
     plan: TrainPlan
     progress: Progress = field(default_factory=Progress)
-    pending: int = 0  # iterations whose gradients wait for an optimizer step
-    group: int = 0  # iterations that the current group averages over
+    pending: int = 0  # iterations since the last optimizer step
+    group: int = 0  # iterations of the current accumulation group
 
     def run(self, batch: Batch) -> StepResult:
-        """Learn from one micro-batch; raises TrainingDivergedError after ten skipped iterations in a row."""
+        """Train on one micro-batch; raises TrainingDivergedError after ten skipped iterations in a row."""
         if self.pending == 0:
             self.group = self.plan.group_size(self.progress.iteration)
         last = self.progress.iteration + 1 == self.plan.iterations
@@ -92,14 +87,14 @@ class TrainStep:
 
     @property
     def flat(self) -> FlatParameters | None:
-        """What trains as large tensors; None where DeepSpeed knows every parameter (ZeRO-3)."""
+        """The flat buffers of the trainable parameters; None where DeepSpeed manages every parameter (ZeRO-3)."""
         return self.engine.flat_parameters
 
     def _backward(self, loss: Tensor, boundary: bool) -> None:
         if self.flat is None:
             self.engine.backward(loss, scale_wrt_gas=False)
             if not boundary:
-                self._step()  # counts the micro-step
+                self._step()  # counts the micro-batch
             return
         loss.backward()
         if boundary:
@@ -125,7 +120,7 @@ class TrainStep:
         )
 
     def _step(self) -> None:
-        # Under gloo, ZeRO-1 and 2 gather the new weights into views of a flat tensor that autograd would object to.
+        # With gloo, ZeRO-1 and 2 gather the new weights into views of a flat tensor, which autograd does not allow.
         with torch.no_grad(), record_function("optimizer"):
             self.engine.step()
 
@@ -135,17 +130,17 @@ class TrainStep:
         return bool(flag.item())
 
     def _skip(self, losses: dict[str, Tensor], batch: Batch) -> StepResult:
-        """The iteration counts, its gradients do not; the group goes on with the next one."""
+        """Count the iteration without its gradients; the group continues with the next one."""
         self.progress.skipped += 1
         self.progress.skipped_in_a_row += 1
         offload = getattr(self.engine.optimizer, "parameter_offload", None)
-        if offload is not None:  # ZeRO-3 records the order of modules and must not expect a backward pass now
+        if offload is not None:  # ZeRO-3 records the order of modules and must not expect a backward pass
             offload.get_param_coordinator().reset_step()
-        if self.progress.skipped_in_a_row >= SKIPS_THAT_STOP:
+        if self.progress.skipped_in_a_row >= MAX_SKIPS_IN_A_ROW:
             raise TrainingDivergedError(
-                f"the loss was NaN or inf in {SKIPS_THAT_STOP} iterations in a row (the last at iteration "
+                f"the loss was NaN or inf in {MAX_SKIPS_IN_A_ROW} iterations in a row (the last at iteration "
                 f"{self.progress.iteration}, images {', '.join(batch.image_ids)}: "
                 + ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                + "). The last checkpoint is kept. Lower schedule.lr or schedule.clip, or look at these images"
+                + "). The last checkpoint is kept. Lower schedule.lr or schedule.clip, or check these images"
             )
         return StepResult(losses, batch.image_ids, skipped=True, at_boundary=self.pending == 0)

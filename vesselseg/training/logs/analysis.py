@@ -1,4 +1,4 @@
-"""A TrainingLog -> what a report says about it: table per epoch, checkpoints, signs of overfitting, findings."""
+"""A TrainingLog -> the content of its report: table per epoch, checkpoints, signs of overfitting, findings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from vesselseg.training.logs.training_log import Row, TrainingLog, finite, loss_names
 
-MOST_ROWS = 25  # of the table; more epochs than that are put together
-FALL = 0.01  # of validation Dice below its best while the loss falls
-GAP, GAP_GROWTH = 0.10, 0.05  # training above validation Dice, and its growth since the first validation
+MAX_ROWS = 25  # of the table; more epochs are grouped
+FALL = 0.01  # of validation Dice below its best, while the loss falls: overfitting
+GAP, GAP_GROWTH = 0.10, 0.05  # between training and validation Dice, and its growth since the first validation
 DATA_SHARE = 0.1  # of an iteration spent waiting for data
 BEST = "best.pth"
 _CHECKPOINT = re.compile(r"(?:^|_)(iter|epoch)_(\d+)\.pth$")
@@ -21,27 +21,27 @@ _CHECKPOINT = re.compile(r"(?:^|_)(iter|epoch)_(\d+)\.pth$")
 
 @dataclass(frozen=True)
 class Block:
-    """A row of the table: an epoch or several, or iterations where epochs are not known. Means over the iterations."""
+    """A row of the table: one or more epochs, or iterations if epochs are unknown. Means over the iterations."""
 
-    label: str
-    first: int
-    last: int
+    label: str  # epochs or iterations, as "3" or "4-6"
+    first: int  # iteration
+    last: int  # iteration
     losses: dict[str, float]
-    lr: float | None
-    iter_s: float | None
-    images_per_s: float | None
-    data_s: float | None
-    grad_norm: float | None
-    memory_gib: float | None
-    memory_reserved_gib: float | None
-    skipped: int
-    dice: float | None
-    threshold: float | None
+    lr: float | None  # of the last iteration
+    iter_s: float | None  # seconds per iteration
+    images_per_s: float | None  # of all processes
+    data_s: float | None  # seconds per iteration spent waiting for data
+    grad_norm: float | None  # maximum
+    memory_gib: float | None  # maximum
+    memory_reserved_gib: float | None  # maximum
+    skipped: int  # iterations and optimizer steps
+    dice: float | None  # of the best validation
+    threshold: float | None  # of the best validation
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights. iteration, dice, threshold: None where the log does not tell. resumable: a run can go on."""
+    """A weight file, with what the log says about it; None where it says nothing."""
 
     path: str
     iteration: int | None
@@ -49,28 +49,28 @@ class Checkpoint:
     dice: float | None
     threshold: float | None
     best: bool
-    resumable: bool
+    resumable: bool  # a run can be resumed from it
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """One run. best: the validation row with the highest Dice. overfitting, findings: sentences; none is good news."""
+    """One run."""
 
     name: str
-    path: Path
+    path: Path  # work folder or log file
     log: TrainingLog
-    state: str
-    unit: str
+    state: str  # see TrainingLog.state
+    unit: str  # of the table's rows: Epoch or Iterations
     blocks: list[Block]
-    best: Row | None
-    gaps: list[tuple[int, float]]
-    overfitting: list[str]
-    findings: list[str]
+    best: Row | None  # validation row with the highest Dice
+    gaps: list[tuple[int, float]]  # iteration, training minus validation Dice
+    overfitting: list[str]  # sentences
+    findings: list[str]  # sentences
     checkpoints: list[Checkpoint]
 
 
 def analyse(name: str, path: Path, log: TrainingLog, now: float | None = None) -> Analysis:
-    """path: the work folder or log file. now: seconds since 1970, by default the clock's."""
+    """path: work folder or log file. now: seconds since 1970, None for the current time."""
     unit, blocks = _blocks(log)
     gaps = dice_gaps(log)
     best = max(log.validations, key=lambda row: row["dice"], default=None)
@@ -84,7 +84,7 @@ def analyse(name: str, path: Path, log: TrainingLog, now: float | None = None) -
 
 
 def mean(log: TrainingLog, rows: Sequence[Row], name: str) -> float | None:
-    """Mean of a column over rows of the log, each weighted by the iterations that it stands for."""
+    """Mean of a column over rows of the log, each weighted by the number of iterations that it covers."""
     before = {row["iter"]: earlier["iter"] for earlier, row in zip(log.train, log.train[1:])}
     found = [(row[name], row["iter"] - before.get(row["iter"], 0)) for row in rows if finite(row.get(name))]
     weight = sum(size for _, size in found)
@@ -92,7 +92,7 @@ def mean(log: TrainingLog, rows: Sequence[Row], name: str) -> float | None:
 
 
 def skipped(log: TrainingLog) -> list[Row]:
-    """Events of iterations whose loss, or of optimizer steps whose gradients, were not finite."""
+    """Events of iterations with a non-finite loss, and of optimizer steps with non-finite gradients."""
     return [row for row in log.events if row.get("event") in ("skipped", "step_left_out")]
 
 
@@ -107,7 +107,7 @@ def dice_gaps(log: TrainingLog) -> list[tuple[int, float]]:
 
 
 def overfitting(log: TrainingLog, gaps: Sequence[tuple[int, float]]) -> list[str]:
-    """Signs that the run has learnt its training images instead of vessels."""
+    """Signs that the run has memorised its training images."""
     signs = []
     if len(log.validations) > 1:
         best, last = max(log.validations, key=lambda row: row["dice"]), log.validations[-1]
@@ -127,7 +127,7 @@ def overfitting(log: TrainingLog, gaps: Sequence[tuple[int, float]]) -> list[str
 
 
 def findings(log: TrainingLog) -> list[str]:
-    """What else someone should know of the run."""
+    """Other findings about the run, one sentence each."""
     found = []
     lost = [row for row in log.events if row.get("event") == "skipped"]
     if lost:
@@ -136,7 +136,7 @@ def findings(log: TrainingLog) -> list[str]:
         found.append(f"{len(lost)} iteration(s) skipped, their loss was not finite: {_at(lost)}{named}")
     steps = [row for row in log.events if row.get("event") == "step_left_out"]
     if steps:
-        found.append(f"{len(steps)} optimizer step(s) left out, gradients were not finite: {_at(steps)}")
+        found.append(f"{len(steps)} optimizer step(s) skipped, gradients were not finite: {_at(steps)}")
     broken = [row for row in log.train if _is_not_finite(row.get("loss"))]
     if broken:
         found.append(f"{len(broken)} logged loss(es) are nan or inf: {_at(broken)}")
@@ -147,9 +147,9 @@ def findings(log: TrainingLog) -> list[str]:
     if resumed:
         found.append(f"resumed {len(resumed)} time(s): {_at(resumed)}")
     if log.cut_off:
-        found.append(f"{log.cut_off} row(s) were logged twice, because the run was resumed; the later ones count")
+        found.append(f"{log.cut_off} row(s) were logged twice because the run was resumed; the later ones count")
     if log.unreadable:
-        found.append(f"{log.unreadable} line(s) of the log cannot be read and are left out")
+        found.append(f"{log.unreadable} line(s) of the log cannot be read and are ignored")
     return found
 
 
@@ -163,12 +163,12 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def _blocks(log: TrainingLog) -> tuple[str, list[Block]]:
-    """(Epoch or Iterations, the table's rows); a row of the log belongs where its last iteration lies."""
+    """(Epoch or Iterations, the table's rows); a row of the log belongs to the block of its last iteration."""
     if not log.train:
         return "Epoch", []
     by_epoch = all(finite(row.get("epoch")) for row in log.train)
     ends = [math.ceil(row["epoch"] - 1e-6) if by_epoch else row["iter"] for row in log.train]
-    size = max(1, math.ceil(max(ends) / MOST_ROWS))
+    size = max(1, math.ceil(max(ends) / MAX_ROWS))
     members: dict[int, list[Row]] = {}
     for row, end in zip(log.train, ends):
         members.setdefault((max(1, end) - 1) // size, []).append(row)
@@ -208,7 +208,7 @@ def _largest(rows: Sequence[Row], name: str) -> float | None:
 
 
 def _checkpoints(folder: Path, log: TrainingLog, best: Row | None) -> list[Checkpoint]:
-    """Files and DeepSpeed folders named *.pth, by iteration, the best one first."""
+    """Files and DeepSpeed folders named *.pth, by iteration, the best first."""
     validated = {row["iter"]: row for row in log.validations}
     per_epoch = next((row["iter"] / row["epoch"] for row in log.train if row.get("epoch")), None)
     found = []
@@ -233,7 +233,7 @@ def _checkpoints(folder: Path, log: TrainingLog, best: Row | None) -> list[Check
 
 
 def _bytes(path: Path) -> int:
-    """Of a file or all files of a folder; 0 where the training, which may be running, has removed it meanwhile."""
+    """Size of a file or of all files of a folder; 0 if a running training has removed it meanwhile."""
     try:
         parts = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]
         return sum(part.stat().st_size for part in parts)

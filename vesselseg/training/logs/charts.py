@@ -1,4 +1,4 @@
-"""Curves of one or several trainings, one colour each."""
+"""Curves of one or more trainings, one colour each."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from vesselseg.training.logs.analysis import Analysis, skipped
 from vesselseg.training.logs.training_log import finite, loss_names
 
-# Okabe and Ito's colours, apart for colour-blind readers; the report's blue first.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; the report's blue first.
 COLOURS = ("#2563a8", "#d55e00", "#1f7a4d", "#cc79a7", "#8a6d00", "#56b4e9", "#6b4fa0", "#333a45")
 _SOFT, _ACCENT = "#5b6675", "#b3261e"
-_MOST_MARKS = 200
+_MAX_MARKS = 200
 _LOG_SCALE = 30  # a loss that falls by more than this factor is drawn on a logarithmic axis
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. dashed: a second quantity of the same run, in the same colour."""
+    """One curve; a second quantity of the same run is dashed, in the same colour."""
 
-    run: int
+    run: int  # index of the run
     x: list[float]
     y: list[float]
     label: str
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture (height, width, 3) uint8 and what it shows."""
+    """One chart (height, width, 3) uint8 with its title and note."""
 
     title: str
     note: str
@@ -43,14 +43,16 @@ class Chart:
 
 
 def colour(number: int) -> str:
-    """A run's colour."""
+    """Colour of a run."""
     return COLOURS[number % len(COLOURS)]
 
 
 def draw_charts(runs: Sequence[Analysis]) -> list[Chart]:
-    """Every quantity that at least one run logged."""
-    wanted = [("loss", name, "mean since the line before", [name]) for name in loss_names([run.log for run in runs])]
-    wanted += [
+    """A chart of every quantity that at least one run logged."""
+    quantities = [
+        ("loss", name, "mean since the line before", [name]) for name in loss_names([run.log for run in runs])
+    ]
+    quantities += [
         ("rate", "learning rate", "", ["lr"]),
         ("amount", "images per second", "all processes together", ["images_per_s"]),
         ("amount", "seconds per iteration", "", ["iter_s"]),
@@ -59,7 +61,7 @@ def draw_charts(runs: Sequence[Analysis]) -> list[Chart]:
         ("", "gradient norm", "", ["grad_norm"]),
     ]
     charts = [_dice_chart(runs)]
-    for kind, title, note, columns in wanted:
+    for kind, title, note, columns in quantities:
         lines = [
             line
             for number, run in enumerate(runs)
@@ -81,7 +83,7 @@ def _line(number: int, run: Analysis, column: str, dashed: bool) -> Line:
 
 
 def _dice_chart(runs: Sequence[Analysis]) -> Chart | None:
-    """Validation Dice, and training Dice (1 - Dice loss) dashed, as far as they are known."""
+    """Validation Dice, and training Dice (1 - Dice loss) dashed, where they are known."""
     lines = []
     for number, run in enumerate(runs):
         rows, weight = run.log.validations, run.log.dice_weight
@@ -113,7 +115,7 @@ def _draw(lines: Sequence[Line], runs: Sequence[Analysis], kind: str = "") -> ND
             label=None if line.dashed or len(runs) == 1 else line.label,
         )
     for number in sorted({line.run for line in lines} if kind == "loss" else ()):
-        for row in skipped(runs[number].log)[:_MOST_MARKS]:
+        for row in skipped(runs[number].log)[:_MAX_MARKS]:
             tint = _ACCENT if len(runs) == 1 else colour(number)
             axis.axvline(row["iter"], color=tint, linewidth=0.8, alpha=0.6, linestyle=":")
     values = [value for line in lines for value in line.y]

@@ -20,7 +20,7 @@ def read_logs(paths: Sequence[Path]) -> list[TrainingLog]:
         except EvaluationError as error:
             problems.append(str(error))
     if problems:
-        advice = "Name folders that vesselseg, mmengine or xtuner has trained in."
+        advice = "Name work folders of vesselseg, mmengine or xtuner."
         raise EvaluationError(problems[0] if len(problems) == 1 else problem_list("unreadable runs", problems, advice))
     return logs
 
@@ -46,7 +46,7 @@ def read_log(path: Path) -> TrainingLog:
 def _read_file(path: Path) -> TrainingLog:
     if path.suffix not in (".json", ".jsonl"):
         if not is_mmengine_text(path):
-            raise EvaluationError(f"{path}: no line of mmengine's text log; expected a work folder or one of its logs")
+            raise EvaluationError(f"{path}: not a text log of mmengine; expected a work folder or one of its logs")
         return read_mmengine_logs(path, [path], [])
     rows, _ = json_rows(path)
     if any("kind" in row for row in rows) or not rows:

@@ -1,9 +1,9 @@
-"""Logs of mmengine and xtuner runs -> TrainingLog: the text log, and scalars.json with full precision beside it.
+"""Logs of mmengine and xtuner runs -> TrainingLog: the text log, and scalars.json with full precision.
 
     WORK_DIR/20250701_120000/20250701_120000.log               one line per logging interval
     WORK_DIR/20250701_120000/vis_data/scalars.json             the same values, one JSON object per line
 
-A folder per start of the run; rows that a later start went through again replace the earlier ones.
+One folder per start of the run; rows that a later start repeats replace the earlier ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.training.logs.own_log import last_sign
 from vesselseg.training.logs.run_config import read_config_facts
-from vesselseg.training.logs.training_log import Row, TrainingLog, finite, is_loss, json_rows, without_redone
+from vesselseg.training.logs.training_log import Row, TrainingLog, drop_repeated, finite, is_loss, json_rows
 
 SCALARS = "scalars.json"
 _STAMP = r"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d)"
@@ -34,36 +34,36 @@ _MAX_EPOCHS = re.compile(r"^max_epochs *= *(\d+)", re.MULTILINE)
 
 @dataclass
 class _Session:
-    """One start of the run: its rows, and iterations in all and per epoch where the text tells them."""
+    """One start of the run; numbers that the text does not state are None."""
 
     train: list[Row] = field(default_factory=list)
     validations: list[Row] = field(default_factory=list)
-    planned: int | None = None
-    per_epoch: int | None = None
+    planned: int | None = None  # iterations of the run
+    per_epoch: int | None = None  # iterations
     max_epochs: int | None = None
-    stamps: list[str] = field(default_factory=list)
-    unreadable: int = 0
+    stamps: list[str] = field(default_factory=list)  # times of the lines
+    unreadable: int = 0  # lines
 
 
 def is_mmengine_text(path: Path) -> bool:
-    """Whether a text file is such a log."""
+    """Whether a text file is a log of mmengine."""
     return bool(_ANY_STAMP.search(path.read_text(encoding="utf-8", errors="replace")))
 
 
 def read_mmengine_logs(folder: Path, texts: list[Path], scalars: list[Path]) -> TrainingLog:
-    """texts, scalars: the files of all starts of one run. Raises EvaluationError where they hold no training row."""
+    """texts, scalars: the files of all starts of one run. Raises EvaluationError if they contain no training row."""
     sessions = [_session(*pair) for pair in _pairs(texts, scalars)]
-    train, redone = without_redone([row for session in sessions for row in session.train])
-    validations, _ = without_redone([row for session in sessions for row in session.validations])
+    train, redone = drop_repeated([row for session in sessions for row in session.train])
+    validations, _ = drop_repeated([row for session in sessions for row in session.validations])
     if not train:
         named = ", ".join(path.name for path in (*texts, *scalars))
         raise EvaluationError(
-            f"{folder}: no training row in {named}; the run ended, or has not come, before its first line"
+            f"{folder}: no training row in {named}; the run ended before its first line, or has not reached it"
         )
     facts = [read_config_facts(path) for path in sorted(folder.glob("*.py")) if folder.is_dir()]
     planned = next((session.planned for session in reversed(sessions) if session.planned), None)
-    told = [one.max_epochs for one in reversed(sessions)] + [fact.max_epochs for fact in facts]
-    epochs = next((count for count in told if count), None)
+    stated = [one.max_epochs for one in reversed(sessions)] + [fact.max_epochs for fact in facts]
+    epochs = next((count for count in stated if count), None)
     per_epoch = next((session.per_epoch for session in reversed(sessions) if session.per_epoch), None)
     _add_epochs(train, per_epoch or (planned / epochs if planned and epochs else None))
     return TrainingLog(
@@ -79,7 +79,7 @@ def read_mmengine_logs(folder: Path, texts: list[Path], scalars: list[Path]) -> 
 
 
 def _pairs(texts: list[Path], scalars: list[Path]) -> Iterator[tuple[Path | None, Path | None]]:
-    """Text log and scalars.json of the same start, in the order of their folders' names, which are times."""
+    """Text log and scalars.json of the same start, sorted by their folders' names, which are times."""
     starts: dict[Path, list[Path | None]] = {}
     for path in texts:
         starts.setdefault(path.parent, [None, None])[0] = path
@@ -90,7 +90,7 @@ def _pairs(texts: list[Path], scalars: list[Path]) -> Iterator[tuple[Path | None
 
 
 def _session(text: Path | None, scalars: Path | None) -> _Session:
-    """The text tells times and lengths; rows come from scalars.json where it holds as many."""
+    """Times and lengths from the text; rows from scalars.json if it contains as many."""
     found = _read_text(text.read_text(encoding="utf-8", errors="replace")) if text else _Session()
     if scalars is None:
         return found
@@ -121,7 +121,7 @@ def _read_text(text: str) -> _Session:
 
 
 def _scalar_rows(rows: list[Row], per_epoch: int | None) -> tuple[list[Row], list[Row]]:
-    """Training rows hold losses. Others are validations, whose `step` counts epochs where training rows tell them."""
+    """Training rows contain losses. Others are validations, whose `step` counts epochs if training rows have epochs."""
     train: list[Row] = []
     validations: list[Row] = []
     for raw in rows:
@@ -140,7 +140,7 @@ def _scalar_rows(rows: list[Row], per_epoch: int | None) -> tuple[list[Row], lis
 
 
 def _named(row: Row) -> Row:
-    """The row in vesselseg's names and units. Memory is logged in MiB; a Dice above 1 is in percent."""
+    """The row with vesselseg's names and units. Memory is logged in MiB; a Dice above 1 is a percentage."""
     renamed: dict[str, Any] = {}
     for name, value in row.items():
         short = name.removeprefix("train/").removeprefix("val/")
@@ -156,7 +156,7 @@ def _named(row: Row) -> Row:
 
 
 def _add_epochs(rows: list[Row], per_epoch: float | None) -> None:
-    """`epoch` as vesselseg counts it: 1.5 after half of the second epoch. Without the length of one it is not known."""
+    """Set `epoch` as vesselseg counts it: 1.5 after half of the second epoch. It needs the length of an epoch."""
     for row in rows:
         row.pop("epoch", None)
         if per_epoch:

@@ -9,12 +9,12 @@ from vesselseg.training.logs.analysis import Analysis
 
 
 def next_commands(run: Analysis) -> list[tuple[str, str]]:
-    """(what for, command). Words in capitals are for the user to fill in: the files do not tell them."""
+    """(purpose, command). Words in capitals must be filled in by the user: the files do not contain them."""
     folder = run.path if run.path.is_dir() else run.path.parent
     own = run.log.kind == "vesselseg"
     commands = []
     if own and run.state == "stopped":
-        commands.append(_go_on(folder, any(one.resumable for one in run.checkpoints)))
+        commands.append(_resume(folder, any(one.resumable for one in run.checkpoints)))
     chosen = next(iter(run.checkpoints), None)
     if chosen and not chosen.best:
         chosen = max(run.checkpoints, key=lambda one: one.iteration or 0)
@@ -40,19 +40,19 @@ def next_commands(run: Analysis) -> list[tuple[str, str]]:
     ]
 
 
-def _go_on(folder: Path, resumable: bool) -> tuple[str, str]:
+def _resume(folder: Path, resumable: bool) -> tuple[str, str]:
     config, work_dir = shlex.quote(str(folder / "config.py")), shlex.quote(str(folder))
     line = f"vesselseg train {config} GPUS --out {work_dir} --resume auto"
     if resumable:
-        return "go on from the newest checkpoint", line
-    return "no complete checkpoint to go on from: start anew", line
+        return "continue from the newest checkpoint", line
+    return "no complete checkpoint to continue from: start from the beginning", line
 
 
 def _one_file(folder: Path, weights: Path) -> tuple[str, str]:
-    """DeepSpeed's own script, which it leaves in the work folder, turns its folder into one file."""
+    """DeepSpeed's own script in the work folder turns its checkpoint folder into one file."""
     out = folder / f"{weights.stem}_float32"
     words = (folder / "zero_to_fp32.py", folder, out, "--tag", weights.name)
-    what = "make one file of DeepSpeed's folder; WEIGHTS below: the file that this writes"
+    what = "turn DeepSpeed's folder into one file; WEIGHTS below is the file that this writes"
     return what, "python " + " ".join(shlex.quote(str(word)) for word in words)
 
 

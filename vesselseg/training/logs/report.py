@@ -28,7 +28,7 @@ def analyse_runs(paths: Sequence[Path]) -> list[Analysis]:
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that distinguish them."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-length:]) for one in parts]
@@ -76,7 +76,7 @@ def _run_dict(run: Analysis) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Without nan and inf, which JSON does not know: None."""
+    """Replace nan and inf, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -108,8 +108,8 @@ def state_text(run: Analysis) -> str:
     if run.state == "finished":
         return f"finished, {reached}"
     if run.state == "ended":
-        return f"{reached} was the last; the log does not tell how many there were to be"
-    return f"stopped before its end at {reached}: crashed, or ended from outside"
+        return f"{reached} was the last; the log does not state the length of the run"
+    return f"stopped early at {reached}: crashed or was stopped"
 
 
 def dice_text(run: Analysis) -> str:

@@ -1,4 +1,4 @@
-"""What of a run's config its report needs, read from the file's text: nothing in it is run."""
+"""Values of a run's config that its report needs, parsed from the file's text without running it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ConfigFacts:
-    """dice_weight: of the Dice loss. data_root: the dataset folder. max_epochs: how often all images are seen."""
+    """dice_weight: of the Dice loss. data_root: the dataset folder. max_epochs: passes over all images."""
 
     dice_weight: float | None = None
     data_root: str | None = None
@@ -18,7 +18,7 @@ class ConfigFacts:
 
 
 def read_config_facts(path: Path) -> ConfigFacts:
-    """Facts of a config in vesselseg's or xtuner's form; what a config does not tell, or no file, is None."""
+    """Facts of a config of vesselseg or xtuner; None for what the config does not contain, or if there is no file."""
     if not path.is_file():
         return ConfigFacts()
     try:
@@ -34,7 +34,7 @@ def read_config_facts(path: Path) -> ConfigFacts:
 
 
 def _entries(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """(name, value) of assignments, keyword arguments and dict items; the outermost comes last."""
+    """(name, value) of assignments, keyword arguments and dict items, the outermost last."""
     for part in reversed(list(ast.walk(node))):
         if isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name):
             yield part.targets[0].id, part.value

@@ -1,4 +1,4 @@
-"""What the log files of a training tell, in one form whatever wrote them: rows named as in vesselseg's log.jsonl."""
+"""Content of a training's log files in one form, whichever program wrote them: rows named as in log.jsonl."""
 
 from __future__ import annotations
 
@@ -11,39 +11,36 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-QUIET = 600.0  # seconds without a sign of life after which a run counts as stopped, unless its rows come more rarely
+STOPPED_AFTER = 600.0  # seconds without a new line after which a run counts as stopped, if its rows are not rarer
 
 
 @dataclass(frozen=True)
 class TrainingLog:
     """One run.
 
-    train: rows with `iter` and what was logged of `epoch`, `loss`, its parts, `lr`, `grad_norm`, `images_per_s`,
-    `iter_s`, `data_s`, `memory_gib`, `memory_reserved_gib`, in the order of `iter`. validations: rows with `iter` and
-    what was logged of `dice`, `iou`, `threshold`. events: rows with `event` and `iter`. planned: iterations of the
-    run, if told. cut_off: rows that a resumed run went through again. unreadable: lines that are no whole rows.
-    last_sign: seconds since 1970 at which the run wrote last. dice_weight: of the Dice loss in `loss_dice`, if told.
-    data_root: the dataset folder, if told.
+    Training rows have `iter` and, if logged, `epoch`, `loss`, its parts, `lr`, `grad_norm`, `images_per_s`, `iter_s`,
+    `data_s`, `memory_gib` and `memory_reserved_gib`; validations have `iter` and, if logged, `dice`, `iou` and
+    `threshold`; events have `event` and `iter`.
     """
 
-    kind: str
-    train: list[Row]
+    kind: str  # vesselseg or mmengine
+    train: list[Row]  # in the order of `iter`
     validations: list[Row]
     events: list[Row] = field(default_factory=list)
-    planned: int | None = None
-    cut_off: int = 0
-    unreadable: int = 0
-    last_sign: float = 0.0
-    dice_weight: float | None = None
-    data_root: str | None = None
+    planned: int | None = None  # iterations of the run, if known
+    cut_off: int = 0  # rows that a resumed run repeated
+    unreadable: int = 0  # incomplete lines
+    last_sign: float = 0.0  # time of the last line, seconds since 1970
+    dice_weight: float | None = None  # of the Dice loss in `loss_dice`, if known
+    data_root: str | None = None  # the dataset folder, if known
 
     @property
     def last_iteration(self) -> int:
-        """Of the last row; 0 before the first."""
+        """Iteration of the last row; 0 before the first."""
         return max((row["iter"] for row in (*self.train, *self.validations, *self.events)), default=0)
 
     def state(self, now: float | None = None) -> str:
-        """`finished`, `running`, `stopped` (crashed or ended from outside), or `ended` where the length is not told."""
+        """`finished`, `running`, `stopped` (crashed or was stopped), or `ended` if the length of the run is unknown."""
         if self.planned is not None and self.train and self.train[-1]["iter"] >= self.planned:
             return "finished"
         quiet = (time.time() if now is None else now) - self.last_sign
@@ -52,17 +49,17 @@ class TrainingLog:
         return "ended" if self.planned is None and self.train and "eta_s" not in self.train[-1] else "stopped"
 
     def patience(self) -> float:
-        """Seconds of silence that are normal for this run: several times what lies between its rows."""
+        """Seconds without a new row that are normal for this run: several times the interval between its rows."""
         between = [
             (row["iter"] - before["iter"]) * row["iter_s"]
             for before, row in zip(self.train, self.train[1:])
             if row.get("iter_s")
         ]
         validating = [row["seconds"] for row in self.validations if row.get("seconds")]
-        return max(QUIET, 5 * max(between, default=0.0), 3 * max(validating, default=0.0))
+        return max(STOPPED_AFTER, 5 * max(between, default=0.0), 3 * max(validating, default=0.0))
 
     def nearest_train(self, iteration: int) -> Row | None:
-        """The training row in whose window the iteration lies, else the last one."""
+        """The training row that covers the iteration, else the last one."""
         return next((row for row in self.train if row["iter"] >= iteration), self.train[-1] if self.train else None)
 
 
@@ -78,12 +75,12 @@ def is_loss(name: str) -> bool:
 
 
 def finite(value: Any) -> bool:
-    """Whether a row's entry is a number that can be drawn and averaged."""
+    """Whether a row's entry is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def without_redone(rows: Sequence[Row]) -> tuple[list[Row], int]:
-    """Rows in the order of `iter`, and how many were left out because a resumed run went through them again."""
+def drop_repeated(rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """Rows in the order of `iter`, and the number of rows that were dropped because a resumed run repeated them."""
     kept: list[Row] = []
     for row in rows:
         while kept and kept[-1]["iter"] >= row["iter"]:
@@ -93,7 +90,7 @@ def without_redone(rows: Sequence[Row]) -> tuple[list[Row], int]:
 
 
 def json_rows(path: Path) -> tuple[list[Row], int]:
-    """The JSON objects of a file of one per line, and how many lines are none (a last one may still be written)."""
+    """The JSON objects of a JSON-lines file, and the number of other lines (the last one may still be written)."""
     rows, unreadable = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.strip():

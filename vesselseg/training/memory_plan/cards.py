@@ -1,4 +1,4 @@
-"""Graphics cards by name: what the estimates of time and memory need to know of each.
+"""GPUs by name, with the figures that the estimates of time and memory need.
 
 Sources: NVIDIA's datasheets (GA102 and AD102 whitepapers; A100, H100 and H200 datasheets), dense bf16 figures with
 float32 accumulation. PCIe and NVLink are half of the datasheets' figure for both directions, PCIe less protocol.
@@ -13,17 +13,15 @@ from vesselseg.errors import UserError
 
 @dataclass(frozen=True)
 class Card:
-    """gib: memory. tflops: dense bf16, 1e12 per second. memory_gbs, host_gbs, peer_gbs: 1e9 bytes per second of its own
-    memory, to main memory, and to other GPUs of the machine. cublas_mib: torch's workspace for one thread's products.
-    """
+    """One kind of GPU."""
 
     name: str
-    gib: float
-    tflops: float
-    memory_gbs: float
-    host_gbs: float
-    peer_gbs: float
-    cublas_mib: float
+    gib: float  # memory
+    tflops: float  # dense bf16, 1e12 per second
+    memory_gbs: float  # bandwidth of its memory, 1e9 bytes per second
+    host_gbs: float  # to main memory, 1e9 bytes per second
+    peer_gbs: float  # to other GPUs of the machine, 1e9 bytes per second
+    cublas_mib: float  # torch's workspace for the matrix products of one thread
 
 
 CARDS = {
@@ -39,14 +37,14 @@ CARDS = {
 
 
 def card_named(name: str) -> Card:
-    """The card of that name, however written; raises UserError with the known names."""
-    wanted = name.upper().replace("RTX", "").replace("NVIDIA", "").strip(" -_")
+    """The GPU with this name, in any spelling; raises UserError with the known names."""
+    spelled = name.upper().replace("RTX", "").replace("NVIDIA", "").strip(" -_")
     for known, card in CARDS.items():
-        if wanted == known.upper():
+        if spelled == known.upper():
             return card
     raise UserError(f"no card named {name!r}; known are {', '.join(CARDS)}")
 
 
 def card_like(device_name: str) -> Card | None:
-    """The card whose name stands in what torch calls a device, e.g. `NVIDIA GeForce RTX 3090`; None for others."""
+    """The GPU whose name is part of torch's device name, e.g. `NVIDIA GeForce RTX 3090`; None for others."""
     return next((card for name, card in CARDS.items() if name in device_name.upper()), None)

@@ -1,4 +1,4 @@
-"""What could be changed about a training that does not fit, by what it costs, each change planned anew."""
+"""Changes of a config that make a training fit, cheapest first, each with its own plan."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from vesselseg.training.memory_plan.setup import Setup
 SMALL_BUCKET = 20_000_000
 LARGE_BUCKET = 50_000_000
 ON_CPU = {"device": "cpu", "pin_memory": True}
-SHOWN = 3  # single changes that are enough, cheapest first
+SHOWN = 3  # number of sufficient single changes that are shown, cheapest first
 ZERO = "strategy.zero_optimization"
 
 
 @dataclass(frozen=True)
 class Change:
-    """settings: dotted paths with their new values. cost: what it takes, in a few words."""
+    """settings: dotted paths with their new values. cost: in a few words."""
 
     settings: Mapping[str, Any]
     cost: str
 
     @property
     def options(self) -> str:
-        """As --cfg-options takes it, quoted for a shell."""
+        """As an argument of --cfg-options, quoted for a shell."""
         return " ".join(_quoted(f"{key}={value}") for key, value in self.settings.items())
 
 
@@ -42,7 +42,7 @@ class Proposal:
 
 
 def proposals(config: Mapping[str, Any], target: Target) -> list[Proposal]:
-    """The cheapest single changes that are enough; else the fewest that are enough together; empty if none are."""
+    """The cheapest single changes that suffice; else the smallest combination that does; empty if none does."""
     offered = possible_changes(config, target.gpus)
     singles: list[Proposal] = []
     for change in offered:
@@ -55,7 +55,7 @@ def proposals(config: Mapping[str, Any], target: Target) -> list[Proposal]:
 
 
 def _together(config: Mapping[str, Any], target: Target, offered: list[Change]) -> list[Proposal]:
-    """Changes are added by their cost until they are enough; then those that were not needed are dropped."""
+    """Add changes by their cost until they suffice; then drop those that are not needed."""
     taken: list[Change] = []
     for change in offered:
         more = [one for one in taken if not one.settings.keys() & change.settings.keys()] + [change]
@@ -80,13 +80,13 @@ def changed(config: Mapping[str, Any], changes: list[Change]) -> dict[str, Any]:
 
 
 def possible_changes(config: Mapping[str, Any], gpus: int) -> list[Change]:
-    """Changes that this config has not made yet and that its settings take, cheapest first."""
+    """Changes that this config does not contain yet and that its settings allow, cheapest first."""
     setup = Setup(_plain(config), gpus)
     return [change for change in (*_free(setup), *_slower(setup), *_lossy(setup)) if _accepted(config, [change])]
 
 
 def _accepted(config: Mapping[str, Any], changes: list[Change]) -> bool:
-    """Whether a config with these changes is one that trains."""
+    """Whether a config with these changes is valid."""
     values = _plain(config)
     unknown = [apply_overrides(values, copy.deepcopy(dict(change.settings))) for change in changes]
     return not any(unknown) and not check_config(values)
@@ -101,10 +101,10 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _free(setup: Setup) -> Iterator[Change]:
-    """What costs neither time nor anything that is learned."""
+    """Changes that cost neither time nor accuracy."""
     zero, sa2va = setup.zero, setup.sa2va
     if (sa2va.get("lora") or {}).get("modules_to_save"):
-        yield Change({"model.sa2va.lora.modules_to_save": []}, "the five new tokens have rows of their own")
+        yield Change({"model.sa2va.lora.modules_to_save": []}, "no cost: the five new tokens have separate rows")
     large = [name for name in ("reduce_bucket_size", "allgather_bucket_size") if getattr(zero, name) > LARGE_BUCKET]
     if large:
         yield Change({f"{ZERO}.{name}": SMALL_BUCKET for name in large}, "no cost")
@@ -118,7 +118,7 @@ def _free(setup: Setup) -> Iterator[Change]:
 
 
 def _slower(setup: Setup) -> Iterator[Change]:
-    """What costs time."""
+    """Changes that cost time."""
     schedule, sa2va = setup.schedule, setup.sa2va
     if sa2va.get("gradient_checkpointing") is not True:
         yield Change({"model.sa2va.gradient_checkpointing": True}, "up to a third slower")
@@ -142,7 +142,7 @@ def _slower(setup: Setup) -> Iterator[Change]:
 
 
 def _lossy(setup: Setup) -> Iterator[Change]:
-    """What costs accuracy."""
+    """Changes that cost accuracy."""
     sa2va = setup.sa2va
     rank = Lora(**(sa2va.get("lora") or {})).r
     if sa2va.get("max_tiles") != 1:

@@ -1,4 +1,4 @@
-"""Before a training: its plan against what this machine has."""
+"""Before a training: its memory plan compared with this machine."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import torch
 
 from vesselseg.errors import UserError
 from vesselseg.machine import GIB
-from vesselseg.training.memory_limit import allowed_share, available_bytes
+from vesselseg.training.memory_limit import allocator_fraction, available_bytes
 from vesselseg.training.memory_plan.cards import card_like
 from vesselseg.training.memory_plan.changes import proposals
 from vesselseg.training.memory_plan.plan import CONTEXT_GIB, NCCL_GIB, MemoryPlan, Target, plan_memory
 from vesselseg.training.memory_plan.report import peak_line, text_report
 
 logger = logging.getLogger(__name__)
-# Less than this beyond CUDA's own context is no other program's.
+# Memory beyond CUDA's context that counts as used by other programs.
 NOTICED_GIB = 1.0
 
 
 class MemoryPlanError(UserError):
-    """A run that cannot fit, with its plan."""
+    """The run cannot fit; the message contains its plan."""
 
 
 @dataclass(frozen=True)
 class AvailableMemory:
-    """What a process finds. usable: bytes of its GPU that torch may have, None on the CPU. device: the GPU's name.
+    """Memory available to a process. usable: bytes of its GPU for torch, None on the CPU. device: the GPU's name.
 
-    total: bytes of the GPU; taken: by other programs. host: bytes of main memory that are free, None if unknown.
+    total: bytes of the GPU; taken: by other programs. host: bytes of free main memory, None if unknown.
     """
 
     usable: float | None
@@ -42,56 +42,59 @@ class AvailableMemory:
 
 
 def available_memory(device: torch.device, processes: int) -> AvailableMemory:
-    """What this process may have; the limit that was set for it counts as the card's size."""
+    """Memory available to this process; an allocator limit that was set counts as the GPU's size."""
     host = available_bytes()
     if device.type != "cuda":
         return AvailableMemory(None, host=host)
     free, total = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device)
-    usable = min(free + own - (NCCL_GIB * GIB if processes > 1 else 0), allowed_share(device) * total)
+    usable = min(free + own - (NCCL_GIB * GIB if processes > 1 else 0), allocator_fraction(device) * total)
     taken = max(0.0, total - free - own - CONTEXT_GIB * GIB)
     return AvailableMemory(usable, torch.cuda.get_device_name(device), total, taken, host)
 
 
 def min_over_ranks(own: AvailableMemory) -> AvailableMemory:
-    """That of the process with the smallest; a collective call."""
-    rooms: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(rooms, own)
-    return min(rooms, key=lambda room: room.usable or 0)
+    """The smallest of all processes; a collective call."""
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, own)
+    return min(everyone, key=lambda one: one.usable or 0)
 
 
-def check_memory(config: Mapping[str, Any], processes: int, room: AvailableMemory, force: bool) -> None:
-    """Plan a training; raises MemoryPlanError with the plan and what could be changed if it cannot fit.
+def check_memory(config: Mapping[str, Any], processes: int, available: AvailableMemory, force: bool) -> None:
+    """Plan a training; raises MemoryPlanError with the plan and possible changes if it cannot fit.
 
-    force: say it and go on.
+    force: warn instead.
     """
     per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    target = Target(processes, room.usable, card_like(room.device), per_machine=per_machine)
+    target = Target(processes, available.usable, card_like(available.device), per_machine=per_machine)
     plan = plan_memory(config, target)
-    lacking = lacks(plan, room)
+    lacking = shortages(plan, available)
     if not lacking:
         if plan.phases:
             logger.info("planned %s", peak_line(plan))
         return
     lines = [f"this run cannot fit: {'; '.join(lacking)}", text_report(plan, proposals(config, target))]
     if not force:
-        raise MemoryPlanError("\n".join([*lines, "--force goes on all the same, --skip-plan without this plan"]))
-    logger.warning("%s\ngoing on all the same (--force)", "\n".join(lines))
+        raise MemoryPlanError("\n".join([*lines, "--force trains anyway, --skip-plan trains without this plan"]))
+    logger.warning("%s\ntraining anyway (--force)", "\n".join(lines))
 
 
-def lacks(plan: MemoryPlan, room: AvailableMemory) -> list[str]:
-    """What a plan needs and does not find, one sentence each."""
+def shortages(plan: MemoryPlan, available: AvailableMemory) -> list[str]:
+    """What a plan needs and the machine lacks, one sentence each."""
     found = []
-    if not plan.fits and room.usable is not None:
-        sentence = f"it needs {plan.peak / GIB:.2f} GiB of GPU memory, {room.device} has {room.total / GIB:.2f}"
-        sentence += f", {room.usable / GIB:.2f} for this process"
-        if room.taken > NOTICED_GIB * GIB:
-            sentence += f": other programs hold {room.taken / GIB:.2f} (nvidia-smi lists them)"
+    if not plan.fits and available.usable is not None:
+        sentence = (
+            f"it needs {plan.peak / GIB:.2f} GiB of GPU memory, {available.device} has {available.total / GIB:.2f}"
+        )
+        sentence += f", {available.usable / GIB:.2f} for this process"
+        if available.taken > NOTICED_GIB * GIB:
+            sentence += f": other programs hold {available.taken / GIB:.2f} (nvidia-smi lists them)"
         found.append(sentence)
-    needed = plan.host.total - plan.host.memory["processes"]  # these run already
-    if room.host is not None and needed > room.host:
+    needed = plan.host.total - plan.host.memory["processes"]  # they are already running
+    if available.host is not None and needed > available.host:
         largest = max(plan.host.memory, key=lambda name: plan.host.memory[name])
         found.append(
-            f"it needs {needed / GIB:.1f} GiB more of main memory (most for: {largest}), {room.host / GIB:.1f} are free"
+            f"it needs {needed / GIB:.1f} GiB more of main memory (most for: {largest}), "
+            f"{available.host / GIB:.1f} are free"
         )
     return found

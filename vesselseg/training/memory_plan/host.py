@@ -1,4 +1,4 @@
-"""Main memory and disk that a training takes of one machine."""
+"""Main memory and disk that a training needs on one machine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vesselseg.training.memory_plan.shapes import Shapes
 from vesselseg.training.memory_plan.zero import FROZEN, Rows, ZeroBytes, leaves_for_host, pinned_bytes
 
 MIB = 2**20
-# Measured on Linux with torch 2.12: a training process with its libraries, and what a loading process adds.
+# Measured on Linux with torch 2.12: a training process with its libraries, CUDA, a loader process.
 PROCESS_MIB, CUDA_MIB, WORKER_MIB = 900, 1500, 150
 FLOAT = 4
 
 
 @dataclass(frozen=True)
 class Host:
-    """memory: bytes of all processes of one machine by row. disk: bytes of the feature store, 0 without one on disk."""
+    """memory: bytes of all processes of one machine by row. disk: bytes of the feature store, 0 if none is on disk."""
 
     memory: Rows
     disk: float
@@ -32,7 +32,7 @@ class Host:
 def plan_host(
     setup: Setup, shapes: Shapes, images: Images, zero: ZeroBytes, act: Activations | None, processes: int
 ) -> Host:
-    """All `processes` of one machine. act: of one micro-batch on one GPU; without a GPU, None: not counted."""
+    """All `processes` of one machine. act: of one micro-batch on one GPU; None without a GPU, not counted then."""
     memory: Rows = {"processes": (PROCESS_MIB + (CUDA_MIB if setup.on_gpu else 0)) * MIB * processes}
     if not setup.on_gpu:
         memory["weights and optimizer"] = sum(zero.always.values()) * processes
@@ -52,7 +52,7 @@ def plan_host(
 
 
 def _loading(setup: Setup, shapes: Shapes, images: Images, act: Activations | None) -> float:
-    """Loading processes, the batches that they keep ready, and pinned copies of two."""
+    """Loader processes, the batches that they prefetch, and pinned copies of two batches."""
     loader, batch = setup.loader, setup.schedule.micro_batch
     if act and setup.store:
         views = act.features

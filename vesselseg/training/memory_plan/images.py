@@ -1,4 +1,4 @@
-"""What one training image is to the model: tiles, tokens, objects, its size."""
+"""Tiles, tokens, objects and size of the training images."""
 
 from __future__ import annotations
 
@@ -14,50 +14,45 @@ from vesselseg.dataset.manifest import Record, dataset_home, image_path, read_sp
 from vesselseg.dataset.prompts import ANSWER, DEFAULT_PHRASE, QUESTIONS, question_for
 from vesselseg.inference.processor import Processor
 
-ASSUMED_IMAGES = 1000  # where there is no data set yet
+ASSUMED_IMAGES = 1000  # if there is no dataset yet
 ASSUMED_SIDE = 512  # pixels
-LOOKED_INTO = 64  # image files whose size is read: the first ones
+SIZES_READ = 64  # the first image files, whose size is read
 
 
 @dataclass(frozen=True)
 class Images:
-    """The training images. count: how many; assumed: without looking at a data set.
-
-    tiles: of one image, thumbnail included. tokens, longest: of one conversation, in the mean and at most.
-    answer_tokens: of one conversation, with a label. objects, most_objects: masks of one image, in the mean and at
-    most. height, width: of the largest image in pixels.
-    """
+    """The training images of a run."""
 
     count: int
-    assumed: bool
-    tiles: int
-    tokens: float
-    longest: int
-    answer_tokens: float
-    objects: float
-    most_objects: int
-    height: int
+    assumed: bool  # there is no dataset; all values are assumptions
+    tiles: int  # of one image, thumbnail included
+    tokens: float  # of one conversation, mean
+    longest: int  # tokens of the longest conversation
+    answer_tokens: float  # labelled tokens of one conversation, mean
+    objects: float  # masks of one image, mean
+    most_objects: int  # masks of one image, maximum
+    height: int  # of the largest image, pixels
     width: int
 
     def tokens_of(self, images: int) -> int:
-        """Tokens of a micro-batch of so many images in which one conversation is the longest."""
+        """Tokens of a micro-batch of N images, one of them with the longest conversation."""
         return round(self.longest + (images - 1) * self.tokens)
 
     def objects_of(self, images: int) -> int:
-        """Masks of a micro-batch of so many images in which one image has the most."""
+        """Masks of a micro-batch of N images, one of them with the most masks."""
         return round(self.most_objects + (images - 1) * self.objects)
 
 
 def training_images(values: Mapping[str, Any], processor: Processor, count: int | None = None) -> Images:
-    """The images of a config's training split, or one object in 512x512 pixels where the folder does not exist.
+    """The images of a config's training split; if the folder does not exist, images of 512x512 with one object.
 
-    count: how many images to plan for, in place of the split's.
+    count: number of images to plan for, instead of the split's.
     """
     root, settings = Path(values["data_root"]), values["train_dataset"]
     if not (dataset_home(root) / "annotations.json").is_file():
         return _images(processor, [(DEFAULT_PHRASE,)], (ASSUMED_SIDE, ASSUMED_SIDE), count or ASSUMED_IMAGES, True)
     records = read_split(root, settings.get("split", "train"))[: settings.get("limit")]
-    sizes = [_size(image_path(root, record)) for record in records[:LOOKED_INTO]]
+    sizes = [_size(image_path(root, record)) for record in records[:SIZES_READ]]
     largest = max(sizes, key=lambda size: processor.views.tile_count(*size), default=(ASSUMED_SIDE, ASSUMED_SIDE))
     return _images(processor, _phrases(records), largest, count or len(records), False)
 
@@ -86,12 +81,12 @@ def _images(
 
 
 def _phrases(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Of every image; one without objects is asked for something all the same."""
+    """Phrases of every image; an image without objects gets the default phrase."""
     return [record.phrases or (DEFAULT_PHRASE,) for record in records] or [(DEFAULT_PHRASE,)]
 
 
 def _lengths(processor: Processor, phrases: tuple[str, ...]) -> list[int]:
-    """Text tokens of the conversation with each of the questions."""
+    """Text tokens of the conversation for each of the questions."""
     found = []
     for choice in range(len(QUESTIONS)):
         rounds = [(question_for(phrase, choice), ANSWER) for phrase in phrases]
@@ -104,5 +99,5 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except OSError:  # training says which file it is; a plan can do without
+    except OSError:  # training reports the file; a plan does not need it
         return ASSUMED_SIDE, ASSUMED_SIDE

@@ -1,4 +1,4 @@
-"""Run parts of the model on the meta device and count the bytes that would be held: shapes only, no arithmetic."""
+"""Run parts of the model on the meta device and count the bytes that they would allocate: shapes only."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of what a piece of work allocates. peak: the most at one moment. left: still held at its end.
+    """Bytes that some work allocates: at its peak, and what is left at its end.
 
-    What existed before (weights, inputs) does not count.
+    Tensors that existed before (weights, inputs) do not count.
     """
 
     peak: int
@@ -29,7 +29,7 @@ class Held:
 
 
 def held_by(work: Callable[[], Any]) -> tuple[Held, Any]:
-    """What `work` allocates on the meta device, and what it returns."""
+    """The bytes that `work` allocates on the meta device, and its result."""
     counter = _LiveBytes()
     with _meta(), counter:
         outcome = work()
@@ -43,7 +43,7 @@ def _meta() -> Iterator[None]:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows every storage that an operation makes until it is freed."""
+    """Tracks every storage that an operation creates until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _LiveBytes(TorchDispatchMode):
         if storage._cdata in self.known:
             return
         size = storage.nbytes() if new else 0
-        # The callback runs when torch frees the storage: torch keeps one Python object per storage that has references.
+        # The callback runs when torch frees the storage: torch keeps one Python object per referenced storage.
         self.known[storage._cdata] = weakref.ref(storage, functools.partial(self._forget, storage._cdata, size))
         self.live += size
         self.peak = max(self.peak, self.live)
@@ -78,7 +78,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """On the meta device attention would be written out; a GPU runs a fused kernel, which keeps no scores."""
+    """Attention without a score matrix, as in a GPU's fused kernel; the meta device would materialise it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:

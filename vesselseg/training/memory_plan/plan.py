@@ -1,4 +1,4 @@
-"""The plan: bytes per GPU by phase of a training, main memory, checkpoint and length of the run."""
+"""The plan: bytes per GPU by phase of a training, main memory, size of a checkpoint, length of the run."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ MIB = 2**20
 ACTIVATIONS, LOGITS = "activations", "logits"
 FEATURES, ENCODING, WORKSPACE = "encoder features", "encoders at work", "workspace"
 
-# Calibrated: torch keeps freed blocks for later, of sizes that do not all come again. A share of what comes and goes.
+# Calibrated: torch caches freed blocks, some of them in sizes that are not needed again. Share of temporary tensors.
 FRAGMENTATION = 0.15
-# Calibrated: the same of what ZeRO-3 gathers and reduces on streams of its own. A block serves the stream that it was
-# made for, so that the computation cannot have what these have freed.
+# Calibrated: the same for weights and gradients that ZeRO-3 gathers and reduces on separate streams. A block serves the
+# stream that it was allocated on, so that the computation cannot reuse it.
 FRAGMENTATION_OF_STREAMS = 0.65
-# A run may fit although its reserved memory does not: torch gives kept blocks back when it must. Below this share
-# beyond the peak it cannot.
+# A run may fit although its reserved memory does not, because torch releases cached blocks when it must. It needs at
+# least this share beyond the peak.
 LEAST_FRAGMENTATION = 0.02
-# Calibrated: outside of torch. CUDA's own context, and NCCL's buffers where there are several GPUs.
+# Calibrated: memory outside of torch: CUDA's context, and NCCL's buffers with several GPUs.
 CONTEXT_GIB = 0.35
 NCCL_GIB = 0.35
-# What a card shows of its nominal memory: a 24 GB RTX 3090 has 23.68 GiB.
+# Share of a GPU's nominal memory that is visible: a 24 GB RTX 3090 has 23.68 GiB.
 VISIBLE = 0.985
-# Products run on two threads, forward and backward, and cuBLAS and cuBLASLt have a workspace for each.
+# Matrix products run on two threads, forward and backward; cuBLAS and cuBLASLt have a workspace for each.
 WORKSPACES = 4
 DEFAULT_CUBLAS_MIB = 32
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is planned for. gpus: processes. usable: bytes of each GPU that torch may have, None on the CPU.
+    """Hardware and data to plan for. gpus: processes. usable: bytes of each GPU for torch, None on the CPU.
 
-    images: training images, None for those of the data set. per_machine: processes of one machine, None for all.
+    images: number of training images, None for the dataset's. per_machine: processes of one machine, None for all.
     """
 
     gpus: int
@@ -57,34 +57,34 @@ class Target:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """phases: bytes by row for each part of a training, on one GPU. host: main memory and disk of one machine."""
+    """Memory of a training by phase, and its length."""
 
     target: Target
     setup: Setup
     images: Images
-    trainable: int
-    parameters: int
-    phases: dict[str, Rows]
-    always: Rows
-    host: Host
-    checkpoint: int
-    resume: int
+    trainable: int  # elements
+    parameters: int  # elements of the whole model
+    phases: dict[str, Rows]  # bytes by row on one GPU, for each phase; empty on the CPU
+    always: Rows  # bytes by row that are allocated during the whole training
+    host: Host  # main memory and disk of one machine
+    checkpoint: int  # bytes
+    resume: int  # further bytes to resume from a checkpoint
     schedule: TrainPlan
-    time: Time | None
+    time: Time | None  # with a named GPU only
 
     @property
     def peak_phase(self) -> str:
-        """The phase that holds most; none on the CPU, where only main memory is planned."""
+        """The phase with the largest sum; there is none on the CPU, where only main memory is planned."""
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
     def peak(self) -> float:
-        """Most bytes that are allocated at once."""
+        """Peak of allocated bytes."""
         return sum(self.phases[self.peak_phase].values()) if self.phases else 0.0
 
     @property
     def reserved(self) -> float:
-        """Most bytes that torch takes from the GPU."""
+        """Peak of bytes that torch reserves on the GPU."""
         return max((self._reserved(rows) for rows in self.phases.values()), default=0.0)
 
     def _reserved(self, rows: Rows) -> float:
@@ -95,22 +95,22 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether it can run at all."""
+        """Whether the training can run."""
         return self.target.usable is None or self.peak * (1 + LEAST_FRAGMENTATION) <= self.target.usable
 
     @property
     def tight(self) -> bool:
-        """Whether it fits only if torch gives back what it keeps."""
+        """Whether it fits only if torch releases cached blocks."""
         return self.fits and self.target.usable is not None and self.reserved > self.target.usable
 
 
 def usable_bytes(gib: float, gpus: int) -> float:
-    """Bytes that torch may have of a card with so much nominal memory."""
+    """Bytes for torch on a GPU with this nominal memory."""
     return (gib * VISIBLE - CONTEXT_GIB - (NCCL_GIB if gpus > 1 else 0)) * GIB
 
 
 def plan_memory(config: Mapping[str, Any], target: Target) -> MemoryPlan:
-    """Plan a checked config. Raises UserError and its kin for a base folder or data that cannot be read."""
+    """Plan a checked config. Raises UserError and its subclasses for a base folder or data that cannot be read."""
     setup = Setup(config, target.gpus, on_gpu=target.usable is not None)
     shapes = shapes_of(setup.sa2va)
     images = training_images(config, shapes.processor, target.images)
@@ -154,7 +154,7 @@ def _phases(
         before = {name: value for name, value in zero.always.items() if name != ds.MOMENTS}
         phases["feature store"] = _joined(before, zero.encoders, working, some)
     else:
-        # Encoders run first: nothing of the language model is kept yet.
+        # Encoders run first, before the language model has any activations.
         phases["encoders"] = _joined(running, zero.gathered, {ENCODING: act.encoding})
     kept = {FEATURES: act.features}
     work = {ACTIVATIONS: stored + act.masks, LOGITS: act.logits}
@@ -180,5 +180,5 @@ def _joined(*parts: Mapping[str, float]) -> Rows:
 
 
 def _workspace(target: Target) -> float:
-    """cuBLAS's."""
+    """Bytes of cuBLAS's workspaces."""
     return WORKSPACES * (target.card.cublas_mib if target.card else DEFAULT_CUBLAS_MIB) * MIB

@@ -1,4 +1,4 @@
-"""A plan as a table for people and as JSON for programs."""
+"""A plan as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABEL = 22
 
 
 def text_report(plan: MemoryPlan, proposed: list[Proposal]) -> str:
-    """Everything, as lines."""
+    """The whole plan as lines."""
     lines = [_title(plan)]
     if plan.phases:
         lines += ["", *_table(plan), "", _verdict(plan), *text_changes(plan, proposed)]
@@ -26,13 +26,13 @@ def text_report(plan: MemoryPlan, proposed: list[Proposal]) -> str:
 
 
 def text_changes(plan: MemoryPlan, proposed: list[Proposal]) -> list[str]:
-    """What makes a plan fit that does not."""
+    """Changes that make a plan fit; nothing if it fits."""
     if plan.fits:
         return []
     if not proposed:
-        return ["no change of this config is enough: take a smaller base model, more GPUs or larger ones"]
+        return ["no change of this config is enough: use a smaller base model, more GPUs or larger ones"]
     together = len(proposed[0].changes) > 1
-    lines = [f"what makes it fit (--cfg-options){':' if together else ', any one of:'}"]
+    lines = [f"changes that make it fit (--cfg-options){':' if together else ', any one of:'}"]
     for proposal in proposed:
         lines += [f"  {change.options}  ({change.cost})" for change in proposal.changes]
         lines.append(f"    -> {peak_line(proposal.plan)}")
@@ -93,7 +93,7 @@ def _title(plan: MemoryPlan) -> str:
 
 
 def _table(plan: MemoryPlan) -> list[str]:
-    """One column for each phase; the peak's is marked."""
+    """One column for each phase; the one with the peak is marked."""
     names = [f"{name} *" if name == plan.peak_phase else name for name in plan.phases]
     lines = [f"{'GiB per GPU':<{LABEL}}" + "".join(f"{name:>17}" for name in names)]
     for row in ROWS:
@@ -109,13 +109,13 @@ def _table(plan: MemoryPlan) -> list[str]:
 def _verdict(plan: MemoryPlan) -> str:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     if plan.tight:
-        verdict = "fits tightly: torch must give kept blocks back now and then, which takes time"
+        verdict = "fits tightly: torch must release cached blocks now and then, which takes time"
     return f"{peak_line(plan)}: {verdict}"
 
 
 def peak_line(plan: MemoryPlan) -> str:
-    """Peak and what there is, as one line."""
-    usable = "" if plan.target.usable is None else f", torch may have {plan.target.usable / GIB:.2f}"
+    """Peak and available memory as one line."""
+    usable = "" if plan.target.usable is None else f", available to torch {plan.target.usable / GIB:.2f}"
     allocated = f"peak {plan.peak / GIB:.2f} GiB allocated ({plan.peak_phase})"
     return f"{allocated}, about {plan.reserved / GIB:.2f} reserved{usable}"
 
@@ -133,7 +133,7 @@ def _host(plan: MemoryPlan) -> list[str]:
 
 def _run(plan: MemoryPlan) -> list[str]:
     images = plan.images
-    seen = "assumed, there is no data set yet" if images.assumed else "in the training split"
+    seen = "assumed, there is no dataset yet" if images.assumed else "in the training split"
     return [
         f"images: {images.count} ({seen}), {images.tiles} tile(s), {images.tokens:.0f} tokens, "
         f"{images.objects:.1f} object(s) each",

@@ -1,4 +1,4 @@
-"""How long an iteration takes on a named card: arithmetic, bytes and launches, none of it measured there."""
+"""Estimated time of an iteration on a named GPU, from arithmetic, bytes and kernel launches."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import BLOCKS, Shapes
 from vesselseg.training.plan import TrainPlan
 
-# All of these are calibrated on H200s (docs/results.md). Share of a card's matrix throughput that large products reach.
+# All constants are calibrated on H200s (docs/results.md). Share of the GPU's peak throughput that large products reach.
 EFFICIENCY = 0.65
 # Of the vessel head's convolutions, which have few channels and many pixels. Assumed: not measured yet.
 HEAD_EFFICIENCY = 0.15
-# Seconds that the launches of one decoder layer's forward pass keep the GPU waiting, fused and not.
+# Seconds for which the GPU waits for the kernel launches of one decoder layer's forward pass, fused and not fused.
 FUSED_LAUNCH, PLAIN_LAUNCH = 0.0010, 0.0020
-# Forward again and backward launch so many times as much.
+# Recomputed forward and backward have this many times as many launches.
 LAUNCHES_PER_PASS = 4
-# Mask decoder, losses, packing, the step of the engine: launches that do not depend on the language model.
+# Mask decoder, losses, packing, engine step: launches that do not depend on the language model.
 OTHER_LAUNCHES = 0.02
-# What ZeRO-3 gathers at once, a matrix or a whole layer: bookkeeping, the collective, release.
+# One gather of ZeRO-3, of a matrix or a whole layer: bookkeeping, the collective, release.
 GATHER = 0.0004
-# DeepSpeed's CPU Adam reads and writes this many bytes per element, at so many bytes per second and process: 88e9 with
-# 16 cores of an H200's host, less where processes share memory of fewer channels.
+# DeepSpeed's CPU Adam: bytes read and written per element, and bytes per second and process: 88e9 with 16 cores of an
+# H200's host, less if processes share fewer memory channels.
 CPU_ADAM_BYTES, CPU_ADAM_RATE = 28, 50e9
 SAM2_LARGE_FLOPS = 1.6e12  # forward pass of the image encoder at 1024, for its 212.7 M parameters
 SAM2_LARGE_ENCODER = 212_703_280
@@ -33,39 +33,39 @@ SAM2_LARGE_ENCODER = 212_703_280
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of one iteration, and what they are made of. flops: of one image."""
+    """Seconds of one iteration by part."""
 
     card: Card
-    flops: float
-    arithmetic: float
+    flops: float  # of one image
+    arithmetic: float  # seconds, as all below
     memory: float
     launches: float
     communication: float
     optimizer: float
-    images_per_iteration: int
-    iterations: int
+    images_per_iteration: int  # of all GPUs
+    iterations: int  # of the whole run
 
     @property
     def iteration(self) -> float:
-        """Arithmetic and memory traffic run beside each other, the rest adds up.
+        """Arithmetic and memory traffic overlap, the rest adds up.
 
-        Launches run ahead of long kernels and behind short ones; measured, their sum with arithmetic comes closest.
+        Launches overlap with long kernels and not with short ones; adding them to arithmetic fits measurements best.
         """
         return max(self.arithmetic, self.memory) + self.launches + self.communication + self.optimizer
 
     @property
     def images_per_second(self) -> float:
-        """Of all GPUs."""
+        """Images per second of all GPUs."""
         return self.images_per_iteration / self.iteration
 
     @property
     def hours(self) -> float:
-        """Of the whole run, without validation and loading."""
+        """Hours of the whole run, without validation and loading."""
         return self.iteration * self.iterations / 3600
 
 
 def estimate_time(setup: Setup, shapes: Shapes, images: Images, plan: TrainPlan, card: Card) -> Time:
-    """An estimate; within a factor of two is what to expect of it."""
+    """An estimate, correct to about a factor of two."""
     batch = setup.schedule.micro_batch
     flops, head = _flops(setup, shapes, images), _head_flops(setup, shapes, images)
     return Time(
@@ -82,7 +82,7 @@ def estimate_time(setup: Setup, shapes: Shapes, images: Images, plan: TrainPlan,
 
 
 def _passes(setup: Setup, shapes: Shapes) -> float:
-    """Products with frozen weights per forward one: forward, again where recomputed, gradient of the input."""
+    """Matrix products with frozen weights per forward pass: forward, recomputation, gradient of the input."""
     return 2 + setup.recomputed(shapes.layers) / shapes.layers
 
 
@@ -110,7 +110,7 @@ def _head_flops(setup: Setup, shapes: Shapes, images: Images) -> float:
 
 
 def _encoder_flops(shapes: Shapes, images: Images) -> float:
-    """Forward only where frozen, and backward of everything else."""
+    """Forward only if frozen, forward and backward otherwise."""
     config = shapes.model.config
     vision = sum(w.numel for w in shapes.weights if w.name.startswith("vision_model.") and w.is_matrix)
     patches = (config.force_image_size // int(config.vision_config.get("patch_size", 14))) ** 2
@@ -121,7 +121,7 @@ def _encoder_flops(shapes: Shapes, images: Images) -> float:
 
 
 def _weight_traffic(setup: Setup, shapes: Shapes) -> float:
-    """Bytes of the blocks, read once per pass; 4-bit ones are also written and read unpacked."""
+    """Bytes of the blocks, read once per pass; 4-bit weights are also written and read as bf16."""
     blocks = sum(w.numel for w in shapes.weights if w.name.startswith(BLOCKS))
     size = NF4_BYTES + 2 * setup.bytes_per_weight if setup.quantised else setup.bytes_per_weight
     return blocks * size * _passes(setup, shapes)
@@ -135,7 +135,7 @@ def _launches(setup: Setup, shapes: Shapes) -> float:
 
 
 def _gathers(setup: Setup, shapes: Shapes) -> int:
-    """What is gathered in one pass: matrices, or decoder layers and the matrices outside of them."""
+    """Number of gathers in one pass: matrices, or decoder layers and the matrices outside of them."""
     large = [w for w in shapes.weights if w.numel > setup.zero.param_persistence_threshold]
     if not setup.whole_layers:
         return len(large)
@@ -159,7 +159,7 @@ def _communication(setup: Setup, shapes: Shapes, card: Card) -> float:
 
 
 def _optimizer(setup: Setup, shapes: Shapes, card: Card) -> float:
-    """Of one step: its states read and written, weights gathered; on the CPU, gradients and weights cross over."""
+    """One step: states read and written, weights gathered; on the CPU also copies of gradients and weights."""
     part, size = shapes.trainable / setup.gpus, setup.bytes_per_weight
     seconds = size * shapes.trainable * (setup.gpus - 1) / setup.gpus / (card.peer_gbs * 1e9)
     if setup.optimizer_on_host:

@@ -1,7 +1,6 @@
-"""What DeepSpeed 0.18 holds beside the model, in bytes: read in stage_1_and_2.py, stage3.py, partition_parameters.py.
+"""Memory of DeepSpeed 0.18 in bytes, from stage_1_and_2.py, stage3.py and partition_parameters.py.
 
-T: elements that train, P: one process's part of them, b: bytes per weight (2 in bf16). Names of what is held are the
-rows of the plan's table.
+The names below are the rows of the plan's table.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vesselseg.models.quantised import NF4_BYTES
-from vesselseg.training.flat_parameters import LARGEST, worth_laying
+from vesselseg.training.flat_parameters import MAX_BUFFER, is_worth_flattening
 from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import BLOCKS, Shapes, Weight
 
@@ -33,30 +32,25 @@ Rows = dict[str, float]
 
 @dataclass(frozen=True)
 class ZeroBytes:
-    """Bytes on one GPU. build: weights while the model is made. always: while it trains, once the first optimizer step
-    has made the moments. engine: at its start, in all. encoders: their weights, where stored features keep them away.
-    backward: gradients while they arise. reduction: while they are shared out, where that is not then but afterwards.
-    step: in the optimizer step.
+    """Bytes on one GPU by row, for each phase."""
 
-    gathered: weights of ZeRO-3 that are whole for the moment. head: beside these and the masks, while the largest
-    arrives; answers: instead of these, where it arrives without the masks. host: main memory of one process.
-    """
-
-    build: Rows
-    always: Rows
-    engine: Rows
-    encoders: Rows
-    backward: Rows
-    step: Rows
-    reduction: Rows = field(default_factory=dict)
-    gathered: Rows = field(default_factory=dict)
-    head: Rows = field(default_factory=dict)
-    answers: Rows = field(default_factory=dict)
-    host: Rows = field(default_factory=dict)
+    build: Rows  # weights while the model is built
+    always: Rows  # during training, after the first optimizer step has created the moments
+    engine: Rows  # when the engine starts, in total
+    encoders: Rows  # their weights, if stored features keep them off the GPU
+    backward: Rows  # gradients while they are computed
+    step: Rows  # in the optimizer step
+    reduction: Rows = field(
+        default_factory=dict
+    )  # gradients while they are reduced, if that is after the backward pass
+    gathered: Rows = field(default_factory=dict)  # gathered weights of ZeRO-3
+    head: Rows = field(default_factory=dict)  # in addition to these and the masks, while the head is gathered
+    answers: Rows = field(default_factory=dict)  # instead of these, if the head is gathered without the masks
+    host: Rows = field(default_factory=dict)  # main memory of one process
 
 
 def zero_bytes(setup: Setup, shapes: Shapes) -> ZeroBytes:
-    """By stage, 1 to 3."""
+    """For ZeRO stage 1 to 3."""
     return _stage_3(setup, shapes) if setup.stage == 3 else _stage_1_and_2(setup, shapes)
 
 
@@ -67,31 +61,35 @@ def resume_bytes(setup: Setup) -> int:
 
 
 def partition(elements: int, processes: int) -> int:
-    """One process's part."""
+    """Elements of one process's partition."""
     aligned = math.ceil(elements / (ALIGNMENT * processes)) * ALIGNMENT * processes
     return aligned // processes
 
 
 def frozen_bytes(setup: Setup, weights: Iterable[Weight]) -> float:
-    """Frozen weights of a GPU that holds all of these."""
+    """Frozen weights of a GPU with all of these."""
     sizes = (NF4_BYTES if setup.quantised and w.in_4_bits else setup.bytes_per_weight for w in weights)
     return sum(w.numel * size for w, size in zip(weights, sizes) if not w.trainable)
 
 
 def leaves_for_host(setup: Setup, shapes: Shapes, weight: Weight) -> bool:
-    """Whether it is the embedding table and waits in main memory."""
+    """Whether the weight is the embedding table and stays in main memory."""
     return weight.is_embedding and setup.embedding_on_host and not shapes.text.tie_word_embeddings
 
 
 def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
-    """DeepSpeed knows the large tensors of `flat_parameters`, whose gradients collect outside of it.
+    """DeepSpeed sees the flat buffers of `flat_parameters`, whose gradients accumulate outside of it.
 
-    Where more trains than is laid into them, each process collects its share, in main memory with the optimizer.
+    If more elements train than flat buffers are used for, each process accumulates its partition, in main memory if the
+    optimizer is there.
     """
     size, trains = setup.bytes_per_weight, shapes.trainable
-    flat = worth_laying(trains)
+    flat = is_worth_flattening(trains)
     part = partition(trains, setup.gpus)
-    largest, on_host = max(shapes.largest(trainable=True), min(LARGEST, trains) if flat else 0), setup.optimizer_on_host
+    largest, on_host = (
+        max(shapes.largest(trainable=True), min(MAX_BUFFER, trains) if flat else 0),
+        setup.optimizer_on_host,
+    )
     here = [weight for weight in shapes.weights if not leaves_for_host(setup, shapes, weight)]
     encoders = frozen_bytes(setup, [w for w in here if w.is_encoder]) if setup.store else 0.0
     frozen = frozen_bytes(setup, here)
@@ -100,7 +98,7 @@ def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
     states: Rows = {} if on_host else {MASTERS: MASTER_BYTES * part, MOMENTS: MOMENT_BYTES * part}
     if setup.schedule.ema:
         states[AVERAGE] = AVERAGE_BYTES * trains
-    # DeepSpeed copies the weights into a tensor of its own; then the masters, beside zeros of a dropped gradient.
+    # DeepSpeed copies the weights; then it creates the master weights, next to zeros of a temporary gradient.
     start = size * trains + (0 if on_host else 2 * MASTER_BYTES * part)
     return ZeroBytes(
         build={FROZEN: frozen_bytes(setup, shapes.weights), TRAINABLE: size * trains},
@@ -115,10 +113,11 @@ def _stage_1_and_2(setup: Setup, shapes: Shapes) -> ZeroBytes:
 
 
 def _reduction(setup: Setup, largest: int, part: int) -> Rows:
-    """At the end of an accumulation group: one large gradient after the other is copied, reduced and shared out.
+    """At the end of an accumulation group, one large gradient after the other is copied, reduced and partitioned.
 
-    The bucket is there twice with overlap_comm, and once more, as a copy, where it spans two owners. A gradient larger
-    than the bucket is reduced by itself. With the optimizer on the host, each passes through a buffer and is checked.
+    The bucket exists twice with overlap_comm, and once more as a copy if it spans two owners. A gradient larger
+    than the bucket is reduced alone. With the optimizer on the host, each gradient passes through a buffer and is
+    checked.
     """
     zero, size = setup.zero, setup.bytes_per_weight
     bucket = zero.reduce_bucket_size * (2 if zero.overlap_comm else 1)
@@ -131,19 +130,19 @@ def _reduction(setup: Setup, largest: int, part: int) -> Rows:
 
 
 def _step(size: int, part: int, largest_piece: int) -> float:
-    """Checks and norm on one gradient after the other; then a flat copy, and that in float32."""
+    """Checks and norm of one gradient after the other; then a flat copy, and its float32 version."""
     checks = size * part + max(OVERFLOW_BYTES, NORM_BYTES) * largest_piece
     flattened = size * part + size * part + (MASTER_BYTES * part if size < MASTER_BYTES else 0)
     return max(checks, flattened)
 
 
 def _offloaded_optimizer(setup: Setup, part: int, largest: int) -> Rows:
-    """Pinned: masters, their gradients, weights on their way back, sums of gradients; moments are not pinned."""
+    """Pinned: master weights, their gradients, returning weights, accumulated gradients; moments are not pinned."""
     size = setup.bytes_per_weight
     pinned = [MASTER_BYTES * part, MASTER_BYTES * part, size * part, size * largest]
     if setup.schedule.accumulation > 1:
         pinned.append(size * part)
-    # Before they are pinned, masters and returning weights exist once more.
+    # Before they are pinned, master weights and returning weights exist twice.
     return {"optimizer": sum(map(pinned_bytes, pinned)) + MOMENT_BYTES * part + size * part}
 
 
@@ -171,10 +170,10 @@ def _stage_3(setup: Setup, shapes: Shapes) -> ZeroBytes:
     return ZeroBytes(
         build={**weights, GATHERED: size * 2 * shapes.largest()},
         always={**weights, GATHERED: size * small, BUCKETS: bucket, **({} if on_host else states)},
-        # A second copy of the masters while the first is made.
+        # Two copies of the master weights while they are created.
         engine={**weights, GATHERED: size * small, STEP: 0 if on_host else 2 * MASTER_BYTES * part},
-        encoders={},  # shares are not moved
-        # Gradients are copied to be scattered; one that exceeds the bucket is reduced by itself.
+        encoders={},  # partitions are not moved
+        # Gradients are copied to be scattered; one that exceeds the bucket is reduced alone.
         backward={BUCKETS: bucket + (2 * size * largest if largest > zero.reduce_bucket_size else 0)},
         step={} if on_host else {STEP: _step(size, part, min(largest, part))},
         gathered={GATHERED: _gathered(setup, shapes)},
@@ -184,10 +183,10 @@ def _stage_3(setup: Setup, shapes: Shapes) -> ZeroBytes:
 
 
 def _arriving_head(setup: Setup, shapes: Shapes) -> dict[str, Rows]:
-    """The head is there twice until it is copied out of the buffer in which it came, beside its share from the host.
+    """The head exists twice until it is copied out of the buffer that received it, next to its partition from the host.
 
-    Matrix by matrix, what is prefetched ends with the weight that fills the bucket, which is the head. Whole layers of
-    the backward pass are fetched behind it: while it arrives, none is there.
+    Matrix by matrix, prefetching ends with the weight that fills the bucket, which is the head. Whole layers of the
+    backward pass are fetched after it: while it is gathered, none is present.
     """
     size, largest = setup.bytes_per_weight, shapes.largest()
     if not setup.whole_layers:
@@ -196,25 +195,28 @@ def _arriving_head(setup: Setup, shapes: Shapes) -> dict[str, Rows]:
 
 
 def _from_host(setup: Setup, numel: int) -> int:
-    """This process's share of a weight, on its way to the others."""
+    """Bytes of this process's partition of a weight, while it is sent to the others."""
     return numel // setup.gpus if setup.weights_on_host else 0
 
 
 def _gathered(setup: Setup, shapes: Shapes) -> float:
-    """Most weights that are whole at once.
+    """Peak of gathered weights.
 
-    Whole layers: every module that is entered, of the mask decoder too, fetches another bucket ahead, until
-    max_live_parameters are there; the matrix that reaches the limit exceeds it, and a bucket lies beside its copies.
+    Whole layers: every module that is entered, also of the mask decoder, prefetches another bucket until
+    max_live_parameters are present; the matrix that reaches the limit exceeds it, and its bucket exists next to the
+    copies.
 
-    Matrix by matrix: the largest matrix or layer, prefetched ones, and those kept for reuse: at the turn from forward
-    to backward, layers within half of max_reuse_distance of it.
+    Matrix by matrix: the largest matrix or layer, prefetched ones, and those kept for reuse: where forward turns to
+    backward, the layers within half of max_reuse_distance.
     """
     zero, size = setup.zero, setup.bytes_per_weight
     blocks = [weight.numel for weight in shapes.weights if weight.name.startswith(BLOCKS)]
     if setup.whole_layers:
         live = min(zero.max_live_parameters + max(blocks), sum(blocks) + shapes.largest())
         return size * (live + zero.prefetch_bucket_size + _from_host(setup, zero.prefetch_bucket_size))
-    largest = max(shapes.largest() + max(blocks), sum(blocks) // shapes.layers)  # a matrix at work, the head on its way
+    largest = max(
+        shapes.largest() + max(blocks), sum(blocks) // shapes.layers
+    )  # a matrix in use, the head being gathered
     reused = min(zero.max_reuse_distance // 2, sum(blocks))
-    fetched = 2 * zero.prefetch_bucket_size  # gathered together, then copied apart
+    fetched = 2 * zero.prefetch_bucket_size  # gathered together, then copied
     return size * (largest + reused + fetched + _from_host(setup, shapes.largest()))
