@@ -134,7 +134,7 @@ def test_a_head_that_cannot_be_built_is_refused_with_the_config(base: Path) -> N
     with pytest.raises(ConfigError) as caught:
         tiny(base, **wrong)
     message = str(caught.value)
-    assert f"{FINE} and {HEAD} both refine SAM2's answer; set one of them to None" in message
+    assert f"{FINE} and {HEAD} both refine SAM2's answer; set one to None" in message
     assert f"{HEAD}.wide: VesselHeadOptions takes no 'wide'" in message and "2 problem(s)" in message
     with pytest.raises(ConfigError, match=r"vessel_head\.norm is 'batch'; expected 'group' or 'instance'"):
         tiny(base, **{HEAD: {"norm": "batch"}})

@@ -86,6 +86,7 @@ def test_the_plan_matches_deepspeeds_memory(base: Path) -> None:
     assert rows[GRADIENTS] == sum(one.nbytes for one in engine.flat_parameters.gradients)
 
 
+@pytest.mark.slow
 def test_a_card_that_is_too_small_stops_the_run_with_table_and_changes(
     folder_8b: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

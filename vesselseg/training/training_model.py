@@ -68,7 +68,7 @@ class TrainingModel(BaseModel):
             return []
         if sam2["fine_masks"]:
             problems.append(
-                "sa2va.sam2.fine_masks and sa2va.sam2.vessel_head both refine SAM2's answer; set one of them to None"
+                "sa2va.sam2.fine_masks and model.sa2va.sam2.vessel_head both refine SAM2's answer; set one to None"
             )
         if not isinstance(options, Mapping):
             return [*problems, "sa2va.sam2.vessel_head must be a dict of options ({} for the defaults), or None"]
