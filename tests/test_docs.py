@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import architecture_tree
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
@@ -15,7 +17,9 @@ DOCUMENTS = (
     "docs/architecture.md",
     "docs/cine.md",
     "docs/data.md",
+    "docs/distilling.md",
     "docs/evaluation.md",
+    "docs/memory_plan.md",
     "docs/predicting.md",
     "docs/results.md",
     "docs/service.md",
@@ -39,9 +43,8 @@ def commands(document: str) -> list[str]:
     return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def tree_paths(text: str) -> list[str]:
+def indented_paths(block: str) -> list[str]:
     """Paths of the first column of an indented tree; a line may name several files, and patterns."""
-    block = next(block for block in code_blocks(text, "") if "vesselseg/" in block)
     paths: list[str] = []
     parents: list[str] = []
     for indent, names in re.findall(r"^( *)(\S.*?)(?:  |$)", block, flags=re.MULTILINE):
@@ -59,9 +62,9 @@ def test_links_lead_somewhere(document: str) -> None:
     assert [target for target in targets if "://" not in target and not (folder / target).exists()] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md", "docs/architecture.md"])
-def test_the_tree_names_what_is_there(document: str) -> None:
-    paths = tree_paths(text_of(document))
+@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md"])
+def test_the_tree_names_what_exists(document: str) -> None:
+    paths = indented_paths(next(block for block in code_blocks(text_of(document), "") if "vesselseg/" in block))
     assert [path for path in paths if not any(REPOSITORY.glob(path))] == []
     rooms = {
         f"vesselseg/{path.name}" for path in (REPOSITORY / "vesselseg").iterdir() if (path / "__init__.py").exists()
@@ -104,6 +107,18 @@ def test_both_languages_give_the_same_commands() -> None:
     for language in ("bash", "python"):
         english, chinese = (code_blocks(text_of(name), language) for name in ("README.md", "README.zh-CN.md"))
         assert english and english == chinese
+
+
+def test_tree_and_import_table_of_the_architecture_are_up_to_date() -> None:
+    text = text_of("docs/architecture.md")
+    assert text == architecture_tree.with_generated_parts(text), "run python -m tests.architecture_tree"
+
+
+def test_the_tree_of_the_architecture_has_every_module_and_paths_outside_the_package_exist() -> None:
+    package, outside, *_ = code_blocks(text_of("docs/architecture.md"), "")
+    modules = [path for path in (REPOSITORY / "vesselseg").rglob("*.py") if path.name != "__init__.py"]
+    assert len(re.findall(r"^ *\w+\.py +\S", package, flags=re.MULTILINE)) == len(modules)
+    assert [path for path in indented_paths(outside) if not (REPOSITORY / path).exists()] == []
 
 
 def test_the_import_table_names_every_room() -> None:

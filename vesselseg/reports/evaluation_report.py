@@ -1,6 +1,4 @@
-"""Write the output folder of an evaluation: results.json, results.csv, panels, charts, report.html, report.md,
-table.tex.
-"""
+"""Write the output folder of an evaluation: results.json and .csv, panels, charts, report.html and .md, table.tex."""
 
 from __future__ import annotations
 
