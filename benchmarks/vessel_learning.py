@@ -53,6 +53,8 @@ NAME = "vessel_learning"
 REFERENCE = "BCE + Dice"
 LOSS, FINE = "model.loss.", "model.sa2va.sam2.fine_masks"
 CLDICE = {f"{LOSS}cldice": 0.5}
+# The reference has the losses of configs that start from pretrained weights, not those of CONFIG.
+BASE_LOSS = {f"{LOSS}bce": 2.0, f"{LOSS}dice": 0.5, f"{LOSS}thin_weight": 0.0, f"{LOSS}skeleton_recall": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
     "clDice beside them": CLDICE,
@@ -126,7 +128,7 @@ def run_all(runs: Sequence[Run], study: Study, args: argparse.Namespace) -> None
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Config overrides of all runs."""
-    return {**shared_schedule(args, LINES, VALIDATIONS), "model.sa2va.base": args.scratch / "base"}
+    return {**shared_schedule(args, LINES, VALIDATIONS), "model.sa2va.base": args.scratch / "base", **BASE_LOSS}
 
 
 def evaluate_run(run: Run, record: dict[str, Any], study: Study, args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ _trunk = dict(embed_dim=32, num_heads=1, stages=[1, 2, 3, 1], global_att_blocks=
 model.sa2va.update(base="weights/tiny_base", gradient_checkpointing=False)
 model.sa2va.sam2.update(variant="tiny", checkpoint=None, image_size=512, trunk=_trunk)
 model.sa2va.trainable.update(llm="full", projector=True, sam2_encoder=True, vision=True)
-model.loss.update(mask_target="full")
+model.loss.update(bce=1.0, dice=1.0, thin_weight=2.0, skeleton_recall=0.5, mask_target="full")
 schedule.update(epochs=1000, lr=1e-3, accumulation=1, micro_batch=16, warmup_ratio=0.05, ema=0.997)
 loader.update(num_workers=12)
 validation.update(interval=400)
