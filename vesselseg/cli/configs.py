@@ -112,3 +112,19 @@ def new(
     reason = write_leaf(RecipeRequest(base, data, gpus, gpu_gib, chosen), out, force)
     print(f"{out}: {reason}")
     print(f"start it with: vesselseg train {out} {gpus}, or bash tools/dist.sh train {out} {gpus}")
+
+
+@app.command
+def reference() -> None:
+    """Print the reference of all settings as Markdown, as docs/configuration.md holds it.
+
+    vesselseg configs reference > docs/configuration.md
+    """
+    from vesselseg.training.console import muted, quieten_imports
+
+    quieten_imports()
+    with muted():
+        from vesselseg.config.reference import reference_page
+
+        page = reference_page()
+    print(page, end="")

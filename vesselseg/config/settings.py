@@ -13,8 +13,8 @@ class Schedule:
 
     epochs: int = 3  # passes over the training images
     lr: float = 2e-5  # peak learning rate
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05  # of AdamW
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's decay rates of the gradient's mean and square
     warmup_ratio: float = 0.1  # share of the optimizer steps with a linear warm-up; a cosine to zero follows
     accumulation: int = 8  # iterations per optimizer step
     micro_batch: int = 1  # images per process and iteration

@@ -46,7 +46,7 @@ def build_model(
     gradient_checkpointing: bool | int = False,
     activations_on_host: bool = False,
     quantise: str | None = None,
-    attention: str = "sdpa",
+    attention: str = "sdpa",  # transformers' implementation: sdpa, eager or flash_attention_2
     fused: bool | str = "auto",
     embedding_on_host: bool = False,
     random_weights: bool = False,

@@ -48,13 +48,13 @@ class Trainable:
     """
 
     llm: str = "lora"
-    new_tokens: bool = True
+    new_tokens: bool = True  # the embedding rows of the five new tokens
     projector: bool = False
     seg_projector: bool = True
     mask_decoder: bool = True
     high_res_convs: bool = True
-    sam2_encoder: bool = False
-    vision: bool = False
+    sam2_encoder: bool = False  # SAM2's image encoder
+    vision: bool = False  # InternVL's vision tower
 
     def __post_init__(self) -> None:
         if self.llm not in ("lora", "full", "frozen"):

@@ -20,11 +20,11 @@ def training_dataset(
     data_root: str | Path,
     model_base: str | Path | None,
     sam_image_size: int,
-    split: str = "train",
+    split: str = "train",  # of the dataset folder
     max_length: int = 2048,
     max_tiles: int | None = None,
     augment: Augment | None = None,
-    vary_questions: bool = True,
+    vary_questions: bool = True,  # draw order and wording of the questions
     seed: int = 0,
     limit: int | None = None,
     variants: int | None = None,
