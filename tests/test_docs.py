@@ -29,6 +29,8 @@ DOCUMENTS = (
     "docs/service.md",
     "docs/training.md",
     "docs/weights.md",
+    "examples/README.md",
+    "benchmarks/README.md",
 )
 
 COMMANDS = dict(all_commands())
