@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vesselseg.dataset.manifest import Record, read_manifest, read_split
 from vesselseg.evaluation.evaluator import AUTO, evaluate
-from vesselseg.evaluation.results import write_json
-from vesselseg.evaluation.sources import open_source
+from vesselseg.evaluation.prediction_sources import open_predictions
+from vesselseg.evaluation.results_file import write_json
 from vesselseg.evaluation.threshold import apply_threshold
 from vesselseg.inference.options import LoadOptions
 from vesselseg.run_tool import run_tool
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="of a model (default: %(default)s)")
     args = parser.parse_args()
     tested = [record.image for record in read_split(args.data, "test")]
-    source = Kept(open_source(args.source, read_manifest(args.data), LoadOptions(device=args.device)), set(tested))
+    source = Kept(open_predictions(args.source, read_manifest(args.data), LoadOptions(device=args.device)), set(tested))
     evaluation = evaluate(args.data, "test", source, AUTO)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(evaluation, args.out)

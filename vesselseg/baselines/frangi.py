@@ -45,6 +45,7 @@ def apply_frangi(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.f
     vesselness / (vesselness + level), which is 0.5 at the tuned level; components that are too small are halved, which
     puts them below 0.5. The mask is ``probability > THRESHOLD``.
     """
+    # s / (s + level) is monotone in s and 0.5 at s = level, so one threshold serves all parameters.
     strength = vesselness(image, params)
     probabilities = strength / (strength + np.float32(params.level))
     small = strength > params.level
@@ -65,6 +66,7 @@ def preprocess(image: NDArray[np.uint8], params: FrangiParams) -> NDArray[np.flo
     if params.clahe:
         grey = cv2.createCLAHE(clipLimit=3.0, tileGridSize=(8, 8)).apply(np.ascontiguousarray(grey))
     values = grey.astype(np.float32)
+    # A blurred copy estimates the slow background, e.g. of lung and diaphragm.
     if params.background:
         sigma = params.background * min(values.shape)
         values = np.subtract(values, cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT))
@@ -84,6 +86,7 @@ def combine_scales(responses: Sequence[NDArray[np.float32]], params: FrangiParam
     """Maximum over scales at every pixel, (height, width), with border and relative applied."""
     strength = np.max(np.stack(responses), axis=0)  # (scales, height, width) -> (height, width)
     margin = round(params.border * min(strength.shape))
+    # Collimator edges respond like vessels.
     if margin:
         inside = strength[margin:-margin, margin:-margin].copy()
         strength[:] = 0
@@ -99,6 +102,6 @@ def drop_small(mask: NDArray[np.bool_], smallest: int) -> NDArray[np.bool_]:
         return mask
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     areas = statistics[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0  # the background
+    areas[0] = 0  # label 0 is the background
     kept = areas >= min(smallest, max(int(areas.max()), 1))
     return np.asarray(kept[labels])

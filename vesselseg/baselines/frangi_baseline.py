@@ -31,7 +31,9 @@ def write_frangi_baseline(
     """
     check_splits(data, (TUNING_SPLIT,), splits)
     with whole_folder(out, force, SETTINGS_FILE) as folder:
-        tuning = _sample(read_split(data, TUNING_SPLIT), images, seed)
+        records = read_split(data, TUNING_SPLIT)
+        order = np.random.default_rng(seed).permutation(len(records))[:images]
+        tuning = [records[index] for index in sorted(order)]
         _log.info("searching the Frangi filter's parameters on %d images of %s", len(tuning), TUNING_SPLIT)
         params = tune_on(data, tuning)
         write_predictions(data, splits, lambda pixels: apply_frangi(pixels, params), folder)
@@ -50,8 +52,3 @@ def tune_on(data: Path, records: Sequence[Record]) -> FrangiParams:
     labelled = LabelledImages(data, records)
     images, truths = zip(*[labelled[number] for number in range(len(labelled))])
     return tune_frangi(images, truths)
-
-
-def _sample(records: Sequence[Record], count: int, seed: int) -> list[Record]:
-    order = np.random.default_rng(seed).permutation(len(records))[:count]
-    return [records[index] for index in sorted(order)]

@@ -63,6 +63,7 @@ class _Search:
     def score(self, params: FrangiParams) -> Result:
         """Best mean Dice over all levels, and params with that level; smallest is ignored."""
         strengths = self._strengths(params)
+        # Levels are compared on a log scale, as the 99 thresholds of a mapped probability.
         top = max(max(float(strength.max()) for strength in strengths), 1e-6)
         counts = [threshold_counts(_log_scale(s, top), truth) for s, truth in zip(strengths, self._truths)]
         position, dice = best_threshold(np.stack(counts))
@@ -120,6 +121,7 @@ class _Search:
     def _strengths(self, params: FrangiParams) -> list[NDArray[np.float32]]:
         setting = (params.background, params.clahe, params.beta, params.gamma)
         missing = [sigma for sigma in params.sigmas if (setting, sigma) not in self._responses]
+        # Filtering dominates the search: only scales of a new setting are computed.
         if missing:
             self._responses = {key: kept for key, kept in self._responses.items() if key[0] == setting}
             preprocessed = [preprocess(image, params) for image in self._images]

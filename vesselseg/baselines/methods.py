@@ -172,6 +172,7 @@ def _predicts_validation(data: Path, source: PredictionSource) -> bool:
     if not all(source.holds(record.image) for record in read_split(data, SEARCH_SPLIT)):
         _log.info("%s has no predictions of %s: using the threshold %.2f", source.path, SEARCH_SPLIT, source.threshold)
         return False
+    # Only a look into the files shows whether a folder holds masks or probabilities.
     sizes = {}
     for record in (record for split in _PREDICTED for record in read_split(data, split)):
         height, width, _ = read_pixels(data, record).shape

@@ -62,6 +62,7 @@ class LogitHistogram:
         logits, counts = self._logits()[start:] / temperature, self.counts[:, start:]
         probabilities, pixels = expit(logits), counts.sum(axis=0)
         bins = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
+        # All pixels of a narrow bin of logits share its mean logit, so weighted counts replace single pixels.
         per_bin = np.bincount(bins, weights=pixels, minlength=BINS)
         total = int(pixels.sum())
         with np.errstate(invalid="ignore"):
@@ -91,6 +92,7 @@ class LogitHistogram:
                 f"--calibrate: the validation split has no {lacking} pixel, so no temperature can be fitted"
             )
         logits = self._logits()
+        # The search is over log T: T and 1 / T are equally strong changes.
         low, high = np.log(TEMPERATURES)
         found = minimize_scalar(
             lambda value: _nll(logits / np.exp(value), self.counts),

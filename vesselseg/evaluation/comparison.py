@@ -145,7 +145,8 @@ def compare(results: Sequence[Results], metric: str, common: bool = False, seed:
     names = [
         name
         for name, known in METRIC_TABLE.items()
-        if (one_unit or not known.scaled) and all(_has(one, keys, name) for one in results)
+        if (one_unit or not known.scaled)
+        and all(any(_is_number(one.items[key]["metrics"].get(name)) for key in keys) for one in results)
     ]
     if metric not in names:
         raise EvaluationError(f"--metric {metric}: not in all results; expected one of {', '.join(names)}")
@@ -176,7 +177,12 @@ def _shared(results: Sequence[Results]) -> tuple[list[Key], int, list[str]]:
     """(keys with the same truth in all results, in the first one's order; number of other items; differences)."""
     first, problems = results[0], []
     everywhere = [key for key in first.items if all(key in one.items for one in results)]
-    same = [key for key in everywhere if len({_truth(one.items[key]) for one in results}) == 1]
+    # Size and number of vessel pixels stand in for the truth itself, which results.json does not contain.
+    truths = {
+        key: {tuple(one.items[key][name] for name in ("height", "width", "truth_pixels")) for one in results}
+        for key in everywhere
+    }
+    same = [key for key in everywhere if len(truths[key]) == 1]
     for one in results[1:]:
         if (one.fingerprint, one.split) != (first.fingerprint, first.split):
             problems.append(
@@ -193,17 +199,9 @@ def _shared(results: Sequence[Results]) -> tuple[list[Key], int, list[str]]:
     return same, len({key for one in results for key in one.items}) - len(same), problems
 
 
-def _truth(item: dict[str, Any]) -> tuple[Any, ...]:
-    return item["height"], item["width"], item["truth_pixels"]
-
-
 def _names(keys: Sequence[Key]) -> str:
     shown = ", ".join(f"{image} ({phrase})" if phrase else image for image, phrase in keys[:5])
     return shown + (", ..." if len(keys) > 5 else "")
-
-
-def _has(one: Results, keys: Sequence[Key], name: str) -> bool:
-    return any(_is_number(one.items[key]["metrics"].get(name)) for key in keys)
 
 
 def _is_number(value: Any) -> bool:
@@ -248,8 +246,9 @@ def paired_metric(name: str, table: NDArray[np.float64], groups: Sequence[str], 
     table, groups = table[complete], [group for group, has in zip(groups, complete) if has]
     differences = table[:, 0] - table[:, 1]
     low, high = bootstrap_interval(differences[:, None], groups, seed)
-    better = -differences if lower_is_better(name) else differences
+    better = -differences if lower_is_better(name) else differences  # above 0: the first result is better
     distinct = sorted(set(groups))
+    # The signed-rank test assumes independent pairs, which the images of one group are not.
     means = np.array([differences[[group == name for group in groups]].mean() for name in distinct])
     return PairedMetric(
         name=name,

@@ -79,8 +79,11 @@ def evaluate(
     Raises EvaluationError, ManifestError.
     """
     data, options = Path(data), options or EvaluationOptions()
-    records = _records_of(data, split)
+    records = read_split(data, split)
+    if not records:
+        raise EvaluationError(f"{data}: the split {split} is empty; prepare the data with a larger share for it")
     search = _search_records(data, split, records, source) if threshold == AUTO or options.calibrate else []
+    # Everything that can be refused is refused here, before hours of prediction.
     source.check(_image_sizes(data, [*records, *search]))
     _check_options(source, threshold, options)
     seen = seen_in_training(data, records, source.training_images)
@@ -89,56 +92,42 @@ def evaluate(
     table = read_subgroups(options.subgroups) if options.subgroups else None
     warnings = list(_warnings(data, split, [*records, *search]))
     warnings += table.check(records, read_manifest(data)) if table else ()
+    # One unit for all images: a mean over pixels and millimetres would mean nothing.
     millimetres = all(record.spacing for record in [*records, *search])
     score = partial(_score, data, source, options, millimetres, batch, progress)
+    # The validation split only chooses threshold and temperature, so no mask of it is scored.
     validation = score(SEARCH_SPLIT, search, ()) if search else None
     choices = _choices(source, threshold, options, validation)
     variants = ablation_variants(options.flips, options.post_processing, {k: v.value for k, v in choices.items()})
     scores = score(split, records, tuple(variants.values()))
-    plain = replace(
-        _of_items(data, split, source, choices[options.flips], records, tuple(scores.items[-1]), seed),
-        warnings=tuple(warnings),
-        length_unit="mm" if millimetres else "px",
-        test_time=FLIPS if options.flips else None,
-        post_processing=options.post_processing.enabled_steps(),
-        ablations=tuple(ablation_effects(list(variants), scores.items, seed)),
-        subgroups=table.subgroups(scores.items[-1], seed) if table else (),
-        seen_in_training=seen,
-    )
-    searched = validation if threshold == AUTO else None
-    return _with_groups(_with_curves(plain, scores, validation, searched, options, choices[False].value))
-
-
-def _of_items(
-    data: Path,
-    split: str,
-    source: PredictionSource,
-    threshold: ThresholdChoice,
-    records: Sequence[Record],
-    items: tuple[ItemResult, ...],
-    seed: int,
-) -> Evaluation:
-    return Evaluation(
+    items = tuple(scores.items[-1])  # of the last variant, which has all options
+    grouped = any(record.group for record in records)
+    per_group = group_means(items) if grouped else ()
+    plain = Evaluation(
         source=source.path,
         kind=source.kind,
         data=data,
         split=split,
         data_fingerprint=fingerprint(data),
-        threshold=threshold,
+        threshold=choices[options.flips],
         curve=None,
         items=items,
         summary=summarise_items(items, seed),
-        grouped=any(record.group for record in records),
+        grouped=grouped,
         groups=len({item.group for item in items}),
         seed=seed,
+        warnings=tuple(warnings),
+        length_unit="mm" if millimetres else "px",
+        test_time=FLIPS if options.flips else None,
+        post_processing=options.post_processing.enabled_steps(),
+        ablations=tuple(ablation_effects(list(variants), scores.items, seed)),
+        subgroups=table.subgroups(items, seed) if table else (),
+        per_group=per_group,
+        group_summary=summarise_groups(per_group, seed) if grouped else {},
+        seen_in_training=seen,
     )
-
-
-def _with_groups(evaluation: Evaluation) -> Evaluation:
-    if not evaluation.grouped:
-        return evaluation
-    groups = group_means(evaluation.items)
-    return replace(evaluation, per_group=groups, group_summary=summarise_groups(groups, evaluation.seed))
+    searched = validation if threshold == AUTO else None
+    return _with_curves(plain, scores, validation, searched, options, choices[False].value)
 
 
 def _with_curves(
@@ -229,7 +218,8 @@ def _values(scores: SplitScores, flips: bool, metric: str) -> tuple[NDArray[np.f
 def _metric_thresholds(
     validation: SplitScores, scores: SplitScores, options: EvaluationOptions
 ) -> Iterator[MetricThreshold]:
-    mask_metrics = () if options.metric in COUNT_METRICS else MASK_METRICS  # masks are scored per threshold on request
+    # Masks are scored at every coarse threshold only where their metric was requested.
+    mask_metrics = () if options.metric in COUNT_METRICS else MASK_METRICS
     for metric in (name for name in METRICS if name in (*COUNT_METRICS, *mask_metrics)):
         grid, searched = _values(validation, options.flips, metric)
         _, reported = _values(scores, options.flips, metric)
@@ -258,13 +248,6 @@ def _calibration(
         calibrated_everywhere=logits.reliability(temperature),
         calibrated_visible=logits.reliability(temperature, visible=True),
     )
-
-
-def _records_of(data: Path, split: str) -> list[Record]:
-    records = read_split(data, split)
-    if not records:
-        raise EvaluationError(f"{data}: the split {split} is empty; prepare the data with a larger share for it")
-    return records
 
 
 def _search_records(data: Path, split: str, records: Sequence[Record], source: PredictionSource) -> list[Record]:

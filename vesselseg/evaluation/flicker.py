@@ -91,6 +91,7 @@ def _mask_step(first: np.ndarray, second: np.ndarray) -> float:
 
 def _image_step(first: np.ndarray, second: np.ndarray) -> float:
     """1 - correlation; a constant image correlates only with an equal one."""
+    # Pearson's r = <a, b> / (|a| |b|) of the centred images
     centred = [image - image.mean() for image in (first, second)]
     lengths = [float(np.linalg.norm(image)) for image in centred]
     if any(own <= _ROUNDING * np.linalg.norm(image) for own, image in zip(lengths, (first, second))):

@@ -123,7 +123,7 @@ def _vessel_channel(values: Values) -> Values:
         raise ValueError(
             f"{values.dtype} {_sides(values)}; expected probabilities as (2, 1, height, width): background and vessel"
         )
-    planes = np.stack([_plane(channel) for channel in values]).astype(np.float32)
+    planes = np.stack([_plane(channel) for channel in values]).astype(np.float32)  # (classes, height, width)
     if len(planes) == 2:
         total = planes.sum(axis=0)
         if np.minimum(np.abs(total - 1), np.abs(total)).max(initial=0) > _ROUNDING:
@@ -135,6 +135,7 @@ def _vessel_channel(values: Values) -> Values:
 def _array(values: Values) -> Stored:
     """An array whose type defines its meaning: floats are probabilities, bool and integers a mask."""
     values = _plane(values)
+    # Grey integers stay ambiguous in an array: 0..255 may be a scaled probability or a label map.
     if values.dtype == np.bool_ or np.issubdtype(values.dtype, np.integer):
         if not any(np.isin(values, pair).all() for pair in _EIGHT_BIT_MASKS):
             found = ", ".join(str(value) for value in np.unique(values)[:6])
@@ -224,6 +225,7 @@ def _upright(values: Values, opened: SpatialImage) -> Values:
         return values.T
     if not np.isfinite(affine).all():
         raise ValueError("the affine of its header is not finite")
+    # (axis, (world axis, sign)): which direction of the patient each array axis follows
     directions = nibabel.io_orientation(affine)[:2]
     if not np.isfinite(directions).all():
         raise ValueError("the affine of its header leaves an axis without direction")

@@ -93,6 +93,7 @@ class PredictionFolder:
         images: dict[str, list[str]] = {}
         for name in image_names:
             images.setdefault(_stem(name), []).append(name)
+        # Exact names first; shorter ones of nnU-Net and MedSAM count only where they are unambiguous.
         owners = _owners(images)
         files, extra = self._found(owners)
         problems = [f"{stem}: one prediction matches {', '.join(names)}" for stem, names in images.items() if names[1:]]

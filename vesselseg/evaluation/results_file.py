@@ -21,7 +21,7 @@ import numpy as np
 from vesselseg.dataset.manifest import read_fold
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRIC_TABLE, METRICS
 from vesselseg.evaluation.options import RESULTS_FILE
-from vesselseg.evaluation.result_types import Curve, Evaluation, ItemResult
+from vesselseg.evaluation.result_types import Curve, Evaluation
 from vesselseg.evaluation.statistics import CONFIDENCE, RESAMPLES
 from vesselseg.evaluation.threshold import THRESHOLDS
 from vesselseg.inference.model_files import weights_digest
@@ -38,7 +38,12 @@ def write_json(evaluation: Evaluation, folder: Path) -> None:
 
 def write_csv(evaluation: Evaluation, folder: Path) -> None:
     """Write ``folder/results.csv``: one row per item, one column per metric."""
-    rows = [_flat(item) for item in evaluation.items]
+    rows = []
+    for item in evaluation.items:
+        row = asdict(item)
+        values = row.pop("metrics")
+        cells = {name: f"{values[name]:.6f}" if math.isfinite(values[name]) else "" for name in METRICS}
+        rows.append({**row, **cells})
     with (Path(folder) / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -113,14 +118,13 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
         "curve_of_reported_split": _curve(evaluation.curve),
         "calibration": None if evaluation.calibration is None else asdict(evaluation.calibration),
         # The keys "switches" and "switch" are kept: results.json is read by other programs, which know no other name.
-        "switches": [_renamed(asdict(effect), "option", "switch") for effect in evaluation.ablations],
+        "switches": [
+            {"switch" if key == "option" else key: value for key, value in asdict(effect).items()}
+            for effect in evaluation.ablations
+        ],
         "subgroups": [asdict(subgroup) for subgroup in evaluation.subgroups],
         "per_group": [asdict(mean) for mean in evaluation.per_group],
     }
-
-
-def _renamed(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    return {new if key == old else key: value for key, value in content.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -144,9 +148,3 @@ def _curve(curve: Curve | None) -> dict[str, Any] | None:
         "dice": curve.dice,
         "iou": curve.iou,
     }
-
-
-def _flat(item: ItemResult) -> dict[str, Any]:
-    row = asdict(item)
-    values = row.pop("metrics")
-    return {**row, **{name: f"{values[name]:.6f}" if math.isfinite(values[name]) else "" for name in METRICS}}

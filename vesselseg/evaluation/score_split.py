@@ -119,6 +119,7 @@ def predict_items(
     for group in batches:
         with ExitStack() as opened:
             images = [opened.enter_context(Image.open(image_path(data, record))) for record in group]
+            # Per image (phrases, height, width). Flipped copies are predicted lazily: without flips none is.
             plain = source.probabilities(group, images)
             flipped = (source.probabilities(group, copies) for copies in flipped_copies(images))
             averaged = mean_over_flips(plain, flipped) if True in flips else plain

@@ -86,12 +86,13 @@ def bootstrap_interval(
     if len(names) < 2:
         return None, None
     defined = ~np.isnan(values)
+    # Sums and sizes per group are enough to resample groups: the items are not needed again.
     sums, sizes = np.zeros((2, len(names), values.shape[1]))  # each (groups, metrics)
     np.add.at(sums, membership, np.where(defined, values, 0.0))
     np.add.at(sizes, membership, defined)
     means = _resampled_means(sums, sizes, np.random.default_rng(seed), resamples)
     low, high = np.full((2, values.shape[1]), np.nan)
-    several = (sizes > 0).sum(axis=0) > 1
+    several = (sizes > 0).sum(axis=0) > 1  # (metrics,)
     tail = 100 * (1 - CONFIDENCE) / 2
     low[several], high[several] = np.nanpercentile(means[:, several], [tail, 100 - tail], axis=0)
     return low, high

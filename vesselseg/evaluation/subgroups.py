@@ -63,13 +63,10 @@ class SubgroupTable:
             for item in items:
                 by_value.setdefault(self.rows[self.key_of(item.image, item.group)][column], []).append(item)
             if len(by_value) <= MOST_VALUES:
-                found += [_subgroup(column, value, by_value[value], seed) for value in sorted(by_value)]
+                for value, members in sorted(by_value.items()):
+                    groups = len({item.group for item in members})
+                    found.append(Subgroup(column, value, len(members), groups, summarise_items(members, seed)))
         return tuple(found)
-
-
-def _subgroup(column: str, value: str, items: Sequence[ItemResult], seed: int) -> Subgroup:
-    groups = len({item.group for item in items})
-    return Subgroup(column, value, len(items), groups, summarise_items(items, seed))
 
 
 def read_subgroups(path: Path) -> SubgroupTable:
@@ -78,6 +75,7 @@ def read_subgroups(path: Path) -> SubgroupTable:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path}: not UTF-8 ({error.reason}); save it as CSV UTF-8") from None
+    # Spreadsheets of some countries write semicolons into CSV files.
     header = text.partition("\n")[0]
     lines = list(csv.reader(text.splitlines(), delimiter=";" if header.count(";") > header.count(",") else ","))
     names = [name.strip() for name in lines[0]] if lines else []

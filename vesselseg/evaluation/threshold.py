@@ -40,6 +40,7 @@ def threshold_counts(probabilities: NDArray[np.float32], truth: NDArray[np.bool_
         )
     exceeded = exceeded_thresholds(probabilities).ravel()
     bins = len(THRESHOLDS) + 1
+    # (thresholds,) vessel pixels above each threshold, and all pixels above it
     positive = _mask_pixels(np.bincount(exceeded[truth.ravel()], minlength=bins))
     everything = _mask_pixels(np.bincount(exceeded, minlength=bins))
     missed = np.count_nonzero(truth) - positive
@@ -83,6 +84,7 @@ def count_metrics(counts: NDArray[np.int64], pixels: Sequence[int]) -> dict[str,
     counts: (items, thresholds, 3) as from ``threshold_counts``; pixels: (items,) of the whole image.
     """
     tp, fp, fn = (counts[..., column].astype(np.float64) for column in range(3))
+    # All (items, thresholds).
     tn = np.asarray(pixels, dtype=np.float64)[:, None] - tp - fp - fn
     both_empty = tp + fp + fn == 0
     return {

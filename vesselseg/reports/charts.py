@@ -33,6 +33,7 @@ def threshold_chart(evaluation: Evaluation) -> NDArray[np.uint8]:
         axis.plot(grid, values, color=colour, linestyle=(0, (5, 3)) if dashed else "-", linewidth=2, label=label)
     value = evaluation.threshold.value
     axis.axvline(value, color=_ACCENT, linewidth=1.2, label=f"applied: {value:.2f}")
+    # Fractions end at 1 at most; lengths and counts have no natural limit.
     highest = float(np.nanmax([np.nanmax(values) for *_, values in lines]))
     part = evaluation.threshold.metric is None or not METRIC_TABLE[evaluation.threshold.metric].unit
     top = min(1.0, 1.3 * highest + 0.02) if part else 1.1 * highest + 0.02

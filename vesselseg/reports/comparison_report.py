@@ -131,6 +131,7 @@ def verdict(metric: PairedMetric, first: str, second: str) -> str:
         return f"{first} and {second}: all images are of one group, so no conclusion beyond them is possible"
     if metric.low <= 0 <= metric.high:
         return f"no difference between {first} and {second} is shown: the interval contains 0"
+    # Interval and test can disagree; only both together count as significant.
     first_wins = (metric.difference > 0) != lower_is_better(metric.name)
     winner, loser = (first, second) if first_wins else (second, first)
     p = metric.p_reported
@@ -159,6 +160,7 @@ def most_different(comparison: Comparison, pair: Pair, first_better: bool) -> li
 
 def _panel(one: Results, key: Key) -> str | None:
     """The panel of an item as a data URI, if tools/eval.py drew one and its file name is unambiguous."""
+    # File names of panels hold the image's stem only, which may occur in several folders.
     stem = PurePosixPath(key[0]).stem
     if sum(PurePosixPath(image).stem == stem for image, _ in one.items) > 1:
         return None

@@ -49,6 +49,7 @@ def write_evaluation(evaluation: Evaluation, source: PredictionSource, out: Path
     with whole_folder(out, force, RESULTS_FILE) as folder:
         write_json(evaluation, folder)
         write_csv(evaluation, folder)
+        # Read back from the file, so that page and file cannot differ.
         about = list(_about(evaluation, json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))))
         panels = _write_panels(evaluation, source, folder)
         charts = {name: png_data_uri(chart) for name, chart in _write_charts(evaluation, folder)}
@@ -65,7 +66,8 @@ def _write_panels(evaluation: Evaluation, source: PredictionSource, folder: Path
     for rank, chosen in select_cases(evaluation.items).items():
         panels[rank] = []
         for number, case in enumerate(predict_cases(evaluation, source, chosen), start=1):
-            title = f"{rank.capitalize()} {number}: {_item_name(case.scored)}"
+            item = case.scored
+            title = f"{rank.capitalize()} {number}: {item.image}{f', {item.phrase}' if item.phrase else ''}"
             picture = draw_panel(case, title, evaluation.threshold.value, binary=evaluation.kind == "masks")
             name = f"{rank}_{number}_{PurePosixPath(case.scored.image).stem}.png"
             _save(picture, folder / "panels" / name)
@@ -146,10 +148,6 @@ def _about(evaluation: Evaluation, results: dict[str, Any]) -> Iterator[tuple[st
     yield "Intervals", report_text.bootstrap_sentence(evaluation)
     yield "Measured", results["created"]
     yield "Versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-
-
-def _item_name(scored: ItemResult) -> str:
-    return f"{scored.image}, {scored.phrase}" if scored.phrase else scored.image
 
 
 def _save(picture: NDArray[np.uint8], path: Path) -> None:

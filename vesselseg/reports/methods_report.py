@@ -74,7 +74,11 @@ def markdown_lines(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
         "|" + "---|" * (len(names) + 2),
     ]
     for row in rows:
-        cells = [f"{_strong(row, name, rows)}{_interval_in_brackets(row, name)}" for name in names]
+        cells = []
+        for name in names:
+            mean = f"**{value(row, name)}**" if is_best(row, name, rows) else value(row, name)
+            between = interval_text(row, name)
+            cells.append(f"{mean} ({between})" if between else mean)
         lines.append(f"| {row.name} | {row.threshold} | " + " | ".join(cells) + " |")
     metric = METRIC_TABLE[comparison.metric].label if comparison.metric in METRIC_TABLE else comparison.metric
     lines += ["", f"| {metric}, paired | difference | 95 % interval | p (Wilcoxon) | p (Holm) | wins / ties / losses |"]
@@ -160,11 +164,3 @@ def _mean(row: Row, name: str) -> float | None:
 
 def _number(number: float, name: str) -> str:
     return f"{number:.3f}" if METRIC_TABLE[name].unit == "" else f"{number:.1f}"
-
-
-def _strong(row: Row, name: str, rows: Sequence[Row]) -> str:
-    return f"**{value(row, name)}**" if is_best(row, name, rows) else value(row, name)
-
-
-def _interval_in_brackets(row: Row, name: str) -> str:
-    return f" ({interval_text(row, name)})" if interval_text(row, name) else ""

@@ -29,6 +29,7 @@ def select_cases(items: Sequence[ItemResult], each: int = 3) -> dict[str, list[I
     """The worst, median and best items by Dice, at most ``each`` of them; no item is in two groups."""
     order = sorted(items, key=lambda item: (item.metrics["dice"], item.image, item.phrase))
     each = min(each, max(1, len(order) // 3))
+    # Each group takes at most a third, so that none shares an item with another.
     worst = order[:each]
     best = order[each:][::-1][:each][::-1]
     rest = order[len(worst) : len(order) - len(best)]
@@ -42,6 +43,7 @@ def draw_panel(case: Case, title: str, threshold: float, binary: bool = False) -
     binary: the source contains masks instead of probabilities.
     """
     height, width = case.truth.shape
+    # Very wide or high images get a bounded tile, so that titles and legend keep their room.
     tile = _TILE * min(max(height / width, 0.4), 2.0)
     figure = Figure(figsize=(3 * _TILE + 0.8, 2 * tile + 1.75), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)

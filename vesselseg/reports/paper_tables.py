@@ -63,7 +63,7 @@ def _markdown(evaluation: Evaluation, about: Sequence[tuple[str, str]]) -> Itera
 
 
 def _markdown_metrics(evaluation: Evaluation) -> Iterator[str]:
-    notes: dict[str, int] = {}
+    notes: dict[str, int] = {}  # convention -> number of its footnote, in order of first use
     rows = []
     for group in metric_groups():
         for name in group.names:

@@ -148,6 +148,7 @@ def option_label(option: str, evaluation: Evaluation) -> str:
 
 def own_threshold_sentence(evaluation: Evaluation) -> str:
     """States that the effect of flips includes that of their own threshold; empty where the thresholds are equal."""
+    # Comparing both at one threshold would favour the one that it was searched for.
     before, applied = evaluation.baseline_threshold, evaluation.threshold.value
     if before is None or not evaluation.test_time or before == applied:
         return ""
