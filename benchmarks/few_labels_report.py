@@ -22,7 +22,7 @@ from skimage.morphology import skeletonize
 from benchmarks.variants import folder_name
 from vesselseg.dataset.manifest import image_path, read_split
 from vesselseg.dataset.record_masks import record_masks
-from vesselseg.evaluation.comparison import measure
+from vesselseg.evaluation.comparison import paired_metric
 from vesselseg.evaluation.metrics.widths import width_classes
 from vesselseg.evaluation.statistics import bootstrap_interval
 
@@ -92,7 +92,7 @@ def _paired(
     columns = np.stack([_mean(per_image(own, metric)), _mean(per_image(others, metric))], axis=1)
     if np.isnan(columns).any(axis=1).all():
         return None
-    found = asdict(measure(metric, columns, list(own[0]["items"])))
+    found = asdict(paired_metric(metric, columns, list(own[0]["items"])))
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 

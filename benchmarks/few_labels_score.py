@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vesselseg.dataset.manifest import Record, read_manifest, read_split
-from vesselseg.evaluation.evaluator import AUTO, evaluate
+from vesselseg.evaluation.evaluator import evaluate
+from vesselseg.evaluation.options import AUTO
 from vesselseg.evaluation.prediction_sources import open_predictions
 from vesselseg.evaluation.results_file import write_json
 from vesselseg.evaluation.threshold import apply_threshold
