@@ -73,7 +73,7 @@ def test_without_an_interval_a_training_writes_no_checkpoint_and_says_so(
     outcome: tuple[list[dict[str, Any]], str], folder: Path
 ) -> None:
     run = folder / "scratch" / "run"  # the last row's, which wants none
-    assert "checkpoint.interval=None: of what is trained nothing is kept" in (run / "console.txt").read_text()
+    assert "checkpoint.interval=None: no trained weights are kept" in (run / "console.txt").read_text()
     assert list(run.glob("*.pth")) + list(run.glob("*.resume")) == []
 
 
