@@ -44,7 +44,7 @@ def train(
 ) -> Outcome:
     """Run one training until it ends or reaches its time limit.
 
-    overrides: values of --cfg-options, e.g. {"schedule.lr": 1e-4}. flags: further arguments of tools/train.py.
+    overrides: values of --cfg-options, e.g. {"schedule.lr": 1e-4}. flags: further arguments of vesselseg train.
     environment: added to this process's variables.
     """
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Load on tools/serve.py: errors, latency and memory under many clients, and whether each gets its own result.
+"""Load on vesselseg serve: errors, latency and memory under many clients, and whether each gets its own result.
 
 usage: python benchmarks/serve.py MODEL --clients 64 --seconds 60 --images data/NAME/images --out serve.json
 
@@ -89,7 +89,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
         place = own.index("--")
         own, passed_on = own[:place], own[place + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="model folder or checkpoint, as for tools/serve.py")
+    parser.add_argument("model", help="model folder or checkpoint, as for vesselseg serve")
     parser.add_argument("--clients", type=int, default=64, help="at the same time (default: 64)")
     parser.add_argument("--seconds", type=float, default=60, help="of load (default: 60)")
     parser.add_argument("--images", type=Path, help="folder of images (default: drawn angiograms of 512x512)")

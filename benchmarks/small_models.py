@@ -1,4 +1,4 @@
-"""CPU time of SAM2 models with a fixed phrase, as tools/distill_prompt.py writes them: real sizes, random weights.
+"""CPU time of SAM2 models with a fixed phrase, as vesselseg distill writes them: real sizes, random weights.
 
 usage: python benchmarks/small_models.py DIR --variant tiny --size 512 --threads 2
 

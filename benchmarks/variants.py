@@ -86,7 +86,7 @@ def study_parser(description: str | None, name: str, **defaults: Any) -> argpars
     name: of its scratch folder. defaults: of `iterations`, `image_size`, `parallel`, `workers` and `budget_s`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder of tools/prepare_data.py")
+    parser.add_argument("--data", type=Path, required=True, help="dataset folder of vesselseg prepare")
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     parser.add_argument("--variants", nargs="+", default=[], help="names of variants (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: %(default)s)")

@@ -3,7 +3,7 @@
 usage: python benchmarks/vessel_learning.py --data data/arcade --out DIR [--iterations 700] [--parallel 12]
 
 Every run trains configs/scratch_1gpu.py from random weights through tools/dist.sh and differs from the reference only
-by the settings in VARIANTS. Weights (best.pth) and threshold are chosen on the validation split; tools/eval.py scores
+by the settings in VARIANTS. Weights (best.pth) and threshold are chosen on the validation split; vesselseg eval scores
 the test split. The seed determines weights, order of images and augmentation.
 
 DIR gets vessel_learning.json, .md and .png. A later call skips the runs in the JSON, so a study can be finished in

@@ -80,7 +80,7 @@ def main() -> int:
             trainer.state.log_history.pop()  # Trainer's summary covers only the part after resuming
             trainer.state.save_to_json(str(building / "trainer_state.json"))
         shutil.rmtree(checkpoints)
-        print(f"{args.out}: written; score it with python tools/eval.py {args.out} --data {args.data}")
+        print(f"{args.out}: written; score it with vesselseg eval {args.out} --data {args.data}")
     return 0
 
 
@@ -88,8 +88,8 @@ def parse_arguments() -> argparse.Namespace:
     """Command line -> settings."""
     defaults = Schedule()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="exported folder of tools/convert_to_hf.py")
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder of tools/prepare_data.py")
+    parser.add_argument("folder", type=Path, help="exported folder of vesselseg convert")
+    parser.add_argument("--data", type=Path, required=True, help="dataset folder of vesselseg prepare")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--epochs", type=int, default=defaults.epochs)
     parser.add_argument("--lr", type=float, default=defaults.lr, help="peak learning rate (default: %(default)s)")
@@ -125,7 +125,7 @@ def check_folder(folder: Path) -> None:
     if kind != ["VesselSegModel"] or not (folder / "total.py").exists():
         raise UserError(
             f"{folder} contains {kind}, whose code cannot train; export a checkpoint with this version: "
-            "python tools/convert_to_hf.py CHECKPOINT --save-path FOLDER"
+            "vesselseg convert CHECKPOINT --save-path FOLDER"
         )
 
 

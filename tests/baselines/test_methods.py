@@ -1,4 +1,4 @@
-"""tools/compare_baselines.py: both baselines and anyone's predictions in one table, from drawn images to the page."""
+"""vesselseg baselines compare: both baselines and anyone's predictions in one table, from drawn images to the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/compare.py: differences, intervals and tests that were worked out by hand, and what is refused."""
+"""vesselseg compare: differences, intervals and tests that were worked out by hand, and what is refused."""
 
 from __future__ import annotations
 
@@ -243,8 +243,8 @@ def test_panels_of_evaluations_stand_side_by_side(
     [
         ([MODEL], "at least two"),
         ([MODEL, "{tmp}/missing"], "no results.json"),
-        ([MODEL, "{tmp}/predictions"], "python tools/eval.py"),
-        ([MODEL, "{tmp}/notes.json"], "not a results file of tools/eval.py"),
+        ([MODEL, "{tmp}/predictions"], "vesselseg eval"),
+        ([MODEL, "{tmp}/notes.json"], "not a results file of vesselseg eval"),
         ([MODEL, "{tmp}/half.json"], "KeyError: 'truth_pixels'"),
         ([MODEL, FRANGI, "--metric", "beauty"], "expected one of dice, iou, precision"),
         ([MODEL, FRANGI, "--out", "{tmp}/predictions"], "exists"),

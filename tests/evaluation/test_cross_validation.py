@@ -38,7 +38,7 @@ def masks(drawn: Drawn, tmp_path: Path) -> Path:
 
 
 def score(masks: Path, data: Path, out: Path, split: str = "test", holes: int = 0) -> Path:
-    """results.json as tools/eval.py writes it, without its page."""
+    """results.json as vesselseg eval writes it, without its page."""
     options = EvaluationOptions(post_processing=PostProcessing(0, holes))
     out.mkdir()
     write_json(evaluate(data, split, FolderSource(masks, read_manifest(data)), options=options), out)

@@ -1,4 +1,4 @@
-"""tools/eval.py as the user runs it: exit status, files, console, and what is refused."""
+"""vesselseg eval as the user runs it: exit status, files, console, and what is refused."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def saved_picture(path: Path) -> Image.Image:
 def test_training_on_with_transformers_trainer(
     exported: Path, drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first loss equals that of tools/train.py, losses fall, and the folder can be evaluated."""
+    """The first loss equals that of vesselseg train, losses fall, and the folder can be evaluated."""
     out = tmp_path / "trained"
     options = ["--lr", 3e-3, "--batch", BATCH, "--accumulation", 1, "--max-iters", STEPS, "--epochs", 99, "--seed", 3]
     assert call_tool("../examples/hf_trainer.py", exported, "--data", drawn.folder, "--out", out, *options) == 0

@@ -83,7 +83,7 @@ def test_results_of_something_else_are_refused(made: Made, tmp_path: Path) -> No
         ({"source": {"weights": None, "path": "elsewhere"}}, "the results are of elsewhere, not of"),
         ({"data": {"fingerprint": "0" * 16}}, f"the results are of data {'0' * 16} .*--other-data"),
         ({"data": {"split": "train"}}, "memorised"),
-        ({"summary": {"dice": None}}, "not valid results of tools/eval.py"),
+        ({"summary": {"dice": None}}, "not valid results of vesselseg eval"),
     ]
     for sections, reason in refused:
         with pytest.raises(UserError, match=reason):

@@ -42,7 +42,7 @@ def checkpoint(tiny_base: Path, folds: list[Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def score(tmp_path: Path) -> Score:
-    """tools/eval.py on the test split: results.json's content."""
+    """vesselseg eval on the test split: results.json's content."""
 
     def run(model: Path, data: Path) -> dict:
         out = tmp_path / f"eval_{model.stem}_{data.name}"

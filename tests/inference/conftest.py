@@ -1,4 +1,4 @@
-"""A tiny checkpoint as training saves it, and input images for tools/predict.py."""
+"""A tiny checkpoint as training saves it, and input images for vesselseg predict."""
 
 from __future__ import annotations
 

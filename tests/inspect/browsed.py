@@ -1,4 +1,4 @@
-"""A dataset folder that covers everything the page of tools/browse_data.py can show."""
+"""A dataset folder that covers everything the page of vesselseg browse can show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server of tools/browse_data.py: the list, images and the model's input; and requests that it rejects."""
+"""The server of vesselseg browse: the list, images and the model's input; and requests that it rejects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of tools/predict.py inside this process, and readers of its output."""
+"""Calls of vesselseg predict inside this process, and readers of its output."""
 
 from __future__ import annotations
 

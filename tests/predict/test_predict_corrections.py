@@ -1,4 +1,4 @@
-"""Edited LabelMe files are never overwritten or deleted by a later call of tools/predict.py."""
+"""Edited LabelMe files are never overwritten or deleted by a later call of vesselseg predict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/predict.py across calls and batches: resuming, kills, concurrent calls, overlap of reading and predicting."""
+"""vesselseg predict across calls and batches: resuming, kills, concurrent calls, overlap of reading and predicting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/predict.py when memory runs out, on a GPU or CPU: single images, then alone, then the file is listed."""
+"""vesselseg predict when memory runs out, on a GPU or CPU: single images, then alone, then the file is listed."""
 
 from __future__ import annotations
 

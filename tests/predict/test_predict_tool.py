@@ -1,4 +1,4 @@
-"""tools/predict.py as the user runs it: files, resuming, broken input, exit status."""
+"""vesselseg predict as the user runs it: files, resuming, broken input, exit status."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_labels_prepare_again(model: Path, middle: float, images: Path, tmp_path
 
 
 def test_probabilities_can_be_evaluated(model: Path, images: Path, tmp_path: Path) -> None:
-    """With one phrase files are named like the images, as tools/eval.py requires."""
+    """With one phrase files are named like the images, as vesselseg eval requires."""
     (images / "x.jpg").unlink()
     names = [name for name in NAMES if name != "x.jpg"]
     assert call(model, images, tmp_path / "out", "--save", "probs") == 0

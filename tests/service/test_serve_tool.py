@@ -1,4 +1,4 @@
-"""tools/serve.py as a process: it starts, prints its address, and stops gracefully."""
+"""vesselseg serve as a process: it starts, prints its address, and stops gracefully."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/analyze_run.py beside a training that goes on writing."""
+"""vesselseg report training beside a training that goes on writing."""
 
 from __future__ import annotations
 

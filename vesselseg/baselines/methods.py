@@ -122,9 +122,7 @@ def check_methods(data: Path, methods: Sequence[Method], metric: str) -> None:
         raise EvaluationError(problem_list("methods that cannot be compared", problems, advice))
     several = [record.image for record in read_split(data, REPORTED_SPLIT) if len(set(record.phrases)) > 1]
     if several:
-        advice = (
-            "The baselines predict one mask per image. Prepare the data with one phrase, tools/prepare_data.py --text."
-        )
+        advice = "The baselines predict one mask per image. Prepare the data with one phrase, vesselseg prepare --text."
         raise EvaluationError(problem_list(f"{data}: images with several phrases", several, advice))
 
 

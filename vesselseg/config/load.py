@@ -28,7 +28,7 @@ from vesselseg.suggest import suggestion
 
 # Keys that every config must have; those of `Run` may be omitted.
 KEYS = {
-    "data_root": "dataset folder made by tools/prepare_data.py",
+    "data_root": "dataset folder made by vesselseg prepare",
     "model": "dict(type=TrainingModel, ...)",
     "train_dataset": "dict(type=training_dataset, ...)",
     "strategy": "dict(type=VesselStrategy, ...): DeepSpeed's settings",

@@ -158,7 +158,7 @@ def _check_region(image: str, number: int, region: Any) -> None:
     if len(region) < 6 or len(region) % 2:
         raise ManifestError(
             f"{where}: a polygon needs at least 3 points, as x, y pairs; found {len(region)} numbers. "
-            "Prepare the source again with tools/prepare_data.py, which repairs or leaves out such shapes"
+            "Prepare the source again with vesselseg prepare, which repairs or leaves out such shapes"
         )
 
 
@@ -257,7 +257,7 @@ def dataset_home(folder: str | Path) -> Path:
 def _check_fold(folder: Path) -> None:
     home = dataset_home(folder)
     if home != folder and not (folder / "splits.json").exists():
-        numbers = ", ".join(map(str, fold_numbers(home))) or "none; make them with tools/make_folds.py"
+        numbers = ", ".join(map(str, fold_numbers(home))) or "none; make them with vesselseg folds make"
         raise ManifestError(f"{folder} is not a fold of {home}, which has: {numbers}")
 
 
@@ -273,7 +273,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ManifestError(f"{path} does not exist; make the dataset folder with tools/prepare_data.py") from None
+        raise ManifestError(f"{path} does not exist; make the dataset folder with vesselseg prepare") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not readable as JSON: {error}") from None
 

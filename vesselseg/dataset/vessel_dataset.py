@@ -59,7 +59,7 @@ class VesselDataset(Dataset):
     """One Example per record of a split.
 
     Every random number comes from a generator seeded with (seed, epoch, index), so that a resumed run repeats the same
-    ones. A broken sample raises an error that names it and is never replaced: `tools/prepare_data.py` repairs input.
+    ones. A broken sample raises an error that names it and is never replaced: `vesselseg prepare` repairs input.
 
     data_root: dataset folder or fold. split: train, val or test. views: sizes of both views.
     tokens: encodes conversations; None without a tokenizer, then there are views and conversations but no Examples.

@@ -50,7 +50,7 @@ Distilled with vesselseg {version} from `{model}`: SAM2, prompted by {meaning}. 
 | SAM2 view | {side} x {side} pixels |
 
 Prompts, threshold and the choice among the candidates all depend on these validation images, so the figures are
-optimistic: measure the expected performance with `python tools/eval.py` on the test split. `report.html` shows masks of
+optimistic: measure the expected performance with `vesselseg eval` on the test split. `report.html` shows masks of
 both models.
 
 ## Use

@@ -99,15 +99,15 @@ def lower_is_better(metric: str) -> bool:
 
 
 def read_results(path: Path) -> Results:
-    """path: a results.json, or the folder that tools/eval.py wrote. Raises EvaluationError."""
+    """path: a results.json, or the folder that vesselseg eval wrote. Raises EvaluationError."""
     file = path / RESULTS_FILE if path.is_dir() else path
     if not file.is_file():
         if path.is_dir() and (path / SETTINGS_FILE).is_file():
             raise EvaluationError(
-                f"{path} holds predictions, which have no scores yet: python tools/eval.py {path} --data data/NAME "
+                f"{path} holds predictions, which have no scores yet: vesselseg eval {path} --data data/NAME "
                 "--out DIR, then compare DIR"
             )
-        raise EvaluationError(f"{path}: no {RESULTS_FILE}; expected that file, or a folder that tools/eval.py wrote")
+        raise EvaluationError(f"{path}: no {RESULTS_FILE}; expected that file, or a folder that vesselseg eval wrote")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         items = {(item["image"], item["phrase"]): {name: item[name] for name in _ITEM} for item in content["items"]}
@@ -116,7 +116,7 @@ def read_results(path: Path) -> Results:
         read = Results(path.name or str(path), file.parent, source, data["split"], data["fingerprint"], items, unit)
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
-            f"{file}: not a results file of tools/eval.py ({type(error).__name__}: {error}); "
+            f"{file}: not a results file of vesselseg eval ({type(error).__name__}: {error}); "
             "score the predictions again"
         ) from None
     if not items:

@@ -51,7 +51,7 @@ def pool_folds(paths: Sequence[Path], seed: int = 0) -> tuple[Evaluation, list[F
     folds = sorted((_read(Path(path)) for path in paths), key=lambda fold: fold.number)
     problems = _problems(folds)
     if problems:
-        advice = "Score each fold once, with the same options: python tools/eval.py MODEL --data data/NAME/folds/N"
+        advice = "Score each fold once, with the same options: vesselseg eval MODEL --data data/NAME/folds/N"
         raise EvaluationError(problem_list("the results cannot be pooled", problems, advice))
     items = tuple(item for fold in folds for item in fold.items)
     first = folds[0].content
@@ -81,7 +81,7 @@ def pool_folds(paths: Sequence[Path], seed: int = 0) -> tuple[Evaluation, list[F
 
 
 def write_pooled(evaluation: Evaluation, folds: Sequence[FoldResults], out: Path, force: bool = False) -> Path:
-    """Write ``out/results.json`` and ``out/results.csv``, input of tools/compare.py; return the path of the former."""
+    """Write ``out/results.json`` and ``out/results.csv``, input of vesselseg compare; return the path of the former."""
     described = [
         {
             "number": fold.number,
@@ -109,15 +109,16 @@ def _read(path: Path) -> FoldResults:
         needed = [content[name] for name in ("items", "summary", "threshold", "source", "bootstrap", "warnings")]
     except FileNotFoundError:
         raise EvaluationError(
-            f"{file} does not exist; expected the results that tools/eval.py wrote for a fold"
+            f"{file} does not exist; expected the results that vesselseg eval wrote for a fold"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
-            f"{file}: not a results file of tools/eval.py ({type(error).__name__}: {error})"
+            f"{file}: not a results file of vesselseg eval ({type(error).__name__}: {error})"
         ) from None
     if not fold or not needed[0]:
         raise EvaluationError(
-            f"{file}: not of a fold; give tools/eval.py a fold of tools/make_folds.py as --data, e.g. data/NAME/folds/1"
+            f"{file}: not of a fold; give vesselseg eval a fold of vesselseg folds make as "
+            "--data, e.g. data/NAME/folds/1"
         )
     return FoldResults(file, fold["number"], fold["of"], fold["fingerprint"], content)
 

@@ -19,7 +19,7 @@ _ROW = re.compile(r"^\| threshold \|.*$", re.MULTILINE)
 
 def check_storable(folder: Path, temperature: bool) -> None:
     """Raise EvaluationError where folder cannot store a threshold, or a temperature if `temperature` is true."""
-    advice = "--store-threshold writes into a folder that tools/convert_to_hf.py wrote"
+    advice = "--store-threshold writes into a folder that vesselseg convert wrote"
     if not folder.exists():
         raise EvaluationError(f"{folder} does not exist; {advice}")
     if folder.is_file():
@@ -34,7 +34,7 @@ def check_storable(folder: Path, temperature: bool) -> None:
     if temperature and "mask_temperature" not in code:
         raise EvaluationError(
             f"{folder}: its model code does not support a temperature and would apply the threshold to uncalibrated "
-            "probabilities; convert the checkpoint again with tools/convert_to_hf.py, or omit --calibrate"
+            "probabilities; convert the checkpoint again with vesselseg convert, or omit --calibrate"
         )
 
 

@@ -39,7 +39,7 @@ def add_results(model: Path, results: Path, other_data: bool = False) -> Path:
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name a folder written by tools/convert_to_hf.py") from None
+        raise UserError(f"{path} does not exist; name a folder written by vesselseg convert") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as a model card: {error}") from None
     trained_on = _TRAINED_ON.search(card.text)
@@ -65,10 +65,10 @@ def read_results(path: Path) -> dict[str, Any]:
         needed += [threshold["origin"], data["groups"], content["warnings"], content["items"][0]["metrics"]]
         needed += [float(threshold["value"]), content["summary"]["dice"]["mean"]]
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist; name the --out folder of tools/eval.py") from None
+        raise UserError(f"{file} does not exist; name the --out folder of vesselseg eval") from None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{file}: not valid results of tools/eval.py ({reason}); evaluate the model again") from None
+        raise UserError(f"{file}: not valid results of vesselseg eval ({reason}); evaluate the model again") from None
     return content
 
 
@@ -76,7 +76,7 @@ def _check_model(content: dict[str, Any], model: Path) -> None:
     source = content["source"]
     if source["kind"] != "model":
         raise UserError(f"the results are of {source['path']}, a folder of {source['kind']}, not of a model")
-    again = f"evaluate this folder: python tools/eval.py {model} --data data/NAME --threshold auto --out DIR"
+    again = f"evaluate this folder: vesselseg eval {model} --data data/NAME --threshold auto --out DIR"
     weights = source.get("weights")
     if weights is None:
         if Path(source["path"]).resolve() != model.resolve():

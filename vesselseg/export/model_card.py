@@ -33,7 +33,7 @@ Research on blood vessels in angiograms similar to the training data, and pre-la
 every mask against its image before using it.
 
 {begin}
-Not evaluated yet: run `python tools/eval.py`, then `python tools/model_card.py`.
+Not evaluated yet: run `vesselseg eval`, then `vesselseg report card`.
 {end}
 
 ## Use
@@ -60,7 +60,7 @@ published Sa2VA folders.
 The model covers only what its training data show. With other devices, views, contrast agents or vessels it may fail
 without warning, since it always returns a mask. Thin vessels are missed first, and vessels may be fragmented. The
 threshold balances missed vessels against false positives and suits images like those it was chosen on. It is not a
-medical device; do not decide on patients with it. Evaluate it on your own images (`python tools/eval.py`) of patients
+medical device; do not decide on patients with it. Evaluate it on your own images (`vesselseg eval`) of patients
 outside the training data.
 """
 

@@ -27,7 +27,7 @@ from vesselseg.imaging.label_shapes import (
 from vesselseg.imaging.label_text import decode_text, parse_json
 from vesselseg.imaging.notes import Note
 
-# Key that tools/predict.py adds and LabelMe keeps: {"phrases": [...]}, the phrases of the request; labels are phrases.
+# Key that vesselseg predict adds and LabelMe keeps: {"phrases": [...]}, the phrases of the request; labels are phrases.
 PHRASES_KEY = "vesselseg"
 
 

@@ -10,7 +10,7 @@ from vesselseg.imaging.decode import HIGH_DEPTH_MODES, to_8_bit
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as 8-bit RGB: 16-bit and float images are scaled from their own range, transparent pixels are black.
 
-    Pixels are never rotated, so masks fit the image that was passed in: `tools/prepare_data.py` applies an EXIF
+    Pixels are never rotated, so masks fit the image that was passed in: `vesselseg prepare` applies an EXIF
     orientation once and removes it from the file.
     """
     if image.mode == "RGB":

@@ -101,7 +101,7 @@ def is_prompted_folder(folder: Path) -> bool:
 
 
 def load_prompted(folder: Path, device: torch.device | str, dtype: torch.dtype) -> PromptedPredictor:
-    """The predictor of a folder that tools/distill_prompt.py wrote. Raises WeightsError if it is damaged."""
+    """The predictor of a folder that vesselseg distill wrote. Raises WeightsError if it is damaged."""
     config = PromptedSAM2Config.from_pretrained(folder)
     try:
         model = build_prompted(config)

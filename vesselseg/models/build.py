@@ -156,7 +156,7 @@ def _check_quantise(
         raise UserError(f"model.sa2va.quantise is {quantise!r}; expected None, 'nf4' or, for predicting, 'int8'")
     if quantise == "int8" and trainable_parts.llm != "frozen":
         raise UserError(
-            "weights in 8 bits are for predicting with an exported folder (tools/convert_to_hf.py makes one of a "
+            "weights in 8 bits are for predicting with an exported folder (vesselseg convert makes one of a "
             "checkpoint); with adapters take 'nf4'"
         )
     if quantise and partitioned:

@@ -24,7 +24,7 @@ from vesselseg.output_folder import whole_file
 from vesselseg.predict.edited_labels import FOLDER as LABELS
 from vesselseg.predict.edited_labels import EditedLabels
 
-PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as tools/eval.py reads it
+PROBABILITY_SCALE = 65535  # stored value of probability 1 in a 16-bit PNG, as vesselseg eval reads it
 FRAMES_PER_SECOND = 15.0  # the usual rate in coronary angiography
 _MAX_TAG_LENGTH = 40  # characters
 

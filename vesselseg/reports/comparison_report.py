@@ -159,7 +159,7 @@ def most_different(comparison: Comparison, pair: Pair, first_better: bool) -> li
 
 
 def _panel(one: Results, key: Key) -> str | None:
-    """The panel of an item as a data URI, if tools/eval.py drew one and its file name is unambiguous."""
+    """The panel of an item as a data URI, if vesselseg eval drew one and its file name is unambiguous."""
     # File names of panels hold the image's stem only, which may occur in several folders.
     stem = PurePosixPath(key[0]).stem
     if sum(PurePosixPath(image).stem == stem for image, _ in one.items) > 1:

@@ -56,7 +56,7 @@ def _mask(encoded: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _check_picture(encoded: str, size: tuple[int, int]) -> None:
-    """Raises ValueError for an image that LabelMe or tools/prepare_data.py would convert."""
+    """Raises ValueError for an image that LabelMe or vesselseg prepare would convert."""
     mode = _decoded(encoded, size).mode
     if mode not in ("L", "RGB"):
         raise ValueError(f"a PNG of mode {mode}, expected 8-bit grey or RGB, as /predict gives it")

@@ -55,7 +55,7 @@ class PredictAnswer(BaseModel):
         str,
         Field(
             description="Name, without suffix, for files made from this image: angio for angio.png, clip_f006 for "
-            "frame 5 of clip.dcm. Frames in names are counted from 1, as by tools/prepare_data.py."
+            "frame 5 of clip.dcm. Frames in names are counted from 1, as by vesselseg prepare."
         ),
     ]
     labelme_opens: Annotated[

@@ -124,7 +124,7 @@ def base_name(name: str) -> str:
 def result_stem(name: str, frame: int | None) -> str:
     """A file's name without its suffix; for a clip with the frame number: clip_f006 for frame 5, counted from 0.
 
-    Names count from 1, as the page shows frames and as `tools/prepare_data.py` reads the frame from a label's name.
+    Names count from 1, as the page shows frames and as `vesselseg prepare` reads the frame from a label's name.
     DICOM files named by a UID have no suffix.
     """
     path = PurePosixPath(name)

@@ -53,7 +53,7 @@ def remedies(config: Mapping[str, Any]) -> list[str]:
         "close other programs that use this card (nvidia-smi lists them)",
         *(f"{change.options} ({change.cost})" for change in changes),
         "a smaller base model, such as InternVL3-2B",
-        "tools/plan_memory.py shows what each of these would save",
+        "vesselseg plan shows what each of these would save",
     ]
 
 

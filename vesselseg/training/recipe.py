@@ -118,7 +118,7 @@ def leaf(request: RecipeRequest) -> tuple[str, str]:
     base = _base(request)
     train, validation = read_split(request.data, "train"), read_split(request.data, "val")
     if not train:
-        raise UserError(f"{request.data}: no training images; create the dataset folder with tools/prepare_data.py")
+        raise UserError(f"{request.data}: no training images; create the dataset folder with vesselseg prepare")
     own_sam2 = any(part.startswith("SAM2") for part in base.parameters)
     choice = choose_runtime(_sizes(base, own_sam2), request.gpus, request.gpu_gib)
     if request.gpus == 0:

@@ -1,4 +1,4 @@
-"""A dataset folder made by tools/prepare_data.py, augmented. Defaults: training_dataset and Augment."""
+"""A dataset folder made by vesselseg prepare, augmented. Defaults: training_dataset and Augment."""
 
 from vesselseg.training.training_data import training_dataset
 

@@ -96,7 +96,7 @@ def plan_fix(check: CheckResult) -> FixPlan:
     if numbers := fold_numbers(dataset_home(measured.folder)):
         plan.changes.append(
             f"omitted the {len(numbers)} stored folds, which refer to the old images and groups: "
-            "python tools/make_folds.py creates new ones"
+            "vesselseg folds make creates new ones"
         )
     return plan
 

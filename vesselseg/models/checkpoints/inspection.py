@@ -107,7 +107,7 @@ def _folder(folder: BaseFolder, named: str) -> Inspection:
 
 def _use_of_folder(layout: str, holds_sam2: bool) -> str:
     if layout == "sa2va" and holds_sam2:
-        return "predicts as it is (tools/eval.py); trains on as model.sa2va.base or load_from, with the SAM2 in it"
+        return "predicts as it is (vesselseg eval); trains on as model.sa2va.base or load_from, with the SAM2 in it"
     if layout == "sa2va":
         return "trains on as model.sa2va.base, with SAM2 from model.sa2va.sam2.checkpoint: it holds none"
     return (
@@ -177,7 +177,7 @@ def _ours(path: Path, content: dict[str, Any]) -> Inspection:
         content["state_dict"],
         family=f"trained on {arguments['base']}",
         new_tokens="in it, as rows of their own",
-        use="with its base folder: predicts (tools/eval.py), exports (tools/convert_to_hf.py), trains on (load_from)",
+        use="with its base folder: predicts (vesselseg eval), exports (vesselseg convert), trains on (load_from)",
         details={
             "base": str(arguments["base"]),
             "lora": {name: lora[name] for name in ("r", "alpha") if name in lora},
@@ -201,7 +201,7 @@ def _published(path: Path, content: dict[str, Any]) -> Inspection:
         family=f"adapters of rank {', '.join(map(str, ranks)) or 'none'}; hidden size "
         f"{tables[0].shape[1] if tables else 'unknown'}",
         new_tokens=rows,
-        use="tools/convert_to_hf.py CONFIG FILE, or load_from; the config gives base folder, SAM2 file and LoRA alpha",
+        use="vesselseg convert CONFIG FILE, or load_from; the config gives base folder, SAM2 file and LoRA alpha",
         details={"lora": {"r": ranks[-1] if ranks else None, "alpha": None}, "iteration": content["meta"].get("iter")},
     )
 

@@ -144,7 +144,7 @@ def _published_content(content: dict[str, Any], path: Path, model_config: dict[s
     if model_config is None:
         raise WeightsError(
             f"{path}: a checkpoint of the published code, which holds no settings. Give a config with its base folder, "
-            "SAM2 file and LoRA alpha: python tools/convert_to_hf.py CONFIG CHECKPOINT --save-path OUT, or load_from "
+            "SAM2 file and LoRA alpha: vesselseg convert CONFIG CHECKPOINT --save-path OUT, or load_from "
             "in a config to train on"
         )
     meta = content["meta"] if isinstance(content.get("meta"), dict) else {}

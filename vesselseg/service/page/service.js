@@ -1,4 +1,4 @@
-// The page of tools/serve.py: drop images, predict, choose a threshold, correct, save.
+// The page of vesselseg serve: drop images, predict, choose a threshold, correct, save.
 import { Api, Queue, takeToken } from "./service_api.js";
 import { askToken, confirmRemoval } from "./service_dialogs.js";
 import { saveLabelMe, saveMasks, saveOverlay } from "./service_downloads.js";
@@ -254,7 +254,7 @@ function setModel(name) {
 
 function setView(mode) {
   if (mode !== "single" && state.models.length < 2) {
-    toast("Comparing needs two models: start the service with both, tools/serve.py MODEL MODEL.");
+    toast("Comparing needs two models: start the service with both, vesselseg serve MODEL MODEL.");
     mode = "single";
   }
   state.view = mode;

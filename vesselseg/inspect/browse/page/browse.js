@@ -1,4 +1,4 @@
-// The page of tools/browse_data.py: state, address, keys. All data come from its own server.
+// The page of vesselseg browse: state, address, keys. All data come from its own server.
 import { List, choose } from "./browse_list.js";
 import {
   aboutDataset, aboutFindings, aboutImage, aboutModel, aboutObjects, aboutObservers, coloursOf, count, element,
