@@ -19,6 +19,7 @@ from vesselseg.errors import UserError
 from vesselseg.export.convert import training_loss
 from vesselseg.registry import DATASETS, HOOKS, LOSSES, METRICS, MODELS
 from vesselseg.training.launch import train
+from vesselseg.training.memory_plan.plan import Target, plan_memory
 
 # A module with one of each; registered names are local to this test.
 MODULE = """
@@ -159,6 +160,15 @@ def test_a_dataset_a_model_and_a_hook_of_the_users_own_train(
     assert again["custom_imports"] == {"imports": ["my_parts"]} and again["model"]["loss"]["factor"] == 0.25
 
 
+def test_the_memory_plan_leaves_own_losses_out(one_process: None, data: Path, base: Path) -> None:
+    def peak(**terms: float) -> float:
+        options = {**small(data, base), "model.loss.terms": terms or None}
+        config = load_config(REPOSITORY / "examples" / "custom_loss_config.py", options)
+        return plan_memory(config, Target(1, 2**34)).peak
+
+    assert peak(focal_loss=5.0) == peak() > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -196,4 +206,4 @@ def test_a_module_that_cannot_be_imported_is_reported_with_all_other_problems(tm
 def test_an_exported_models_loss_has_no_parts_of_the_users_own() -> None:
     text = json.dumps({"loss": {"bce": 2.0, "terms": {"focal_loss": 1.0}}})
     assert training_loss({"config": f"model = {text}"}) == {"bce": 2.0}
-    assert training_loss({"config": 'model = {"loss": {"type": "Mine", "bce": 1.0}}'}) == {}
+    assert training_loss({"config": 'model = {"loss": {"type": "Mine", "bce": 1.0, "own": 1}}'}) == {"bce": 1.0}

@@ -30,8 +30,8 @@ from vesselseg.models.vessel_head import VesselHead, VesselHeadOptions
 from vesselseg.training.feature_filling import (
     Filling,
     Share,
-    check_room,
-    encoders_at_hand,
+    check_space,
+    encoders_on_device,
     fill,
     move_encoders,
     shared_view_names,
@@ -273,12 +273,12 @@ def test_too_little_space_is_an_error_before_anything_is_written(
     model: Sa2VA, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as caught:
-        check_room(tmp_path, 2**60)
+        check_space(tmp_path, 2**60)
     message = str(caught.value)
     assert "features take about 1073741824.0 GiB more" in message and "GiB are free on this disk" in message
     assert "features.variants" in message and "features.store=None" in message
     with pytest.raises(UserError, match=r"free of main memory \(/dev/shm\)"):
-        check_room(Path("/dev/shm"), 2**60)
+        check_space(Path("/dev/shm"), 2**60)
 
 
 @pytest.mark.parametrize("part", ["vision", "sam2_encoder"])
@@ -309,7 +309,7 @@ def test_the_encoders_leave_the_gpu_and_come_back_to_predict(tiny_base: Path, da
     assert {parameter.device.type for parameter in model.vision_model.parameters()} == {"cpu"}
     losses = losses_of(model.train(), collate([dataset[0], dataset[1]]).to("cuda"))
     sum(losses.values()).backward()
-    with encoders_at_hand(model):
+    with encoders_on_device(model):
         assert torch.allclose(
             torch.tensor(predictor.predict([picture], [["blood vessel"]])[0].probabilities), torch.tensor(before)
         )

@@ -20,6 +20,7 @@ from vesselseg.export.remote_code import AUTO_MAP, write_remote_code
 from vesselseg.inference.predictor import Prediction
 from vesselseg.inference.processor import processor_for
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
+from vesselseg.losses.total import standard_arguments
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.training_file import build_from_training_file
 from vesselseg.models.checkpoints.write_published import write_published_folder
@@ -108,8 +109,7 @@ def training_loss(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """
     for statement in ast.parse(checkpoint.get("config") or "").body:
         if isinstance(statement, ast.Assign) and [ast.unparse(name) for name in statement.targets] == ["model"]:
-            loss = dict(ast.literal_eval(statement.value).get("loss") or {})
-            return {} if "type" in loss else {name: value for name, value in loss.items() if name != "terms"}
+            return standard_arguments(ast.literal_eval(statement.value).get("loss"))
     return {}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +98,12 @@ class TotalLoss(nn.Module):
                 target = "full" if name in AT_FULL_SIZE else self.mask_target
                 found[name].append(self.terms[name](*compared[target]))
         return {name: torch.cat(values).mean() for name, values in found.items()}
+
+
+def standard_arguments(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments of TotalLoss in a config's `model.loss`, without classes and terms of the user's own."""
+    names = inspect.signature(TotalLoss).parameters.keys() - {"terms"}
+    return {name: value for name, value in (settings or {}).items() if name in names}
 
 
 def _by_size(mask_logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""Before training: what the frozen encoders make of every view is computed once and kept, then they leave the GPU."""
+"""Before training: the frozen encoders' outputs for every view are computed and stored; the encoders leave the GPU."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ from vesselseg.training.memory_limit import available_bytes
 logger = logging.getLogger(__name__)
 MEMORY_FOLDER = Path("/dev/shm")
 WRITERS = 2  # threads that write while the GPU computes
-TELL_EVERY_S = 10.0
+PROGRESS_EVERY_S = 10.0
 ViewNames = dict[tuple[int, int], str]  # (index of the image, number of its view) -> file
 
 
 @HOOKS.register_module()
 class FeatureHook(Hook):
-    """Fills the store before training and lets training read from it."""
+    """Fills the feature store before training and makes the dataset read from it."""
 
-    priority = "HIGH"  # behind the start report, before the clock starts
+    priority = "HIGH"  # after the start report, before the clock starts
 
     def __init__(self, settings: Features, loader: Loader, dataset: VesselDataset) -> None:
         self.settings = settings
         self.loader = loader
         self.dataset = dataset
-        self.sign: Any = None
+        self.usage: Any = None
 
     def before_train(self, runner: Any) -> None:
-        """Compute what is missing; from here on the encoders are needed by validation alone."""
+        """Compute missing features; from now on only validation needs the encoders."""
         sa2va, partitioned = runner.model.model.module.sa2va, runner.strategy.stage == 3
         self.store = FeatureStore(store_root(self.settings), store_key(sa2va, self.dataset))
         if self.settings.store == "memory":
-            self.sign = self.store.use()
+            self.usage = self.store.use()
         self.store.create()
         names = shared_view_names(self.dataset, self.settings.variants)
         with runner.strategy.ready_to_predict():
@@ -70,31 +70,31 @@ class FeatureHook(Hook):
             move_encoders(sa2va, torch.device("cpu"))
 
     def after_train(self, runner: Any) -> None:
-        """Give main memory back; files on a disk are kept for the next run."""
-        if self.sign is None:
+        """Free main memory; files on disk are kept for the next run."""
+        if self.usage is None:
             return
-        self.store.leave(self.sign)
+        self.store.leave(self.usage)
         torch.distributed.barrier()
-        if local_place()[0] == 0 and not self.store.remove_unless_used():
+        if local_rank_and_size()[0] == 0 and not self.store.remove_unless_used():
             logger.info("features stay in %s: another run uses them", self.store.folder)
 
 
 def store_root(settings: Features) -> Path:
-    """The folder of all stores."""
+    """Parent folder of the stores."""
     if settings.store == "memory":
         return MEMORY_FOLDER / f"vesselseg_features_{os.getuid()}"
     return Path(settings.folder)
 
 
 def store_key(sa2va: Sa2VA, dataset: VesselDataset) -> dict[str, Any]:
-    """Everything but the images themselves that features depend on; a collective call where weights are partitioned."""
+    """Everything that features depend on except the images; a collective call where weights are partitioned."""
     config, augment = sa2va.config, dataset.augment
-    # What is computed from features, and not into them.
+    # The heads read features and do not change them.
     grounding = {name: value for name, value in config.grounding_config.items() if name not in HEADS}
     return {
         "features_version": FEATURES_VERSION,
         "weights": weights_fingerprint(_encoder_weights(sa2va)),
-        "behind": sorted(sa2va.encoders()),
+        "behind": sorted(sa2va.encoders()),  # a new name of this key would make every existing store invalid
         VIEW: sa2va.grounding.sees_view,
         "dtype": str(sa2va.dtype),
         "shapes": [config.vision_config, grounding, config.downsample_ratio],
@@ -109,7 +109,7 @@ def store_key(sa2va: Sa2VA, dataset: VesselDataset) -> dict[str, Any]:
 
 
 def _encoder_weights(sa2va: Sa2VA) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by name, each whole while it is looked at."""
+    """Parameters and buffers by name, each gathered while it is read."""
     modules: dict[str, nn.Module] = sa2va.encoders()
     entries = {f"{part}.{name}": one for part, module in modules.items() for name, one in _entries(module)}
     entries["no_mem_embed"] = sa2va.grounding.sam2.no_mem_embed
@@ -124,7 +124,7 @@ def _entries(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def shared_view_names(dataset: VesselDataset, variants: int) -> ViewNames:
-    """The file of every view; each process reads its share of the images."""
+    """File names of all views; each process reads its part of the images."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     views = [(index, number) for index in range(rank, len(dataset), world) for number in range(variants)]
     gathered: list[Any] = [None] * world
@@ -132,8 +132,8 @@ def shared_view_names(dataset: VesselDataset, variants: int) -> ViewNames:
     return {view: name for share in gathered for view, name in share.items()}
 
 
-def local_place() -> tuple[int, int]:
-    """(number of this process among those of its machine, how many they are)."""
+def local_rank_and_size() -> tuple[int, int]:
+    """(rank of this process on its machine, number of processes there)."""
     return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -146,24 +146,24 @@ def fill(
     workers: int,
     lockstep: bool = False,
 ) -> None:
-    """Compute the views that the store does not hold whole; every process calls it and takes its share.
+    """Compute the views that are missing in the store; a collective call in which each process computes its part.
 
-    lockstep: weights are partitioned (ZeRO-3), so every process runs equally many forward passes.
-    Raises UserError where there is no room.
+    lockstep: weights are partitioned (ZeRO-3), so every process runs the same number of forward passes.
+    Raises UserError if there is too little space.
     """
     everyone = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    # Machines share no memory, and perhaps no disk: what others have written is looked for again.
-    rounds = [local_place()] if settings.store == "memory" else [everyone, local_place()]
+    # Machines do not share memory, and perhaps not the disk: a second round checks for files of other machines.
+    rounds = [local_rank_and_size()] if settings.store == "memory" else [everyone, local_rank_and_size()]
     store.remove_abandoned()
-    views = {name: view for view, name in sorted(names.items(), reverse=True)}  # views that are alike are one file
-    for place, places in dict.fromkeys(rounds):
-        missing = [name for name in sorted(views)[place::places] if not store.holds(name)]
+    views = {name: view for view, name in sorted(names.items(), reverse=True)}  # identical views share a file
+    for rank, size in dict.fromkeys(rounds):
+        missing = [name for name in sorted(views)[rank::size] if not store.holds(name)]
         counts: list[Any] = [None] * everyone[1]
         torch.distributed.all_gather_object(counts, len(missing))
-        if places == everyone[1] or settings.store == "memory":
+        if size == everyone[1] or settings.store == "memory":
             _announce(store, len(views), sum(counts))
         if any(counts):
-            share = Share(missing, views, places, longest=max(counts) if lockstep else len(missing))
+            share = Share(missing, views, size, longest=max(counts) if lockstep else len(missing))
             Filling(sa2va, dataset, store, share, workers).run()
         torch.distributed.barrier()
     logger.info("features: %.2f GiB in %s", store.bytes() / GIB, store.folder)
@@ -173,14 +173,15 @@ def _announce(store: FeatureStore, views: int, missing: int) -> None:
     if missing:
         logger.info("features: %d of %d views to compute, kept in %s", missing, views, store.folder)
     else:
-        logger.info("features: all %d views are there already", views)
+        logger.info("features: all %d views are stored already", views)
 
 
 @dataclass(frozen=True)
 class Share:
-    """missing: files that this process makes. views: of all files. processes: how many make some in the same place.
+    """One process's part of the work.
 
-    longest: views that this process computes, more than it lacks where the others must not wait in vain.
+    missing: names of its files. views: of all names. processes: number of processes that write to the same store.
+    longest: number of views to compute: with partitioned weights, as many as the process with the most.
     """
 
     missing: list[str]
@@ -189,7 +190,7 @@ class Share:
     longest: int
 
     def names(self) -> list[str]:
-        """What to compute."""
+        """Names of the views to compute, padded with repetitions."""
         spare = self.missing[:1] or sorted(self.views)[:1]
         return self.missing + spare * (self.longest - len(self.missing))
 
@@ -208,7 +209,7 @@ class _Views(Dataset):
 
 @dataclass
 class Filling:
-    """Loads, encodes and writes one process's share at the same time."""
+    """Loads, encodes and writes one process's part in parallel."""
 
     sa2va: Sa2VA
     dataset: VesselDataset
@@ -217,7 +218,7 @@ class Filling:
     workers: int
 
     def run(self) -> None:
-        """Compute and write all of it."""
+        """Compute and write all views."""
         names = self.share.names()
         loader = DataLoader(
             _Views(self.dataset, [self.share.views[name] for name in names]),
@@ -228,21 +229,21 @@ class Filling:
         )
         training = self.sa2va.training
         self.sa2va.eval()
-        progress = Progress(len(names), self.share.processes)
+        progress = FillProgress(len(names), self.share.processes)
         with ThreadPoolExecutor(WRITERS) as pool:
             pending: list[Future] = []
             for first, views in zip(range(0, len(names), IMAGES_AT_ONCE), loader):
                 encoded = encode_each(self.sa2va, views)
                 if first == 0:
-                    check_room(
+                    check_space(
                         self.store.folder, _bytes(encoded[0], views[0].masks) * len(names) * self.share.processes
                     )
-                # What is computed beyond the share, for the others' sake, is not written: two threads would at once.
+                # Repeated views are not written: two threads would write the same file.
                 for name, one, view in zip(self.share.missing[first:], encoded, views):
                     pending.append(pool.submit(self._write, name, one, view.masks))
-                while len(pending) > 2 * IMAGES_AT_ONCE:  # no more than so many wait in memory
+                while len(pending) > 2 * IMAGES_AT_ONCE:  # bounds the number of views in memory
                     pending.pop(0).result()
-                progress.tell(first + len(views))
+                progress.log(first + len(views))
             for future in pending:
                 future.result()
         self.sa2va.train(training)
@@ -255,7 +256,7 @@ class Filling:
 
 @torch.no_grad()
 def encode_each(sa2va: Sa2VA, views: Sequence[View]) -> list[EncodedViews]:
-    """Features of each of several images, on the CPU."""
+    """Features of each image, on the CPU."""
     tiles, squares = torch.cat([view.tiles for view in views]), torch.stack([view.sam_image for view in views])
     encoded = sa2va.encode_views(tiles.to(sa2va.device), squares.to(sa2va.device)).each(Tensor.cpu)
     patches = encoded.patches.split([len(view.tiles) for view in views])
@@ -267,7 +268,7 @@ def encode_each(sa2va: Sa2VA, views: Sequence[View]) -> list[EncodedViews]:
 
 
 def _pixels(square: Tensor) -> Tensor:
-    """(3, side, side) float32, normalised -> (1, 3, side, side) uint8: a quarter of the bytes, and nothing is lost."""
+    """(3, side, side) float32, normalised -> (1, 3, side, side) uint8: a quarter of the bytes, lossless."""
     return torch.from_numpy(to_pixels(square)).permute(2, 0, 1).unsqueeze(0)
 
 
@@ -275,34 +276,34 @@ def _bytes(encoded: EncodedViews, masks: Tensor) -> int:
     return sum(tensor.nbytes for tensor in encoded.tensors().values()) + masks.numel() // 8 + 1024
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raise UserError where a folder has less room than `needed` bytes; a folder in memory has what memory has free."""
+def check_space(folder: Path, needed: int) -> None:
+    """Raise UserError if fewer than `needed` bytes are free in a folder; for one in memory, main memory counts, too."""
     free, where = float(shutil.disk_usage(folder).free), "on this disk"
     available = available_bytes()
     if folder.is_relative_to(MEMORY_FOLDER) and available is not None:
         free, where = min(free, available), "of main memory (/dev/shm)"
     if needed > free:
         raise UserError(
-            f"{folder}: features take about {needed / GIB:.1f} GiB more, {free / GIB:.1f} GiB are free {where}. Make "
-            "room, set features.folder to another disk, lower features.variants, set "
+            f"{folder}: features take about {needed / GIB:.1f} GiB more, {free / GIB:.1f} GiB are free {where}. Free "
+            "some, set features.folder to another disk, lower features.variants, set "
             "model.sa2va.trainable.high_res_convs=False (a fifth of the size), or features.store=None"
         )
 
 
-class Progress:
-    """Tells now and then how far this process's share is."""
+class FillProgress:
+    """Logs the progress of the fill, estimated from this process's part."""
 
     def __init__(self, views: int, processes: int) -> None:
         self.views = views
         self.processes = processes
-        self.started = self.told = time.perf_counter()
+        self.started = self.logged = time.perf_counter()
 
-    def tell(self, done: int) -> None:
-        """A line every ten seconds."""
+    def log(self, done: int) -> None:
+        """Log a line every ten seconds."""
         now = time.perf_counter()
-        if now - self.told < TELL_EVERY_S:
+        if now - self.logged < PROGRESS_EVERY_S:
             return
-        self.told = now
+        self.logged = now
         rate = done / (now - self.started)
         left = timedelta(seconds=round((self.views - done) / rate))
         all_done, all_views = done * self.processes, self.views * self.processes
@@ -310,7 +311,7 @@ class Progress:
 
 
 def move_encoders(sa2va: Sa2VA, device: torch.device) -> None:
-    """Move the frozen encoders, and give back the GPU memory that they leave."""
+    """Move the frozen encoders, and release the GPU memory that this frees."""
     for module in sa2va.encoders().values():
         module.to(device)
     if torch.cuda.is_available():
@@ -318,14 +319,14 @@ def move_encoders(sa2va: Sa2VA, device: torch.device) -> None:
 
 
 @contextmanager
-def encoders_at_hand(sa2va: Sa2VA) -> Iterator[None]:
-    """While it lasts, the encoders are where the rest of the model is."""
-    away = next(sa2va.vision_model.parameters()).device
-    if away == sa2va.device:
+def encoders_on_device(sa2va: Sa2VA) -> Iterator[None]:
+    """Within the context, the encoders are on the model's device."""
+    home = next(sa2va.vision_model.parameters()).device
+    if home == sa2va.device:
         yield
         return
     move_encoders(sa2va, sa2va.device)
     try:
         yield
     finally:
-        move_encoders(sa2va, away)
+        move_encoders(sa2va, home)

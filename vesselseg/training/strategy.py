@@ -25,7 +25,7 @@ from vesselseg.errors import UserError
 from vesselseg.models.host_embedding import embedding_to_host
 from vesselseg.registry import STRATEGIES, build
 from vesselseg.training.checkpoint import load_trained
-from vesselseg.training.feature_filling import encoders_at_hand
+from vesselseg.training.feature_filling import encoders_on_device
 from vesselseg.training.flat_parameters import FlatParameters, is_worth_flattening
 
 DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam", "FusedLamb", "OnebitAdam", "OnebitLamb", "ZeroOneAdam")
@@ -105,7 +105,7 @@ class VesselStrategy(DeepSpeedStrategy):
         """
         sa2va = self.model.model.module.sa2va
         if self.stage < 3:
-            return encoders_at_hand(sa2va)
+            return encoders_on_device(sa2va)
         return deepspeed.zero.GatheredParameters(_read_outside_forward(sa2va))
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> DeepSpeedOptimWrapper:

@@ -1,7 +1,7 @@
-"""Bytes of everything between the weights and the loss, on one GPU.
+"""Activations of one micro-batch on one GPU, in bytes.
 
-Encoders, mask decoder, losses and transformers' own decoder layer run on the meta device and are counted. The fused
-decoder layer calls Triton kernels, which need a GPU: what it keeps is added up from shapes.
+Encoders, mask decoder, losses and transformers' own decoder layer run on the meta device, where allocations are
+counted. The fused decoder layer calls Triton kernels, which need a GPU: its activations are added up from shapes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vesselseg.losses.total import TotalLoss
+from vesselseg.losses.total import TotalLoss, standard_arguments
 from vesselseg.models.encoding import trains
 from vesselseg.models.internvl import TILES_AT_ONCE, encode_patches
 from vesselseg.models.lora import Lora
@@ -26,14 +26,14 @@ from vesselseg.training.memory_plan.live_bytes import Held, held_by
 from vesselseg.training.memory_plan.setup import Setup
 from vesselseg.training.memory_plan.shapes import Shapes
 
-# Copies of the packed embeddings on the way into the decoder (text rows, joined, put in order), and out of the norm.
+# Copies of the packed embeddings before the decoder (text rows, concatenated, reordered), and after the final norm.
 COPIES_OF_HIDDEN = 4
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Bytes of one decoder layer for a micro-batch. kept: until its backward pass; at_work: while it is computed
-    forward and backward, what it keeps included. input: what it keeps if it is computed again."""
+    """Bytes of one decoder layer for a micro-batch. kept: until its backward pass; at_work: peak of its forward and
+    backward pass, kept ones included. input: kept if the layer is recomputed."""
 
     kept: int
     at_work: int
@@ -42,29 +42,24 @@ class Layer:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one micro-batch on one GPU.
+    """Bytes of one micro-batch on one GPU."""
 
-    encoding: the encoders at work, their features included. features: what of them stays until the backward pass.
-    masks: mask decoder and losses at work, logits: the language model's logits. hidden: the decoder's input and output.
-    layer: one decoder layer.
-    """
-
-    encoding: int
-    features: int
-    masks: int
-    logits: int
-    hidden: int
+    encoding: int  # peak while encoding, features included
+    features: int  # outputs of the encoders, kept until the backward pass
+    masks: int  # peak of mask decoder and losses
+    logits: int  # of the language model
+    hidden: int  # the decoder's input and output
     layer: Layer
 
 
 def activations_of(setup: Setup, shapes: Shapes, images: Images) -> Activations:
-    """Of one micro-batch with its longest conversation."""
+    """Activations of one micro-batch that contains the longest conversation. Losses of the user's own do not count."""
     count = setup.schedule.micro_batch
     tokens, objects = images.tokens_of(count), images.objects_of(count)
-    size = setup.bytes_per_weight / 2  # the model on the meta device is a bf16 one
+    size = setup.bytes_per_weight / 2  # the model on the meta device is in bf16
     encoding, features = encoding_bytes(setup, shapes, count, images.tiles * count)
     answers = max(1, round(images.answer_tokens * count))
-    loss = tuple(sorted((setup.values["model"].get("loss") or {}).items()))
+    loss = tuple(sorted(standard_arguments(setup.values["model"].get("loss")).items()))
     counts = _objects_per_image(objects, count, images.most_objects)
     seen = Seen(stored=setup.store is not None, whole=setup.stage == 3)
     masks, logits = _masks(shapes, counts, answers, (images.height, images.width), loss, seen)
@@ -82,13 +77,13 @@ def activations_of(setup: Setup, shapes: Shapes, images: Images) -> Activations:
 
 
 def _objects_per_image(objects: int, images: int, most: int) -> tuple[int, ...]:
-    """How many objects each image has: one the most, the others as many as are left, evenly."""
+    """Objects of each image: the maximum for one, the rest evenly distributed over the others."""
     left, others = objects - most, images - 1
     return (most, *(left * (number + 1) // others - left * number // others for number in range(others)))
 
 
 def _view_bytes(setup: Setup, shapes: Shapes, images: int) -> int:
-    """Of the square views where masks are drawn from them too: pixels of a store, or values in the weights' type."""
+    """Bytes of the square views if a mask head reads them: stored pixels, or values in the weights' type."""
     grounding = shapes.model.grounding
     size = 1 if setup.store is not None else setup.bytes_per_weight
     return images * 3 * grounding.image_size**2 * size if grounding.sees_view else 0
@@ -96,16 +91,16 @@ def _view_bytes(setup: Setup, shapes: Shapes, images: int) -> int:
 
 @dataclass(frozen=True)
 class Seen:
-    """How masks are computed. stored: from stored features. whole: nothing of the vessel head is computed again."""
+    """How masks are computed. stored: from stored features. whole: the vessel head is not recomputed."""
 
     stored: bool
     whole: bool
 
 
 def encoding_bytes(setup: Setup, shapes: Shapes, images: int, tiles: int) -> tuple[int, int]:
-    """(encoders at work on so many images and tiles, their features), in bf16.
+    """(peak while encoding, features) in bytes for bf16.
 
-    Both grow evenly: one image and one tile are looked at. Frozen encoders take a few at a time.
+    Both are proportional to images and tiles, so one of each is run. Frozen encoders process a few at a time.
     """
     tile, image = _one_tile(shapes), _one_image(shapes)
     left = tiles * tile.left, images * image.left
@@ -116,7 +111,7 @@ def encoding_bytes(setup: Setup, shapes: Shapes, images: int, tiles: int) -> tup
 
 
 def _in_pieces(one: Held, count: int, at_once: int) -> int:
-    """Peak of `count`; with several pieces the last one's, or what all leave when it is put together."""
+    """Peak for `count` inputs; in pieces, that of the last piece, or of the concatenation of all outputs."""
     if count <= at_once:
         return count * one.peak
     return max((count - at_once) * one.left + at_once * one.peak, 2 * count * one.left)
@@ -147,7 +142,7 @@ def _one_image(shapes: Shapes) -> Held:
 
 
 def _encoded(shapes: Shapes, encode: Callable[[], tuple[Tensor, ...]]) -> Held:
-    """Forward, and backward too where something trains; without the gradients of weights."""
+    """Forward, and backward if something trains; gradients of weights do not count."""
     forward, views = held_by(encode)
     learns = any(view.requires_grad for view in views)
     del views
@@ -167,7 +162,7 @@ def _masks(
     loss: tuple[tuple[str, Any], ...],
     seen: Seen,
 ) -> tuple[int, int]:
-    """(mask decoder and losses, logits of the answers) at work, forward and backward. counts: objects per image."""
+    """Peaks of (mask decoder and losses, logits of the answers), forward and backward. counts: objects per image."""
     model, hidden, objects = shapes.model, int(shapes.text.hidden_size), sum(counts)
     views = _features(shapes, len(counts), seen.stored)
     head = model.grounding.vessel_head
@@ -210,7 +205,7 @@ def _features(shapes: Shapes, images: int, stored: bool) -> ImageFeatures:
 
 @functools.lru_cache(maxsize=8)
 def head_flops(shapes: Shapes) -> tuple[float, float]:
-    """A vessel head's forward pass: (of a picture, of each object in it), counted on the meta device."""
+    """FLOPs of a vessel head's forward pass: (of an image, of each object in it), counted on the meta device."""
     head, features = shapes.model.grounding.vessel_head, _features(shapes, 1, stored=True)
     if head is None:
         return 0.0, 0.0
@@ -248,23 +243,25 @@ def _plain_layer(shapes: Shapes, tokens: int) -> Layer:
 
 
 def _fused_layer(setup: Setup, shapes: Shapes, tokens: int) -> Layer:
-    """`fused_decoder.FusedLayer` with Liger's kernels: per token, two bytes for a number and one for a dropout mask."""
+    """`fused_decoder.FusedLayer` with Liger's kernels: two bytes per value and one per element of a dropout mask."""
     text = shapes.text
     hidden, inner = int(text.hidden_size), int(text.intermediate_size)
     keys = hidden // int(text.num_attention_heads) * int(text.num_key_value_heads)
     lora = Lora(**(setup.sa2va.get("lora") or {}))
     rank, dropout = lora.r, lora.dropout > 0
-    attention = 2 * (hidden + hidden + 2 * keys + hidden + hidden)  # norm's output; q, k, v; mixed, and packed again
-    mlp = 2 * (hidden + hidden + 2 * inner)  # sum behind attention, norm's output; gate, up
+    attention = 2 * (
+        hidden + hidden + 2 * keys + hidden + hidden
+    )  # norm's output; q, k, v; attention's output, and its packed copy
+    mlp = 2 * (hidden + hidden + 2 * inner)  # residual sum after attention, norm's output; gate, up
     adapters = 2 * 7 * rank + (3 * hidden + inner if dropout else 0)  # reduced inputs; dropout masks of four inputs
-    # Backward through the last product: gate * up anew, its gradient, a masked copy; gradients of the layer's ends.
+    # Backward of the last product: gate * up recomputed, its gradient, a masked copy; gradients of input and output.
     gradients = 2 * ((3 if dropout else 2) * inner + 3 * hidden)
     kept = attention + mlp + adapters
     return Layer(tokens * kept, tokens * (kept + gradients), tokens * 2 * hidden)
 
 
 def _unpacked(shapes: Shapes) -> int:
-    """The largest 4-bit matrix in bf16, twice: the last one is freed when the next is there."""
+    """The largest 4-bit matrix in bf16, twice: one is freed after the next is allocated."""
     return 2 * 2 * max(weight.numel for weight in shapes.weights if weight.in_4_bits)
 
 

@@ -110,7 +110,7 @@ def _free(setup: Setup) -> Iterator[Change]:
         yield Change({f"{ZERO}.{name}": SMALL_BUCKET for name in large}, "no cost")
     if setup.stage < 3 and not sa2va.get("embedding_on_host"):
         yield Change({"model.sa2va.embedding_on_host": True}, "main memory for the embedding table")
-    if setup.llm == "lora" and setup.stage < 3 and sa2va.get("fused", "auto") is False:
+    if setup.llm == "lora" and setup.stage < 3 and sa2va["fused"] is False:
         yield Change({"model.sa2va.fused": "auto"}, "no cost; needs Triton")
     trains = sa2va.get("trainable") or {}
     if not setup.store and setup.stage < 3 and not trains.get("sam2_encoder") and not trains.get("vision"):

@@ -1,4 +1,4 @@
-"""The settings of a config that decide how much memory a training takes."""
+"""The settings of a config that determine the memory of a training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
 
 from vesselseg.config.settings import Loader, Schedule, Validation, read_section
+from vesselseg.models.lora import Trainable
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Setup:
     @property
     def whole_layers(self) -> bool:
         """Whether ZeRO-3 gathers a decoder layer's weights at once."""
-        return self.stage == 3 and bool(self.values["strategy"].get("whole_layers", True))
+        return self.stage == 3 and bool(self.values["strategy"]["whole_layers"])
 
     @property
     def optimizer_on_host(self) -> bool:
@@ -59,59 +60,59 @@ class Setup:
 
     @property
     def loader(self) -> Loader:
-        """Loading processes."""
+        """Loader processes."""
         return read_section(self.values, "loader")
 
     @property
     def validation(self) -> Validation:
-        """Whether there is any."""
+        """Validation during training."""
         return read_section(self.values, "validation")
 
     @property
     def bytes_per_weight(self) -> int:
         """2 in bf16, 4 in float32."""
-        precision = self.values.get("precision", "auto")
+        precision = self.values["precision"]
         return 2 if precision == "bf16" or (precision == "auto" and self.on_gpu) else 4
 
     @property
     def llm(self) -> str:
-        """What of the language model trains: lora, full or frozen."""
-        return (self.sa2va.get("trainable") or {}).get("llm", "lora")
+        """Training of the language model: lora, full or frozen."""
+        return Trainable(**(self.sa2va.get("trainable") or {})).llm
 
     @property
     def fused(self) -> bool:
         """Whether the adapted decoder is computed by `models.fused_decoder`."""
-        wanted = self.sa2va.get("fused", "auto")
-        if self.llm != "lora" or wanted is False:
+        setting = self.sa2va["fused"]
+        if self.llm != "lora" or setting is False:
             return False
-        return wanted is True or (self.on_gpu and self.stage < 3)
+        return setting is True or (self.on_gpu and self.stage < 3)
 
     @property
     def embedding_on_host(self) -> bool:
-        """Whether the frozen embedding table may leave the GPU."""
-        return bool(self.sa2va.get("embedding_on_host")) and self.stage < 3 and self.on_gpu
+        """Whether the frozen embedding table may be moved to main memory."""
+        return bool(self.sa2va["embedding_on_host"]) and self.stage < 3 and self.on_gpu
 
     @property
     def quantised(self) -> bool:
-        """Whether the decoder's frozen layers are kept in 4 bits."""
-        return self.sa2va.get("quantise") == "nf4"
+        """Whether the decoder's frozen layers are in 4 bits."""
+        return self.sa2va["quantise"] == "nf4"
 
     @property
     def activations_on_host(self) -> bool:
-        """Whether the inputs of recomputed layers wait in main memory."""
-        return bool(self.sa2va.get("activations_on_host"))
+        """Whether the inputs of recomputed layers are kept in main memory."""
+        return bool(self.sa2va["activations_on_host"])
 
     @property
     def store(self) -> str | None:
-        """Where the frozen encoders' features are kept: `disk`, `memory` or nowhere."""
-        return (self.values.get("features") or {}).get("store")
+        """Where the frozen encoders' outputs are stored: `disk`, `memory`, or None."""
+        return read_section(self.values, "features").store
 
     @property
     def views_per_image(self) -> int:
         """Augmented views per image in that store."""
-        return int((self.values.get("features") or {}).get("variants") or 1)
+        return int(read_section(self.values, "features").variants)
 
     def recomputed(self, layers: int) -> int:
-        """How many of the decoder's layers keep only their input."""
-        wanted = self.sa2va.get("gradient_checkpointing", False)
-        return layers * int(wanted) if isinstance(wanted, bool) else min(layers, int(wanted))
+        """Number of decoder layers that are recomputed and keep only their input."""
+        setting = self.sa2va["gradient_checkpointing"]
+        return layers * int(setting) if isinstance(setting, bool) else min(layers, int(setting))

@@ -1,4 +1,4 @@
-"""The model of a config on the meta device: every weight's shape, not one number of it."""
+"""The model of a config on the meta device: shapes of all weights, without values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EMBEDDING = "language_model.model.embed_tokens."
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter. is_encoder: stored features make it superfluous."""
+    """One parameter. is_encoder: not needed with stored features."""
 
     name: str
     numel: int
@@ -34,20 +34,20 @@ class Weight:
 
     @property
     def is_embedding(self) -> bool:
-        """Whether it is the frozen table of the language model's tokens."""
+        """Whether it is the frozen embedding table of the language model."""
         return self.name.startswith(EMBEDDING) and not self.trainable
 
     @property
     def in_4_bits(self) -> bool:
-        """Whether quantising takes it."""
+        """Whether it is quantised if the config says so."""
         return self.name.startswith(BLOCKS) and self.is_matrix and not self.trainable
 
 
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """A model without numbers; two are the same if they are one object.
+    """A model without values, compared by identity.
 
-    in_checkpoint: elements that a checkpoint holds.
+    in_checkpoint: elements in a checkpoint.
     """
 
     model: Sa2VA
@@ -57,7 +57,7 @@ class Shapes:
 
     @property
     def trainable(self) -> int:
-        """Elements that train."""
+        """Trainable elements."""
         return sum(weight.numel for weight in self.weights if weight.trainable)
 
     @property
@@ -67,7 +67,7 @@ class Shapes:
 
     @property
     def layers(self) -> int:
-        """Of the language model."""
+        """Number of layers of the language model."""
         return int(self.text.num_hidden_layers)
 
     @property
@@ -77,12 +77,12 @@ class Shapes:
         return not any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
     def largest(self, trainable: bool | None = None) -> int:
-        """Elements of the largest weight, of all, of those that train, or of the frozen ones."""
+        """Elements of the largest weight: of all, of the trainable, or of the frozen ones."""
         return max(w.numel for w in self.weights if trainable is None or w.trainable == trainable)
 
 
 def shapes_of(sa2va: Mapping[str, Any]) -> Shapes:
-    """The model that these arguments of build_model make. Raises WeightsError where the base folder is not one."""
+    """The model that build_model builds from these arguments. Raises WeightsError for an invalid base folder."""
     kept = {key: sa2va.get(key) for key in ("base", "sam2", "lora", "trainable", "max_tiles", "random_weights")}
     return _shapes(json.dumps(kept, sort_keys=True, default=list))
 
