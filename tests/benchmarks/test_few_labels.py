@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.few_labels import HEAD, METHODS, NAME, REFERENCE, TRAIN, UNET, Run, Study, images_of
-from benchmarks.few_labels_data import COPIES, subset, write_subset
+from benchmarks.few_labels_data import COPIES, shrink, subset, write_subset
 from benchmarks.few_labels_report import METRICS, summarise, table
 from tests.evaluation.drawn_data import REPOSITORY, Drawn
 from vesselseg.baselines.options import UNetOptions
-from vesselseg.dataset.manifest import read_split
+from vesselseg.dataset.manifest import fingerprint, image_path, read_split
 from vesselseg.errors import UserError
 
 IMAGES = [f"arcade_syntax_train/images/{number}.webp" for number in range(1, 1001)]
@@ -66,6 +67,23 @@ def test_a_subset_is_a_dataset_folder(drawn: Drawn, tmp_path: Path) -> None:
     assert [len(read_split(tmp_path / "subset", split)) for split in ("train", "val")] == [2, 4]
     assert read_split(tmp_path / "subset", "test") == drawn.records("test")
     assert (tmp_path / "subset" / "images" / drawn.records("test")[0].image).is_file()
+
+
+def test_a_dataset_folder_is_shrunk_and_stays_valid(drawn: Drawn) -> None:
+    before = {Path(one.image).stem: (one, drawn.image(one)) for one in drawn.records("test")}
+    report = {"fractions": {drawn.records("test")[0].image: 0.1}}
+    (drawn.folder / "report.json").write_text(json.dumps(report))
+    shrink(drawn.folder, 80)
+    after = drawn.records("test")
+    assert len(after) == len(before) and all(one.image.endswith(".webp") for one in after)
+    for one in after:
+        record, pixels = before[Path(one.image).stem]
+        assert not image_path(drawn.folder, record).exists()
+        found = np.asarray(Image.open(image_path(drawn.folder, one)).convert("L"))
+        assert np.abs(found.astype(int) - pixels.astype(int)).mean() < 8
+        np.testing.assert_allclose(one.regions[0][0], record.regions[0][0], atol=0.0051)
+    report = json.loads((drawn.folder / "report.json").read_text())
+    assert report["fingerprint"] == fingerprint(drawn.folder) and list(report["fractions"]) == [after[0].image]
 
 
 def test_seeds_are_averaged_per_image_before_images_are_compared() -> None:

@@ -64,6 +64,13 @@ def test_stored_features_are_read_back_exactly(store: FeatureStore, width: int) 
     assert store.bytes() == written == store.path("one").stat().st_size
 
 
+def test_masks_of_parts_of_pixels_are_read_back_exactly(store: FeatureStore) -> None:
+    masks = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).half() / 255
+    store.write("one", encoded_views(0), masks, "one.png")
+    found = store.read("one")[1]
+    assert found.dtype == torch.float16 and torch.equal(found, masks)
+
+
 def test_pixels_are_kept_where_the_key_says_so_and_nowhere_else(tmp_path: Path, store: FeatureStore) -> None:
     seeing, masks = FeatureStore(tmp_path, {**KEY, "view": True}), torch.zeros(1, 10, 16, dtype=torch.uint8)
     seeing.create()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ def test_written_records_are_read_back(tmp_path: Path) -> None:
     )
     entry = json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))[1]
     assert entry == {"image": "b.png", "mask": [[]], "text": ["vessel"]}
+
+
+def test_the_fill_is_kept_and_checked(tmp_path: Path) -> None:
+    record = Record("a.png", (([1.0, 1.0, 5.0, 1.0, 5.0, 5.0],),), ("blood vessel",))
+    write_manifest(tmp_path, [record, replace(record, image="b.png", fill="coco")])
+    written = json.loads((tmp_path / "annotations.json").read_text())
+    assert "fill" not in written[0] and written[1]["fill"] == "coco"  # what older versions wrote stays the same
+    assert [one.fill for one in read_manifest(tmp_path)] == ["labelme", "coco"]
+    with pytest.raises(ManifestError, match=r'b.png: "fill" is \'opencv\', expected one of labelme, coco, coverage'):
+        parse_record({**written[1], "fill": "opencv"})
 
 
 def test_an_absent_or_null_group_is_the_image_itself() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,25 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(folder: Path, processor: 
     assert not same(augmented[(2, 1)], dataset(folder, processor, augment=Augment(noise=0.05), seed=4)[(2, 1)])
     assert same(augmented[1], augmented[(0, 1)])
     assert same(augmented[-1], augmented[len(RECORDS) - 1])
+
+
+def test_coverage_labels_are_parts_of_pixels(folder: Path, processor: Processor) -> None:
+    half = [40.0, 5.0, 60.0, 5.0, 60.0, 5.5, 40.0, 5.5]
+    write_dataset(folder, [Record("grey.png", ((half,),), ("blood vessel",), fill="coverage"), *RECORDS[:1]])
+    plain = dataset(folder, processor, augment=None)
+    masks = plain[0].masks
+    assert masks.dtype == torch.float16 and masks.max() == torch.tensor(128 / 255).half()
+    assert masks.float().sum().item() == pytest.approx(20 * 128 / 255, rel=1e-3)
+    assert plain[1].masks.dtype == torch.uint8
+    turned = dataset(folder, processor, augment=Augment(rotation=20.0))
+    found = torch.stack([turned[epoch, 0].masks[0] for epoch in range(5)]).float()
+    assert len(found.unique()) > 20 and found.max() <= 1  # interpolated
+    batch = collate([plain[0], plain[1]])
+    assert [mask.dtype for mask in batch.masks] == [torch.float16, torch.uint8]
+    hard = replace(plain.records[0], fill="labelme")
+    names = [plain.view_name(0, 0)]
+    plain.records[0] = hard
+    assert plain.view_name(0, 0) not in names  # stored features of another fill are others
 
 
 def test_questions_vary_over_epochs_unless_disabled(folder: Path, processor: Processor) -> None:

@@ -22,6 +22,7 @@ from vesselseg.evaluation.metrics import image_metrics
 from vesselseg.evaluation.options import EvaluationOptions
 from vesselseg.evaluation.prediction_sources import FolderSource, ModelSource, PredictionSource, open_predictions
 from vesselseg.evaluation.result_types import ItemResult
+from vesselseg.evaluation.results_file import as_dict
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.options import LoadOptions
 from vesselseg.output_folder import whole_folder
@@ -46,6 +47,18 @@ def test_the_threshold_is_searched_on_val_alone(drawn: Drawn, probability_folder
     assert found.curve is not None
     assert found.curve.dice.argmax() > 54
     assert found.summary["dice"].mean < 0.7
+
+
+def test_another_fill_changes_the_truth_alone(drawn: Drawn, probability_folder: Path) -> None:
+    own, other = (
+        evaluate(drawn.folder, "test", _open(drawn, probability_folder), 0.5, options=EvaluationOptions(fill=fill))
+        for fill in (None, "coco")
+    )
+    assert (own.fill, other.fill) == ("labelme", "coco")
+    expected = [replace(record, fill="coco") for record in drawn.records("test")]
+    assert [item.truth_pixels for item in other.items] == [int(drawn.truth(record).sum()) for record in expected]
+    assert sum(item.truth_pixels for item in own.items) > sum(item.truth_pixels for item in other.items)
+    assert as_dict(other)["data"]["fill"] == "coco"
 
 
 def test_each_metric_has_its_own_threshold(drawn: Drawn, probability_folder: Path) -> None:

@@ -18,6 +18,7 @@ from vesselseg.dataset.record_masks import record_masks
 from vesselseg.errors import UserError
 from vesselseg.imaging.labelme import LabelmeLabels
 from vesselseg.imaging.rasterise import rasterise
+from vesselseg.imaging.regions import FILLS, Fill
 from vesselseg.prepare.prepare_image import ImageOptions, ImageTask, overlay_size, prepare_image
 
 
@@ -292,6 +293,22 @@ def test_every_polygon_is_rasterised_once(
     for record in read_manifest(tmp_path / "o"):
         union = record_masks(record, 30, 40).any(axis=0)
         assert report["fractions"][record.image] == pytest.approx(union.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_the_fill_is_that_of_the_folder(tmp_path: Path, write_label: WriteLabel, square: Shape, fill: Fill) -> None:
+    thin = polygon([[20, 20.1], [39, 20.1], [39, 20.4], [20, 20.4]])
+    write_label(tmp_path / "s", "a", [square, thin])
+    write_label(tmp_path / "s", "b", [thin])  # kept also where no pixel is half covered
+    report = run(tmp_path / "s", tmp_path / "o", fill=fill)
+    records = read_manifest(tmp_path / "o")
+    assert report["options"]["fill"] == fill and [record.fill for record in records] == [fill] * 2
+    assert report["counts"]["shapes"] == 3
+    for record in records:
+        expected = rasterise(record.regions[0], 30, 40, fill)
+        np.testing.assert_array_equal(record_masks(record, 30, 40)[0], expected)
+        assert report["fractions"][record.image] == pytest.approx(expected.mean(), abs=1e-6)
+    assert (rasterise(records[1].regions[0], 30, 40, fill).sum() > 0) == (fill == "labelme")
 
 
 @pytest.mark.parametrize("size", [(40, 30), (700, 520)])

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from vesselseg.cli.parameters import Flat, text_parser
 from vesselseg.errors import UserError
+from vesselseg.imaging.regions import Fill
 from vesselseg.prepare.options import PrepareOptions
 from vesselseg.prepare.splits import parse_fractions
 from vesselseg.suggest import did_you_mean
@@ -54,6 +55,7 @@ class Options(PrepareOptions):
     ] = PrepareOptions.labels
     per_shape: Annotated[bool, Parameter(group=NAMES)] = PrepareOptions.per_shape
     line_width: Annotated[float | None, Parameter(group=NAMES)] = PrepareOptions.line_width
+    fill: Annotated[Fill, Parameter(group=NAMES)] = PrepareOptions.fill
     fractions: Annotated[
         tuple[float, float, float],
         Parameter(

@@ -78,16 +78,16 @@ class Augment:
             raise UserError("augment: " + "; ".join(problems))
 
     def __call__(
-        self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
+        self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator, soft: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Apply the same geometric changes to image and masks, and intensity changes to the image.
 
-        image: (height, width, 3) uint8. masks: (objects, height, width) uint8, 0 or 1. Returns both with the same
-        dtypes; odd numbers of quarter turns swap height and width.
+        image: (height, width, 3) uint8. masks: (objects, height, width) uint8, 0 or 1, or with `soft` 0 to 255,
+        which are interpolated. Returns both with the same dtypes; odd numbers of quarter turns swap height and width.
         """
         image, masks = self._flip(image, masks, generator)
         if self.rotation or self.scale or self.translation or self.aspect or self.elastic:
-            image, masks = self._warp(image, masks, generator)
+            image, masks = self._warp(image, masks, generator, cv2.INTER_LINEAR if soft else cv2.INTER_NEAREST)
         return self._intensity(image, generator), masks
 
     def _draw(self, name: str, generator: np.random.Generator, low: float, high: float, neutral: float = 0.0) -> float:
@@ -106,7 +106,8 @@ class Augment:
             image, masks = np.rot90(image, turns, (0, 1)), np.rot90(masks, turns, (1, 2))
         return np.ascontiguousarray(image), np.ascontiguousarray(masks)
 
-    def _warp(self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator) -> tuple:
+    def _warp(self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator, flags: int) -> tuple:
+        """flags: interpolation of the masks."""
         height, width = image.shape[:2]
         matrix = self._matrix(height, width, generator)
         amplitude = self._draw("elastic", generator, 0, self.elastic) if self.elastic else 0.0
@@ -116,11 +117,11 @@ class Augment:
             points = generator.standard_normal((2, _ELASTIC_POINTS, _ELASTIC_POINTS), dtype=np.float32)
             maps = _elastic_maps(matrix, points * np.float32(amplitude), height, width)
             image = cv2.remap(image, *maps, cv2.INTER_LINEAR, borderMode=border)
-            warped = [cv2.remap(mask, *maps, cv2.INTER_NEAREST, borderMode=border) for mask in masks]
+            warped = [cv2.remap(mask, *maps, flags, borderMode=border) for mask in masks]
         else:
             size = (width, height)
             image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=border)
-            warped = [cv2.warpAffine(m, matrix, size, flags=cv2.INTER_NEAREST, borderMode=border) for m in masks]
+            warped = [cv2.warpAffine(m, matrix, size, flags=flags, borderMode=border) for m in masks]
         return image, np.stack(warped) if warped else masks  # (objects, height, width)
 
     def _matrix(self, height: int, width: int, generator: np.random.Generator) -> np.ndarray:

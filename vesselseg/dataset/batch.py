@@ -69,7 +69,8 @@ class Example:
     encoded: features of this image, in place of both views if they were computed before; the views are empty then.
     input_ids: (tokens,) int64, the conversation with one [SEG] per object, in the order of `masks`.
     labels: (tokens,) int64, input_ids at answer positions, IGNORE_LABEL elsewhere; not shifted.
-    masks: (objects, height, width) uint8, 0 or 1, at the image's own size.
+    masks: (objects, height, width) uint8, 0 or 1, or float16, the covered part of each pixel, at the image's own
+        size.
     phrases: one per object, in the order of `masks`.
     """
 
@@ -99,7 +100,7 @@ class Batch:
     input_ids: per image (tokens,) int64, without padding. Kept in CPU memory, as are the labels: the model looks up
         token positions there and moves only what it needs.
     labels: per image (tokens,) int64, IGNORE_LABEL where there is no loss.
-    masks: per image (objects, height, width) uint8, 0 or 1; an empty tuple when predicting.
+    masks: per image as in Example; an empty tuple when predicting.
     objects_per_image: (images,) number of [SEG] tokens in each conversation.
     encoded: features in place of tiles and sam_images if they were computed before; those are empty then.
     """

@@ -32,6 +32,7 @@ from vesselseg.output_folder import UNFINISHED, whole_file
 
 # Increment it with every change of the stored content: image to view, view to features, or file layout.
 FEATURES_VERSION = 2
+SOFT = "levels"  # of masks that hold parts of pixels: 0 to 255
 STORE_FILE = "store.json"
 REMOVED = ".removed"
 ABANDONED_S = 3600  # writing a file takes seconds; an unfinished one this old was left by a killed process
@@ -94,14 +95,17 @@ class FeatureStore:
     def write(self, name: str, encoded: EncodedViews, masks: Tensor, image: str) -> int:
         """Store one view; returns the file's size in bytes.
 
-        encoded: of one image, on the CPU. masks: (objects, height, width) uint8, 0 or 1, stored as bits. image: its
+        encoded: of one image, on the CPU. masks: as in Example; those of 0 and 1 are stored as bits. image: its
         name, for the file's metadata. Raises UserError if it cannot be written, and leaves no partial file.
         """
         tensors = {name: tensor.contiguous() for name, tensor in encoded.tensors().items()}
-        tensors["masks"] = torch.from_numpy(np.packbits(masks.numpy(), axis=-1))
+        soft = masks.is_floating_point()
+        packed = (255 * masks.float()).round().byte() if soft else np.packbits(masks.numpy(), axis=-1)
+        tensors["masks"] = torch.as_tensor(packed)
+        described = {"image": image, "width": str(masks.shape[-1]), "masks": SOFT if soft else "bits"}
         try:
             with whole_file(self.path(name), self._temporary(name), durable=True) as temporary:
-                save_file(tensors, temporary, metadata={"image": image, "width": str(masks.shape[-1])})
+                save_file(tensors, temporary, metadata=described)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{self.folder}: the features of {image} cannot be written ({error}); free some space or set "
@@ -110,20 +114,23 @@ class FeatureStore:
         return self.path(name).stat().st_size
 
     def read(self, name: str) -> tuple[EncodedViews, Tensor]:
-        """One view and its masks (objects, height, width) uint8, 0 or 1; features are memory-mapped, read on use.
+        """One view and its masks, as in Example; features are memory-mapped, read on use.
 
         Raises UserError if the file is damaged or missing.
         """
         try:
             with safe_open(self.path(name), "pt") as file:
                 encoded = EncodedViews(**{field: file.get_tensor(field) for field in self.names})
-                packed, width = file.get_tensor("masks").numpy(), int(file.metadata()["width"])
+                packed, described = file.get_tensor("masks"), file.metadata()
+                width = int(described["width"])
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(
                 f"{self.path(name)}: stored features are damaged or missing ({error}); continue with --resume auto, "
                 "which computes them again"
             ) from None
-        return encoded, torch.from_numpy(np.unpackbits(packed, axis=-1, count=width))
+        if described.get("masks") == SOFT:
+            return encoded, packed.half() / 255
+        return encoded, torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width))
 
     def use(self) -> BinaryIO:
         """Create the folder and lock it against `remove_unless_used`; returns the lock, to be passed to `leave`.

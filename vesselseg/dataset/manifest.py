@@ -8,7 +8,8 @@ A record may have either of two forms:
 
 and is always written in the second. A region is a polygon (flat list of x, y in pixels of the stored image) or, for
 bitmaps, a COCO run-length code ``{"size": [height, width], "counts": "..."}``. Optional fields of a record: ``group``;
-``spacing`` (millimetres per pixel, [row, column]); ``observers`` (annotations of further observers: name -> one list of
+``spacing`` (millimetres per pixel, [row, column]); ``fill`` (how polygons become pixels, see
+`vesselseg.imaging.rasterise`; absent: labelme); ``observers`` (annotations of further observers: name -> one list of
 regions per object, in the order of ``text``).
 
 A fold of a cross-validation is a dataset folder too: ``data/NAME/folds/2`` contains only a ``splits.json``, its images
@@ -27,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vesselseg.errors import ManifestError
-from vesselseg.imaging.regions import Region
+from vesselseg.imaging.regions import DEFAULT_FILL, FILLS, Fill, Region
 
 SPLITS = ("train", "val", "test")
 FOLDS = "folds"  # folder of a dataset folder: 1/splits.json, 2/splits.json, ...
@@ -43,6 +44,7 @@ class Record:
     group: patient, clip or study; a group is never in two splits. Empty: the image is its own group.
     spacing: (row, column) in millimetres per pixel, above 0; None if unknown.
     observers: annotations of further observers by name ("2", "3"): regions per object, in the order of ``phrases``.
+    fill: how polygons become pixels, see `vesselseg.imaging.rasterise`.
     """
 
     image: str
@@ -51,6 +53,7 @@ class Record:
     group: str = ""
     spacing: tuple[float, float] | None = None
     observers: Mapping[str, tuple[tuple[Region, ...], ...]] = field(default_factory=dict)
+    fill: Fill = DEFAULT_FILL
 
     @property
     def group_key(self) -> str:
@@ -94,6 +97,8 @@ def write_manifest(folder: Path, records: list[Record]) -> None:
             entry["group"] = record.group
         if record.spacing is not None:
             entry["spacing"] = list(record.spacing)
+        if record.fill != DEFAULT_FILL:
+            entry["fill"] = record.fill
         if record.observers:
             entry["observers"] = {name: [list(r) for r in drawn] for name, drawn in record.observers.items()}
         entries.append(entry)
@@ -120,8 +125,11 @@ def parse_record(entry: Any) -> Record:
     observers = {
         name: _parse_objects(f"{image}, observer {name}", objects, len(text)) for name, objects in drawn.items()
     }
-    group = entry.get("group")
-    return Record(image, regions, tuple(text), "" if group is None else str(group), _parse_spacing(entry), observers)
+    group, fill = entry.get("group"), entry.get("fill", DEFAULT_FILL)
+    if fill not in FILLS:
+        raise ManifestError(f'{image}: "fill" is {fill!r}, expected one of {", ".join(FILLS)}')
+    named = "" if group is None else str(group)
+    return Record(image, regions, tuple(text), named, _parse_spacing(entry), observers, fill)
 
 
 def _parse_objects(where: str, mask: list[Any], phrases: int) -> tuple[tuple[Region, ...], ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from vesselseg.dataset.manifest import Record
-from vesselseg.imaging.rasterise import rasterise
+from vesselseg.imaging.rasterise import coverage, rasterise
+from vesselseg.imaging.regions import Region
 
 
 def record_masks(record: Record, height: int, width: int) -> np.ndarray:
@@ -13,10 +16,19 @@ def record_masks(record: Record, height: int, width: int) -> np.ndarray:
 
     Raises ValueError that names the image and object of an invalid region.
     """
+    return _each(record, height, width, lambda regions: rasterise(regions, height, width, record.fill))
+
+
+def record_coverage(record: Record, height: int, width: int) -> np.ndarray:
+    """As `record_masks`, but with the covered part of every pixel, 0 to 255."""
+    return _each(record, height, width, lambda regions: coverage(regions, height, width))
+
+
+def _each(record: Record, height: int, width: int, draw: Callable[[Sequence[Region]], np.ndarray]) -> np.ndarray:
     masks = np.zeros((len(record.regions), height, width), dtype=np.uint8)
     for number, regions in enumerate(record.regions):
         try:
-            masks[number] = rasterise(regions, height, width)
+            masks[number] = draw(regions)
         except ValueError as error:
             raise ValueError(f"{record.image}, object {number}: {error}") from None
     return masks

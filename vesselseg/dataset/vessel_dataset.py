@@ -22,10 +22,11 @@ from vesselseg.dataset.feature_store import FeatureStore, digest
 from vesselseg.dataset.image_views import ImageViews
 from vesselseg.dataset.manifest import Record, fingerprint, image_path, read_split
 from vesselseg.dataset.prompts import ANSWER, DEFAULT_PHRASE, question_for
-from vesselseg.dataset.record_masks import record_masks
+from vesselseg.dataset.record_masks import record_coverage, record_masks
 from vesselseg.dataset.tokens import ConversationTokens
 from vesselseg.errors import ManifestError, UserError
 from vesselseg.imaging.read_image import read_image, unreadable
+from vesselseg.imaging.regions import DEFAULT_FILL
 
 _TEXT = 1  # separates the random stream of questions from that of augmentation
 
@@ -136,13 +137,17 @@ class VesselDataset(Dataset):
         """View `number` of an image, computed from its file."""
         record = self.records[index]
         image = self.image(record)
+        soft = record.fill == "coverage"
         masks = np.zeros((1, image.height, image.width), np.uint8)  # one empty mask for an image without objects
         if record.phrases:
-            masks = record_masks(record, image.height, image.width)  # (objects, height, width)
+            draw = record_coverage if soft else record_masks
+            masks = draw(record, image.height, image.width)  # (objects, height, width)
         if self.augment is not None:
-            pixels, masks = self.augment(np.asarray(image), masks, np.random.default_rng((self.seed, number, index)))
+            generator = np.random.default_rng((self.seed, number, index))
+            pixels, masks = self.augment(np.asarray(image), masks, generator, soft)
             image = Image.fromarray(pixels)
-        return View(self.views.tiles(image), self.views.square(image), torch.from_numpy(masks))
+        labels = torch.from_numpy(masks)
+        return View(self.views.tiles(image), self.views.square(image), labels.half() / 255 if soft else labels)
 
     def view_name(self, index: int, number: int) -> str:
         """A digest of everything except the dataset's settings that the view depends on; reads the image's file."""
@@ -152,7 +157,8 @@ class VesselDataset(Dataset):
         except OSError as error:
             raise unreadable(image_path(self.root, record), error) from None
         drawn = None if self.augment is None else [number, index]
-        return digest([content, record.regions, drawn])
+        filled = [] if record.fill == DEFAULT_FILL else [record.fill]
+        return digest([content, record.regions, drawn, *filled])
 
     def _stored_view(self, index: int, number: int) -> View | None:
         if self._stored is None:

@@ -79,10 +79,11 @@ def evaluate(
     Raises EvaluationError, ManifestError.
     """
     data, options = Path(data), options or EvaluationOptions()
-    records = read_split(data, split)
+    records = _filled(read_split(data, split), options)
     if not records:
         raise EvaluationError(f"{data}: the split {split} is empty; prepare the data with a larger share for it")
-    search = _search_records(data, split, records, source) if threshold == AUTO or options.calibrate else []
+    searches = threshold == AUTO or options.calibrate
+    search = _filled(_search_records(data, split, records, source), options) if searches else []
     # Everything that can be refused is refused here, before hours of prediction.
     source.check(_image_sizes(data, [*records, *search]))
     _check_options(source, threshold, options)
@@ -125,6 +126,7 @@ def evaluate(
         per_group=per_group,
         group_summary=summarise_groups(per_group, seed) if grouped else {},
         seen_in_training=seen,
+        fill=records[0].fill,
     )
     searched = validation if threshold == AUTO else None
     return _with_curves(plain, scores, validation, searched, options, choices[False].value)
@@ -248,6 +250,11 @@ def _calibration(
         calibrated_everywhere=logits.reliability(temperature),
         calibrated_visible=logits.reliability(temperature, visible=True),
     )
+
+
+def _filled(records: list[Record], options: EvaluationOptions) -> list[Record]:
+    """The records, with another fill of their polygons if the options name one."""
+    return records if options.fill is None else [replace(record, fill=options.fill) for record in records]
 
 
 def _search_records(data: Path, split: str, records: Sequence[Record], source: PredictionSource) -> list[Record]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vesselseg.imaging.regions import Fill
 from vesselseg.inference.post_processing import NO_POST_PROCESSING, PostProcessing
 
 AUTO = "auto"  # the threshold is searched on the validation split
@@ -27,6 +28,8 @@ class EvaluationOptions:
     """of the masks, after the threshold"""
     calibrate: bool = False
     """fit a temperature on the validation split"""
+    fill: Fill | None = None
+    """pixels of the truth's polygons (default: the dataset's); coco for figures that are compared with papers"""
     subgroups: Path | None = None
     """CSV table with columns image (or group) and view, centre ..."""
 

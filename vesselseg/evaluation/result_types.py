@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vesselseg.evaluation.leakage import leakage_warning
 from vesselseg.evaluation.statistics import Summary
+from vesselseg.imaging.regions import DEFAULT_FILL
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class Evaluation:
     subgroups: tuple[Subgroup, ...] = ()
     per_group: tuple[GroupMean, ...] = ()  # empty without groups
     group_summary: dict[str, Summary] = field(default_factory=dict)  # over group means: one vote per group
+    fill: str = DEFAULT_FILL  # how the truth's polygons became pixels
     seen_in_training: tuple[str, ...] | None = None  # scored images among the training images; None: unknown
 
     @property

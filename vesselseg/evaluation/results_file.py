@@ -87,6 +87,7 @@ def _about(evaluation: Evaluation) -> dict[str, Any]:
         "data": {
             "folder": str(evaluation.data),
             "fingerprint": evaluation.data_fingerprint,
+            "fill": evaluation.fill,
             "fold": None if fold is None else asdict(fold),
             "split": evaluation.split,
             "images": len({item.image for item in evaluation.items}),

@@ -13,7 +13,7 @@ import numpy as np
 
 from vesselseg.imaging.label_shapes import LINE_TYPES, MAX_PIXELS, Shape, ShapeError
 from vesselseg.imaging.rasterise import encode, rasterise
-from vesselseg.imaging.regions import Region
+from vesselseg.imaging.regions import DEFAULT_FILL, Fill, Region
 
 _MARGIN = 1.0  # pixels kept around the image, so that edges created by clipping stay outside it
 _FLAT = 1e-3  # pixels: a polygon that is thinner everywhere has no area
@@ -24,13 +24,14 @@ class Canvas:
     """The stored image, and how coordinates of the label file map to its pixels.
 
     width, height: of the stored image. label_size: (width, height) of the image that was labelled.
-    line_width: width in stored pixels of lines and points, or None to omit them.
+    line_width: width in stored pixels of lines and points, or None to omit them. fill: of polygons.
     """
 
     width: int
     height: int
     label_size: tuple[int, int]
     line_width: float | None = None
+    fill: Fill = DEFAULT_FILL
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -68,7 +69,9 @@ def shape_regions(shape: Shape, canvas: Canvas) -> DrawnShape:
         clipped = [clip_polygon(outline, canvas.width, canvas.height) for outline in outlines]
         cut = any(is_cut for _, is_cut in clipped)
         regions = [_flat_list(points) for points, _ in clipped if len(points) >= 3]
-        mask = rasterise(regions, canvas.height, canvas.width)
+        mask = rasterise(regions, canvas.height, canvas.width, canvas.fill)
+        if not mask.any() and rasterise(regions, canvas.height, canvas.width).any():
+            return DrawnShape(regions, cut, mask)  # inside the image, and too thin for any pixel with this fill
     if not mask.any():
         x, y = shape.points.mean(axis=0) * canvas.scale
         raise ShapeError("outside", f"outside the image of {canvas.width}x{canvas.height}: around x {x:.0f}, y {y:.0f}")

@@ -40,10 +40,10 @@ def soft_cldice_per_object(logits: Tensor, target: Tensor, iterations: int = 10,
 
     The harmonic mean of topology precision, the part of the predicted skeleton inside the label, and of topology
     sensitivity, the part of the label's skeleton inside the prediction, each with `smooth` pixels above and below.
-    logits: (objects, H, W). target: (objects, H, W) 0 or 1; with fractions the least would not be reached by the label.
+    logits: (objects, H, W). target: (objects, H, W), above 0.5 is vessel: of fractions the label is not the least.
     With an empty target the loss falls as the predicted skeleton vanishes. Returns (objects,), 0 to 1.
     """
-    probability = torch.sigmoid(logits)
+    probability, target = torch.sigmoid(logits), (target > 0.5).to(logits.dtype)
     predicted, labelled = soft_skeleton(probability, iterations), soft_skeleton(target, iterations)
     precision = _part_inside(predicted, target, smooth)
     sensitivity = _part_inside(labelled, probability, smooth)

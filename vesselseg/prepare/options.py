@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vesselseg.dataset.prompts import DEFAULT_PHRASE
+from vesselseg.imaging.regions import DEFAULT_FILL, Fill
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class PrepareOptions:
     """each shape (or group_id) is an object; otherwise all shapes of one phrase are one object"""
     line_width: float | None = None
     """draw lines and points this wide, in pixels of the image; without it they are left out and listed"""
+    fill: Fill = DEFAULT_FILL
+    """pixels of a polygon. labelme: all it touches; coco: as papers score; coverage: covered parts, for training"""
     strict: bool = False
     """any finding is an error, nothing is written"""
     force: bool = False

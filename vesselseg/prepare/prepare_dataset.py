@@ -130,6 +130,7 @@ def _image_options(
         labels=options.labels,
         per_shape=options.per_shape,
         line_width=options.line_width,
+        fill=options.fill,
         allowed_root=allowed_root,
         pixels_only=names is not None,
     )

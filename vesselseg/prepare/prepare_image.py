@@ -17,7 +17,7 @@ from vesselseg.dataset.manifest import Record
 from vesselseg.imaging.decode import ImageError, encode_png
 from vesselseg.imaging.label_shapes import ImageLabels, LabelFileError, LabelSource, Shape, ShapeError
 from vesselseg.imaging.rasterise import encode
-from vesselseg.imaging.regions import Region, RunLength
+from vesselseg.imaging.regions import DEFAULT_FILL, Fill, Region, RunLength
 from vesselseg.imaging.shape_regions import Canvas, DrawnShape, shape_regions
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.source_images import ImageFile, SourceImage, find_source_image, load_image_file
@@ -50,6 +50,7 @@ class ImageOptions:
     keep_phrases: bool = False  # keep the labels of files that store the phrases of a prediction
     labels: Mapping[str, str | None] | None = None  # label -> phrase, None to leave the label out
     per_shape: bool = False  # each shape (or group_id) is an object of its own
+    fill: Fill = DEFAULT_FILL  # of polygons
     line_width: float | None = None  # of lines and points, in stored pixels; None leaves them out
     allowed_root: Path | None = None  # folder that must contain the images, or None
     pixels_only: bool = False  # store no metadata, only pixels
@@ -188,7 +189,7 @@ def _objects(
 
 def _canvas(labels: ImageLabels, image: SourceImage, options: ImageOptions) -> Canvas:
     size = (1, 1) if labels.relative else labels.size or image.size
-    return Canvas(*image.size, size, options.line_width)
+    return Canvas(*image.size, size, options.line_width, options.fill)
 
 
 def _draw(shape: Shape, canvas: Canvas, result: ImageResult) -> DrawnShape | None:
@@ -236,7 +237,7 @@ def _store(
     target.write_bytes(content)
     drawn = {name: tuple(tuple(one.regions.get(name, ())) for one in objects) for name in ("", *observers)}
     regions, phrases = drawn.pop(""), tuple(one.phrase for one in objects)
-    result.record = Record(task.stem + suffix, regions, phrases, spacing=image.spacing, observers=drawn)
+    result.record = Record(task.stem + suffix, regions, phrases, "", image.spacing, drawn, options.fill)
     masks = np.stack([one.mask for one in objects])  # (objects, height, width)
     result.fraction = float(masks.any(axis=0).mean())
     small = overlay_size(image.size)

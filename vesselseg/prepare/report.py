@@ -82,6 +82,7 @@ def _describe_options(options: PrepareOptions) -> dict[str, Any]:
         "seed": options.seed,
         "per_shape": options.per_shape,
         "line_width": options.line_width,
+        "fill": options.fill,
         "masks": list(options.masks),
     }
 

@@ -273,7 +273,8 @@ def _pixels(square: Tensor) -> Tensor:
 
 
 def _bytes(encoded: EncodedViews, masks: Tensor) -> int:
-    return sum(tensor.nbytes for tensor in encoded.tensors().values()) + masks.numel() // 8 + 1024
+    mask_bytes = masks.numel() if masks.is_floating_point() else masks.numel() // 8
+    return sum(tensor.nbytes for tensor in encoded.tensors().values()) + mask_bytes + 1024
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -86,7 +86,7 @@ class ModelViews:
             "objects": _objects(conversation, view),
         }
         tiles = [to_pixels(tile) for tile in view.tiles]
-        masks = view.masks[list(conversation.order)].numpy()
+        masks = (view.masks[list(conversation.order)] >= 0.5).byte().numpy()
         return ModelView(facts, to_pixels(view.sam_image), tiles, masks)
 
 
@@ -130,7 +130,7 @@ def _shapes(dataset: VesselDataset, view: View) -> dict[str, Any]:
 def _objects(conversation: Conversation, view: View) -> list[dict[str, Any]]:
     """Per question: its phrase, the index of its object in the image, and the pixels of its mask."""
     return [
-        {"phrase": phrase, "object": number, "pixels": int(view.masks[number].sum())}
+        {"phrase": phrase, "object": number, "pixels": int((view.masks[number] >= 0.5).sum())}
         for phrase, number in zip(conversation.phrases, conversation.order)
     ]
 
