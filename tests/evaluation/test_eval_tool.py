@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command_line import call_command, run_command
+from tests.command_line import call_command, completed_command
 from tests.evaluation.drawn_data import Drawn
 from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS, image_metrics
 
@@ -21,7 +21,7 @@ from vesselseg.evaluation.metrics import EMPTY_MASK_RULE, METRICS, image_metrics
 def finished(drawn: Drawn, probability_folder: Path, tmp_path: Path) -> tuple[Path, str]:
     """The output folder of a whole run with a searched threshold, and its console output."""
     out = tmp_path / "out"
-    done = run_command("eval", probability_folder, "--data", drawn.folder, "--threshold", "auto", "--out", out)
+    done = completed_command("eval", probability_folder, "--data", drawn.folder, "--threshold", "auto", "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -121,7 +121,7 @@ def test_what_was_searched_and_switched_is_written(
 def test_missing_predictions_are_listed_and_nothing_is_written(drawn: Drawn, mask_folder: Path, tmp_path: Path) -> None:
     (mask_folder / "test/case1.png").unlink()
     (mask_folder / "test/case3.png").unlink()
-    done = run_command("eval", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out")
+    done = completed_command("eval", mask_folder, "--data", drawn.folder, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "images without a prediction: 2" in done.stderr
     assert "test/case1.png" in done.stderr
