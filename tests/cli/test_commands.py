@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +20,7 @@ from tests import machine_speed
 from tests.cli.commands import NEW, OLD_OPTIONS, all_commands, arguments_of, names_of
 from tests.command_line import call_command, completed_command, parsed
 from vesselseg.cli.main import STAGES
+from vesselseg.cli.predict import next_step
 from vesselseg.cli.train import Options, process_arguments
 from vesselseg.training.job_process import TrainOptions
 
@@ -273,6 +276,29 @@ def test_the_files_of_tools_are_the_same_commands(tool: str, command: str) -> No
         [sys.executable, "-m", "vesselseg", command, "--help"], capture_output=True, text=True, env=environment
     )
     assert old.returncode == 0 and old.stdout == new.stdout and f"vesselseg {command} " in old.stdout
+
+
+@pytest.mark.parametrize("save", ["labelme,masks", "masks,overlay", "probs", "overlay"])
+def test_predict_ends_with_a_command_to_type(save: str) -> None:
+    options = parsed("predict", "m", "i", "--out", "out", "--save", save)["options"]
+    line = next_step(Path("out"), options)
+    if "vesselseg" not in line or save == "overlay":
+        assert "the same call with --save labelme" in line
+        return
+    typed = shlex.split(line[line.index("vesselseg") :])[1:]
+    folder = {"labelme,masks": "out/labelme", "masks,overlay": "out/masks", "probs": "out/probabilities"}[save]
+    assert typed[0] == ("prepare" if "labelme" in save else "eval") and typed[1] == folder and parsed(*typed)
+
+
+def test_several_phrases_are_not_scored_together() -> None:
+    options = parsed("predict", "m", "i", "--out", "o", "--phrase", "a", "--phrase", "b")["options"]
+    assert "vesselseg eval" not in next_step(Path("o"), options)
+
+
+def test_the_document_lists_all_commands() -> None:
+    text = (REPOSITORY / "docs" / "command_line.md").read_text()
+    listed = re.findall(r"^\| `vesselseg ([a-z ]+)` \|", text, flags=re.MULTILINE)
+    assert sorted(tuple(words.split()) for words in listed) == WORDS
 
 
 def test_nothing_else_is_in_tools() -> None:

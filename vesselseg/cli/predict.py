@@ -120,14 +120,14 @@ def report(outcome: Outcome, out: Path, options: PredictOptions) -> None:
         print(f"  {file}: {reason}", file=sys.stderr)
     if len(outcome.failed) > _SHOWN:
         print(f"  and {len(outcome.failed) - _SHOWN} more, see predictions.json", file=sys.stderr)
-    print(next_step(out, options.save))
+    print(next_step(out, options))
 
 
-def next_step(out: Path, save: tuple[str, ...]) -> str:
+def next_step(out: Path, options: PredictOptions) -> str:
     """The command that the results are for."""
-    if "labelme" in save:
+    if "labelme" in options.save:
         return f"next: correct {out}/labelme in LabelMe, then vesselseg prepare {out}/labelme --out data/NAME"
-    if "masks" in save or "probs" in save:
-        folder = out / ("probabilities" if "probs" in save else "masks")
-        return f"next, with labels: vesselseg eval {folder} --data data/NAME --out {out}_eval"
-    return "next: the same call with --save masks,labelme writes what can be scored and corrected"
+    folder = "probabilities" if "probs" in options.save else "masks"
+    if {"probs", "masks"} & set(options.save) and len(options.phrases) == 1:
+        return f"next, for images with labels: vesselseg eval {out / folder} --data data/NAME --out {out}_eval"
+    return "next: the same call with --save labelme writes files that LabelMe corrects and vesselseg prepare reads"
