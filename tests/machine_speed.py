@@ -10,7 +10,7 @@ import time
 
 VARIABLE = "VESSELSEG_TESTS_SLOWER"  # in CPU time, measured by the process that starts the session
 ROUNDS = 2_000_000
-REFERENCE = 0.09  # seconds that an idle core (Xeon, 2.8 GHz) takes for the rounds
+REFERENCE = 0.065  # seconds that an idle core (Xeon, 2.8 GHz) takes for the rounds
 LONGEST = 10.0  # a test that needs more time than this many idle machines waits for nothing
 FRESH = 60.0  # seconds for which a measurement holds
 
