@@ -48,7 +48,8 @@ REFERENCE = "ZeRO-2, bf16"
 # Name -> overrides. `overrides` fills in DeepSpeed's settings from the recipe, and half of the image size.
 VARIANTS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
-    "ZeRO-3, all on the CPU": {"strategy.zero_optimization": ZERO3_OFFLOAD},
+    # partitioned weights are not averaged
+    "ZeRO-3, all on the CPU": {"strategy.zero_optimization": ZERO3_OFFLOAD, "schedule.ema": 0.0},
     f"features stored, {VIEWS} views": {"features.store": "disk", "features.variants": VIEWS},
     "base in 4 bits": {"model.sa2va.quantise": "nf4"},
     "SAM2 at half size": {"model.sa2va.sam2.image_size": None},

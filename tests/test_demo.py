@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import demo
+from vesselseg.cli import demo
 from vesselseg.errors import UserError
 
 
@@ -28,28 +28,36 @@ def test_the_model_must_beat_the_filter(
     assert "0.600" in printed and f"{model_dice:.3f}" in printed and "report.html" in printed
 
 
+@pytest.mark.process
 def test_a_failed_step_ends_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reached = tmp_path / "reached"
     steps = [
-        ("draw", [sys.executable, "-c", "print('the reason'); raise SystemExit(3)"]),
-        ("prepare", [sys.executable, "-c", f"open({str(reached)!r}, 'w')"]),
+        ("draw", ["prepare", str(tmp_path / "missing"), "--out", str(tmp_path / "data")]),
+        ("prepare", ["synthetic", "--out", str(reached), "--count", "1", "--size", "64"]),
     ]
     monkeypatch.setattr(demo, "demo_steps", lambda *_: steps)
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path / "demo")])
-    assert demo.main() == 1
+    assert demo.demo(out=tmp_path / "demo") == 1
     errors = capsys.readouterr().err
-    assert "status 3" in errors and "the reason" in errors
+    assert "status 2" in errors and "missing does not exist" in errors
     assert not reached.exists()
 
 
+@pytest.mark.process
 def test_steps_see_no_gpu_and_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    code = "import os, shutil; print(repr(os.environ['CUDA_VISIBLE_DEVICES']), shutil.which('python'))"
-    assert demo.run_step("look", [sys.executable, "-c", code], tmp_path / "log")
-    assert "''" in (tmp_path / "log").read_text()
-    assert str(Path(sys.executable).parent) in (tmp_path / "log").read_text().splitlines()[-1]
+    package = tmp_path / "vesselseg"
+    package.mkdir()
+    code = (
+        "import os, sys; print(repr(os.environ['CUDA_VISIBLE_DEVICES']), os.environ['HF_HUB_OFFLINE'], sys.executable)"
+    )
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert demo.run_step("look", ["anything"], tmp_path / "log")
+    assert (tmp_path / "log").read_text().splitlines()[-1] == f"'' 1 {sys.executable}"
 
 
 def test_only_a_demo_folder_is_replaced(tmp_path: Path) -> None:

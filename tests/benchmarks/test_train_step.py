@@ -91,6 +91,7 @@ def left(folder: Path) -> list[psutil.Process]:
     return [one for one in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(one.info["cmdline"] or [])]
 
 
+@pytest.mark.process
 def test_a_run_over_its_time_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text("import time\n\ntime.sleep(900)\n")
     outcome = train(tmp_path / "endless.py", 2, tmp_path / "run", {}, limit_s=1.5)
@@ -105,6 +106,7 @@ while True:
 """
 
 
+@pytest.mark.process
 def test_what_a_process_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-S", "-c", STARTS_OTHERS, str(tmp_path)])
     while len(left(tmp_path)) < 10:
