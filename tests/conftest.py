@@ -89,8 +89,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Workers (-n) begin with what takes longest, so that none of them works alone in the end.
     """
     for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker("browser")
+        cost.mark_by_fixtures(item)
     items.sort(
         key=lambda item: (item.get_closest_marker("e2e") is not None, cost.is_dear(item)),
         reverse=hasattr(config, "workerinput"),

@@ -20,10 +20,13 @@ import pytest
 from tests import fork_server, machine_speed
 
 DEAR = ("process", "browser", "slow", "e2e")
-BUDGET = 6.0  # seconds on an idle core for each phase of a test; fixtures of the session count with their first test
+BUDGET = 4.0  # seconds on an idle core for each phase of a test; fixtures of the session count with their first test
 STARTING = ("python", "bash", "sh", "chromedriver")
 IMPORTS = 40  # a phase in which this many modules are new is the first of its kind, and no measure of its test
 SLOWEST = 10
+
+# Tests that take these fixtures get the mark by themselves.
+MARKED_FIXTURES = {"browser": "browser", "distilled": "slow", "segmenting": "slow"}
 
 _started: list[str] = []  # interpreters that this test has started
 
@@ -50,6 +53,12 @@ def configure(config: pytest.Config) -> None:
         multiprocessing.util.spawnv_passfds = spawn
 
     config.add_cleanup(end)
+
+
+def mark_by_fixtures(item: pytest.Item) -> None:
+    """For pytest_collection_modifyitems."""
+    for fixture in MARKED_FIXTURES.keys() & set(getattr(item, "fixturenames", ())):
+        item.add_marker(MARKED_FIXTURES[fixture])
 
 
 def is_dear(item: pytest.Item) -> bool:

@@ -118,6 +118,7 @@ def test_no_image_is_refused() -> None:
         tune_frangi([], [])
 
 
+@pytest.mark.slow
 def test_the_tool_writes_what_the_evaluation_reads(
     drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

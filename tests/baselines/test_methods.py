@@ -29,6 +29,7 @@ def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frangi_search, "_GRID", {"gamma": (0.5, 1.0)})
 
 
+@pytest.mark.slow
 def test_one_call_makes_one_table(
     drawn: Drawn,
     mask_folder: Path,
@@ -70,6 +71,7 @@ def test_one_call_makes_one_table(
     assert "U-Net - old" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_baselines_of_other_options_are_made_anew(drawn: Drawn, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert call_command("baselines", "compare", drawn.folder, "--out", out, *SHORT) == 0

@@ -123,6 +123,7 @@ def test_pictures_are_images_and_the_union_of_their_objects(
     np.testing.assert_array_equal(truth, drawn.truth(record))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(
     labelled: tuple[LabelledImages, LabelledImages],
 ) -> None:
@@ -136,6 +137,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(
     assert first.ended_by == "epochs"
 
 
+@pytest.mark.slow
 def test_epoch_and_threshold_are_the_best_on_the_validation_images(
     labelled: tuple[LabelledImages, LabelledImages],
 ) -> None:
@@ -147,6 +149,7 @@ def test_epoch_and_threshold_are_the_best_on_the_validation_images(
     assert (threshold, dice) == (trained.threshold, trained.epochs[trained.best].dice)
 
 
+@pytest.mark.slow
 def test_it_learns(labelled: tuple[LabelledImages, LabelledImages]) -> None:
     plain = Augment(horizontal_flip=0, rotation=0, scale=0, translation=0, brightness=0, contrast=0)
     options = replace(SMALL, epochs=12, steps=8, width=8, optimizer="adamw", learning_rate=3e-3)

@@ -166,6 +166,7 @@ def test_what_a_failed_run_said_is_its_message() -> None:
     assert failure("a\n\nTraceback\nValueError: x\n").endswith("ValueError: x")
 
 
+@pytest.mark.slow
 def test_base_folders_have_the_published_shapes(tmp_path: Path) -> None:
     for size in ("8B", "26B"):
         family = FAMILIES[SIZES[size]]

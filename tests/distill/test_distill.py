@@ -70,6 +70,7 @@ def folder(distilled: Distilled) -> Path:
     return distilled.folder
 
 
+@pytest.mark.slow
 def test_report_and_card_state_the_images_used_for_masks(distilled: Distilled, data: Drawn) -> None:
     images = distilled.content["images"]
     kept = {split: min(KEPT, number) for split, number in images.items()}
@@ -239,6 +240,7 @@ def test_numpy_and_onnxruntime_are_enough(folder: Path, tmp_path: Path) -> None:
         assert refused.returncode == 1 and reason in refused.stderr and "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_eval_and_predict_take_the_folder(
     distilled: Distilled, data: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

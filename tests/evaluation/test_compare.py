@@ -222,6 +222,7 @@ def test_the_archive_s_model_against_frangi(tmp_path: Path, capsys: pytest.Captu
     assert call_command("compare", MODEL, FRANGI, "--out", tmp_path / "out", "--metric", "iou", "--force") == 0
 
 
+@pytest.mark.slow
 def test_panels_of_evaluations_stand_side_by_side(
     drawn: Drawn, mask_folder: Path, probability_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ def finished(drawn: Drawn, probability_folder: Path, tmp_path: Path) -> tuple[Pa
     return out, done.stdout
 
 
+@pytest.mark.slow
 def test_everything_is_written(finished: tuple[Path, str], drawn: Drawn) -> None:
     out, console = finished
     assert f"report: {out / 'report.html'}" in console

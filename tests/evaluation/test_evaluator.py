@@ -333,6 +333,7 @@ def test_the_base_of_a_checkpoint_may_have_moved(drawn: Drawn, tiny_base: Path, 
     assert evaluate(drawn.folder, "test", source).items
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_through_the_one_inference_path(drawn: Drawn, checkpoint: Path, tmp_path: Path) -> None:
     records = read_manifest(drawn.folder)
     source = open_predictions(checkpoint, records, LoadOptions("cpu"))

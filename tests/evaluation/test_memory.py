@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vesselseg.dataset.manifest import Record, read_manifest, write_manifest
@@ -39,6 +40,7 @@ def _peak(data: Path) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_is_flat(tmp_path: Path) -> None:
     few, many = _many(tmp_path / "few", 8), _many(tmp_path / "many", 48)
     _peak(few)  # fills caches of the libraries

@@ -27,6 +27,7 @@ def checkpoint(tiny_base: Path, tmp_path: Path) -> Path:
     return tiny.save_checkpoint(tiny.shaken_model(tiny_base), tmp_path / "tiny.pth", tiny.model_arguments(tiny_base))
 
 
+@pytest.mark.slow
 def test_found_stored_and_applied(drawn: Drawn, checkpoint: Path, tmp_path: Path) -> None:
     model, image = tmp_path / "model", image_path(drawn.folder, drawn.records("test")[0])
     convert(checkpoint, model, [image])

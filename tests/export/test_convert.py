@@ -49,6 +49,7 @@ def test_adapters_change_the_answer(checkpoint: Path, tiny_base: Path) -> None:
     assert np.abs(with_lora.probabilities - without.probabilities).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_folder_loads_without_the_training_framework(exported: Path, tmp_path: Path) -> None:
     """AutoModel in an environment without vesselseg, mmengine, xtuner, deepspeed and peft."""
     image_path = tmp_path / "image.png"
@@ -87,6 +88,7 @@ def test_stored_dtype_is_what_from_pretrained_gives(checkpoint: Path, images: li
     assert result["prediction_probs"][0].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_positions_stay_exact_in_a_bf16_folder(checkpoint: Path, images: list[Path], tmp_path: Path) -> None:
     """SAM2's matrix of position encodings is written in float32, the weights in bf16. A rounded matrix, as in published
     folders, loads as before and is written rounded.

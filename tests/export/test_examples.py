@@ -69,6 +69,7 @@ def saved_picture(path: Path) -> Image.Image:
     return image
 
 
+@pytest.mark.slow
 def test_training_on_with_transformers_trainer(
     exported: Path, drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

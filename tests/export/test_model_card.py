@@ -46,6 +46,7 @@ def changed(results: Path, **sections: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_card_gets_the_results_and_keeps_the_rest(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     model, results = made
     card = model / "README.md"
@@ -74,6 +75,7 @@ def test_the_card_gets_the_results_and_keeps_the_rest(made: Made, capsys: pytest
     assert card.read_text() == text  # a second time changes nothing
 
 
+@pytest.mark.slow
 def test_results_of_something_else_are_refused(made: Made, tmp_path: Path) -> None:
     model, results = made
     before = (model / "README.md").read_bytes()
@@ -95,6 +97,7 @@ def test_results_of_something_else_are_refused(made: Made, tmp_path: Path) -> No
     assert (model / "README.md").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_card_relates_scored_images_to_the_training_data(made: Made, tmp_path: Path) -> None:
     model, results = made
     card = add_results(model, changed(results, data={"fingerprint": "0" * 16}), other_data=True)

@@ -52,6 +52,7 @@ def score(tmp_path: Path) -> Score:
     return run
 
 
+@pytest.mark.slow
 def test_test_images_of_another_fold_are_reported(
     checkpoint: Path, folds: list[Path], score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_test_images_of_another_fold_are_reported(
         pool_folds([tmp_path / "eval_best_1", tmp_path / "eval_hf_2"])
 
 
+@pytest.mark.slow
 def test_a_copied_picture_under_another_name_is_found(checkpoint: Path, folds: list[Path], score: Score) -> None:
     home = folds[0].parents[1]
     trained, tested = read_split(folds[0], "train")[0], read_split(folds[0], "test")[0]
@@ -81,6 +83,7 @@ def test_a_copied_picture_under_another_name_is_found(checkpoint: Path, folds: l
     assert score(checkpoint, folds[0])["data"]["seen_in_training"] == [tested.image]
 
 
+@pytest.mark.slow
 def test_training_images_of_an_exported_base_are_kept(
     checkpoint: Path,
     folds: list[Path],
@@ -101,6 +104,7 @@ def test_training_images_of_an_exported_base_are_kept(
         assert set(load_predictor(path, "cpu").model.config.training_images.split()) == expected
 
 
+@pytest.mark.slow
 def test_a_model_without_training_images_is_not_checked(tiny_base: Path, folds: list[Path], score: Score) -> None:
     path = save_checkpoint(shaken_model(tiny_base), folds[0] / "old.pth", model_arguments(tiny_base))
     assert score(path, folds[0])["data"]["seen_in_training"] is None

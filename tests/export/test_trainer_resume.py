@@ -175,6 +175,7 @@ def test_stopped_then_crashed_then_damaged(
     assert_same_result(out, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_signal_between_two_steps_is_not_lost(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +198,7 @@ def crash(folder: str) -> None:
     raise RuntimeError(f"crashed while writing {folder}")
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_folder_was_written(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

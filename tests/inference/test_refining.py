@@ -97,6 +97,7 @@ def in_a_gap(values: np.ndarray) -> float:
     return float(ordered[widest] + ordered[widest + 1]) / 2
 
 
+@pytest.mark.slow
 def test_the_tool_writes_post_processed_masks_and_predicts_again_when_steps_change(
     model: Path, predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_the_tool_writes_post_processed_masks_and_predicts_again_when_steps_chan
         np.testing.assert_array_equal(mask, STEPS.apply(expected[number] > middle))
 
 
+@pytest.mark.slow
 def test_frames_of_a_clip_are_post_processed_like_images(model: Path, middle: float, tmp_path: Path) -> None:
     uids = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.9.1", "SOPInstanceUID": "1.2.9.1.1"}
     write_dicom(tmp_path / "in/clip.dcm", frames(3), **uids)

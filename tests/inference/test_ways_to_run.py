@@ -66,6 +66,7 @@ def slowly(predictor: Sa2VAPredictor) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_a_teacher_forced_answer_gives_what_greedy_decoding_gives(predictor: Sa2VAPredictor) -> None:
     quick = predictor.probabilities(IMAGES, [QUESTIONS] * len(IMAGES))
     for mine, theirs in zip(quick, slowly(predictor)):
@@ -113,6 +114,7 @@ def by_brightness(processor: Processor, image: Image.Image) -> Example:
     return Example("grey", tiles, processor.views.square(image), ids, labels, masks, tuple(PHRASES))
 
 
+@pytest.mark.slow
 def test_in_bf16_masks_of_both_ways_agree_in_999_of_1000_pixels(segmenting: Sa2VAPredictor) -> None:
     half = Sa2VAPredictor(segmenting.model.bfloat16(), segmenting.processor)
     pairs = zip(half.probabilities(IMAGES, [QUESTIONS] * len(IMAGES)), slowly(half))

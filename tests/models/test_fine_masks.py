@@ -162,6 +162,7 @@ def head_of(model: Sa2VA) -> dict[str, Tensor]:
     return model.grounding.fine_masks.state_dict()
 
 
+@pytest.mark.slow
 def test_checkpoint_and_folder_answer_alike_and_say_so(exported: Path, kind: str) -> None:
     np.testing.assert_allclose(probabilities(exported.parent / "best.pth"), probabilities(exported), atol=1e-5)
     config = json.loads((exported / "config.json").read_text())

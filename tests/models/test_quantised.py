@@ -176,6 +176,7 @@ def test_no_layer_is_dense_beside_the_one_that_is_packed(base: Path, monkeypatch
     assert dense == [0] * 14
 
 
+@pytest.mark.slow
 def test_a_checkpoint_trained_on_4_bits_is_used_on_the_weights_of_the_base(base: Path, tmp_path: Path) -> None:
     arguments = model_arguments(base, quantise="nf4")
     path = save_checkpoint(shaken_model(base, quantise="nf4"), tmp_path / "best.pth", arguments)

@@ -71,6 +71,7 @@ def tracked_by_package(grounding: SAM2Grounding, views: Tensor, masks: Tensor) -
     return found, first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["2.0", "2.1"])
 def test_frames_after_a_keyframe_as_by_the_packages_video_predictor(version: str, views: Tensor) -> None:
     grounding = grounding_of(version=version)
@@ -198,6 +199,7 @@ def remembered(memory: MaskMemory) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [3, FRAMES])
 def test_what_is_remembered_does_not_grow(every: int, views: Tensor) -> None:
     grounding = grounding_of()

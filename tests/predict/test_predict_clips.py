@@ -66,6 +66,7 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_clips_give_results_per_frame(
     model: Path, predictor: Predictor, middle: float, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def corrected(model: Path, middle: float, source: Path, tmp_path: Path) -> tuple
     return tmp_path / "out", edit(tmp_path / "out/labelme/one.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -78,6 +79,7 @@ def test_a_changed_call_overwrites_none(
     assert len(json.loads((out / "labelme/one.json").read_text())["shapes"]) != 1, "the model's labels are back"
 
 
+@pytest.mark.slow
 def test_no_call_deletes_an_edited_file(
     model: Path, source: Path, corrected: tuple[Path, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +191,7 @@ def test_an_edited_frame_keeps_its_image(model: Path, tmp_path: Path, capsys: py
     assert sorted(path.name for path in labels.iterdir()) == ["00001.json", "00001.png"]
 
 
+@pytest.mark.slow
 def test_a_clip_that_fails_halfway_deletes_no_edited_file(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +209,7 @@ def test_a_clip_that_fails_halfway_deletes_no_edited_file(
     assert sorted(path.name for path in (out / "labelme/run").iterdir()) == ["00000.json", "00000.png"]
 
 
+@pytest.mark.slow
 def test_several_processes_keep_edited_files(
     model: Path, middle: float, source: Path, corrected: tuple[Path, bytes]
 ) -> None:

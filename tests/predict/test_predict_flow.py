@@ -25,6 +25,7 @@ def times(out: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in (out / "masks").rglob("*.png")}
 
 
+@pytest.mark.slow
 def test_finished_files_are_skipped(
     model: Path, middle: float, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +81,7 @@ def test_an_interrupted_run_continues(
     assert "2 predicted, 4 finished before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "images", tmp_path / "out"
     source.mkdir()

@@ -13,6 +13,7 @@ from tests.labelme_files import found, run
 from vesselseg.dataset.manifest import read_manifest, read_split
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_archive_of_a_labelling_team(shared: Path, tmp_path: Path) -> None:
     archive = shared / "data" / "Segment_DATA_Merged_512.tar.gz"

@@ -217,6 +217,7 @@ def test_a_pseudonym_is_keyed_and_stable(tmp_path: Path) -> None:
     assert names.file("ID4711") != names.group("ID4711")
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_no_names(repository: Path, hospital: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(repository / "tools" / "prepare_data.py"), ".", "--out", str(tmp_path / "out" / "d")]
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.command_line import call_command, run_command
+from tests.command_line import call_command, completed_command
 from tests.tiny import TRUNK
 from tests.training.planned import leaf, planned, write_shapes
 from vesselseg.config.load import check_config, load_config
@@ -346,7 +346,7 @@ def test_fewer_recomputed_layers_keep_more(folder_8b: Path) -> None:
     assert on_host.phases["masks"]["activations"] < rows["activations"] and "activations" in on_host.host.memory
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_the_tool_plans_26b_in_seconds_and_answers_in_json(tmp_path: Path) -> None:
     base = write_shapes(tmp_path / "26B", "InternVL2.5-26B")
     config = str(REPOSITORY / "configs" / "sa2va_26b_4x24gb.py")
@@ -354,7 +354,7 @@ def test_the_tool_plans_26b_in_seconds_and_answers_in_json(tmp_path: Path) -> No
     before = time.thread_time()
     assert planned("sa2va_26b_4x24gb", base, 4).fits
     seconds = time.thread_time() - before
-    outcome = run_command(
+    outcome = completed_command(
         "plan", config, "--gpus", "4", "--gpu-gib", "24", "--card", "RTX 3090", "--images", "1220", "--json", *option
     )
     assert outcome.returncode == 0, outcome.stderr

@@ -51,6 +51,7 @@ def test_an_image_without_structure_resembles_no_other() -> None:
     assert similar_pairs(np.ones((2, 4, 64), bool), np.stack([blank, blank])) == []
 
 
+@pytest.mark.slow
 def test_blockwise_pairs_equal_a_brute_force_search() -> None:
     draw = np.random.default_rng(0)
     base = draw.normal(size=(40, 32, 32))
@@ -155,6 +156,7 @@ def test_agreement_equals_scikit_learn() -> None:
     assert agreement_of(empty, 1 - empty) == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_measurements(folder: Folder) -> None:
     for number in range(20):
         folder.add(f"x{number}.png", folder.image("p00_f0.png"), "train", like="p00_f0.png")

@@ -76,6 +76,7 @@ def test_sam2_has_metas_sizes(variant: str, millions: float) -> None:
     assert sum(count.trainable + count.frozen for count in counts.values()) == round(total * 1e6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lora"), [("InternVL3-14B", 275.3), ("InternVL2.5-26B", 327.2)])
 def test_large_bases_are_built_with_adapters(name: str, lora: float, tmp_path: Path) -> None:
     """From config.json to what trains, without the weights: the large tower has RMSNorm, QK norm, no QKV bias."""

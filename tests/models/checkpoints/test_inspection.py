@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.command_line import call_command, run_command
+from tests.command_line import call_command, completed_command
 from tests.models.checkpoints.families import write_internlm2_base
 from tests.models.checkpoints.published_files import qwen2_state, save
 from tests.tiny import SAM2, model_arguments, save_checkpoint, shaken_model
@@ -60,6 +60,7 @@ def test_an_exported_folder_and_one_that_does_not_fit(tiny_base: Path, tmp_path:
     assert "1 misshapen: seg_projector.linear_1.weight is (3, 3), expected (64, 64)" in inspect(folder).problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "version"), [("tiny", "2.0"), ("small", "2.1"), ("large", "2.0")])
 def test_files_of_sam2(variant: str, version: str, tmp_path: Path) -> None:
     state = build_sam2({"variant": variant, "version": version, "image_size": 1024}).bfloat16().state_dict()
@@ -96,7 +97,6 @@ def test_what_is_none_of_these(tmp_path: Path) -> None:
         inspect(tmp_path / "y.pt")
 
 
-@pytest.mark.process
 def test_the_command(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call_command("weights", "inspect", tiny_base) == 0
     assert "InternVL folder, published layout" in capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_the_command(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     state = load_file(folder / "model.safetensors")
     del state["mlp1.1.bias"]
     save_file(state, folder / "model.safetensors")
-    refused = run_command("weights", "inspect", folder, "--json")
+    refused = completed_command("weights", "inspect", folder, "--json")
     printed = json.loads(refused.stdout)
     assert refused.returncode == 1 and "1 missing: projector.linear_1.bias" in printed["problem"]
     assert printed["total"] == sum(printed["parameters"].values())
