@@ -24,6 +24,7 @@ BUDGET = 4.0  # seconds on an idle core for each phase of a test; fixtures of th
 STARTING = ("python", "bash", "sh", "chromedriver")
 IMPORTS = 40  # a phase in which this many modules are new is the first of its kind, and no measure of its test
 SLOWEST = 10
+MISSING_MARK = "missing mark"
 
 # Tests that take these fixtures get the mark by themselves.
 MARKED_FIXTURES = {"browser": "browser", "distilled": "slow", "segmenting": "slow"}
@@ -74,11 +75,18 @@ def measured(item: pytest.Item, phase: str) -> Generator[None, Any, Any]:
     item.user_properties.append((f"cpu {phase}", seconds))
     if not is_dear(item):
         if _started:
-            pytest.fail(f"mark it as process: it starts {_started[0]}", pytrace=False)
+            _report_missing_mark(item, f"mark it as process: it starts {_started[0]}")
         if seconds > BUDGET * machine_speed.slower() and len(sys.modules) - modules < IMPORTS:
             budget = f"a quick test may take {BUDGET:.0f} s on an idle core"
-            pytest.fail(f"mark it as slow: {phase} took {seconds:.1f} s of CPU; {budget}", pytrace=False)
+            _report_missing_mark(item, f"mark it as slow: {phase} took {seconds:.1f} s of CPU; {budget}")
     return result
+
+
+def _report_missing_mark(item: pytest.Item, text: str) -> None:
+    """Fail a run that selects by marks, as `make quick` does; a run of everything lists the test at its end."""
+    if item.config.option.markexpr:
+        pytest.fail(text, pytrace=False)
+    item.user_properties.append((MISSING_MARK, text))
 
 
 def cpu_seconds() -> float:
@@ -95,10 +103,13 @@ class Costs:
     def __init__(self) -> None:
         self.by_test: dict[str, float] = {}
         self.marks: dict[str, str] = {}
+        self.unmarked: list[str] = []
 
     def add(self, report: pytest.TestReport) -> None:
         """For pytest_runtest_logreport."""
         if report.when == "teardown":
+            missing = (text for name, text in report.user_properties if name == MISSING_MARK)
+            self.unmarked += [f"{report.nodeid}: {text}" for text in missing]
             seconds = sum(value for name, value in report.user_properties if name.startswith("cpu "))  # type: ignore
             self.by_test[report.nodeid] = self.by_test.get(report.nodeid, 0.0) + float(seconds)
             self.marks[report.nodeid] = next((name for name in DEAR if name in report.keywords), "quick")
@@ -114,6 +125,8 @@ class Costs:
         sums["imports and collection"] = max(0.0, total - sum(sums.values()))
         parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in sums.items() if seconds >= 0.5)
         write_line(f"CPU seconds: {parts}; an idle core would take {1 / machine_speed.slower():.2f} of it")
+        for line in self.unmarked:
+            write_line(line)
         slowest = sorted(self.by_test.items(), key=lambda pair: -pair[1])[:SLOWEST]
         for test, seconds in slowest:
             if seconds >= 1:
