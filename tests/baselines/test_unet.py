@@ -97,12 +97,14 @@ def test_pictures_are_standardised_one_by_one() -> None:
     assert torch.equal(standardised(torch.full((1, 3, 8, 8), 7, dtype=torch.uint8)), torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.slow
 def test_an_epoch_is_a_pass_and_at_least_some_steps(labelled: tuple[LabelledImages, LabelledImages]) -> None:
     assert steps_per_epoch(5, replace(SMALL, steps=7)) == 7 and steps_per_epoch(5, replace(SMALL, batch=2)) == 3
     trained = train_unet(*labelled, replace(SMALL, epochs=1, steps=9), CPU)
     assert len(trained.epochs) == 1
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_what_adamw_is_judged_by(labelled: tuple[LabelledImages, LabelledImages]) -> None:
     first, second = (train_unet(*labelled, replace(SMALL, optimizer="adamw"), CPU) for _ in range(2))
     assert first.epochs == second.epochs
@@ -196,6 +198,7 @@ def test_options_without_sense_are_refused(changed: dict[str, float]) -> None:
         UNetOptions(**changed)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_tool_writes_what_the_evaluation_reads(
     drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

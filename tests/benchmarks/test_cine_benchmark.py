@@ -25,6 +25,7 @@ def predictor(tiny_base: Path) -> Sa2VAPredictor:
     return Sa2VAPredictor(model, processor_of(model, tiny_base))
 
 
+@pytest.mark.slow
 def test_a_few_steps_train_the_memory_and_nothing_else(predictor: Sa2VAPredictor) -> None:
     pool = encode(predictor, [draw_cine(6, 128, seed) for seed in (1, 2)])
     assert pool.embedding.shape[0] == pool.prompts.shape[0] == 12

@@ -131,7 +131,7 @@ def test_an_invalid_manifest(tmp_path: Path, content: str, reason: str) -> None:
 
 
 def test_a_missing_folder_error_names_the_tool_that_creates_one(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"does not exist; .*tools/prepare_data\.py"):
+    with pytest.raises(ManifestError, match=r"does not exist; .*vesselseg prepare"):
         read_manifest(tmp_path / "nowhere")
 
 

@@ -39,6 +39,7 @@ def make_targets(seed: int, images: int = 60) -> DistillationTargets:
     )
 
 
+@pytest.mark.slow
 def test_the_head_learns_vectors_that_depend_on_the_image(teacher: Predictor) -> None:
     train, validation = make_targets(0, 400), make_targets(1)
     found = train_candidates(

@@ -169,6 +169,7 @@ def test_checkpoint_that_does_not_fit_is_refused(
     assert list(tmp_path.iterdir()) == [tmp_path / "bad.pth"]
 
 
+@pytest.mark.slow
 def test_a_difference_stops_the_conversion(
     checkpoint: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ def test_existing_folder_is_kept(checkpoint: Path, images: list[Path], tmp_path:
     assert (out / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.slow
 def test_a_smaller_sam2_view_reaches_every_later_step(exported: Path, images: list[Path], tmp_path: Path) -> None:
     """From a folder with SAM2 at 128: trained at 64, so predicted, converted and predicted again at 64."""
     arguments = model_arguments(exported, sam2={"image_size": 64})

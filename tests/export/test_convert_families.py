@@ -49,6 +49,7 @@ def test_internlm2_and_its_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_a_published_sa2va_folder_as_base(shared: Path, tmp_path: Path) -> None:
     base = shared / "reference" / "tiny_sa2va_qwen2"
     sam2 = {**SAM2, "variant": "large", "image_size": 128, "trunk": TINY_TRUNK}

@@ -136,7 +136,7 @@ def test_errors_of_training_are_one_line(
     status = call_tool("../examples/hf_trainer.py", folder, "--data", drawn.folder, "--out", out, *further)
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert status == 2 and message.startswith("error: "), message
-    expected = {"published": "convert_to_hf.py", "nothing": "config.json", "out": "--force", "batch": "micro_batch"}
+    expected = {"published": "vesselseg convert", "nothing": "config.json", "out": "--force", "batch": "micro_batch"}
     assert expected[wrong] in message
     assert not (tmp_path / "out").exists()
 

@@ -85,6 +85,7 @@ def test_every_frame_is_encoded_once_however_many_phrases(predictor: Sa2VAPredic
     assert seen == [3, 3]
 
 
+@pytest.mark.slow
 def test_other_frames_come_from_memory(predictor: Sa2VAPredictor) -> None:
     frames = cine_frames(6)
     own = list(segment_cine(predictor, frames, PHRASES))

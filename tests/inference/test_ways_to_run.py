@@ -74,6 +74,7 @@ def test_a_teacher_forced_answer_gives_what_greedy_decoding_gives(predictor: Sa2
         assert np.abs(mine[0] - mine[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_in_bf16_both_ways_are_as_near_to_float32_as_to_each_other(predictor: Sa2VAPredictor, tiny_base: Path) -> None:
     """Of the rounding, 0 to 0.48 is not common to both: that is for the CPU's kernels and the number of threads to say.
 
@@ -203,6 +204,7 @@ def expected(exported: Path) -> np.ndarray:
         (LoadOptions("cpu", dtype="fp16"), nn.Linear, 0.02),
     ],
 )
+@pytest.mark.slow
 def test_fewer_bits_give_nearly_the_same(
     exported: Path, expected: np.ndarray, loading: LoadOptions, layer: type, off: float
 ) -> None:

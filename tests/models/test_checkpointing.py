@@ -28,6 +28,7 @@ def learned(base: Path, **changes: object) -> tuple[dict[str, Tensor], list[int]
 
 @pytest.mark.parametrize(("setting", "runs"), [(True, [2, 2]), (1, [2, 1]), (2, [2, 2]), (0, [1, 1]), (False, [1, 1])])
 @pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.slow
 def test_the_first_layers_run_twice_and_learn_the_same(
     tiny_base: Path, setting: bool | int, runs: list[int], on_host: bool
 ) -> None:

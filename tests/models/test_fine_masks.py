@@ -62,6 +62,7 @@ def test_at_the_start_they_are_sam2s_own_enlarged(kind: str) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_each_prompt_meets_its_own_image_and_view(kind: str) -> None:
     grounding, seen, asked = moved(grounding_of(kind)).double(), images().double(), prompts(4).double()
     features, image_of_prompt = grounding.encode(seen), torch.tensor([0, 1, 1, 0])
@@ -100,6 +101,7 @@ def test_pixels_tell_apart_what_lies_within_a_cell() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mask_target", ["area", "full"])
+@pytest.mark.slow
 def test_the_head_trains_with_the_decoder(tiny_base: Path, kind: str, mask_target: str) -> None:
     model = build_model(**model_arguments(tiny_base, sam2={**SAM2, "fine_masks": kind})).train()
     batch, head = batch_of(processor_of(model, tiny_base)), model.grounding.fine_masks
@@ -118,6 +120,7 @@ def test_the_head_trains_with_the_decoder(tiny_base: Path, kind: str, mask_targe
     assert not any(parameter.requires_grad for parameter in frozen.grounding.fine_masks.parameters())
 
 
+@pytest.mark.slow
 def test_stored_features_are_enough_for_kind_features(tiny_base: Path) -> None:
     model = shaken_model(tiny_base, sam2={**SAM2, "fine_masks": "features"})
     batch = batch_of(processor_of(model, tiny_base))
@@ -170,6 +173,7 @@ def test_checkpoint_and_folder_answer_alike_and_say_so(exported: Path, kind: str
     assert (exported / "fine_masks.py").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_with_the_head_trains_on_with_it(exported: Path, kind: str) -> None:
     expected = head_of(load_predictor(exported, device="cpu").model)
     for asked in (None, kind):
@@ -194,6 +198,7 @@ def test_a_checkpoint_with_the_head_needs_it_in_the_config_and_whole(
         load_predictor(tmp_path / "cut.pth", device="cpu")
 
 
+@pytest.mark.slow
 def test_a_folder_without_the_head_gets_a_fresh_one(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     """SAM2 trained at its own resolution, exported, and trained on at twice of it: first answers are its own."""
     picture(0).save(tmp_path / "0.png")

@@ -36,6 +36,7 @@ def assert_same(found: tuple[dict[str, Tensor], ...], expected: tuple[dict[str, 
 
 @pytest.mark.parametrize("numbers", [(), (0,), (1, 1)], ids=["different lengths", "one", "equal lengths"])
 @pytest.mark.parametrize("checkpointing", [False, True, 1])
+@pytest.mark.slow
 def test_losses_and_gradients_are_those_of_the_plain_path(
     base: Path, checkpointing: bool | int, numbers: tuple[int, ...]
 ) -> None:
