@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import cine, cine_memory_training, evaluate, load_memory, machine, plot_training, serve, small_models
+from benchmarks import (
+    cine,
+    cine_memory_training,
+    evaluate,
+    load_memory,
+    machine,
+    plans,
+    plot_training,
+    serve,
+    small_models,
+    trainer_curves,
+)
 from benchmarks.shapes import SAM2_FILE, TINY, write_base
+from tests import fork_server
 from tests.samples import processor_of
 from tests.service.running import RunningService
 from tests.tiny import SAM2, shaken_model
@@ -119,3 +133,31 @@ def test_small_models_times_torch_and_both_graphs(tmp_path: Path, capsys: pytest
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found["seconds_per_image"]) == {"torch", small_models.ONNX, small_models.ONNX_INT8}
     assert min(found["seconds_per_image"].values()) > 0
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreters that a script starts have their imports already, see tests/fork_server."""
+    monkeypatch.setattr(sys, "executable", fork_server.python())
+    for name, value in fork_server.on_path(dict(os.environ)).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_trainer_curves_of_both_ways_agree(tmp_path: Path) -> None:
+    folders = ["--out", str(tmp_path / "out"), "--scratch", str(tmp_path / "scratch")]
+    assert trainer_curves.main([*folders, "--iterations", "2"]) == 0
+    found = read(tmp_path / "out" / "trainer_curves.json")
+    assert [len(losses) for losses in found["losses"].values()] == [2, 2]
+    assert found["largest_difference"] <= trainer_curves.TOLERANCE
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_plans_plan_a_row(tmp_path: Path) -> None:
+    row = {"gpu": "H200", "config": "configs/tiny_cpu.py", "gpus": 1}
+    found = plans.plan_of(row, {"model.sa2va.base": write_base(tmp_path / "base", TINY)})
+    assert found["plan_message"] is None and 0 < found["planned_peak_gib"] <= found["planned_reserved_gib"] < 10

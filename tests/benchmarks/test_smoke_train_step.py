@@ -7,13 +7,13 @@ import math
 import os
 import socket
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from benchmarks.runs import REPOSITORY
 from benchmarks.train_step import ROWS, Row, read_rows
+from tests.fork_server import python
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "tests.benchmarks.train_rows", str(tmp_path_factory.mktemp("rows"))]
+    command = [python(), "-m", "tests.benchmarks.train_rows", str(tmp_path_factory.mktemp("rows"))]
     environment = {**os.environ, "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
