@@ -55,7 +55,7 @@ RULES = {
     "vesselseg.dataset.batch": Rule((), TRAINING_ONLY),
     "vesselseg.dataset.prompts": Rule((), NO_TORCH),
     "vesselseg.dataset.manifest": Rule(rooms("errors", "imaging.regions"), NO_TORCH),
-    "vesselseg.dataset.record_masks": Rule(rooms("dataset.manifest", "imaging.rasterise"), NO_TORCH),
+    "vesselseg.dataset.record_masks": Rule(rooms("dataset.manifest", "imaging.rasterise", "imaging.regions"), NO_TORCH),
     "vesselseg.prepare": Rule((*LEAVES, *DATASET_FILES, *rooms("imaging")), NO_TORCH),
     "vesselseg.inspect.checks": Rule((*LEAVES, *DATASET_FILES, *rooms("imaging", "prepare")), NO_TORCH),
     "vesselseg.synthetic": Rule((*LEAVES, *rooms("imaging")), NO_TORCH),
