@@ -21,6 +21,10 @@ class WeightsError(UserError):
     """A weight file or folder that cannot be used; the message names file, finding and way out."""
 
 
+class ConfigError(UserError):
+    """A config that cannot run; the message lists everything that is wrong with it."""
+
+
 class ManifestError(UserError):
     """annotations.json or splits.json is not what a dataset folder must hold; the message lists every problem."""
 

@@ -103,6 +103,19 @@ WRONG: dict[tuple[str, ...], str] = {
     ): "does not exist; configs are in the folder configs/, vesselseg configs lists them; did "
     "you mean 'internvl3_8b_1x24gb'?",
     ("train", "tiny_cpu", "two"): "GPUS 'two': expected a whole number from 0; see vesselseg train --help",
+    (
+        "train",
+        "tiny_cpu",
+        "--cfg-options",
+        "schedule.lrr=1",
+        "model.sa2va.sam2.image_siz=64",
+        "seed=1",
+    ): "2 problem(s)\n"
+    "  --cfg-options schedule.lrr: no such setting; did you mean 'schedule.lr'?\n"
+    "  --cfg-options model.sa2va.sam2.image_siz: no such setting; did you mean 'model.sa2va.sam2.image_size'?",
+    ("train", "tiny_cpu", "--cfg-options", "seed"): "--cfg-options takes KEY=VALUE, found 'seed'",
+    ("plan", "tiny_cpu", "--cfg-options", "data_rootx=x"): "data_rootx: no such setting; did you mean 'data_root'?",
+    ("configs", "show", "tiny_cpu", "--cfg-options", "model.los=x"): "no such setting; did you mean 'model.loss'?",
     ("plan", "tiny_cpu", "--card", "4080"): "no card named '4080'; known are 3090",
     ("plan", "tiny_cpu", "--gpu-gib", "0"): "--gpu-gib '0': expected a number above 0",
     ("convert", "a", "b", "c", "--out", "x"): "expected CONFIG CHECKPOINT or CHECKPOINT, found 3 paths",

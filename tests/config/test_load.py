@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from vesselseg.config.load import ConfigError, config_text, expand, load_config, parse_overrides
+from tests import setting_paths
+from vesselseg.config.load import config_text, expand, load_config
+from vesselseg.config.overrides import SETTING_PATHS, parse_overrides, refuse_unknown_settings
+from vesselseg.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEAVES = sorted(CONFIGS.glob("*.py"))
@@ -227,3 +231,30 @@ def test_overrides_are_python_literals_or_text() -> None:
     }
     with pytest.raises(ConfigError, match="takes KEY=VALUE, found 'oops'"):
         parse_overrides(["oops", "a=1"])
+
+
+def test_names_of_settings_are_up_to_date() -> None:
+    """Otherwise: python -m tests.setting_paths"""
+    assert SETTING_PATHS.read_text(encoding="utf-8") == setting_paths.render()
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "refused"),
+    [
+        ("", ["loader.num_worker"], True),
+        ("", ["strategy.amp"], False),  # load_config says where this value is set instead
+        ('custom_imports = dict(imports=["mine"])', ["model.loss.terms.mine"], False),
+        ("", ["model.type", "model.mine"], False),
+        ("", ["custom_imports", "model.mine"], False),
+        ("strategy.update(mine=dict(size=1))", ["strategy.mine.size"], False),
+        ("strategy.update(mine_too=1)", ["strategy.mine"], True),
+    ],
+)
+def test_a_mistyped_override_is_refused_by_its_name(
+    tmp_path: Path, text: str, overrides: list[str], refused: bool
+) -> None:
+    """Only where nothing could define it: what a config brings itself is left to load_config."""
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="no such setting") if refused else nullcontext():
+        refuse_unknown_settings(path, overrides)

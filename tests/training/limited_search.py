@@ -11,7 +11,8 @@ import resource
 import sys
 from pathlib import Path
 
-from vesselseg.config.load import load_config, parse_overrides
+from vesselseg.config.load import load_config
+from vesselseg.config.overrides import parse_overrides
 from vesselseg.run_tool import run_tool
 from vesselseg.training.micro_batch_search import find_micro_batch
 

@@ -14,8 +14,8 @@ import torch
 
 from tests.training.conftest import REPOSITORY, rows
 from tests.training.nodes import free_port
-from vesselseg.config.load import ConfigError, load_config
-from vesselseg.errors import UserError
+from vesselseg.config.load import load_config
+from vesselseg.errors import ConfigError, UserError
 from vesselseg.export.convert import training_loss
 from vesselseg.registry import DATASETS, HOOKS, LOSSES, METRICS, MODELS
 from vesselseg.training.launch import train

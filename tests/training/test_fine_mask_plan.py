@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.tiny import SAM2
 from tests.training.test_memory_plan import kept_bytes, tiny
-from vesselseg.config.load import ConfigError
+from vesselseg.errors import ConfigError
 from vesselseg.losses.total import TotalLoss
 from vesselseg.models.build import build_model
 from vesselseg.models.fine_masks import KINDS

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 
 from vesselseg.cli.parameters import AboveZero, CfgOptions, Whole
 from vesselseg.config.files import Recipe, configs_folder, find_config, measured_file, recipes
+from vesselseg.config.overrides import parse_overrides, refuse_unknown_settings
 
 app = App(name="configs", help="List the recipes, show a config with all its settings, or write a new one.")
 
@@ -65,13 +66,15 @@ def show(config: str, *, cfg_options: CfgOptions = ()) -> None:
         config: a recipe's name, or a config file
     """
     path = find_config(config)
+    overrides = parse_overrides(cfg_options)
+    refuse_unknown_settings(path, overrides)
     from vesselseg.training.console import muted, quieten_imports
 
     quieten_imports()
     with muted():  # packages that a config names are imported while it is checked, and some of them print
-        from vesselseg.config.load import config_text, load_config, parse_overrides
+        from vesselseg.config.load import config_text, load_config
 
-        text = config_text(load_config(path, parse_overrides(cfg_options)))
+        text = config_text(load_config(path, overrides))
     print(text, end="")
 
 

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from vesselseg.cli.parameters import AboveZero, CfgOptions, Positive, Whole
 from vesselseg.config.files import find_config
+from vesselseg.config.overrides import parse_overrides, refuse_unknown_settings
 from vesselseg.training.memory_plan.cards import card_named
 
 
@@ -37,18 +38,20 @@ def plan(
         json: as JSON, see docs/memory_plan.md
     """
     path, chosen = find_config(config), card_named(card) if card else None
+    overrides = parse_overrides(cfg_options)
+    refuse_unknown_settings(path, overrides)
     from vesselseg.training.console import muted, quieten_imports
 
     quieten_imports()
     with muted():
-        from vesselseg.config.load import load_config, parse_overrides
+        from vesselseg.config.load import load_config
         from vesselseg.training.memory_plan.changes import proposals
         from vesselseg.training.memory_plan.plan import Target, plan_memory, usable_bytes
         from vesselseg.training.memory_plan.report import json_report, text_report
 
     gib = gpu_gib or (chosen.gib if chosen else 24.0)
     target = Target(max(1, gpus), usable_bytes(gib, gpus) if gpus else None, chosen, images)
-    values = load_config(path, parse_overrides(cfg_options))
+    values = load_config(path, overrides)
     planned = plan_memory(values, target)
     proposed = [] if planned.fits else proposals(values, target)
     print(as_json(json_report(planned, proposed)) if json else text_report(planned, proposed))

@@ -8,7 +8,6 @@ then checked as well. Arguments annotated with a dataclass or a pydantic model n
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 from vesselseg.config.settings import SECTIONS, read_section, section_fields
 from vesselseg.registry import resolve
-from vesselseg.suggest import SIMILARITY, did_you_mean
+from vesselseg.suggest import did_you_mean
 
 Names = dict[str, Any]  # argument name -> class or function that its dict is passed to, or None
 
@@ -103,17 +102,6 @@ def flatten(values: Mapping[str, Any], where: str = "") -> Iterator[str]:
         yield f"{where}{key}"
         if isinstance(value, Mapping):
             yield from flatten(value, f"{where}{key}.")
-
-
-def nearest(path: str, known: Iterable[str]) -> list[str]:
-    """Up to two known paths that may be meant: the same last name elsewhere, or a similar spelling."""
-    known = sorted(set(known) - {path})
-    last = path.rsplit(".", 1)[-1]
-    same = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    close = difflib.get_close_matches(path, known, n=1, cutoff=SIMILARITY)
-    by_last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
-    similar = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)]
-    return list(dict.fromkeys(same + close + similar))[:2]
 
 
 def accepted_names(target: Any) -> Names | None:

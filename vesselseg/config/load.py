@@ -8,12 +8,11 @@ signatures and dataclasses alone; a loaded config contains them. A value that se
 
 from __future__ import annotations
 
-import ast
 import copy
 import importlib
 import pprint
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from typing import Any
 from mmengine.config import Config
 
 from vesselseg.config.bases import base_problems
-from vesselseg.config.check import accepted, check_sections, check_types, complete, flatten, nearest
+from vesselseg.config.check import accepted, check_sections, check_types, complete, flatten
+from vesselseg.config.overrides import unknown_setting
 from vesselseg.config.settings import RUN, SECTIONS, Run, read_section, section_fields
-from vesselseg.errors import UserError
-from vesselseg.suggest import suggestion
+from vesselseg.errors import ConfigError
+from vesselseg.suggest import nearest_paths, suggestion
 
 # Keys that every config must have; those of `Run` may be omitted.
 KEYS = {
@@ -58,10 +58,6 @@ HOMES = {
     "strategy.exclude_frozen_parameters": "nothing: checkpoints never hold frozen weights",
     "strategy.work_dir": "--work-dir",
 }
-
-
-class ConfigError(UserError):
-    """A config that cannot run; the message lists everything that is wrong with it."""
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -148,7 +144,7 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any]) -> lis
     # Another type has other arguments, so types are set before their arguments.
     for path, value in sorted(overrides.items(), key=lambda item: not item[0].endswith("type")):
         if path not in known:
-            problems.append(f"--cfg-options {path}: no such setting{_hint(path, values)}")
+            problems.append(unknown_setting(path, _hint(path, values)))
             continue
         *parents, last = path.split(".")
         target = values
@@ -166,25 +162,6 @@ def known_paths(values: Mapping[str, Any]) -> set[str]:
     for section in SECTIONS:
         paths |= {f"{section}.{name}" for name in section_fields(section)}
     return paths - set(HOMES)
-
-
-def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
-    """["schedule.lr=1e-4", ...] as given to --cfg-options; values are Python literals, anything else is text."""
-    wrong = [item for item in items if "=" not in item or item.startswith("=")]
-    if wrong:
-        raise ConfigError(f"--cfg-options takes KEY=VALUE, found {', '.join(map(repr, wrong))}")
-    return {key: parse_value(text) for key, text in (item.split("=", 1) for item in items)}
-
-
-def parse_value(text: str) -> Any:
-    """One value of --cfg-options: a Python literal, true, false, none, or plain text."""
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -272,4 +249,4 @@ def _lookup(values: Any, path: str) -> Any:
 def _hint(path: str, values: Mapping[str, Any]) -> str:
     if path in HOMES:
         return f"; its home is {HOMES[path]}"
-    return suggestion(nearest(path, known_paths(values)))
+    return suggestion(nearest_paths(path, known_paths(values)))

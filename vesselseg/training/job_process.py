@@ -42,7 +42,8 @@ def train_in_job(config: Path, work_dir: Path, overrides: Sequence[str], options
     try:
         quieten_imports()
         with muted():
-            from vesselseg.config.load import load_config, parse_overrides
+            from vesselseg.config.load import load_config
+            from vesselseg.config.overrides import parse_overrides
             from vesselseg.training.launch import LostProcessError, train
         values = load_config(config, parse_overrides(overrides))
         try:
@@ -61,7 +62,8 @@ def find_micro_batch_in_job(config: Path, overrides: Sequence[str]) -> str | Non
     try:
         quieten_imports()
         with muted():
-            from vesselseg.config.load import load_config, parse_overrides
+            from vesselseg.config.load import load_config
+            from vesselseg.config.overrides import parse_overrides
             from vesselseg.training.micro_batch_search import find_micro_batch
         found = find_micro_batch(load_config(config, parse_overrides(overrides)))
     except (Exception, SystemExit):
