@@ -16,11 +16,6 @@ from tests.browser import browser  # noqa: F401, a fixture for all tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Nothing above imports torch. Workers (-n) with a thread per core each would wait for each other most of the time.
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
-
-
 def shared_dir() -> Path:
     """The folder of reference models and data beside the checkout; it may not exist."""
     return REPOSITORY.parent / "shared"
@@ -57,6 +52,10 @@ def pytest_configure(config: pytest.Config) -> None:
     transformers copies an exported folder's code into one folder of the user's, file by file and by the folder's last
     name, and imports it from there: workers (-n) that share it would import what another one is writing.
     """
+    # nothing above imports torch; workers (-n) with a thread per core each would wait for each other most of the time
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # else workers would inherit it
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     code = tempfile.TemporaryDirectory(prefix="vesselseg-code-")
     os.environ["HF_MODULES_CACHE"] = code.name
     config.add_cleanup(code.cleanup)
