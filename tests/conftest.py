@@ -16,6 +16,7 @@ from tests.browser import browser  # noqa: F401, a fixture for all tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+
 def shared_dir() -> Path:
     """The folder of reference models and data beside the checkout; it may not exist."""
     return REPOSITORY.parent / "shared"

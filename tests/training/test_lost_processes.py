@@ -85,6 +85,7 @@ def runs(process: int) -> bool:
         (signal.SIGKILL, "was ended by SIGKILL (often by the system, because main memory ran out)"),
         (signal.SIGSTOP, f"gave no heartbeat for {SILENCE} s"),
     ],
+    ids=["killed", "stopped"],  # a measured time in a name would differ between workers (-n), which then refuse to run
 )
 def test_a_lost_process_ends_the_job_on_all_nodes(
     group: list[Node], tmp_path: Path, sent: signal.Signals, expected: str
