@@ -311,6 +311,13 @@ def _video_size(capture: Any) -> tuple[int, int]:
     return round(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
 
 
+def frame_rate(times: Sequence[float] | None) -> float | None:
+    """Mean frames per second of a clip. times: see `FrameSource.frame_times`; None if they state no rate."""
+    if times is None or len(times) < 2 or times[-1] <= times[0]:
+        return None
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
 def _plausible_times(times: list[float], rate: float) -> tuple[float, ...] | None:
     """The time stamps of the file if they increase, else times computed from `rate` in frames per second, or None."""
     if len(times) > 1 and all(later > earlier for earlier, later in pairwise(times)):

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vesselseg.imaging.frames import frame_rate
 from vesselseg.imaging.labelme_writing import LabelledPolygon, labelme_content
 from vesselseg.imaging.mask_polygons import mask_polygons
 from vesselseg.imaging.overlay import draw_overlay
@@ -143,9 +144,7 @@ class OverlayVideo:
 
     def __init__(self, out: Path, name: str, times: Sequence[float] | None) -> None:
         self._out, self.name = Path(out), f"overlays/{name}.mp4"
-        rising = times is not None and len(times) > 1 and times[-1] > 0
-        rate = (len(times) - 1) / times[-1] if rising and times else FRAMES_PER_SECOND
-        self._rate = min(60.0, max(1.0, rate))
+        self._rate = min(60.0, max(1.0, frame_rate(times) or FRAMES_PER_SECOND))
         path = self._out / self.name
         self._temporary = path.with_name(f"{path.stem}.part.mp4")  # FFmpeg chooses the format by the suffix
         self._writer: Any = None

@@ -12,18 +12,24 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from vesselseg import __version__
 from vesselseg.inference.predictor import Predictor
 from vesselseg.reports.html import page_file, render
+from vesselseg.service.clips import clip_lines, frame_lines
 from vesselseg.service.errors import ServiceError, error_response
 from vesselseg.service.guard import Guard, RequestInfo
+from vesselseg.service.json_lines import JSON_LINES, JsonLines
 from vesselseg.service.labelme import labelme_file
 from vesselseg.service.metrics import Metrics
 from vesselseg.service.schemas import (
+    ClipForm,
+    ClipHeader,
     ErrorAnswer,
+    FrameLine,
+    FramesForm,
     Health,
     LabelMeRequest,
     Models,
@@ -51,7 +57,9 @@ _DESCRIPTIONS = {
     503: "Too many requests, stopping, or out of memory",
     507: "The result cannot be stored (--keep)",
 }
+_COMPONENT = "#/components/schemas/{model}"
 _COMMON_ERRORS = (401, 403, 429, 500)
+_UPLOAD_ERRORS = (400, 408, 413, 415, 422, 503)
 
 
 def create_app(predictors: Mapping[str, Predictor], settings: ServiceSettings) -> FastAPI:
@@ -86,16 +94,32 @@ def create_app(predictors: Mapping[str, Predictor], settings: ServiceSettings) -
 
 
 def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    form = {"multipart/form-data": {"schema": form_schema(PredictForm, "image")}}
-
-    @app.post(
-        "/predict",
-        responses=_errors(400, 404, 408, 413, 415, 422, 503, 507),
-        openapi_extra={"requestBody": {"required": True, "content": form}},
-    )
+    @app.post("/predict", responses=_errors(*_UPLOAD_ERRORS, 404, 507), openapi_extra=_form(PredictForm))
     async def predict(request: Request) -> PredictAnswer:
         """Segment one image: a probability map per phrase."""
         return await service.predict(request, _request_info(request))
+
+    @app.post(
+        "/clip",
+        response_class=Response,
+        responses={**_lines(FrameLine), **_errors(*_UPLOAD_ERRORS, 404, 507)},
+        openapi_extra=_form(ClipForm),
+    )
+    async def clip(request: Request) -> JsonLines:
+        """Segment the frames of a clip: a line of JSON about the clip, then one per frame, as each is finished."""
+        info = _request_info(request)
+        return JsonLines(clip_lines(service, request, info), info)
+
+    @app.post(
+        "/frames",
+        response_class=Response,
+        responses={**_lines(FrameLine), **_errors(*_UPLOAD_ERRORS)},
+        openapi_extra=_form(FramesForm),
+    )
+    async def frames(request: Request) -> JsonLines:
+        """Decode images and clips without a model: a line of JSON about the file, then one per frame."""
+        info = _request_info(request)
+        return JsonLines(frame_lines(service, request, info), info)
 
     @app.post("/labelme", responses=_errors(400, 408, 413, 422, 503))
     async def labelme(request: LabelMeRequest) -> dict[str, Any]:
@@ -168,6 +192,19 @@ def _validation_messages(error: RequestValidationError) -> list[str]:
         place = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
         messages.append(f"{place[:80]}: {problem['msg'][:1].lower()}{problem['msg'][1:]}")
     return messages
+
+
+def _form(form: type[BaseModel]) -> dict[str, Any]:
+    """The description of a request with an image file."""
+    content = {"multipart/form-data": {"schema": form_schema(form, "image")}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _lines(line: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The description of a response of JSON lines."""
+    schemas = [kind.model_json_schema(ref_template=_COMPONENT) for kind in (ClipHeader, line, ErrorAnswer)]
+    schema = {"oneOf": [{key: value for key, value in one.items() if key != "$defs"} for one in schemas]}
+    return {200: {"description": "One JSON object per line", "content": {JSON_LINES: {"schema": schema}}}}
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -27,10 +28,23 @@ def error_response(error: ServiceError, request_id: str) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    content: dict[str, Any] = {"code": error.code, "message": error.message, "request_id": request_id}
-    return JSONResponse({"error": content}, error.status, headers)
+    return JSONResponse(_content(error, request_id), error.status, headers)
+
+
+def error_content(error: ServiceError, request_id: str) -> bytes:
+    """The same form as one line of JSON, for a response that has begun."""
+    return json.dumps(_content(error, request_id)).encode()
+
+
+def _content(error: ServiceError, request_id: str) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
 
 
 def busy(message: str) -> ServiceError:
     """Too many requests at the moment."""
     return ServiceError(503, "busy", message, retry_after=2)
+
+
+def internal_error() -> ServiceError:
+    """A defect, or a failure of the model; the log has the traceback."""
+    return ServiceError(500, "internal", "internal error of the service; its log has the details under this request_id")

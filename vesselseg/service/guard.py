@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vesselseg.service.errors import ClientGone, ServiceError, busy, error_response
+from vesselseg.service.errors import ClientGone, ServiceError, busy, error_response, internal_error
 from vesselseg.service.metrics import Metrics
 from vesselseg.service.rate import RateLimit
 from vesselseg.service.settings import ServiceSettings
@@ -46,6 +46,7 @@ class RequestInfo:
     size: str = "-"  # width x height x phrases
     status: int = 0
     bytes: int = 0  # of the body received so far
+    streams: bool = False  # whether the response is sent in parts, and logged with the last one
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -77,7 +78,7 @@ class Guard:
             except Exception:
                 _LOG.exception("id=%s failed", info.request_id)
                 if not response.started:
-                    await _send_error(ServiceError(500, "internal", _INTERNAL), scope, receive, response)
+                    await _send_error(internal_error(), scope, receive, response)
         if not response.logged:
             self._log(info)
 
@@ -144,7 +145,8 @@ class Guard:
 class _Response:
     """Sends a response with the request's id and SECURITY_HEADERS.
 
-    It is counted and logged before its body is sent, so a client that has the response can see both.
+    It is counted and logged before its body, or the last part of it, is sent: a client that has the response can see
+    both.
     """
 
     def __init__(self, send: Send, info: RequestInfo, log: Callable[[RequestInfo], None]) -> None:
@@ -158,7 +160,7 @@ class _Response:
             headers = MutableHeaders(scope=message)
             for name, value in {**SECURITY_HEADERS, "X-Request-ID": self.info.request_id}.items():
                 headers[name] = value
-        elif not self.logged:
+        elif not self.logged and not (self.info.streams and message.get("more_body")):
             self.logged = True
             self._log(self.info)
         await self._send(message)
@@ -239,6 +241,3 @@ def _hash(token: str) -> bytes:
 
 def _too_large(largest: int) -> ServiceError:
     return ServiceError(413, "too_large", f"the request is larger than {largest / 1e6:g} MB, the limit")
-
-
-_INTERNAL = "internal error of the service; its log has the details under this request_id"

@@ -1,4 +1,4 @@
-"""Stored requests (--keep): one folder per request with its image and results. Without --keep nothing is stored."""
+"""Stored requests (--keep): a folder per image or frame with its results. Without --keep nothing is stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from vesselseg.inference.predictor import Prediction
 from vesselseg.output_folder import temporary_folder
 from vesselseg.predict.result_files import ResultWriter, describe_objects
 from vesselseg.service.errors import ServiceError
-from vesselseg.service.uploads import Upload
 
 _KINDS = ("masks", "probs", "labelme")
 _STEM = "image"
@@ -28,13 +27,18 @@ class RequestStore:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, request_id: str, upload: Upload, model: str, picture: Image.Image, prediction: Prediction) -> None:
-        """Write image.png, masks/, probabilities/, labelme/ and request.json. Raises ServiceError if that fails."""
+    def write(
+        self, request_id: str, name: str, frame: int, model: str, picture: Image.Image, prediction: Prediction
+    ) -> None:
+        """Write image.png, masks/, probabilities/, labelme/ and request.json. Raises ServiceError if that fails.
+
+        name: of the uploaded file. frame: of a clip, counted from 0.
+        """
         description = {
             "request_id": request_id,
-            "name": upload.name,
+            "name": name,
             "model": model,
-            "frame": upload.form.frame,
+            "frame": frame,
             "threshold": prediction.threshold,
             "objects": describe_objects(prediction),
         }

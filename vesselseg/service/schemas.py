@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from vesselseg.dataset.prompts import DEFAULT_PHRASE
-from vesselseg.service.settings import MAX_PHRASES
+from vesselseg.service.settings import MAX_CLIP_FRAMES, MAX_PHRASES
 
 Base64Png = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})]
 _Phrases = Annotated[
@@ -16,8 +16,8 @@ _Phrases = Annotated[
 ]
 
 
-class PredictForm(BaseModel):
-    """The fields of a request to /predict, in addition to the image."""
+class QuestionForm(BaseModel):
+    """What to segment."""
 
     model_config = ConfigDict(extra="forbid")
     phrase: _Phrases = [DEFAULT_PHRASE]
@@ -25,7 +25,29 @@ class PredictForm(BaseModel):
     threshold: Annotated[
         float | None, Field(gt=0, lt=1, description="A probability; by default the one stored with the model.")
     ] = None
+
+
+class PredictForm(QuestionForm):
+    """The fields of a request to /predict, in addition to the image."""
+
     frame: Annotated[int, Field(ge=0, description="Frame of a DICOM clip or video, counted from 0.")] = 0
+
+
+class FramesForm(BaseModel):
+    """The fields of a request to /frames, in addition to the image."""
+
+    model_config = ConfigDict(extra="forbid")
+    first: Annotated[int, Field(ge=0, description="The first frame of the response, counted from 0.")] = 0
+    count: Annotated[
+        int | None,
+        Field(ge=1, description=f"Number of frames, at most {MAX_CLIP_FRAMES}; by default all up to the last one."),
+    ] = None
+
+
+class ClipForm(QuestionForm, FramesForm):
+    """The fields of a request to /clip, in addition to the image."""
+
+    pictures: Annotated[bool, Field(description="Whether the response contains the segmented pictures.")] = True
 
 
 class FoundObject(BaseModel):
@@ -70,6 +92,33 @@ class PredictAnswer(BaseModel):
     seconds: Annotated[float, Field(description="From request to response.")]
 
 
+class ClipHeader(BaseModel):
+    """The first line of a response to /frames or /clip. model, threshold: null for /frames."""
+
+    request_id: str
+    name: Annotated[str, Field(description="File name of the upload.")]
+    width: int
+    height: int
+    frames: Annotated[int, Field(description="Frames of the clip; 1 for an image.")]
+    first: Annotated[int, Field(description="The first frame of this response, counted from 0.")]
+    count: Annotated[int, Field(description="Frames of this response, a line each.")]
+    frame_rate: Annotated[float | None, Field(description="Mean frames per second by the header; null if unknown.")]
+    model: str | None
+    threshold: float | None
+    labelme_opens: bool
+    notes: list[str]
+
+
+class FrameLine(BaseModel):
+    """A line per frame. The fields are those of `PredictAnswer`."""
+
+    frame: int
+    stem: str
+    picture_png: Base64Png | None
+    objects: list[FoundObject]
+    seconds: Annotated[float, Field(description="From request to this line.")]
+
+
 class ModelDescription(BaseModel):
     """phrases: those that the model can segment; null if it accepts any. threshold: stored with the model."""
 
@@ -84,6 +133,7 @@ class Limits(BaseModel):
 
     max_bytes: Annotated[int, Field(description="Of the body of a request.")]
     phrases: int
+    clip_frames: Annotated[int, Field(description="Frames of a clip per request.")]
     pixels_times_phrases: int
     requests_per_second: Annotated[
         float, Field(description="Mean rate of one client, excluding the page and its files; 0 means unlimited.")

@@ -10,6 +10,7 @@ from vesselseg.web_pages import LOCAL_HOSTS
 
 MIN_TOKEN_LENGTH = 16  # characters
 MAX_PHRASES = 16  # per request
+MAX_CLIP_FRAMES = 512  # per request: half a minute at 15 frames per second
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -13,21 +14,22 @@ from starlette.requests import Request
 
 from vesselseg.dataset.prompts import clean_phrase
 from vesselseg.service.errors import ServiceError
-from vesselseg.service.schemas import PredictForm
 from vesselseg.service.settings import MAX_PHRASES
 
 _REPEATABLE = "phrase"
 _MAX_PROBLEMS = 5  # reported per request
 _MAX_QUOTED = 80  # characters of a wrong value quoted in a message
+_Form = TypeVar("_Form", bound=BaseModel)
+_SomeForm = TypeVar("_SomeForm", bound=BaseModel, covariant=True)
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A request to /predict."""
+class Upload(Generic[_SomeForm]):
+    """A request with an image file."""
 
     content: bytes  # of the image file
     name: str  # of the file, without folders
-    form: PredictForm  # the other fields
+    form: _SomeForm  # the other fields
 
 
 class _InMemoryParser(MultiPartParser):
@@ -36,8 +38,8 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 50
 
 
-async def read_upload(request: Request) -> Upload:
-    """The form of /predict. Raises ServiceError that lists all problems."""
+async def read_upload(request: Request, expected: type[_Form]) -> Upload[_Form]:
+    """The request's form. Raises ServiceError that lists all problems."""
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise ServiceError(
@@ -52,12 +54,12 @@ async def read_upload(request: Request) -> Upload:
     except MultiPartException as error:
         raise ServiceError(400, "bad_multipart", f"the multipart body cannot be read: {error.message}") from None
     try:
-        return await _checked(form)
+        return await _checked(form, expected)
     finally:
         await form.close()
 
 
-async def _checked(form: FormData) -> Upload:
+async def _checked(form: FormData, expected: type[_Form]) -> Upload[_Form]:
     fields: dict[str, list[str]] = defaultdict(list)
     image: UploadFile | None = None
     problems = []
@@ -65,26 +67,26 @@ async def _checked(form: FormData) -> Upload:
         if isinstance(value, UploadFile) and name == "image":
             image = value
         elif isinstance(value, UploadFile) or name == "image":
-            problems.append(_misplaced(name))
+            problems.append(_misplaced(name, expected))
         else:
             fields[name].append(value)
     if image is None and not problems:
         problems.append("image: missing; expected a file")
-    known = _parse(fields, problems)
+    known = _parse(fields, expected, problems)
     if problems or image is None or known is None:
         raise ServiceError(422, "invalid_request", "; ".join(problems[:_MAX_PROBLEMS]))
     return Upload(await image.read(), base_name(image.filename or ""), known)
 
 
-def _misplaced(name: str) -> str:
+def _misplaced(name: str, expected: type[BaseModel]) -> str:
     """The problem with text in the field image, or with a file in another field."""
     if name == "image":
         return "image: expected a file (with a file name)"
-    expected = "expected text" if name in PredictForm.model_fields else "unknown field; the file's field is image"
-    return f"{name[:_MAX_QUOTED]}: {expected}"
+    reason = "expected text" if name in expected.model_fields else "unknown field; the file's field is image"
+    return f"{name[:_MAX_QUOTED]}: {reason}"
 
 
-def _parse(fields: dict[str, list[str]], problems: list[str]) -> PredictForm | None:
+def _parse(fields: dict[str, list[str]], expected: type[_Form], problems: list[str]) -> _Form | None:
     single = {name: values[-1] for name, values in fields.items() if name != _REPEATABLE}
     problems += [f"{name}: given {len(fields[name])} times, expected once" for name in single if len(fields[name]) > 1]
     phrases = []
@@ -95,7 +97,7 @@ def _parse(fields: dict[str, list[str]], problems: list[str]) -> PredictForm | N
             problems.append(f"phrase: {error}")
     repeated = {_REPEATABLE: list(dict.fromkeys(phrases))} if phrases else {}
     try:
-        return PredictForm.model_validate({**single, **repeated})
+        return expected.model_validate({**single, **repeated})
     except ValidationError as error:
         problems += describe_problems(error)
         return None
