@@ -23,7 +23,8 @@ from vesselseg.distill.validation import (
     with_difference,
 )
 from vesselseg.inference.predictor import Predictor
-from vesselseg.models.vessel_head import VesselHead, VesselHeadOptions
+from vesselseg.models.vessel_head import VesselHead
+from vesselseg.models.vessel_head_options import VesselHeadOptions
 
 BATCHES_AND_SEEDS = [(2, 0), (3, 0), (2, 1), (2, 2), (2, 3)]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.samples import batch_of, losses_of, processor_of
@@ -20,7 +20,8 @@ from vesselseg.models import vessel_head
 from vesselseg.models.build import build_model
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sam2_grounding import ImageFeatures, SAM2Grounding
-from vesselseg.models.vessel_head import OBJECTS_AT_ONCE, VesselHead, VesselHeadOptions, read_options
+from vesselseg.models.vessel_head import OBJECTS_AT_ONCE, VesselHead
+from vesselseg.models.vessel_head_options import VesselHeadOptions, read_options
 
 SMALL: dict[str, Any] = {"channels": [8, 8, 16, 16, 16], "object_channels": [4, 8, 8]}
 SIDE = 64
@@ -249,6 +250,45 @@ def test_stored_features_with_the_pixels_give_the_same_losses(tiny_base: Path) -
     batch.encoded.view = batch.sam_images
     batch.tiles, batch.sam_images = torch.empty(0), torch.empty(0)
     torch.testing.assert_close(losses_of(model, batch), expected)
+
+
+def test_plain_blocks_make_the_unet_of_nnunet() -> None:
+    """Two convolutions a level on both ways, each with a norm and LeakyReLU, and one of stride 2 or 1 between levels.
+
+    Isensee et al., "nnU-Net", Nature Methods 18 (2021): "two blocks per resolution", each conv, instance norm, leaky
+    ReLU; what is counted here are the weights of its convolutions for these widths.
+    """
+    widths = (4, 8, 8)
+    options = VesselHeadOptions(channels=widths, residual=False, norm="instance", decoder_depth=2, sam2=False)
+    options = VesselHeadOptions(**{**options.shape(), "object_channels": (4,)})
+    pyramid = VesselHead(options, image_size=16).pyramid
+    encoder = [9 * given * wide + 9 * wide * wide for given, wide in ((3, 4), (4, 8), (8, 8))]
+    decoder = [9 * 2 * wide * wide + 9 * wide * wide + 4 * deeper * wide for wide, deeper in ((4, 8), (8, 8))]
+    convolutions = [module for module in pyramid.modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
+    assert sum(one.weight.numel() for one in convolutions) == sum(encoder) + sum(decoder) + 4 * 4  # and the narrowing
+    norms = [module for module in pyramid.modules() if isinstance(module, nn.GroupNorm)]
+    assert len(norms) == 2 * 3 + 2 * 2 and all(norm.num_groups == norm.num_channels for norm in norms)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels are compiled for a CUDA device; there is none")
+@pytest.mark.parametrize("levels", [5, 8])
+def test_a_compiled_head_learns_the_same(levels: int) -> None:
+    channels = [16, 16, *[32] * (levels - 2)]
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        options = VesselHeadOptions(channels=channels, norm="instance", at_once=None, compile=compiled)
+        head = VesselHead(options, image_size=128).cuda().train()
+        generator = torch.Generator().manual_seed(1)
+        shapes = ((2, 32, 32), (2, 32, 32, 32), (2, 64, 16, 16), (2, 256, 8, 8), (2, 256), (2, 3, 128, 128))
+        coarse, *features, tokens, view = (torch.randn(shape, generator=generator).cuda() for shape in shapes)
+        with torch.no_grad():
+            head.objects.answer.weight.fill_(0.1)
+        logits = head(coarse, features, tokens, view, torch.arange(2).cuda())
+        logits.square().mean().backward()
+        found.append([logits.detach(), *(parameter.grad for parameter in head.parameters())])
+    torch.testing.assert_close(found[1], found[0], rtol=2e-2, atol=2e-3)
 
 
 def test_options_that_do_not_fit_are_all_named_at_once() -> None:

@@ -26,7 +26,8 @@ from vesselseg.errors import UserError
 from vesselseg.inference.processor import Processor
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.sa2va import Sa2VA
-from vesselseg.models.vessel_head import VesselHead, VesselHeadOptions
+from vesselseg.models.vessel_head import VesselHead
+from vesselseg.models.vessel_head_options import VesselHeadOptions
 from vesselseg.training.feature_filling import (
     Filling,
     Share,

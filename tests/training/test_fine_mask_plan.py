@@ -18,7 +18,8 @@ from vesselseg.models.build import build_model
 from vesselseg.models.fine_masks import KINDS
 from vesselseg.models.lora import count_parameters
 from vesselseg.models.sam2_grounding import SAM2Grounding
-from vesselseg.models.vessel_head import VesselHead, read_options
+from vesselseg.models.vessel_head import VesselHead
+from vesselseg.models.vessel_head_options import read_options
 from vesselseg.training.memory_plan.activations import activations_of
 from vesselseg.training.memory_plan.cards import card_named
 from vesselseg.training.memory_plan.images import training_images

@@ -26,7 +26,7 @@ from vesselseg.models.lora import Lora, Trainable, attach_lora, set_trainable
 from vesselseg.models.quantised import KINDS, draw_weights, mark_for_quantising, require_quantising
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.split_layers import LayerSplit, split_layers
-from vesselseg.models.vessel_head import read_options
+from vesselseg.models.vessel_head_options import read_options
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from torch.func import functional_call
 from vesselseg.errors import UserError
 from vesselseg.models.encoding import encode_images, trains
 from vesselseg.models.fine_masks import FineMasks, upscaled_embedding
-from vesselseg.models.vessel_head import VesselHead, read_options
+from vesselseg.models.vessel_head import VesselHead
+from vesselseg.models.vessel_head_options import read_options
 
 PROMPT_DIM = 256  # width of SAM2's prompt embeddings, in every variant
 IMAGES_AT_ONCE = (

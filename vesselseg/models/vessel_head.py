@@ -8,7 +8,6 @@ logits that starts at zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -19,110 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from vesselseg.dataset.batch import normalised_view
 from vesselseg.errors import UserError
+from vesselseg.models.vessel_head_options import VesselHeadOptions
 
 TOKEN_DIM = 256  # width of SAM2's mask tokens
 SAM2_STRIDES = (4, 8, 16)  # of the view
 SAM2_CHANNELS = (32, 64, 256)  # at these strides, behind the mask decoder's own convolutions
-NORMS = ("group", "instance")
 CHANNELS_PER_GROUP = 8
 SLOPE = 0.01  # of LeakyReLU
 FILM_STD = 0.1  # of the first weights behind scales and shifts: large enough that objects differ from the start
 OBJECTS_AT_ONCE = 16  # more are decoded in pieces; at side 512 so many keep 0.6 GiB for the backward pass
-
-
-@dataclass(frozen=True)
-class VesselHeadOptions:
-    """Sizes and switches of a `VesselHead`; `model.sa2va.sam2.vessel_head` takes these names.
-
-    channels: of the pyramid at strides 1, 2, 4, ... of the head's side, one number per level.
-    depth: blocks of two convolutions per level of the encoder; decoder_depth: likewise of the decoder, which has one
-        level less. A single number is the same for every level.
-    object_channels: of the part that runs for every object, at the same strides; as many levels or fewer.
-    residual: whether a block adds its input to its output. norm: `group` (8 channels a group) or `instance`.
-    side: pixels of the head's own square, which its masks have too. It must be the view's, or half or a quarter of it:
-        a view of 1024 pixels that only enlarges pictures of 512 holds no more than 512 can. None: the view's.
-    at_once: images whose activations are computed again together in the backward pass; None: all activations are kept,
-        as they are with partitioned weights (ZeRO-3).
-    modulated, skips, sam2: for ablations. Without `modulated` the token is not read. Without `skips` the pyramid does
-        not see SAM2's features. Without `sam2` nothing of SAM2 is read: neither features nor logits, and what modulates
-        is the prompt itself.
-    """
-
-    channels: Sequence[int] = (16, 32, 64, 128, 192, 256)
-    depth: int | Sequence[int] = 1
-    decoder_depth: int | Sequence[int] = 1
-    object_channels: Sequence[int] = (8, 16, 24, 32, 48)
-    residual: bool = True
-    norm: str = "group"
-    side: int | None = None
-    at_once: int | None = 2
-    modulated: bool = True
-    skips: bool = True
-    sam2: bool = True
-
-    def __post_init__(self) -> None:
-        # JSON and config files hold lists; two heads are the same where their numbers are.
-        levels = len(self.channels)
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "object_channels", tuple(self.object_channels))
-        object.__setattr__(self, "depth", _per_level(self.depth, levels))
-        object.__setattr__(self, "decoder_depth", _per_level(self.decoder_depth, levels - 1))
-
-    @property
-    def uses_features(self) -> bool:
-        """Whether the pyramid sees SAM2's features."""
-        return self.sam2 and self.skips
-
-    def shape(self) -> dict[str, Any]:
-        """What the weights depend on: all but `at_once`."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "at_once"}
-
-    def problems(self, image_size: int) -> list[str]:
-        """What is wrong with them for a view of so many pixels, one sentence each."""
-        levels, found = len(self.channels), []
-        depths: tuple[tuple[str, Any, int], ...] = (
-            ("depth", self.depth, levels),
-            ("decoder_depth", self.decoder_depth, levels - 1),
-        )
-        for name, depth, expected in depths:
-            if len(depth) != expected or min(depth, default=1) < 1:
-                found.append(f"{name} is {list(depth)}; expected {expected} numbers of 1 or more, or a single one")
-        if levels < 2 or min(self.channels) < 1:
-            found.append(f"channels is {list(self.channels)}; expected two numbers above 0 or more")
-        if not 1 <= len(self.object_channels) <= levels or min(self.object_channels) < 1:
-            found.append(
-                f"object_channels is {list(self.object_channels)}; expected one to {levels} numbers above 0, no more "
-                "than channels has"
-            )
-        if self.norm not in NORMS:
-            found.append(f"norm is {self.norm!r}; expected {' or '.join(map(repr, NORMS))}")
-        if self.at_once is not None and self.at_once < 1:
-            found.append(f"at_once is {self.at_once}; expected 1 or more images, or None")
-        side = self.side or image_size
-        if side not in (image_size, image_size // 2, image_size // 4):
-            found.append(
-                f"side is {side} for a view of {image_size} pixels; expected {image_size}, {image_size // 2} or "
-                f"{image_size // 4}"
-            )
-        if side % 2 ** (levels - 1):
-            found.append(
-                f"channels has {levels} levels, for which the side must be a multiple of {2 ** (levels - 1)}; found "
-                f"{side}"
-            )
-        return [f"sam2.vessel_head.{problem}" for problem in found]
-
-
-def read_options(given: Mapping[str, Any]) -> VesselHeadOptions:
-    """Options from a config's or a folder's dict. Raises UserError for a name that there is not."""
-    known = {field.name for field in fields(VesselHeadOptions)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise UserError(f"sam2.vessel_head holds {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
-    return VesselHeadOptions(**given)
-
-
-def _per_level(depth: int | Sequence[int], levels: int) -> tuple[int, ...]:
-    return (depth,) * levels if isinstance(depth, int) else tuple(depth)
 
 
 class VesselHead(nn.Module):
@@ -138,6 +42,7 @@ class VesselHead(nn.Module):
             raise UserError("\n".join(problems))
         self.options = options
         self.at_once = options.at_once
+        self._compiled: Callable[..., Tensor] | None = None
         self.side = options.side or image_size
         self.pixels = image_size // self.side  # of the view, along one side of a pixel of the head
         # SAM2's level with the same number of cells; a head of half the view's side meets stride 4 at its stride 2.
@@ -169,9 +74,17 @@ class VesselHead(nn.Module):
         if view is None:
             raise ValueError("the vessel head reads the square view, and none was given")
         if objects_per_image is None or not self._recomputes():
-            return self._answer(coarse, tokens, image_of_object, view, *features)
+            return self._function()(coarse, tokens, image_of_object, view, *features)
         pieces = self._pieces(coarse, features, tokens, view, image_of_object, objects_per_image)
-        return torch.cat([_computed_again(self._answer, *piece) for piece in pieces])
+        return torch.cat([_computed_again(self._function(), *piece) for piece in pieces])
+
+    def _function(self) -> Callable[..., Tensor]:
+        """`_answer`, compiled in a training on a GPU that asks for it; predicting sees too many shapes."""
+        if not (self.options.compile and self.training and next(self.parameters()).is_cuda):
+            return self._answer
+        if self._compiled is None:
+            self._compiled = torch.compile(self._answer, dynamic=False, options=_inductor_options())
+        return self._compiled
 
     def _recomputes(self) -> bool:
         return self.at_once is not None and self.training and torch.is_grad_enabled()
@@ -245,13 +158,13 @@ class Pyramid(nn.Module):
             {str(level): nn.Conv2d(channels, widths[level], kernel_size=1) for level, channels in met.items()}
         )
         self.encoder = nn.ModuleList(
-            nn.Sequential(*(Block(width, width, options) for _ in range(count))) for width, count in zip(widths, depth)
+            nn.Sequential(*(_block(width, width, options) for _ in range(count))) for width, count in zip(widths, depth)
         )
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(deeper, width, kernel_size=2, stride=2) for width, deeper in pairwise(widths)
         )
         self.decoder = nn.ModuleList(
-            nn.Sequential(Block(2 * width, width, options), *(Block(width, width, options) for _ in range(count - 1)))
+            nn.Sequential(_block(2 * width, width, options), *(_block(width, width, options) for _ in range(count - 1)))
             for width, count in zip(widths, decoder_depth)
         )
         self.narrow = nn.ModuleList(
@@ -339,8 +252,16 @@ class Film(nn.Module):
         return [(1 + scale, shift) for scale, shift in halves]
 
 
-class Block(nn.Module):
-    """Two convolutions, each behind a norm, and LeakyReLU; `residual` as in He et al., arXiv 1512.03385."""
+def _block(given: int, width: int, options: VesselHeadOptions) -> nn.Module:
+    """(images, given, h, w) -> (images, width, h, w)."""
+    if options.residual:
+        return ResidualBlock(given, width, options)
+    convolution = nn.Conv2d(given, width, kernel_size=3, padding=1, bias=False)
+    return nn.Sequential(convolution, *_norm_act(width, options.norm))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, a norm after each, and LeakyReLU; the input is added (He et al., arXiv 1512.03385)."""
 
     def __init__(self, given: int, width: int, options: VesselHeadOptions) -> None:
         super().__init__()
@@ -348,16 +269,17 @@ class Block(nn.Module):
         self.norm_1 = _norm_act(width, options.norm)
         self.conv_2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
         self.norm_2 = _norm(width, options.norm)
-        self.shortcut: nn.Module | None = None
-        if options.residual:
-            self.shortcut = nn.Identity() if given == width else nn.Conv2d(given, width, kernel_size=1, bias=False)
+        self.shortcut = nn.Identity() if given == width else nn.Conv2d(given, width, kernel_size=1, bias=False)
 
     def forward(self, level: Tensor) -> Tensor:
         """(images, given, h, w) -> (images, width, h, w)."""
         outcome = self.norm_2(self.conv_2(self.norm_1(self.conv_1(level))))
-        if self.shortcut is not None:
-            outcome = outcome + self.shortcut(level)
-        return functional.leaky_relu(outcome, SLOPE, inplace=True)
+        return functional.leaky_relu(outcome + self.shortcut(level), SLOPE, inplace=True)
+
+
+def _inductor_options() -> dict[str, Any]:
+    """Without a fusion of reductions that fails on heads of eight levels in torch 2.11 ("256 v.s. 3072")."""
+    return {name: False for name in ("triton.mix_order_reduction",) if name in torch._inductor.list_options()}
 
 
 def _computed_again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -17,7 +17,7 @@ from vesselseg.losses.total import TotalLoss
 from vesselseg.models.build import build_model
 from vesselseg.models.lora import Lora, Trainable
 from vesselseg.models.sa2va_config import SAM2_LARGE
-from vesselseg.models.vessel_head import VesselHeadOptions, read_options
+from vesselseg.models.vessel_head_options import VesselHeadOptions, read_options
 from vesselseg.registry import LOSSES, MODELS, registered_names, resolve
 from vesselseg.suggest import did_you_mean
 
