@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from benchmarks.few_labels import HEAD, METHODS, NAME, REFERENCE, TRAIN, UNET, R
 from benchmarks.few_labels_data import COPIES, shrink, subset, write_subset
 from benchmarks.few_labels_report import METRICS, summarise, table
 from tests.evaluation.drawn_data import REPOSITORY, Drawn
+from tests.fork_server import on_path, python
 from vesselseg.baselines.options import UNetOptions
 from vesselseg.dataset.manifest import fingerprint, image_path, read_split
 from vesselseg.errors import UserError
@@ -126,10 +126,12 @@ def test_methods_are_options_that_exist() -> None:
 def test_runs_are_trained_scored_and_drawn(drawn: Drawn, tmp_path: Path) -> None:
     drawn.resplit(train=[record.image for split in ("train", "val") for record in drawn.records(split)], val=[])
     out, scratch = tmp_path / "out", tmp_path / "scratch"
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "few_labels.py"), "--data", str(drawn.folder)]
+    command = [python(), str(REPOSITORY / "benchmarks" / "few_labels.py"), "--data", str(drawn.folder)]
     command += ["--out", str(out), "--scratch", str(scratch), "--labels", "6", "--seeds", "1", "--images", "4"]
     command += ["--batch", "2", "--size", "64", "--width", "4", "--gpus", "0", "--parallel", "1", "--methods", *TRAINED]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = on_path(
+        {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    )
     done = subprocess.run(command, text=True, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 runs are done" in done.stdout
