@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,13 +24,38 @@ from vesselseg.prepare.readers.scan import (
 )
 from vesselseg.prepare.readers.yolo import looks_like_yolo, scan_yolo
 
+Scan = Callable[[SourceFiles, list[str], ImageIndex, "int | None"], ScanResult]
+
+
+def _contains(*words: bytes) -> Callable[[bytes], bool]:
+    return lambda content: all(word in content for word in words)
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """A format of labels, and how its files are recognised and read.
+
+    suffix: of its label files, in lower case; "" if no file is recognised by its content.
+    matches: whether the bytes of a file with this suffix are of this format. JSON files are given whole, others by
+    their first bytes.
+    scan: (source, its label files of this format, its images, number of a clip's first frame) -> labelled images; None
+    where `scan_labels` has a case of its own.
+    """
+
+    title: str
+    suffix: str = ""
+    matches: Callable[[bytes], bool] = lambda content: False
+    scan: Scan | None = None
+
+
+# Of several formats that match a file, the first one counts.
 FORMATS = {
-    "labelme": "LabelMe JSON",
-    "masks": "mask images",
-    "coco": "COCO JSON",
-    "yolo": "YOLO-seg text",
-    "cvat": "CVAT for images XML",
-    "dicom": "DICOM images only, with labels of any of these formats",
+    "labelme": LabelFormat("LabelMe JSON", ".json", _contains(b'"shapes"')),
+    "masks": LabelFormat("mask images"),
+    "coco": LabelFormat("COCO JSON", ".json", _contains(b'"annotations"', b'"images"'), scan_coco),
+    "yolo": LabelFormat("YOLO-seg text", ".txt", looks_like_yolo, scan_yolo),
+    "cvat": LabelFormat("CVAT for images XML", ".xml", _contains(b"<annotations"), scan_cvat),
+    "dicom": LabelFormat("DICOM images only, with labels of any of these formats"),
 }
 _START = 4096  # bytes that identify most files
 
@@ -53,13 +78,10 @@ def scan_labels(files: SourceFiles, options: ScanOptions) -> tuple[str, ScanResu
     images = files.dicoms if only_dicom else (*files.images, *files.dicoms)
     if kind == "masks":
         return kind, scan_masks(files, options.masks, images, options.first_frame)
-    index = ImageIndex(files, images)
-    if kind == "coco":
-        return kind, scan_coco(files, names or list(files.jsons), index, options.first_frame)
-    if kind == "cvat":
-        return kind, scan_cvat(files, names or files.others_with(".xml"), index, options.first_frame)
-    if kind == "yolo":
-        return kind, scan_yolo(files, _yolo_texts(files, names), index, options.first_frame)
+    label_format = FORMATS[kind]
+    if label_format.scan is not None:
+        names = _yolo_texts(files, names) if kind == "yolo" else names or _with_suffix(files, label_format.suffix)
+        return kind, label_format.scan(files, names, ImageIndex(files, images), options.first_frame)
     return "labelme", _scan_labelme(files, ImageIndex(files, files.dicoms), options.first_frame, only_dicom)
 
 
@@ -79,36 +101,32 @@ def _detect(files: SourceFiles, by_format: dict[str, list[str]], options: ScanOp
 def _label_files(files: SourceFiles) -> dict[str, list[str]]:
     """Format -> its label files, by their content."""
     found: dict[str, list[str]] = {kind: [] for kind in FORMATS}
-    tests = {".json": _json_kind, ".xml": _xml_kind, ".txt": _text_kind}
-    images = {file_stem(name) for name in (*files.images, *files.dicoms)}
-    for name in (*files.jsons, *files.others_with(".xml", ".txt")):
-        kind = tests[Path(name).suffix.lower()](files.root / name)
+    suffixes = sorted({label_format.suffix for label_format in FORMATS.values()} - {""})
+    for name in (name for suffix in suffixes for name in _with_suffix(files, suffix)):
+        kind = _kind(files.root / name)
         if kind:
             found[kind].append(name)
+    images = {file_stem(name) for name in (*files.images, *files.dicoms)}
     if not any(file_stem(name) in images for name in found["yolo"]):  # numeric text files unrelated to any image
         found["yolo"] = []
     return {kind: names for kind, names in found.items() if names}
 
 
-def _json_kind(path: Path) -> str:
-    start = _start(path)
-    if b'"shapes"' in start:
-        return "labelme"
-    try:
-        content = path.read_bytes().replace(b"\0", b"")  # UTF-16
-    except OSError:
-        return ""
-    if b'"shapes"' in content:
-        return "labelme"
-    return "coco" if b'"annotations"' in content and b'"images"' in content else ""
+def _with_suffix(files: SourceFiles, suffix: str) -> list[str]:
+    return list(files.jsons) if suffix == ".json" else files.others_with(suffix)
 
 
-def _xml_kind(path: Path) -> str:
-    return "cvat" if b"<annotations" in _start(path) else ""
-
-
-def _text_kind(path: Path) -> str:
-    return "yolo" if looks_like_yolo(_start(path)) else ""
+def _kind(path: Path) -> str:
+    """The format of a label file by its content, "" if it is none."""
+    suffix, content = path.suffix.lower(), _start(path)
+    # An embedded image may stand before the shapes of a LabelMe file, and COCO's lists may be anywhere.
+    if suffix == ".json" and not FORMATS["labelme"].matches(content):
+        try:
+            content = path.read_bytes().replace(b"\0", b"")  # UTF-16
+        except OSError:
+            return ""
+    known = (kind for kind, one in FORMATS.items() if one.suffix == suffix and one.matches(content))
+    return next(known, "")
 
 
 def _start(path: Path) -> bytes:
