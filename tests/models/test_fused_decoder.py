@@ -147,6 +147,9 @@ def test_when_it_is_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
     wants = fused_decoder.wants_fused
     assert not wants("auto", cpu, False) and wants(True, cpu, False)
     assert not wants("auto", gpu, True) and not wants(False, gpu, False)
+    assert not wants("auto", gpu, False, "qwen3") and wants(True, cpu, False, "llama")
+    with pytest.raises(UserError, match="works with qwen2 and llama, not qwen3"):
+        wants(True, cpu, False, "qwen3")
     monkeypatch.setattr(fused_decoder, "missing_for_triton", lambda: None)
     assert wants("auto", gpu, False) and not caplog.records
     with pytest.raises(UserError, match="ZeRO-3"):

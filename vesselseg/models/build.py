@@ -103,7 +103,8 @@ def build_model(
         # Reentrant checkpoints, which partitioned weights need, would reduce a gradient once for every few images.
         model.grounding.vessel_head.at_once = None
     set_trainable(model, trainable_parts, adapters.modules_to_save)
-    if trainable_parts.llm == "lora" and wants_fused(fused, torch.device(device), partitioned):
+    kind = model.language_model.config.model_type
+    if trainable_parts.llm == "lora" and wants_fused(fused, torch.device(device), partitioned, kind):
         model.decoder = FusedDecoder(model.language_model.model, recomputed, activations_on_host)
     model.embedding_on_host = embedding_on_host
     return model

@@ -24,6 +24,7 @@ from vesselseg.models.kernels import missing_for_triton, rms_norm, rotate
 logger = logging.getLogger(__name__)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+FUSED = ("qwen2", "llama")  # transformers' model types whose layer FusedLayer computes
 
 
 class FusedDecoder:
@@ -62,13 +63,18 @@ class FusedDecoder:
         return kept_on_host()
 
 
-def wants_fused(fused: bool | str, device: torch.device, partitioned: bool) -> bool:
-    """Whether to build a FusedDecoder; raises UserError where it is asked for and cannot be had.
+def wants_fused(fused: bool | str, device: torch.device, partitioned: bool, model_type: str = "qwen2") -> bool:
+    """Whether to build a FusedDecoder; raises UserError where it is requested but not possible.
 
-    partitioned: the weights lie on several GPUs in pieces, which only transformers' own modules gather.
+    partitioned: weights are partitioned over several GPUs (ZeRO-3); only transformers' own modules gather them.
+    model_type: of the language model, by transformers' name.
     """
     if fused not in (True, False, "auto"):
         raise UserError(f"model.sa2va.fused is {fused!r}; expected True, False or 'auto'")
+    if model_type not in FUSED:
+        if fused is True:
+            raise UserError(f"model.sa2va.fused=True works with {' and '.join(FUSED)}, not {model_type}; use 'auto'")
+        return False
     missing = missing_for_triton() if device.type == "cuda" else None
     if fused is True and partitioned:
         raise UserError("model.sa2va.fused=True does not work with partitioned weights (ZeRO-3); set it to 'auto'")

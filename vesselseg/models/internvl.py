@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from vesselseg.models.encoding import encode_images
@@ -52,10 +52,11 @@ def build_vision_tower(config: Sa2VAConfig, attention: str) -> InternVLVisionMod
 
 
 def build_language_model(config: Sa2VAConfig, attention: str) -> PreTrainedModel:
-    """Qwen2 or Llama (InternLM2) with random weights; its tables hold the rows below the new tokens and any above."""
+    """One of `LANGUAGE_MODELS` with random weights. Its tables are the base's; `NewTokens` has the new tokens' rows."""
     text = config.text(attention)
-    classes: dict[str, Any] = {"qwen2": Qwen2ForCausalLM, "llama": LlamaForCausalLM}
-    return classes[text.model_type](text)
+    # Not AutoModelForCausalLM.from_config, which builds in the type that the configuration names.
+    classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    return classes[type(text)](text)
 
 
 def encode_patches(vision: InternVLVisionModel, projector: TileProjector, tiles: Tensor) -> Tensor:

@@ -11,7 +11,13 @@ from transformers.models.internvl.configuration_internvl import InternVLVisionCo
 NEW_TOKENS = ("[SEG]", "<p>", "</p>", "<vp>", "</vp>")  # in the order in which Sa2VA appends them to the vocabulary
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
 
-LANGUAGE_MODELS = ("qwen2", "internlm2", "llama")  # llm_config.model_type
+# llm_config.model_type -> transformers' class of its configuration, by which transformers also finds the model's class.
+# InternLM2 computes what Llama does; `checkpoints.published_layout` renames its weights.
+LANGUAGE_MODELS: dict[str, type[PretrainedConfig]] = {
+    "qwen2": Qwen2Config,
+    "internlm2": LlamaConfig,
+    "llama": LlamaConfig,
+}
 
 SAM2_LARGE = {"variant": "large", "version": "2.0", "image_size": 1024}
 
@@ -86,17 +92,16 @@ class Sa2VAConfig(PretrainedConfig):
         side = self.force_image_size // int(self.vision_config.get("patch_size", 14)) * self.downsample_ratio
         return int(side) ** 2
 
-    def text(self, attention: str = "sdpa") -> Qwen2Config | LlamaConfig:
+    def text(self, attention: str = "sdpa") -> PretrainedConfig:
         """The language model's configuration as transformers' own class; InternLM2 becomes Llama."""
         # transformers writes into the dicts that it is given, and the published code refuses what it adds to them.
         fields = {key: copy.deepcopy(value) for key, value in self.llm_config.items() if key not in _LLM_DROPPED}
         kind = self.llm_config.get("model_type")
-        if kind == "qwen2":
-            return Qwen2Config(**fields, attn_implementation=attention)
-        if kind in ("internlm2", "llama"):
+        if kind not in LANGUAGE_MODELS:
+            raise ValueError(f"llm_config.model_type is {kind!r}; supported: {', '.join(LANGUAGE_MODELS)}")
+        if LANGUAGE_MODELS[kind] is LlamaConfig:  # InternLM2 calls it bias
             fields["attention_bias"] = bool(fields.pop("bias", fields.get("attention_bias", False)))
-            return LlamaConfig(**fields, attn_implementation=attention)
-        raise ValueError(f"llm_config.model_type is {kind!r}; supported: qwen2, internlm2, llama")
+        return LANGUAGE_MODELS[kind](**fields, attn_implementation=attention)
 
     def vision(self, attention: str = "sdpa") -> InternVLVisionConfig:
         """The vision tower's configuration as transformers' own class."""

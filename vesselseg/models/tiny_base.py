@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,11 +25,12 @@ PHRASES = ("blood vessel", "vessel", "coronary artery", "catheter", "left", "rig
 
 
 def write_tiny_base(
-    folder: Path, *, hidden_size: int = 64, layers: int = 2, tile_size: int = 112, seed: int = 0
+    folder: Path, *, hidden_size: int = 64, layers: int = 2, tile_size: int = 112, seed: int = 0, **text: Any
 ) -> Sa2VAConfig:
     """Write config.json, tokenizer and model.safetensors; the same seed writes the same bytes.
 
     hidden_size: of vision tower and language model alike. layers: of each. tile_size: pixels, a multiple of 28.
+    text: fields of `llm_config` for another language model than Qwen2, e.g. its `model_type`.
     Raises FileExistsError if the folder holds a model already.
     """
     if (folder / "config.json").exists():
@@ -36,6 +38,7 @@ def write_tiny_base(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer()
     config = tiny_config(len(tokenizer), hidden_size, layers, tile_size)
+    config.llm_config.update(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from vesselseg.dataset.prompts import chat_template
 from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD, join, published_sources
 from vesselseg.models.merging import MergedState
 from vesselseg.models.sa2va import Sa2VA
@@ -21,7 +23,8 @@ from vesselseg.models.sa2va_config import Sa2VAConfig
 SHARD_BYTES = 5_000_000_000
 # Fields of the base's config.json that say whose code reads the folder; ours says so itself.
 NOT_KEPT = ("architectures", "auto_map", "_name_or_path")
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "internlm2": "InternLM2ForCausalLM", "llama": "LlamaForCausalLM"}
+# Classes by llm_config.model_type; InternLM2's is published with the weights, not part of transformers.
+ARCHITECTURES = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "internlm2": "InternLM2ForCausalLM"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
         "llm_config": llm,
         "vision_config": vision,
         "grounding_config": config.grounding_config,
-        "template": "internlm2_chat" if llm["model_type"] == "internlm2" else "qwen_chat",
+        "template": _template(config),
         "force_image_size": config.force_image_size,
         "dynamic_image_size": config.dynamic_image_size,
         "min_dynamic_patch": config.min_dynamic_patch,
@@ -150,6 +153,13 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
         "training_loss": config.training_loss,
         "training_images": config.training_images,
     }
+
+
+def _template(config: Sa2VAConfig) -> str:
+    """The chat template's name in the published code, which does not know InternVL's own, `internvl2_5`."""
+    if chat_template(config.template) != chat_template("qwen_chat"):
+        return config.template
+    return "internlm2_chat" if config.llm_config["model_type"] == "internlm2" else "qwen_chat"
 
 
 def _changes(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vesselseg.losses.total import TotalLoss, standard_arguments
 from vesselseg.models.encoding import trains
+from vesselseg.models.fused_decoder import FUSED
 from vesselseg.models.internvl import TILES_AT_ONCE, encode_patches
 from vesselseg.models.lora import Lora
 from vesselseg.models.sam2_grounding import IMAGES_AT_ONCE, PROMPT_DIM, ImageFeatures
@@ -64,7 +65,8 @@ def activations_of(setup: Setup, shapes: Shapes, images: Images) -> Activations:
     seen = Seen(stored=setup.store is not None, whole=setup.stage == 3)
     masks, logits = _masks(shapes, counts, answers, (images.height, images.width), loss, seen)
     hidden = COPIES_OF_HIDDEN * 2 * tokens * int(shapes.text.hidden_size)
-    layer = _fused_layer(setup, shapes, tokens) if setup.fused else _plain_layer(shapes, tokens)
+    fused = setup.fused and shapes.text.model_type in FUSED
+    layer = _fused_layer(setup, shapes, tokens) if fused else _plain_layer(shapes, tokens)
     unpacked = _unpacked(shapes) if setup.quantised else 0
     return Activations(
         encoding=int(size * encoding),
