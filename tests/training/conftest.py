@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.fork_server import on_path
+from tests.training.nodes import free_port
 from vesselseg.dataset.manifest import Record, write_manifest
 from vesselseg.models.tiny_base import write_tiny_base
 
@@ -127,3 +130,38 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training(data: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """Starts trainings."""
     return Training(data, base, tmp_path_factory.mktemp("trace"))
+
+
+def small(data: Path, base: Path) -> dict[str, Any]:
+    """Settings of two optimizer steps on the small model, with a validation after each."""
+    return {
+        "data_root": str(data),
+        "model.sa2va.base": str(base),
+        "model.sa2va.sam2.image_size": 64,
+        "train_dataset.max_length": 512,
+        "loader.num_workers": 0,
+        "schedule.max_iters": 2,
+        "validation.interval": 1,
+        "checkpoint.interval": None,
+        "logging.interval": 1,
+        "logging.tensorboard": False,
+    }
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment of a training of one process on the CPU, inside this one."""
+    import deepspeed
+    import torch
+
+    job = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**job, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}.items():
+        monkeypatch.setenv(name, value)
+    # DeepSpeed remembers the groups of earlier tests.
+    monkeypatch.setattr(deepspeed.utils.groups, "_WORLD_GROUP", None)
+    monkeypatch.setattr(deepspeed.comm.comm, "cdb", None)
+    path = list(sys.path)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.path[:] = path

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import pytest
-import torch
 
-from tests.training.conftest import REPOSITORY, rows
-from tests.training.nodes import free_port
+from tests.training.conftest import REPOSITORY, rows, small
 from vesselseg.config.load import load_config
 from vesselseg.errors import ConfigError, UserError
 from vesselseg.export.convert import training_loss
@@ -80,42 +77,16 @@ NAMES = {
 }
 
 
-@pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The environment of a training of one process on the CPU, inside this one; what is registered is forgotten."""
-    job = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**job, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}.items():
-        monkeypatch.setenv(name, value)
-    # DeepSpeed remembers the groups of earlier tests.
-    monkeypatch.setattr(deepspeed.utils.groups, "_WORLD_GROUP", None)
-    monkeypatch.setattr(deepspeed.comm.comm, "cdb", None)
-    modules, path = set(sys.modules), list(sys.path)
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    modules = set(sys.modules)
     yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name in ("my_parts", "examples.custom_loss"):
-            del sys.modules[name]
+    for name in {"my_parts", "examples.custom_loss"} & (set(sys.modules) - modules):
+        del sys.modules[name]
     for registry, names in NAMES.items():
         for name in names:
             registry.module_dict.pop(name, None)
-
-
-def small(data: Path, base: Path) -> dict[str, Any]:
-    """Two optimizer steps on the small model, with a validation after each."""
-    return {
-        "data_root": str(data),
-        "model.sa2va.base": str(base),
-        "model.sa2va.sam2.image_size": 64,
-        "train_dataset.max_length": 512,
-        "loader.num_workers": 0,
-        "schedule.max_iters": 2,
-        "validation.interval": 1,
-        "checkpoint.interval": None,
-        "logging.interval": 1,
-        "logging.tensorboard": False,
-    }
 
 
 def test_the_example_trains_and_validates(one_process: None, data: Path, base: Path, tmp_path: Path) -> None:
