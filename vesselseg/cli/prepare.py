@@ -56,6 +56,7 @@ class Options(PrepareOptions):
     per_shape: Annotated[bool, Parameter(group=NAMES)] = PrepareOptions.per_shape
     line_width: Annotated[float | None, Parameter(group=NAMES)] = PrepareOptions.line_width
     fill: Annotated[Fill, Parameter(group=NAMES)] = PrepareOptions.fill
+    fill_masks: Annotated[Path | None, Parameter(group=NAMES)] = PrepareOptions.fill_masks
     fractions: Annotated[
         tuple[float, float, float],
         Parameter(
@@ -115,6 +116,8 @@ def summarise(report: dict[str, Any], out: Path) -> str:
         lines.append(f"  groups: {counts['groups']}, by {report['group_rule']}")
     else:
         lines.append("  groups: none given, every file is its own; --group-regex keeps a patient's frames on one side")
+    if report["fill_by"]:
+        lines.append(f"  fill: {report['fill_by']}")
     lines += describe_labels(report)
     if report["unlabelled"]:
         lines.append(f"  images without labels, not used: {len(report['unlabelled'])}")

@@ -37,6 +37,8 @@ class PrepareOptions:
     """draw lines and points this wide, in pixels of the image; without it they are left out and listed"""
     fill: Fill = DEFAULT_FILL
     """pixels of a polygon. labelme: all it touches; coco: as papers score; coverage: covered parts, for training"""
+    fill_masks: Path | None = None
+    """folder with masks that the makers exported of the same polygons: the fill that gives them replaces --fill"""
     strict: bool = False
     """any finding is an error, nothing is written"""
     force: bool = False

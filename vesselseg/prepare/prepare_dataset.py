@@ -23,6 +23,7 @@ from vesselseg.imaging.source_files import SourceFiles, list_source_files, print
 from vesselseg.machine import available_cores
 from vesselseg.output_folder import check_apart, move_into_place, temporary_folder
 from vesselseg.prepare.archive import unpack
+from vesselseg.prepare.fill_choice import MOST, FillChoice, choose_fill
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.options import PrepareOptions
 from vesselseg.prepare.prepare_image import ImageOptions, ImageResult, ImageTask, prepare_image
@@ -90,7 +91,11 @@ def _build(
     if not scan.tasks and not scan.findings:
         raise UserError(_describe_empty(source, files))
     tasks = _name_tasks(scan.tasks, names)
-    results = _prepare_images(tasks, _image_options(building, options, allowed_root, names), options)
+    image_options = _image_options(building, options, allowed_root, names)
+    choice = _choose_fill(tasks, image_options, options)
+    if choice is not None:
+        options, image_options = replace(options, fill=choice.fill), replace(image_options, fill=choice.fill)
+    results = _prepare_images(tasks, image_options, options)
     _check_labels(results, options)
     usable = [result for result in results if result.record is not None]
     left_out = [result for result in results if result.record is None]
@@ -108,6 +113,7 @@ def _build(
         raise UserError(_describe_findings(f"{source}: {len(findings)} finding(s), and --strict allows none", findings))
     unlabelled = _unlabelled(files, scan, results)
     prepared = PreparationResult(source, options, kind, usable, left_out, records, splits, findings, unlabelled)
+    prepared = replace(prepared, fill_by="" if choice is None else choice.describe())
     return _write(building, prepared if names is None else _anonymise(prepared, names))
 
 
@@ -134,6 +140,14 @@ def _image_options(
         allowed_root=allowed_root,
         pixels_only=names is not None,
     )
+
+
+def _choose_fill(tasks: list[ImageTask], image_options: ImageOptions, options: PrepareOptions) -> FillChoice | None:
+    """By --fill-masks; the pictures that are looked at are prepared again afterwards, with the chosen fill."""
+    if options.fill_masks is None:
+        return None
+    sample = tasks[:: max(1, len(tasks) // (2 * MOST))]  # of the whole source; some of them will have no mask
+    return choose_fill(_prepare_images(sample, image_options, replace(options, quiet=True)), options.fill_masks)
 
 
 def _unlabelled(files: SourceFiles, scan: ScanResult, results: list[ImageResult]) -> list[str]:

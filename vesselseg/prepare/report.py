@@ -29,6 +29,7 @@ class PreparationResult:
     findings: list[Finding]  # of all results, sorted
     unlabelled: list[str]  # image files without labels
     pseudonymised: bool = False  # whether names are hashed
+    fill_by: str = ""  # how the fill was chosen, "" where the user did
 
     @property
     def group_rule(self) -> str | None:
@@ -60,6 +61,7 @@ def build_report(prepared: PreparationResult) -> dict[str, Any]:
         "options": _describe_options(prepared.options),
         "counts": _count(prepared),
         "group_rule": prepared.group_rule,
+        "fill_by": prepared.fill_by,
         "splits": {name: _describe_split(prepared, name) for name in SPLITS},
         "sizes": dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
         "labels": _describe_labels(prepared),
