@@ -1,14 +1,17 @@
 // The page of vesselseg serve: drop images, predict, choose a threshold, correct, save.
 import { Api, Queue, takeToken } from "./service_api.js";
+import { Clips } from "./service_clips.js";
 import { askToken, confirmRemoval } from "./service_dialogs.js";
-import { saveLabelMe, saveMasks, saveOverlay } from "./service_downloads.js";
+import { listenFiles } from "./service_files.js";
 import { listenKeys } from "./service_keys.js";
 import { List, thumbnailOf } from "./service_list.js";
 import { paintLegend } from "./service_paint.js";
 import { Panel } from "./service_panel.js";
 import { Predictions } from "./service_predict.js";
-import { addPhrase, anyResult, comparing, hasUnsaved, modelNamed, missing, newItem, removePhrase, resultOf, shownModels, state, unsavedWith } from "./service_state.js";
-import { View, pictureOf } from "./service_view.js";
+import { savesOf } from "./service_saves.js";
+import { addPhrase, anyResult, comparing, hasUnsaved, modelNamed, missing, newItem, removePhrase, resultOf, resultsOf, shownModels, state, unsavedWith } from "./service_state.js";
+import { View } from "./service_view.js";
+import { listenWindow, moveWindow } from "./service_window.js";
 
 const $ = (id) => document.getElementById(id);
 const boxes = (name) => [...document.querySelectorAll(`input[name=${name}]`)];
@@ -18,6 +21,7 @@ let repaintScheduled = false;
 const api = new Api(askToken);
 const thumbnails = new Queue(2); // limits memory: a decoded image is much larger than its file
 const predictions = new Predictions(api, { progress, stored });
+const clips = new Clips(api, { arrived, failed, show: showFrame, paused: () => changed() });
 const list = new List($("list"), { choose: go, remove: removeItem });
 const panel = new Panel({
   phrase: repaint,
@@ -29,8 +33,10 @@ const panel = new Panel({
 const view = new View($("row"), {
   zoom: (scale) => { $("zoom").textContent = scale ? `${Math.round(100 * scale)} %` : "–"; },
   stroke: () => numbers(),
+  window: moveWindow,
   refuse: toast,
 });
+const saves = savesOf(api, view, { toast, saved: () => { list.render(); numbers(); } });
 
 // --- display ----------------------------------------------------------------------------------------------------
 
@@ -91,13 +97,14 @@ function message(drawn) {
   const { item } = state;
   const busy = Boolean(item?.jobs.size);
   $("welcome").hidden = Boolean(item || state.problem);
-  const text = state.problem ?? (busy || !item ? "" : item.error ? `${item.name}: ${item.error.message}` : drawn ? "" : "The browser cannot display this file type. The service can: the image appears after predicting.");
+  const text = state.problem ?? (busy || !item ? "" : item.error ? `${item.name}: ${item.error.message}` : drawn ? "" : item.loading ? "Loading the image…" : "This image is not loaded yet.");
   $("message").hidden = !text;
   $("message").classList.toggle("quiet", !item?.error && !state.problem);
   $("message").classList.toggle("below", drawn);
   if (text !== $("message-words").textContent) $("message-words").textContent = text;
   $("message-id").hidden = !item?.error?.requestId;
   $("message-id").querySelector("code").textContent = item?.error?.requestId ?? "";
+  $("retry").hidden = Boolean(item?.loading);
   $("retry").textContent = item?.error || state.problem ? "Try again" : "Predict";
   $("busy").hidden = !busy;
   offerPredict();
@@ -109,12 +116,17 @@ function message(drawn) {
 function offerPredict() {
   const { item } = state;
   $("predict").disabled = !item || item.jobs.size > 0 || !state.phrases.length || !state.model;
+  $("predict-clip").disabled = !item || !state.phrases.length || !state.model || [...item.jobs.values()].some((job) => job.count);
   $("predict").classList.toggle("primary", Boolean(item) && (shownModels().some((model) => model && missing(item, model).length) || Boolean(item.error)));
 }
 
 function showElapsed() {
-  const job = [...(state.item?.jobs.values() ?? [])].find((one) => one.started) ?? null;
-  $("busy-words").textContent = job ? `Segmenting… ${((performance.now() - job.started) / 1000).toFixed(0)} s` : "Waiting…";
+  const jobs = [...(state.item?.jobs.values() ?? [])];
+  const job = jobs.find((one) => one.started) ?? null;
+  const sum = (name) => jobs.reduce((total, one) => total + (one[name] ?? 0), 0);
+  const text = job && (job.count ? `${sum("done")} of ${sum("count")} frames,` : "Segmenting…");
+  $("busy-words").textContent = job ? `${text} ${((performance.now() - job.started) / 1000).toFixed(0)} s` : "Waiting…";
+  Object.assign($("busy-bar"), { hidden: !job?.count, max: sum("count") || 1, value: sum("done") });
 }
 
 function position() {
@@ -124,14 +136,7 @@ function position() {
   $("previous").disabled = place <= 0;
   $("next").disabled = place < 0 || place === items.length - 1;
   $("predict-all").hidden = items.length < 2;
-  $("frames").hidden = !(item?.frames > 1);
-  if (item?.frames > 1) {
-    $("frame-slider").max = $("frame").max = item.frames;
-    $("frame-slider").value = $("frame").value = item.frame + 1;
-    $("frame-count").textContent = `of ${item.frames}`;
-    $("frame-back").disabled = item.frame === 0;
-    $("frame-next").disabled = item.frame === item.frames - 1;
-  }
+  clips.render();
   document.title = item ? `${item.name} · vesselseg` : "vesselseg";
 }
 
@@ -165,6 +170,10 @@ function predict() {
   if (!$("predict").disabled) predictions.item(state.item);
 }
 
+function predictClip() {
+  if (!$("predict-clip").hidden && !$("predict-clip").disabled) predictions.clip(state.item);
+}
+
 // --- images --------------------------------------------------------------------------------------------------------
 
 async function addFiles(files) {
@@ -177,15 +186,41 @@ async function addFiles(files) {
   if (state.items.length > first) go(state.items[first]);
 }
 
-/** A thumbnail, if the browser can decode the file. */
-async function makeThumbnail(item) {
-  const picture = await thumbnails.run(() => createImageBitmap(item.file).catch(() => null));
-  if (picture) item.thumbnail = thumbnailOf(picture);
-  picture?.close();
-  if (state.items.includes(item)) list.update(item);
+/** A thumbnail, by the browser if it can decode the file, else by the service. */
+function makeThumbnail(item) {
+  return thumbnails.run(async () => {
+    const picture = await createImageBitmap(item.file).catch(() => null);
+    if (picture) item.thumbnail = thumbnailOf(picture);
+    else if (state.limits && state.items.includes(item)) await clips.preview(item);
+    picture?.close();
+    if (state.items.includes(item)) list.update(item);
+  });
+}
+
+/** The shown frame of a clip, or the preview of a file, has been loaded. */
+function arrived(item) {
+  if (item === state.item) changed();
+  else list.render();
+}
+
+function failed(item, error, preview) {
+  const failure = { message: error.message, requestId: error.requestId ?? "" };
+  if (preview && !item.results.size && !item.jobs.size) item.error = failure;
+  else if (!preview) toast(`Not all frames were loaded: ${error.message}`);
+  if (state.items.includes(item)) stored(item);
+}
+
+/** While a clip plays: only what changes with the frame. */
+async function showFrame(item, frame) {
+  predictions.cancelFrame(item);
+  item.frame = frame;
+  await view.show();
+  clips.render();
+  numbers();
 }
 
 function go(item) {
+  if (item !== state.item) clips.pause();
   state.item = item;
   changed();
   list.reveal();
@@ -199,6 +234,7 @@ function leaf(step) {
 async function removeItem(item) {
   if (hasUnsaved(item) && !(await confirmRemoval(`${item.name} has unsaved corrections.`, "Remove the image?"))) return;
   predictions.cancel(item);
+  item.loading?.abort.abort(new DOMException("removed", "AbortError"));
   const place = state.items.indexOf(item);
   state.items.splice(place, 1);
   if (state.item === item) state.item = state.items[Math.min(place, state.items.length - 1)] ?? null;
@@ -212,27 +248,29 @@ async function dropPhrase(phrase) {
   changed();
 }
 
-/** Show a frame; one without a result is predicted, because only the service can decode it. */
+/** Show a frame. In a clip with predictions it is predicted, too. */
 function setFrame(frame) {
   const { item } = state;
   if (!item) return;
   const wanted = Math.min(item.frames - 1, Math.max(0, Math.round(frame) || 0));
+  clips.pause();
   if (wanted === item.frame) return position();
-  predictions.cancel(item);
+  predictions.cancelFrame(item);
   Object.assign(item, { frame: wanted, error: null });
+  if (!item.pictures.has(wanted)) clips.load(item);
   changed();
   clearTimeout(setFrame.timer);
   setFrame.timer = setTimeout(() => {
-    if (item === state.item && item.frame === wanted && !anyResult(item)) predictions.item(item);
+    if (item === state.item && item.frame === wanted && item.results.size && !anyResult(item)) predictions.item(item);
   }, 250); // a slider passes many frames
 }
 
 // --- settings ------------------------------------------------------------------------------------------------------
 
 function setThreshold(name, value) {
-  const result = resultOf(state.item, name);
-  if (result) result.threshold = value;
-  else modelNamed(name).start = value;
+  const results = state.item ? resultsOf(state.item, name) : [];
+  for (const result of results) result.threshold = value;
+  if (!results.length) modelNamed(name).start = value;
   repaint();
 }
 
@@ -266,8 +304,10 @@ function setView(mode) {
 function setTool(tool) {
   state.tool = tool;
   boxes("tool").forEach((box) => { box.checked = box.value === tool; });
-  $("size-row").hidden = tool === "move";
-  $("row").classList.toggle("drawing", tool !== "move");
+  const drawing = tool === "brush" || tool === "eraser";
+  $("size-row").hidden = !drawing;
+  $("row").classList.toggle("drawing", drawing);
+  $("row").classList.toggle("windowing", tool === "window");
 }
 
 function setSize(size) {
@@ -286,53 +326,14 @@ function setShown(shown) {
   repaint();
 }
 
-// --- saving --------------------------------------------------------------------------------------------------------
-
-async function save(work) {
-  const { item } = state;
-  const result = resultOf(item);
-  if (!result?.layers.size) return;
-  try {
-    const names = await work(item, result);
-    if (!names.length) return toast("All phrases are hidden: show one to save it.");
-    toast(`Saved ${names.join(", ")}`);
-  } catch (error) {
-    toast(`Not saved: ${error.message}${error.requestId ? ` (request ${error.requestId})` : ""}`);
-  }
-  numbers();
-}
-
-const saves = {
-  mask: () => save((item, result) => saveMasks(result)),
-  overlay: () => save(async (item, result) => saveOverlay(result, await pictureOf(item, view.cache))),
-  labelme: () => save((item, result) => saveLabelMe(item, result, api)),
-};
-
 // --- events ----------------------------------------------------------------------------------------------------
 
-function listenFiles() {
-  const choose = () => $("files").click();
-  $("add").addEventListener("click", choose);
-  $("welcome-add").addEventListener("click", choose);
-  $("files").addEventListener("change", () => { addFiles([...$("files").files]); $("files").value = ""; });
-  addEventListener("paste", (event) => {
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (!files.length) return;
-    event.preventDefault();
-    addFiles(files);
-  });
-  const dropping = (on) => document.body.classList.toggle("drop", on);
-  addEventListener("dragover", (event) => { event.preventDefault(); dropping(event.dataTransfer.types.includes("Files")); });
-  addEventListener("dragleave", (event) => event.relatedTarget || dropping(false));
-  addEventListener("drop", (event) => { event.preventDefault(); dropping(false); addFiles([...event.dataTransfer.files]); });
-}
-
 function listen() {
-  const clicks = { predict, "predict-all": () => predictions.all(), "batch-stop": () => predictions.stop(), retry, cancel: () => predictions.cancel(state.item),
+  const clicks = { predict, "predict-all": () => predictions.all(), "predict-clip": predictClip, play: () => clips.toggle(), "batch-stop": () => predictions.stop(), retry, cancel: () => predictions.cancel(state.item),
     undo: () => view.history("undo"), redo: () => view.history("redo"), clear: () => view.clear(resultOf(state.item)),
     previous: () => leaf(-1), next: () => leaf(1), "frame-back": () => setFrame(state.item.frame - 1), "frame-next": () => setFrame(state.item.frame + 1),
     "zoom-out": () => view.zoom(0.8), "zoom-in": () => view.zoom(1.25), "zoom-fit": () => view.fit(), "zoom-actual": () => view.actualSize(),
-    "save-mask": saves.mask, "save-overlay": saves.overlay, "save-labelme": saves.labelme, "help-open": () => $("help").showModal() };
+    "save-mask": saves.mask, "save-overlay": saves.overlay, "save-labelme": saves.labelme, "save-clip": saves.clip, "save-all": saves.all, "help-open": () => $("help").showModal() };
   for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
   for (const [name, act] of Object.entries({ tool: setTool, view: setView, kind: setKind })) {
     boxes(name).forEach((box) => box.addEventListener("change", () => act(box.value)));
@@ -348,6 +349,7 @@ function listen() {
   $("other").addEventListener("change", () => { state.other = $("other").value; setView(state.view); });
   $("frame-slider").addEventListener("input", () => setFrame($("frame-slider").value - 1));
   $("frame").addEventListener("change", () => setFrame($("frame").value - 1));
+  $("rate").addEventListener("change", () => clips.setRate($("rate").value));
   $("phrase-form").addEventListener("submit", (event) => {
     event.preventDefault();
     if (!addPhrase($("phrase").value)) return;
@@ -378,7 +380,9 @@ async function start() {
 
 takeToken();
 paintLegend($("legend").querySelector("canvas"));
-listenFiles();
+listenFiles(addFiles);
 listen();
-listenKeys({ predict, all: () => predictions.all(), leaf, frame: (step) => setFrame((state.item?.frame ?? 0) + step), view, saves, setTool, setSize, setView, setKind, setShown });
+listenWindow();
+listenKeys({ predict, all: () => predictions.all(), clip: predictClip, play: () => clips.toggle(), leaf,
+  frame: (step) => setFrame((state.item?.frame ?? 0) + step), toFrame: (frame) => setFrame(Math.min(frame, state.item?.frames ?? 0)), view, saves, setTool, setSize, setView, setKind, setShown });
 start();

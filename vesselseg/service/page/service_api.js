@@ -45,14 +45,60 @@ async function problemOf(answer) {
   return new ServiceError(messages[answer.status] ?? `The service returned error ${answer.status}.`, requestId);
 }
 
+function formOf(file, name, fields, phrases = []) {
+  const form = new FormData();
+  form.append("image", file, name);
+  for (const [field, value] of Object.entries(fields)) form.append(field, value);
+  for (const phrase of phrases) form.append("phrase", phrase);
+  return form;
+}
+
+/** The objects of a response with one JSON object per line, as they arrive. */
+async function* linesOf(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read().catch((error) => {
+        if (error.name === "AbortError") throw error;
+        throw new ServiceError("The connection to the service was lost.");
+      });
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) yield JSON.parse(line);
+    }
+  } finally {
+    reader.cancel().catch(() => null); // ends the work of the service
+  }
+}
+
 export class Api {
   /** ask(refused): a promise of the token that the user types, or of null; refused: whether a token was refused. */
   constructor(ask) {
     this.ask = ask;
   }
 
-  /** The JSON of a response. Asks the user for a token if needed, and retries if the service is busy. */
-  async call(path, options = {}) {
+  /** The JSON of a response. */
+  async call(path, options) {
+    return (await this.respond(path, options)).json();
+  }
+
+  /** Calls act(first line, line) for every further line of a response, one after another. */
+  async lines(path, options, act) {
+    const answer = await this.respond(path, options);
+    let [header, seen] = [null, 0];
+    for await (const line of linesOf(answer)) {
+      if (line.error) throw new ServiceError(line.error.message, line.error.request_id, line.error.code);
+      if (header) await act(header, line);
+      else header = line;
+      seen++;
+    }
+    if (seen !== header?.count + 1) throw new ServiceError(`The connection ended after ${Math.max(0, seen - 1)} frames.`, header?.request_id);
+  }
+
+  /** An accepted response. Asks the user for a token if needed, and retries if the service is busy. */
+  async respond(path, options = {}) {
     for (let attempt = 0; ; attempt++) {
       const token = sessionStorage.getItem(STORED);
       const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
@@ -60,7 +106,7 @@ export class Api {
         if (error.name === "AbortError") throw error;
         throw new ServiceError("The service does not respond: it may have been stopped, or the network is down.");
       });
-      if (answer.ok) return answer.json();
+      if (answer.ok) return answer;
       if (answer.status === 401) {
         if (token === sessionStorage.getItem(STORED)) {
           sessionStorage.removeItem(STORED);
@@ -81,12 +127,18 @@ export class Api {
   }
 
   predict({ file, name, frame, phrases, model, signal }) {
-    const form = new FormData();
-    form.append("image", file, name);
-    form.append("frame", frame);
-    form.append("model", model);
-    for (const phrase of phrases) form.append("phrase", phrase);
-    return this.call("predict", { method: "POST", body: form, signal });
+    return this.call("predict", { method: "POST", body: formOf(file, name, { frame, model }, phrases), signal });
+  }
+
+  /** Decoded frames; act(header, line) per frame. */
+  frames({ file, name, first, count, signal }, act) {
+    return this.lines("frames", { method: "POST", body: formOf(file, name, { first, count }), signal }, act);
+  }
+
+  /** Predictions of many frames; act(header, line) per frame. */
+  clip({ file, name, first, count, pictures, phrases, model, signal }, act) {
+    const body = formOf(file, name, { first, count, pictures, model }, phrases);
+    return this.lines("clip", { method: "POST", body, signal }, act);
   }
 
   labelme(content) {

@@ -1,8 +1,9 @@
-// Downloads: masks, the image with its overlay, LabelMe polygons.
+// Downloads: masks, one or many, the image with its overlay, LabelMe polygons.
 import { canvasOf } from "./browse_stage.js";
 import { opacityOf, paint } from "./service_paint.js";
 import { toBase64, writeGrey } from "./service_png.js";
-import { state, visibleLayers } from "./service_state.js";
+import { currentMask, resultsOf, state, visibleLayers } from "./service_state.js";
+import { zipOf } from "./service_zip.js";
 
 function offer(blob, name) {
   const link = document.createElement("a");
@@ -18,17 +19,58 @@ const bytesOf = (mask) => mask.map((value) => 255 * value);
 /** The visible layers, independent of the drawing style. */
 const chosen = (result) => visibleLayers(result, "fill");
 
+/** The masks of the visible phrases of a result: [{name, blob, phrase, layer}]. */
+function masksOf(result) {
+  const layers = chosen(result);
+  return Promise.all(layers.map(async ({ phrase, layer, mask }) => ({
+    phrase, layer, name: `${result.stem}${layers.length > 1 ? `_${phrasePart(phrase)}` : ""}_mask`,
+    blob: await writeGrey(result.width, result.height, bytesOf(mask)) })));
+}
+
 /** One grey PNG per visible phrase, 255 is vessel. -> names. */
 export async function saveMasks(result) {
-  const layers = chosen(result);
-  const names = [];
-  for (const { phrase, mask } of layers) {
-    const name = `${result.stem}${layers.length > 1 ? `_${phrasePart(phrase)}` : ""}_mask.png`;
-    offer(await writeGrey(result.width, result.height, bytesOf(mask)), name);
-    names.push(name);
+  const masks = await masksOf(result);
+  for (const { name, blob, layer } of masks) {
+    offer(blob, `${name}.png`);
+    layer.unsaved = false;
   }
-  layers.forEach(({ layer }) => { layer.unsaved = false; });
-  return names;
+  return masks.map(({ name }) => `${name}.png`);
+}
+
+const COLUMNS = ["mask", "file", "frame", "phrase", "model", "threshold", "pixels", "corrected"];
+const quoted = (value) => `"${String(value).replaceAll('"', '""')}"`;
+
+/**
+ * The masks of all predicted frames of these images as one zip file. masks.csv in it says which file, frame, phrase and
+ * threshold each comes from. -> number of masks.
+ */
+export async function saveZip(items, name) {
+  const [entries, rows, used, saved] = [[], [COLUMNS], new Set(), []];
+  for (const item of items) {
+    for (const result of resultsOf(item)) {
+      for (const mask of await masksOf(result)) {
+        const path = `${unused(mask.name, used)}.png`;
+        entries.push({ name: path, bytes: new Uint8Array(await mask.blob.arrayBuffer()) });
+        rows.push([path, item.name, item.frames > 1 ? result.frame + 1 : "", mask.phrase, result.model, result.threshold,
+          currentMask(result, mask.layer).pixels, mask.layer.edits.some(Boolean) ? "yes" : "no"]);
+        saved.push(mask.layer);
+      }
+    }
+  }
+  if (!saved.length) return 0;
+  const table = rows.map((row) => row.map(quoted).join(",")).join("\r\n");
+  entries.push({ name: "masks.csv", bytes: new TextEncoder().encode(`${table}\r\n`) });
+  offer(zipOf(entries), name);
+  saved.forEach((layer) => { layer.unsaved = false; });
+  return saved.length;
+}
+
+/** A name that no other mask has: a.png and a.dcm may both be in the list. */
+function unused(name, used) {
+  let free = name;
+  for (let number = 2; used.has(free); number++) free = `${name}_${number}`;
+  used.add(free);
+  return free;
 }
 
 /** The image with the visible masks, at full resolution. */

@@ -11,16 +11,17 @@ function handlesKey(field, key) {
   return true;
 }
 
-/** act: {predict, all, leaf, frame, view, saves, setTool, setSize, setView, setKind, setShown}. */
+/** act: {predict, all, clip, play, leaf, frame, toFrame, view, saves, setTool, setSize, setView, setKind, setShown}. */
 export function listenKeys(act) {
   const { view, saves } = act;
   const keys = {
-    a: () => $("files").click(), p: act.predict, P: act.all,
+    a: () => $("files").click(), p: act.predict, P: act.all, c: act.clip,
     ArrowLeft: () => act.leaf(-1), ArrowRight: () => act.leaf(1), ArrowUp: () => act.leaf(-1), ArrowDown: () => act.leaf(1),
-    ",": () => act.frame(-1), ".": () => act.frame(1),
+    ",": () => act.frame(-1), ".": () => act.frame(1), "<": () => act.frame(-10), ">": () => act.frame(10),
+    k: act.play, Home: () => act.toFrame(0), End: () => act.toFrame(Infinity),
     t: () => document.querySelector(".threshold")?.focus(),
     m: () => act.setShown(!state.shown), o: () => act.setKind(KINDS[(KINDS.indexOf(state.kind) + 1) % KINDS.length]),
-    v: () => act.setTool("move"), b: () => act.setTool("brush"), e: () => act.setTool("eraser"),
+    v: () => act.setTool("move"), b: () => act.setTool("brush"), e: () => act.setTool("eraser"), w: () => act.setTool("window"),
     "[": () => act.setSize(state.size - Math.ceil(state.size / 8)), "]": () => act.setSize(state.size + Math.ceil(state.size / 8)),
     1: () => act.setView("single"), 2: () => act.setView("side"), 3: () => act.setView("swipe"),
     "+": () => view.zoom(1.25), "=": () => view.zoom(1.25), "-": () => view.zoom(0.8), 0: () => view.fit(), z: () => view.actualSize(),

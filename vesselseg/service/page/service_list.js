@@ -1,7 +1,7 @@
 // The list of images: thumbnail, name and state.
 import { element, percent } from "./browse_panels.js";
 import { canvasOf } from "./browse_stage.js";
-import { anyResult, currentMask, hasUnsaved, resultOf, state } from "./service_state.js";
+import { anyResult, currentMask, hasUnsaved, resultOf, resultsOf, state } from "./service_state.js";
 
 const SIZE = 96; // pixels of a thumbnail, displayed at half size
 
@@ -16,12 +16,14 @@ export function thumbnailOf(picture) {
 
 /** [CSS class, text] of an image's row. */
 function stateOf(item) {
-  if ([...item.jobs.values()].some((job) => job.started)) return ["busy", "segmenting…"];
+  const jobs = [...item.jobs.values()].filter((job) => job.started);
+  if (jobs.length) return ["busy", jobs[0].count ? `${jobs[0].done} of ${jobs[0].count} frames` : "segmenting…"];
   if (item.jobs.size) return ["waiting", "waiting"];
   if (item.error) return ["bad", "failed"];
   if (hasUnsaved(item)) return ["warn", "not saved"];
   const result = resultOf(item) ?? anyResult(item);
-  if (!result) return ["", item.frames > 1 ? `frame ${item.frame + 1}: not predicted` : "not predicted"];
+  const predicted = resultsOf(item).length;
+  if (!result) return ["", predicted ? `${predicted} of ${item.frames} frames` : "not predicted"];
   const layer = result.layers.get(state.active) ?? [...result.layers.values()][0];
   return ["good", layer ? `${percent(currentMask(result, layer).pixels / (result.width * result.height))} found` : "predicted"];
 }

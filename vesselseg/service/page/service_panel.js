@@ -1,7 +1,7 @@
 // The settings panel: phrases, models, thresholds, facts.
 import { element, percent, count } from "./browse_panels.js";
 import { dice } from "./service_mask.js";
-import { anyResult, comparing, currentMask, isUnsaved, modelNamed, phrasesFor, resultOf, shownModels, state } from "./service_state.js";
+import { anyResult, comparing, currentMask, isUnsaved, modelNamed, phrasesFor, resultOf, resultsOf, shownModels, state } from "./service_state.js";
 
 const SUGGESTED = ["blood vessel", "coronary artery", "lymphatic vessel", "catheter", "guide wire", "stent"];
 const $ = (id) => document.getElementById(id);
@@ -99,6 +99,9 @@ export class Panel {
     this.agreement();
     const able = Boolean(result?.layers.size);
     for (const id of ["save-mask", "save-overlay", "save-labelme"]) $(id).disabled = !able;
+    $("save-clip").disabled = !(item && resultsOf(item).length);
+    $("save-all").hidden = state.items.length < 2;
+    $("save-all").disabled = !state.items.some((one) => resultsOf(one).length);
     const unsaved = able && isUnsaved(result);
     $("clear").hidden = !result?.layers.get(state.active)?.edits.some(Boolean);
     $("save-note").textContent = [able && comparing() ? `Saves the result of ${state.model}, the left model.` : "",
@@ -123,7 +126,8 @@ export class Panel {
     if (!result) return;
     const own = resultOf(item) ?? result;
     const pairs = [["File", item.name], ["Size", `${result.width} × ${result.height}`],
-      ...(item.frames > 1 ? [["Frame", `${item.frame + 1} of ${item.frames}`]] : []),
+      ...(item.frames > 1 ? [["Frame", `${item.frame + 1} of ${item.frames}`],
+        ["Rate", item.rate ? `${Math.round(100 * item.rate) / 100} per second` : "not stated"]] : []),
       ["Time", `${own.seconds.toFixed(own.seconds < 10 ? 2 : 0)} s`], ["Request", own.requestId]];
     $("facts").replaceChildren(...pairs.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
     $("notes").replaceChildren(...own.notes.map((note) => element("li", {}, note)));

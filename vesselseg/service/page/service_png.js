@@ -88,8 +88,13 @@ function chunk(name, content) {
   view.setUint32(0, content.length);
   for (let i = 0; i < 4; i++) bytes[4 + i] = name.charCodeAt(i);
   bytes.set(content, 8);
-  let code = 0xffffffff;
-  for (let i = 4; i < bytes.length - 4; i++) code = TABLE[(code ^ bytes[i]) & 255] ^ (code >>> 8);
-  view.setUint32(bytes.length - 4, ~code >>> 0);
+  view.setUint32(bytes.length - 4, crc32(bytes.subarray(4, -4)));
   return bytes;
+}
+
+/** The check sum of PNG and zip. */
+export function crc32(bytes) {
+  let code = 0xffffffff;
+  for (let i = 0; i < bytes.length; i++) code = TABLE[(code ^ bytes[i]) & 255] ^ (code >>> 8);
+  return ~code >>> 0;
 }

@@ -12,24 +12,40 @@ export const state = {
   items: [], item: null,
   kind: "fill", shown: true, opacity: 0.5,
   tool: "move", size: 10,
+  window: { level: 50, width: 100 }, // of the displayed image, percent
 };
 let counter = 0;
 
-/** A new image. results: by frame and model. error: {message, requestId} or null. */
+/**
+ * A new image. results: by frame and model. pictures: by frame, as the service decoded them. rate: frames per second, by
+ * the file. loading: pictures being loaded, or null. error: {message, requestId} or null.
+ */
 export function newItem(file, name) {
-  return { id: ++counter, file, name, frame: 0, frames: 1, results: new Map(), jobs: new Map(), error: null,
-    thumbnail: null };
+  return { id: ++counter, file, name, frame: 0, frames: 1, rate: null, chosenRate: null, results: new Map(), pictures: new Map(),
+    jobs: new Map(), loading: null, error: null, thumbnail: null };
 }
+
+/** What the service says of a file; header: the first line of its answer. */
+export function describeClip(item, header) {
+  item.frames = header.frames;
+  item.rate = header.frame_rate;
+}
+
+export const pngOf = (text) => new Blob([fromBase64(text)], { type: "image/png" });
 
 export const modelNamed = (name) => state.models.find((model) => model.name === name);
 export const comparing = () => state.view !== "single" && state.other !== null;
 export const shownModels = () => (comparing() ? [state.model, state.other] : [state.model]);
 const keyOf = (frame, model) => `${frame} ${model}`;
 
-/** A model's result for the shown frame, or undefined. */
-export function resultOf(item, model = state.model) {
-  return item?.results.get(keyOf(item.frame, model));
+/** A model's result for a frame, by default the shown one, or undefined. */
+export function resultOf(item, model = state.model, frame = item?.frame) {
+  return item?.results.get(keyOf(frame, model));
 }
+
+/** A model's results for all frames, in order. */
+export const resultsOf = (item, model = state.model) => [...item.results.values()].filter((result) => result.model === model)
+  .sort((a, b) => a.frame - b.frame);
 
 /** Any result of the shown frame: all contain the same image. */
 export function anyResult(item) {
@@ -45,7 +61,8 @@ export function phrasesFor(model) {
   return state.phrases.map((entry) => entry.phrase).filter((phrase) => !known || known.includes(phrase));
 }
 
-export const missing = (item, model) => phrasesFor(model).filter((phrase) => !resultOf(item, model)?.layers.has(phrase));
+export const missing = (item, model, frame = item.frame) => phrasesFor(model)
+  .filter((phrase) => !resultOf(item, model, frame)?.layers.has(phrase));
 
 export function addPhrase(phrase) {
   const text = phrase.trim().replace(/\s+/g, " ");
@@ -77,7 +94,7 @@ export async function store(item, model, phrases, answer) {
   item.frames = answer.frames;
   const key = keyOf(frame, model);
   const before = item.results.get(key);
-  const result = before ?? { model, frame, width, height, threshold: modelNamed(model).start, layers: new Map(),
+  const result = before ?? { model, frame, width, height, threshold: resultsOf(item, model)[0]?.threshold ?? modelNamed(model).start, layers: new Map(),
     history: new History() };
   const maps = await Promise.all(answer.objects.map((found) => readGrey(fromBase64(found.probability_png))));
   if (maps.length !== phrases.length || maps.some((map) => map.width !== width || map.height !== height)) {
@@ -88,7 +105,8 @@ export async function store(item, model, phrases, answer) {
     const layer = result.layers.get(phrase) ?? { phrase, width, height, edits: new Uint8Array(values.length) };
     result.layers.set(phrase, Object.assign(layer, { values, cache: null }));
   });
-  result.picture = new Blob([fromBase64(answer.picture_png)], { type: "image/png" });
+  if (answer.picture_png) item.pictures.set(frame, pngOf(answer.picture_png));
+  result.picture = item.pictures.get(frame);
   Object.assign(result, { notes: answer.notes ?? [], seconds: answer.seconds, requestId: answer.request_id,
     stem: answer.stem, labelmeOpens: answer.labelme_opens });
   item.results.set(key, result);

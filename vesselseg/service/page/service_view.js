@@ -3,18 +3,18 @@ import { canvasOf } from "./browse_stage.js";
 import { revert, stroke } from "./service_mask.js";
 import { opacityOf, paint } from "./service_paint.js";
 import { Pane } from "./service_pane.js";
-import { anyResult, comparing, currentMask, resultOf, state, touched, visibleLayers } from "./service_state.js";
+import { comparing, currentMask, resultOf, state, touched, visibleLayers } from "./service_state.js";
 
 const MAX_CACHED = 6; // decoded images
 
 /** The shown frame as a canvas, or null if the browser cannot decode it. */
 export async function pictureOf(item, cache) {
-  const result = anyResult(item);
-  if (!result && item.frame > 0) return null;
-  const key = `${item.id} ${result ? item.frame : "as dropped"}`;
+  const decoded = item.pictures.get(item.frame);
+  if (!decoded && item.frame > 0) return null;
+  const key = `${item.id} ${decoded ? item.frame : "as dropped"}`;
   if (cache.has(key)) return cache.get(key);
   let picture = null;
-  const bitmap = await createImageBitmap(result?.picture ?? item.file).catch(() => null);
+  const bitmap = await createImageBitmap(decoded ?? item.file).catch(() => null);
   if (bitmap) {
     picture = canvasOf(bitmap.width, bitmap.height);
     picture.getContext("2d").drawImage(bitmap, 0, 0);
@@ -26,7 +26,7 @@ export async function pictureOf(item, cache) {
 }
 
 export class View {
-  /** row: contains two stages. on: {zoom(scale), stroke(): a correction changed, refuse(text)}. */
+  /** row: contains two stages. on: {zoom(scale), stroke(): a correction changed, window(level, width): added to both, refuse(text)}. */
   constructor(row, on) {
     Object.assign(this, { row, on, cache: new Map(), overlays: [], split: 0.5, syncing: false, space: false,
       calls: 0 });
@@ -162,6 +162,10 @@ export class View {
   }
 
   start(pane, point, erase) {
+    if (state.tool === "window") {
+      this.windowing = { pane, last: point };
+      return true;
+    }
     const result = this.resultAt(pane, point);
     const layer = result?.layers.get(state.active);
     const why = !layer ? "Predict first: there is no mask to correct." : !state.shown ? "The masks are hidden: press M."
@@ -177,6 +181,7 @@ export class View {
   }
 
   draw(points) {
+    if (this.windowing) return this.window(points.at(-1));
     if (!this.stroke) return;
     const { result, layer, step } = this.stroke;
     for (const point of points) {
@@ -189,7 +194,16 @@ export class View {
     }
   }
 
+  /** As in DICOM viewers: to the right widens the window, down raises its level, which darkens. */
+  window(point) {
+    const { pane, last } = this.windowing;
+    const [across, down] = [0, 1].map((axis) => ((point[axis] - last[axis]) * pane.scale * 100) / pane.element.clientHeight);
+    this.windowing.last = point;
+    this.on.window(down, across);
+  }
+
   end() {
+    this.windowing = null;
     if (!this.stroke) return;
     const { result, layer, step } = this.stroke;
     this.stroke = null;
@@ -198,6 +212,7 @@ export class View {
   }
 
   cancel() {
+    this.windowing = null;
     if (!this.stroke) return;
     const { result, layer, step } = this.stroke;
     this.stroke = null;
