@@ -50,6 +50,7 @@ STAGES = {
         "eval": "vesselseg.cli.eval:evaluate",
         "compare": "vesselseg.cli.compare:compare",
         "baselines": "vesselseg.cli.baselines:app",
+        "curve": "vesselseg.cli.curve:curve",
     },
     "Shell": {
         "completion": "vesselseg.cli.completion:completion",
