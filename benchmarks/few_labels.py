@@ -66,11 +66,21 @@ class Method:
 
 
 HEAD = "model.sa2va.sam2.vessel_head"
+# nnU-Net's U-Net as the head's pyramid.
+UNET_HEAD = {
+    "channels": [32, 64, 128, 256, 320, 320, 320, 320],
+    "object_channels": [16, 24, 32, 48],
+    "decoder_depth": 2,
+    "residual": False,
+    "norm": "instance",
+    "at_once": None,
+    "compile": True,
+}
 METHODS = {
     "U-Net, nnU-Net's recipe": Method(UNET, {"optimizer": "sgd", "augment": "nnunet"}),
     "U-Net, our augmentation": Method(UNET, {"optimizer": "adamw", "augment": "oriented"}),
     "vesselseg, SAM2's decoder": Method(TRAIN, {HEAD: None}),
-    "vesselseg, vessel head": Method(TRAIN, {HEAD: {}}),
+    "vesselseg, vessel head": Method(TRAIN, {HEAD: UNET_HEAD}),
 }
 REFERENCE = "U-Net, nnU-Net's recipe"
 

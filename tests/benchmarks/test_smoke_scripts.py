@@ -23,6 +23,7 @@ from benchmarks import (
     serve,
     small_models,
     trainer_curves,
+    vessel_head,
 )
 from benchmarks.shapes import SAM2_FILE, TINY, write_base
 from tests import fork_server
@@ -133,6 +134,15 @@ def test_small_models_times_torch_and_both_graphs(tmp_path: Path, capsys: pytest
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found["seconds_per_image"]) == {"torch", small_models.ONNX, small_models.ONNX_INT8}
     assert min(found["seconds_per_image"].values()) > 0
+
+
+@pytest.mark.slow
+def test_vessel_head_measures_every_row(tmp_path: Path) -> None:
+    """Compiling is for GPUs; here these rows run eagerly."""
+    vessel_head.main(["--out", str(tmp_path), "--images", "1", "--side", "128", "--rounds", "1"])
+    rows = read(tmp_path / vessel_head.FILE)["rows"]
+    assert [row["name"] for row in rows] == list(vessel_head.ROWS)
+    assert [row for row in rows if "error" in row] == [] and all(row["ms_per_image"] > 0 for row in rows)
 
 
 @pytest.fixture
