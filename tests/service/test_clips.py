@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.service.test_batches import Watched
 from tests.tiny import picture
 from vesselseg.inference.cine import segment_cine
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
-from vesselseg.service import clips
+from vesselseg.service import clips, json_lines
 
 FRAMES = [frame.convert("L").convert("RGB") for frame in cine_frames(5, 90, 70)]
 
@@ -97,6 +98,23 @@ def test_lines_arrive_while_the_model_is_busy_with_the_next(
             watched.may_go.set()
         assert sum(watched.batches) < 5
         assert service.predict(png(picture(1))).status_code == 200
+
+
+def test_a_client_that_does_not_read_loses_its_place(
+    start: Callable[..., Any], predictor: Sa2VAPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "SEND_TIMEOUT_S", 0.5)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 160, 160)).astype(np.uint8)
+    write_dicom(tmp_path / "noise.dcm", noise)  # more than the buffers of a connection
+    with start() as service, socket.socket() as connection:
+        files = {"image": ("noise.dcm", (tmp_path / "noise.dcm").read_bytes())}
+        request = httpx.Request("POST", f"{service.url}/frames", files=files)
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", service.port))
+        connection.sendall(f"POST /frames HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+        wait_until(lambda: service.metric('vesselseg_requests_total{route="/frames",status="499"}') == 1)
+        assert service.service.accepted == 0
 
 
 def test_a_failure_in_the_middle_is_the_last_line(

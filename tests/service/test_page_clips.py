@@ -21,6 +21,8 @@ from tests.service.running import wait_until
 from tests.service.test_batches import Watched
 from tests.tiny import picture
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
+from vesselseg.service import clips
+from vesselseg.service import service as service_module
 
 HOME, END = "\ue011", "\ue010"
 FRAMES = [picture(seed, WIDTH, HEIGHT).convert("L").convert("RGB") for seed in (5, 6, 7)]
@@ -106,8 +108,16 @@ def test_a_clip_is_previewed_played_predicted_and_saved(
 
 
 def test_a_clip_is_cancelled_and_predicted_again(
-    browser: Browser, start: Callable[..., Any], predictor: Sa2VAPredictor, cine: Path, tmp_path: Path
+    browser: Browser,
+    start: Callable[..., Any],
+    predictor: Sa2VAPredictor,
+    cine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """By a service that takes two frames per request, so that three need two."""
+    for module in (clips, service_module):
+        monkeypatch.setattr(module, "MAX_CLIP_FRAMES", 2)
     watched = Watched(predictor)
     with start({"tiny": watched}, rate=0) as service:
         page = Page(browser, service, tmp_path)
@@ -123,7 +133,10 @@ def test_a_clip_is_cancelled_and_predicted_again(
             assert page.text(".list .sub") == "not predicted" and not browser.find("#busy").is_displayed()
         browser.click("#predict-clip")
         page.idle()
-        assert np.array_equal(page.mask(), steps(probabilities(predictor, FRAMES[0]), 0.4))
+        assert service.metric(CLIPS) == 2
+        for key, frame in ((HOME, FRAMES[0]), (END, FRAMES[2])):
+            browser.press(key)
+            assert np.array_equal(page.mask(), steps(probabilities(predictor, frame), 0.4))
         assert browser.errors() == []
 
 

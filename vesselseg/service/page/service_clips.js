@@ -35,7 +35,7 @@ export class Clips {
   }
 
   async fetch(item, first, count, preview) {
-    const loading = { abort: new AbortController(), done: 0, count };
+    const loading = { abort: new AbortController(), count };
     item.loading = loading;
     this.render();
     let failure = null;
@@ -47,7 +47,6 @@ export class Clips {
         const picture = pngOf(line.picture_png);
         if (!item.pictures.has(line.frame)) item.pictures.set(line.frame, picture);
         item.thumbnail ??= thumbnailOf(await createImageBitmap(picture));
-        loading.done++;
         if (item === state.item) this.render();
         if (line.frame === item.frame) this.on.arrived(item);
       });
@@ -106,13 +105,12 @@ export class Clips {
     $("frame-slider").max = $("frame").max = item.frames;
     $("frame-slider").value = item.frame + 1;
     if (document.activeElement !== $("frame") || playing) $("frame").value = item.frame + 1;
-    $("frame-count").textContent = `of ${item.frames}`;
+    const { loading } = item;
+    $("frame-count").textContent = `of ${item.frames}${loading?.count > 1 ? `, ${item.pictures.size} loaded` : ""}`;
     $("frame-back").disabled = item.frame === 0;
     $("frame-next").disabled = item.frame === item.frames - 1;
     if (document.activeElement !== $("rate")) $("rate").value = Math.round(100 * rateOf(item)) / 100;
-    const { loading } = item;
-    $("frame-note").textContent = loading && loading.count > 1 ? `loading ${loading.done} of ${loading.count}`
-      : item.chosenRate ? "chosen" : item.rate ? "from the file" : "the file states none";
+    $("frame-note").textContent = item.chosenRate ? "chosen" : item.rate ? "from the file" : "the file states none";
   }
 
   setRate(value) {
