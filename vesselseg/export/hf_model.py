@@ -35,6 +35,7 @@ from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.internvl import build_language_model, build_vision_tower
 from vesselseg.models.sa2va_config import NEW_TOKENS, Sa2VAConfig
+from vesselseg.models.sam2_grounding import move_buffers
 
 PREFIX = "sa2va."  # of the state dict's names
 
@@ -71,6 +72,7 @@ class VesselSegModel(PreTrainedModel):
         self.sa2va = assemble(config, vision, language, int(config.image_token_id))
         self.total_loss = TotalLoss(**config.training_loss)
         self._predictors: dict[int, Sa2VAPredictor] = {}
+        self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Not needed: every weight comes from the folder."""
@@ -89,6 +91,7 @@ class VesselSegModel(PreTrainedModel):
             kwargs["quantization_config"] = chosen = resolve_quantisation(kwargs.get("quantization_config"))
             kwargs["device_map"] = resolve_device_map(kwargs.get("device_map"), config, kwargs["dtype"], chosen)
         model = super().from_pretrained(None, *args, config=config, state_dict=read_weights(folder, config), **kwargs)
+        move_buffers(model.sa2va.grounding)
         model.name_or_path = str(folder)
         return model
 
@@ -174,10 +177,10 @@ class VesselSegModel(PreTrainedModel):
         return self.sa2va.language_model.get_input_embeddings()
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **further: Any
     ) -> None:
         """Recompute the language model's layers; frozen encoders store no activations anyway."""
-        self.sa2va.language_model._set_gradient_checkpointing(enable, gradient_checkpointing_func)
+        self.sa2va.language_model._set_gradient_checkpointing(enable, gradient_checkpointing_func, **further)
 
     def predict_forward(
         self,

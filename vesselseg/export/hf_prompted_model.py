@@ -20,6 +20,7 @@ from vesselseg.models.checkpoints.hub import pretrained_folder
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import POSITIONS, build_prompted, own_names, set_positions_matrix
+from vesselseg.models.sam2_grounding import move_buffers
 
 
 class VesselSegSAM2Model(PreTrainedModel):
@@ -33,6 +34,7 @@ class VesselSegSAM2Model(PreTrainedModel):
     def __init__(self, config: PromptedSAM2Config) -> None:
         super().__init__(config)
         self.prompted = build_prompted(config)
+        self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Not needed: every weight comes from the folder."""
@@ -44,6 +46,7 @@ class VesselSegSAM2Model(PreTrainedModel):
         config = kwargs.pop("config", None) or PromptedSAM2Config.from_pretrained(folder)
         state = {f"prompted.{name}": tensor for name, tensor in own_names(stream_folder(folder))}
         model = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
+        move_buffers(model.prompted.grounding)
         set_positions_matrix(model.prompted, state[f"prompted.{POSITIONS}"])
         model.name_or_path = str(folder)
         return model

@@ -7,7 +7,7 @@ language model's vector is appended to the sparse embeddings of one padding poin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,7 +103,9 @@ class SAM2Grounding(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.image_size = int(config["image_size"])
-        self.sam2 = build_sam2(config)
+        # transformers 5 builds models on the meta device, where SAM2's constructor cannot read its numbers
+        with torch.device("cpu") if torch.empty(0).is_meta else nullcontext():
+            self.sam2 = build_sam2(config)
         if config.get("fine_masks") and config.get("vessel_head") is not None:
             raise UserError("sam2.fine_masks and sam2.vessel_head both refine SAM2's answer; set one of them to None")
         self.fine_masks = FineMasks(config["fine_masks"]) if config.get("fine_masks") else None
@@ -274,6 +276,15 @@ def _without_positions(neck: FpnNeck) -> Iterator[None]:
         yield
     finally:
         neck.position_encoding = kept
+
+
+def move_buffers(module: nn.Module) -> None:
+    """Put buffers where the weights are: those that no file holds stay on the CPU when transformers places weights."""
+    device = next(module.parameters()).device
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.device != device:
+                part._buffers[name] = buffer.to(device)
 
 
 def build_sam2(config: dict[str, Any]) -> SAM2Base:
