@@ -202,7 +202,7 @@ def test_memory_that_runs_out_splits_the_batch(
 
 
 def test_memory_that_runs_out_outside_the_model(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vesselseg.service.service.open_frames", lambda *_: main_memory_runs_out())
+    monkeypatch.setattr("vesselseg.service.pictures.open_frames", lambda *_: main_memory_runs_out())
     assert_error(service.predict(png(picture(1))), 503, "out_of_memory", "no memory left")
 
 
