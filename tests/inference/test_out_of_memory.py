@@ -64,7 +64,7 @@ def test_a_model_that_does_not_fit_is_reported(
     with pytest.raises(UserError) as caught:
         loading.predictor(tmp_path / "large")
     assert f"{tmp_path / 'large'}: memory ran out while it was loaded (" in str(caught.value)
-    assert "allocate" in str(caught.value) and f"What helps: {advice} other" in str(caught.value)
+    assert "allocate" in str(caught.value) and f"Try {advice} other" in str(caught.value)
 
 
 def test_each_phrase_has_a_probability_map() -> None:

@@ -225,7 +225,7 @@ def test_a_base_is_for_checkpoints(
 ) -> None:
     assert call(tiny_base, images, tmp_path / "out", "--base", "elsewhere") == 2
     message = capsys.readouterr().err
-    assert "--base elsewhere" in message and f"{tiny_base} is none" in message and "leave --base out" in message
+    assert "--base elsewhere" in message and f"{tiny_base} is not a checkpoint" in message and "omit --base" in message
     assert not (tmp_path / "out").exists()
 
 

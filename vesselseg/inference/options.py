@@ -1,6 +1,6 @@
-"""How a model is loaded and run, as options: light to import, because a command line declares them before any work.
+"""Options of loading and running a model, cheap to import: the command line declares them before any work.
 
-torch and transformers take seconds to import; `--help` and wrong arguments are answered without them.
+torch and transformers take seconds to import; `--help` and errors in arguments do not need them.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class LoadOptions:
     """How a model is loaded; see `load_predictor`."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 ..., split: over all GPUs"""
+    """auto, cpu, cuda, cuda:1 ..., or split: the language model is distributed over all GPUs"""
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
-    """type to compute in (default: bf16 on a GPU, fp32 on a CPU)"""
+    """data type of the computation (default: bf16 on a GPU, fp32 on a CPU)"""
     quantise: Literal["nf4", "int8"] | None = None
-    """the language model in 4 or 8 bits: less memory, nearly the same results"""
+    """quantise the language model to 4 (nf4) or 8 bits (int8): less memory, nearly the same results"""
     base: str | None = None
-    """a checkpoint's base folder, if it has moved since training"""
+    """base folder of a checkpoint, if it was moved after training"""
 
     def predictor(self, model: str | Path) -> Predictor:
-        """The predictor of a model or checkpoint; raises WeightsError, UserError, also where memory runs out."""
+        """The predictor of a model or checkpoint; raises WeightsError, or UserError, e.g. if memory runs out."""
         if self.base is not None and Path(model).suffix != ".pth":
             raise UserError(
-                f"--base {self.base} says where the base folder of a checkpoint (.pth) lies now, and {model} is none: "
-                "a model folder holds all of its weights; leave --base out"
+                f"--base {self.base} is the base folder of a checkpoint (.pth), but {model} is not a checkpoint: "
+                "a model folder contains all of its weights; omit --base"
             )
         import torch
 
@@ -60,7 +60,7 @@ class LoadOptions:
         several = "" if self.device == "split" or gpus < 2 else f"--device split (over {gpus} GPUs), "
         return (
             f"{model}: memory ran out while it was loaded ({reason[0] if reason else 'the system gave no reason'}). "
-            f"What helps: {fewer_bits}{several}ending other programs that use this memory, or a smaller model"
+            f"Try {fewer_bits}{several}ending other programs that use this memory, or a smaller model"
         )
 
 

@@ -8,23 +8,26 @@ from torch.nn import functional
 
 
 def area_average(mask: Tensor, height: int, width: int) -> Tensor:
-    """Labels at the logits' size: each cell holds the vessel fraction of the pixels it covers.
+    """Labels at the logits' size: each cell is the fraction of its area that is vessel.
 
-    mask: (objects, H, W) 0/1. Returns (objects, height, width) float32, 0 to 1. A nearest-neighbour reduction loses
-    vessels thinner than a cell and caps the Dice that can be reached; the average keeps their width. Where the sizes do
-    not divide, a pixel counts in each cell by the part of it that lies there.
+    mask: (objects, H, W) 0/1. Returns (objects, height, width) float32, 0 to 1. Nearest-neighbour downsampling loses
+    vessels thinner than a cell, which limits the Dice that can be reached; the average preserves their width. Where the
+    sizes do not divide, a pixel counts in each cell by the fraction of the pixel inside it.
     """
     if mask.shape[-2] % height == 0 and mask.shape[-1] % width == 0:
         return functional.avg_pool2d(mask.float(), (mask.shape[-2] // height, mask.shape[-1] // width))
-    rows = _overlap(height, mask.shape[-2], mask.device)
-    columns = _overlap(width, mask.shape[-1], mask.device)
+    # The overlap of a pixel and a cell is the product of their overlaps along rows and along columns.
+    rows = _overlap(height, mask.shape[-2], mask.device)  # (height, H)
+    columns = _overlap(width, mask.shape[-1], mask.device)  # (width, W)
+    # Rounding may leave sums slightly above 1, which binary cross-entropy does not accept as a label.
     return (rows @ mask.float() @ columns.T).clamp(0, 1)
 
 
 def _overlap(cells: int, pixels: int, device: torch.device) -> Tensor:
-    """(cells, pixels) float32: which part of each of `cells` equal intervals each pixel covers; rows sum to 1."""
+    """Fraction of each of `cells` equal intervals that each pixel covers: (cells, pixels) float32; rows sum to 1."""
     edges = torch.arange(cells + 1, device=device, dtype=torch.float64) * pixels / cells
     pixel = torch.arange(pixels, device=device, dtype=torch.float64)
+    # Length of the intersection of cell [edge, next edge] and pixel [p, p + 1]; negative where they are apart.
     shared = torch.minimum(edges[1:, None], pixel + 1) - torch.maximum(edges[:-1, None], pixel)
     return (shared.clamp(min=0) * cells / pixels).float()
 

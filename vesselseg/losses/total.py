@@ -1,4 +1,4 @@
-"""The training loss: answers and masks, weighted."""
+"""The training loss: a weighted sum of the losses of answer tokens and masks."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ from vesselseg.losses.vessels import (
 )
 
 MASK_TARGETS = ("area", "full")
-AT_FULL_SIZE = ("cldice", "skeleton_recall")  # a centreline has no area
+AT_FULL_SIZE = ("cldice", "skeleton_recall")  # need a binary label, whose centreline area averaging would blur
 Term = Callable[[Tensor, Tensor], Tensor]  # logits, target: (objects, H, W) -> (objects,)
 
 
 class TotalLoss(nn.Module):
-    """Cross-entropy on answer tokens, BCE and Dice on masks, and losses for vessels.
+    """Cross-entropy on answer tokens, BCE and Dice on masks, and losses designed for vessels.
 
-    lm, bce, dice: weights. thin_weight: how much more a pixel of a thin vessel counts in bce; 0 counts all alike.
-    boundary: weight of a BCE in which borders count more, in place of bce or in addition.
+    The defaults are those of Sa2VA's published code (Yuan et al. 2025, arXiv 2501.04001).
+
+    lm, bce, dice: weights. thin_weight: additional weight of thin-vessel pixels in bce; 0: all pixels count equally.
+    boundary: weight of a BCE with larger weights at borders, in place of bce or in addition.
     tversky: weight of the focal Tversky loss, in place of dice or in addition.
-    cldice: weight of soft clDice; cldice_iterations: radius in pixels up to which vessels have a centreline there.
+    cldice: weight of soft clDice; cldice_iterations: largest radius in pixels of vessels that soft clDice can thin.
     skeleton_recall: weight of the skeleton recall loss.
-    mask_target: `area` compares the logits, at their own side, with area-averaged labels; `full` resizes the logits to
-    the image and compares there (more memory, exact borders). clDice and skeleton recall are
-    computed at the image's size in both cases, because a centreline has no area.
+    mask_target: `area` compares logits at their own size with area-averaged labels; `full` resizes the logits to the
+    image's size (more memory, exact borders). clDice and skeleton recall always use the image's size: they need a
+    binary label.
     terms: further mask losses by name, each with its weight.
-    A loss other than lm, bce and dice is computed only where its weight is above 0.
+
+    A loss other than lm, bce and dice is computed only if its weight is above 0.
     """
 
     def __init__(
@@ -91,12 +94,14 @@ class TotalLoss(nn.Module):
     def _mask_losses(self, mask_logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         found = defaultdict(list)
         for logits, masks in _by_size(mask_logits, batch):
+            # Each size is computed once, whatever number of losses compare there.
             compared = {self.mask_target: _compared(logits, masks, self.mask_target)}
             if not self.mask_weights.keys().isdisjoint(AT_FULL_SIZE) and self.mask_target != "full":
                 compared["full"] = _compared(logits, masks, "full")
             for name in self.mask_weights:
                 target = "full" if name in AT_FULL_SIZE else self.mask_target
                 found[name].append(self.terms[name](*compared[target]))
+        # The mean of all objects, not of the groups' means: an object counts the same whatever its image's size.
         return {name: torch.cat(values).mean() for name, values in found.items()}
 
 
@@ -107,7 +112,7 @@ def standard_arguments(settings: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _by_size(mask_logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """Logits and masks of all images of one size together: fewer and larger steps for a GPU."""
+    """Logits (objects, h, w) and masks (objects, H, W), grouped by image size: fewer, larger operations on a GPU."""
     groups: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
     for logits, masks in zip(mask_logits.split(list(batch.objects_per_image)), batch.masks):
         of_size = groups.setdefault(tuple(masks.shape[-2:]), ([], []))
@@ -120,6 +125,7 @@ def _compared(logits: Tensor, masks: Tensor, mask_target: str) -> tuple[Tensor, 
     """Logits and labels (objects, H, W) float32 at the size at which they are compared."""
     if mask_target == "area":
         return logits, area_average(masks, *logits.shape[-2:])
+    # (objects, h, w) -> (objects, 1, H, W)
     enlarged = functional.interpolate(
         logits.unsqueeze(1), size=tuple(masks.shape[-2:]), mode="bilinear", align_corners=False
     )

@@ -1,4 +1,4 @@
-"""Put the parts of a Sa2VA together from its shapes."""
+"""Assemble a Sa2VA from its parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vesselseg.models.seg_projector import SegProjector
 
 
 def assemble(config: Sa2VAConfig, vision: InternVLVisionModel, language: PreTrainedModel, image_token_id: int) -> Sa2VA:
-    """The big parts are passed in, the small ones are constructed here, with random weights."""
+    """A Sa2VA of the given vision tower and language model; the smaller parts are built here with random weights."""
     hidden = int(config.llm_config["hidden_size"])
     return Sa2VA(
         config,

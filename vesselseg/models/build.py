@@ -1,4 +1,4 @@
-"""Build a Sa2VA from a base folder: the shapes, the weights, the adapters, and what of it trains."""
+"""Build a Sa2VA from a base folder: construct it, load the weights, add adapters, choose what trains."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from vesselseg.models.vessel_head_options import read_options
 
 logger = logging.getLogger(__name__)
 
-# What an InternVL folder does not hold: it starts fresh, or comes from SAM2's own file.
+# What an InternVL folder does not contain: random initial weights, or weights from SAM2's own file.
 NOT_IN_INTERNVL = r"^(seg_projector|grounding)\."
-# Parts beside SAM2, by their names in `sam2`: a base folder may hold one, and gets a fresh one where it does not.
+# Mask heads by their names in `sam2`. A base folder may contain one; otherwise a new one starts with random weights.
 HEADS = {"fine_masks": "grounding.fine_masks.", "vessel_head": "grounding.vessel_head."}
 
 
@@ -56,26 +56,27 @@ def build_model(
     construction: Callable[[], AbstractContextManager] | None = None,
     assign: Assign | None = None,
 ) -> Sa2VA:
-    """Read a base folder and make the model that trains.
+    """Read a base folder and build the model that trains.
 
     base: folder of an InternVL or Sa2VA model, or its name on the hub.
     sam2: `variant`, `version`, `image_size`, `trunk` (sizes), one of `fine_masks` (a kind of `FineMasks`) and
-    `vessel_head` (options of `VesselHead`), and `checkpoint`, a file of SAM2's; without one, an InternVL base gets a
-    SAM2 with random weights, and says so. A base that holds a SAM2 of its own keeps it, with its sizes: only
-    `image_size` and, where it holds none, a head are taken then.
+    `vessel_head` (options of `VesselHead`), and `checkpoint`, a file of SAM2's; without one, SAM2 has random weights
+    with an InternVL base, and the log says so. A base that contains SAM2 keeps it, with its sizes: only `image_size`
+    and, if the base has no mask head, a mask head are read from this argument then.
     lora, trainable: fields of `Lora` and `Trainable`.
-    max_tiles: InternVL tiles per image without the thumbnail, in training and prediction alike; None: the base's limit.
-    gradient_checkpointing: True, False, or how many decoder layers, from the first on, are recomputed in the backward
-    pass. activations_on_host: what these keep waits in main memory.
+    max_tiles: InternVL tiles per image without the thumbnail, in training and prediction; None: the base's limit.
+    gradient_checkpointing: True, False, or how many decoder layers, counted from the first, are recomputed in the
+    backward pass. activations_on_host: keep the inputs of recomputed layers in main memory.
     quantise: None, `nf4` or, without adapters, `int8`: the frozen linear layers of the language model's blocks in 4 or
     8 bits (see `quantised`).
     fused: compute the adapted language model with `fused_decoder`: True, False or `auto` (on a GPU, weights not
-    partitioned). embedding_on_host: wish that the frozen embedding table goes to main memory (`embedding_to_host`),
-    which whoever loads further weights does afterwards.
-    random_weights: take shapes and tokenizer from the folder and no weights (for measuring memory and speed).
+    partitioned). embedding_on_host: keep the frozen embedding table in main memory; recorded in the model only, and
+    done by `embedding_to_host` after all further weights are loaded.
+    random_weights: read sizes and tokenizer from the folder, but no weights (for measuring memory and speed).
     layer_devices: GPUs that share the decoder layers, `device` first (see `split_layers`); none: all on `device`.
-    construction, assign: for partitioned weights (ZeRO-3): context to construct the big parts in, and how to fill them.
-    Raises WeightsError where folder, file and model do not fit, UserError where settings do not go together.
+    construction, assign: for partitioned weights (ZeRO-3): context to construct the large parts in, and how to fill
+    them.
+    Raises WeightsError if folder, file and model do not match, UserError if settings contradict each other.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     folder = read_base_folder(base)
@@ -84,6 +85,8 @@ def build_model(
     trainable_parts, adapters = Trainable(**(trainable or {})), Lora(**(lora or {}))
     partitioned = construction is not None
     _check_quantise(quantise, trainable_parts, partitioned, device)
+    # On the meta device, large parts need memory only as their weights are loaded: one tensor at a time, which may be
+    # quantised or sent to its GPU at once. Random weights without these options are drawn by the constructors.
     empty = not partitioned and (not random_weights or quantise is not None or bool(layer_devices))
     with _place(device, dtype):
         model = _construct(folder, attention, empty, construction)
@@ -100,7 +103,7 @@ def build_model(
         attach_lora(model, adapters)
     recomputed = _recompute(model, gradient_checkpointing, partitioned, activations_on_host)
     if partitioned and model.grounding.vessel_head is not None:
-        # Reentrant checkpoints, which partitioned weights need, would reduce a gradient once for every few images.
+        # Partitioned weights need reentrant checkpoints, which would reduce gradients once per piece of the batch.
         model.grounding.vessel_head.at_once = None
     set_trainable(model, trainable_parts, adapters.modules_to_save)
     kind = model.language_model.config.model_type
@@ -113,12 +116,12 @@ def build_model(
 def _construct(
     folder: BaseFolder, attention: str, empty: bool, construction: Callable[[], AbstractContextManager] | None
 ) -> Sa2VA:
-    """empty: the big parts on the meta device, without memory, until they are filled."""
+    """The model before weights are loaded. empty: large parts are on the meta device, without memory."""
     with init_empty_weights(include_buffers=False) if empty else (construction or contextlib.nullcontext)():
         vision = build_vision_tower(folder.config, attention)
         language = build_language_model(folder.config, attention)
     model = assemble(folder.config, vision, language, folder.image_token_id)
-    model.grounding.sam2.sam_prompt_encoder.pe_layer.float()  # positions are computed in float32
+    model.grounding.sam2.sam_prompt_encoder.pe_layer.float()  # positional encodings need float32
     return model
 
 
@@ -129,23 +132,23 @@ def _split(
     dtype: torch.dtype,
     quantise: str | None,
 ) -> LayerSplit:
-    """Where each decoder layer lies; no layers where one device has them all."""
+    """The device of each decoder layer; no layers if one device has them all."""
     if len(layer_devices) < 2:
         return LayerSplit(torch.device(device), ())
     return split_layers(model.vision_model, model.language_model, layer_devices, dtype, quantise)
 
 
 def _draw(model: Sa2VA, split: LayerSplit, dtype: torch.dtype) -> None:
-    """Random weights for the big parts on the meta device."""
+    """Random weights for the large parts, which are on the meta device."""
     draw_weights(model.vision_model, lambda name: split.main, dtype)
     draw_weights(model.language_model, lambda name: split.place(f"language_model.{name}"), dtype)
 
 
 def _recompute(model: Sa2VA, setting: bool | int, partitioned: bool, on_host: bool) -> int:
-    """Returns how many decoder layers are computed again in the backward pass."""
+    """Set up the recomputation of decoder layers in the backward pass; returns their number."""
     recomputed = layers_to_recompute(setting, len(model.language_model.model.layers))
     if recomputed:
-        # Partitioned weights are gone when a non-reentrant checkpoint compares what it recomputes with what it saved.
+        # A non-reentrant checkpoint compares recomputed tensors with saved ones; partitioned weights are released then.
         recompute_layers(model.language_model, recomputed, reentrant=partitioned, on_host=on_host)
     return recomputed
 
@@ -172,7 +175,7 @@ def _check_quantise(
 
 @contextlib.contextmanager
 def _place(device: torch.device | str, dtype: torch.dtype) -> Any:
-    """Construct in this type; SAM2's constructor needs a real device, so everything small is made on the target."""
+    """Construct in this type, on this device: SAM2's constructor does not work on the meta device."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -186,9 +189,11 @@ def _settle_sam2(folder: BaseFolder, sam2: dict[str, Any], random_weights: bool)
     """Put SAM2's sizes into the folder's config; returns the file that its weights come from, if any."""
     settings = {name: value for name, value in sam2.items() if name != "checkpoint" and value is not None}
     if "vessel_head" in settings:
-        settings["vessel_head"] = asdict(read_options(settings["vessel_head"]))  # whole: defaults may change
+        settings["vessel_head"] = asdict(
+            read_options(settings["vessel_head"])
+        )  # with all defaults: a later version may change them
     _check_head(folder, settings)
-    # With random weights the folder may be a config.json and a tokenizer, without a file to look into.
+    # With random weights the folder may consist of config.json and tokenizer, without any weight file.
     own = folder.layout == "sa2va" if random_weights else _holds_sam2(folder)
     if not own:
         folder.config.grounding_config = {**folder.config.grounding_config, **settings}
@@ -223,7 +228,7 @@ def _load(
         assign=assign,
     )
     if folder.config.text().tie_word_embeddings:
-        model.language_model.tie_weights()  # filled name by name, embedding and head are two copies of one table
+        model.language_model.tie_weights()  # loading by name has made two copies of the shared table
     if folder.layout != "sa2va":
         model.randomly_initialised += ("seg_projector.", "new_tokens.")
     if sam2_file:
@@ -236,13 +241,13 @@ def _load(
 
 
 def own_head(folder: BaseFolder) -> str | None:
-    """The name in `HEADS` of what a base folder holds beside SAM2."""
+    """The name in `HEADS` of the mask head in a base folder, or None."""
     grounding = folder.fields.get("grounding_config") or {}
     return next((name for name in HEADS if grounding.get(name) is not None), None)
 
 
 def _check_head(folder: BaseFolder, settings: Mapping[str, Any]) -> None:
-    """Raise UserError where a base folder holds another head than the one that is asked for."""
+    """Raise UserError if a base folder contains another mask head than the requested one."""
     own, asked = own_head(folder), next((name for name in HEADS if name in settings), None)
     if own is None or asked is None:
         return
@@ -257,7 +262,7 @@ def _check_head(folder: BaseFolder, settings: Mapping[str, Any]) -> None:
 
 
 def _same_head(name: str, kept: Any, asked: Any) -> bool:
-    """Whether the weights of one are those of the other."""
+    """Whether two heads have the same weights' shapes."""
     if name == "fine_masks":
         return bool(kept == asked)
     return read_options(kept).shape() == read_options(asked).shape()

@@ -1,4 +1,4 @@
-"""Which decoder layers are computed again in the backward pass, and where what they keep waits for it."""
+"""Activation checkpointing (Chen et al. 2016): which decoder layers are recomputed, and where their inputs are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vesselseg.errors import UserError
 
 
 def layers_to_recompute(setting: bool | int, layers: int) -> int:
-    """How many layers, from the first on: True is all, False none, a number so many."""
+    """The number of layers to recompute, counted from the first: True for all, False for none, or the number itself."""
     count = layers if setting is True else int(setting)
     if not 0 <= count <= layers:
         raise UserError(
@@ -25,23 +25,26 @@ def layers_to_recompute(setting: bool | int, layers: int) -> int:
 
 
 def recompute_layers(language: PreTrainedModel, count: int, *, reentrant: bool, on_host: bool) -> None:
-    """The first `count` decoder layers keep only their input while training; on_host: in main memory."""
+    """Let the first `count` decoder layers keep only their inputs while training.
+
+    on_host: they are kept in main memory. reentrant: which implementation of torch's checkpoint is used.
+    """
     language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     for number, layer in enumerate(language.model.layers):
         layer.gradient_checkpointing = number < count
         if on_host:
-            layer._gradient_checkpointing_func = _waiting(layer._gradient_checkpointing_func)
+            layer._gradient_checkpointing_func = _keeping_on_host(layer._gradient_checkpointing_func)
 
 
 def kept_on_host() -> AbstractContextManager:
-    """What autograd keeps of the calls inside waits in page-locked main memory; nothing changes on a CPU.
+    """A context in which tensors saved for the backward pass are moved to page-locked main memory; no effect on a CPU.
 
-    Copies both ways are queued behind the computation; torch's own save_on_cpu waits for each.
+    Copies in both directions are asynchronous; those of torch's own save_on_cpu block.
     """
     return torch.autograd.graph.saved_tensors_hooks(_to_host, _from_host)
 
 
-def _waiting(function: Callable[..., Any]) -> Callable[..., Any]:
+def _keeping_on_host(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         with kept_on_host():
             return function(*arguments)

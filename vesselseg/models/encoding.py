@@ -16,14 +16,15 @@ def trains(module: nn.Module) -> bool:
 
 
 def encode_images(encoder: nn.Module, encode: Encode, images: Tensor, at_once: int) -> tuple[Tensor, ...]:
-    """What `encode` makes of images (images, ...), image after image; `encoder` holds the weights that it uses.
+    """Apply `encode` to images (images, ...), at most `at_once` of them at a time unless the encoder trains.
 
-    Without gradients nothing is kept for a backward pass, so `at_once` images bound the memory, however many there are.
-    Partitioned weights (ZeRO-3) are gathered by all processes together: there everyone calls the encoder once, since
-    images may be cut into different numbers of tiles.
+    encoder: the module whose weights `encode` uses. Without gradients no activations are kept for a backward pass, so
+    that `at_once` bounds the memory, whatever the number of images.
     """
     if torch.is_grad_enabled() and trains(encoder):
         return encode(images)
+    # Partitioned weights (ZeRO-3) are gathered by all processes together, so that each must call the encoder equally
+    # often; images may have different numbers of tiles, so each process calls it once.
     partitioned = any(hasattr(parameter, "ds_id") for parameter in encoder.parameters())
     with torch.no_grad():
         pieces = [encode(piece) for piece in images.split(len(images) if partitioned else at_once)]

@@ -1,4 +1,4 @@
-"""Masks at twice SAM2's resolution: what SAM2 answers, enlarged, and a correction that starts at zero."""
+"""Masks at twice SAM2's resolution: SAM2's logits, upsampled, plus a correction that starts at zero."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FINE_DIM = 16
 class FineMasks(nn.Module):
     """One more step of SAM2's upscaling, to stride 2, and one more product with the mask token.
 
-    kind: `features`: from SAM2's embedding at stride 4 alone; `pixels`: from the square view too, through two
-    convolutions, since a vessel thinner than four pixels is in the view and perhaps not in the embedding.
-    The token's part of the product starts at zero, so the first answers are SAM2's own, enlarged.
+    kind: `features` reads SAM2's embedding at stride 4 alone; `pixels` also the square view, through two convolutions:
+    a vessel thinner than four pixels is visible there, but perhaps lost in the embedding.
+    The token's factor starts at zero, so that an untrained head returns SAM2's own logits, upsampled.
     """
 
     def __init__(self, kind: str) -> None:
@@ -42,16 +42,19 @@ class FineMasks(nn.Module):
     def forward(
         self, coarse: Tensor, embedding: Tensor, tokens: Tensor, view: Tensor | None, image_of_mask: Tensor
     ) -> Tensor:
-        """coarse: (objects, h, w), SAM2's logits. embedding: (objects, 32, h, w), its upscaled one. tokens: (objects,
-        256), the mask token behind each of these logits. view: (images, 3, 4 h, 4 w), normalised or uint8,
+        """Refine SAM2's logits.
+
+        coarse: (objects, h, w), SAM2's logits. embedding: (objects, 32, h, w), SAM2's upscaled embedding. tokens:
+        (objects, 256), the mask tokens that predicted the logits. view: (images, 3, 4 h, 4 w), normalised or uint8,
         read by kind `pixels` only. image_of_mask: (objects,) int64. Returns (objects, 2 h, 2 w), logits before sigmoid.
         """
-        fine = self.upscale(embedding)
+        fine = self.upscale(embedding)  # (objects, 16, 2 h, 2 w)
         if self.view is not None:
             if view is None:
                 raise ValueError('fine_masks="pixels" reads the square view, and none was given')
             fine = fine + self.view(normalised_view(view, fine.dtype))[image_of_mask]
         fine = functional.gelu(self.mix(functional.gelu(self.norm(fine))))
+        # As in SAM2's mask decoder: the dot product of each pixel's embedding and the object's weights.
         correction = torch.einsum("oc,ochw->ohw", self.hypernetwork(tokens), fine)
         enlarged = functional.interpolate(coarse.unsqueeze(1), scale_factor=2, mode="bilinear", align_corners=False)
         return enlarged.squeeze(1) + correction
@@ -67,7 +70,7 @@ def _of_view() -> nn.Sequential:
 
 @contextmanager
 def upscaled_embedding(decoder: MaskDecoder) -> Iterator[list[Tensor]]:
-    """While it lasts, what SAM2's mask decoder multiplies its tokens with is put into the list: (objects, 32, h, w)."""
+    """Collect the upscaled embeddings (objects, 32, h, w) that SAM2's mask decoder computes but does not return."""
     kept: list[Tensor] = []
     last = decoder.output_upscaling[-1]
     hook = last.register_forward_hook(lambda module, inputs, output: kept.append(output))

@@ -1,6 +1,6 @@
 """The language model's decoder over packed conversations, with the adapted layers of `fused_linear`.
 
-The same arithmetic as transformers' own classes, of which it uses weights and rotary frequencies; a test compares
+The arithmetic is that of transformers' own classes, whose weights and rotary frequencies it uses; a test compares
 losses and gradients.
 """
 
@@ -28,10 +28,10 @@ FUSED = ("qwen2", "llama")  # transformers' model types whose layer FusedLayer c
 
 
 class FusedDecoder:
-    """Reads conversations with a decoder (Qwen2 or Llama) whose every linear layer has an adapter.
+    """A decoder (Qwen2 or Llama) in which every linear layer has an adapter, applied to packed conversations.
 
-    recomputed: how many layers, from the first on, keep only their input and are computed again in the backward pass.
-    activations_on_host: what these keep waits in main memory.
+    recomputed: how many layers, counted from the first, keep only their inputs and are recomputed in the backward pass.
+    activations_on_host: keep these inputs in main memory.
     """
 
     def __init__(self, decoder: Any, recomputed: int, activations_on_host: bool = False) -> None:
@@ -48,6 +48,7 @@ class FusedDecoder:
         training = self.decoder.training and torch.is_grad_enabled()
         for number, layer in enumerate(self.layers):
             if training and number < self.recomputed:
+                # The random state is restored for dropout only: it costs a synchronisation per layer.
                 with self._keeping():
                     hidden = checkpoint(
                         layer, hidden, rows, cosine, sine, use_reentrant=True, preserve_rng_state=layer.dropout > 0
@@ -98,13 +99,13 @@ class FusedLayer:
 
     @property
     def dropout(self) -> float:
-        """Of the adapters; 0 outside of training."""
+        """Dropout of the adapters; 0 outside of training."""
         return self.adapter_dropout if self.layer.training else 0.0
 
     def __call__(self, hidden: Tensor, rows: Rows, cosine: Tensor, sine: Tensor) -> Tensor:
         """hidden: (tokens, hidden). cosine, sine: (tokens, head width). Returns (tokens, hidden)."""
         norm = self.layer.input_layernorm
-        read = rms_norm(hidden, norm.weight, norm.variance_epsilon)
+        read = rms_norm(hidden, norm.weight, norm.variance_epsilon)  # (tokens, hidden)
         parts = adapted(read, (self.query, self.key, self.value), self.dropout)
         query, key, value = (part.unflatten(1, (-1, self.head_width)) for part in parts)
         query, key = rotate(query, key, cosine, sine)
@@ -121,15 +122,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
     query: (tokens, heads, width); key, value: (tokens, key heads, width). Returns (tokens, heads * width).
     """
     q, k, v = (rows.padded(part).transpose(1, 2) for part in (query, key, value))
-    # Padding stands on the right, where no real token looks: a causal mask needs no other.
+    # Padding is on the right, so the causal mask already hides it from all real tokens.
     mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return rows.packed(mixed.transpose(1, 2)).flatten(1)
 
 
 class Rows:
-    """Packed tokens as rows of equal length and back; for conversations of equal length both are views.
+    """Conversion of packed tokens to padded rows and back; if all conversations have the same length, both are views.
 
-    lengths: tokens of each conversation. positions: (tokens,) int64, the place of each in its conversation.
+    lengths: tokens of each conversation. positions: (tokens,) int64, the index of each token in its conversation.
     """
 
     def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
@@ -142,7 +143,7 @@ class Rows:
             self.places = (row * self.longest + within).to(device, non_blocking=True)
 
     def padded(self, packed: Tensor) -> Tensor:
-        """(tokens, ...) -> (conversations, longest, ...), zeros behind the shorter ones."""
+        """(tokens, ...) -> (conversations, longest, ...), with zeros after the shorter ones."""
         if self.places is not None:
             packed = _Spread.apply(packed, self.places, self.count * self.longest)
         return packed.unflatten(0, (self.count, self.longest))
@@ -154,7 +155,10 @@ class Rows:
 
 
 class _Spread(torch.autograd.Function):
-    """Rows to places of a larger tensor of zeros; torch's own gradients of indexing add up what never collides."""
+    """Scatter rows into a larger tensor of zeros.
+
+    Places are unique, so the gradient is a plain gather; torch's own gradient of indexing accumulates, which is slower.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, places: Tensor, size: int) -> Tensor:
@@ -167,7 +171,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """The rows at places; the opposite of _Spread."""
+    """Gather the rows at the given places; the inverse of _Spread, with a gradient that does not accumulate either."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""Adapted linear layers with a backward pass of their own.
+"""Linear layers with LoRA adapters (Hu et al. 2021) and a hand-written backward pass.
 
-Written out layer by layer, an adapter costs more time in reading and writing activations than in arithmetic: a copy for
-dropout, a product, a scaled copy and a sum for each layer, forward and backward. Here adapters add into the frozen
-product (a matrix product that accumulates), layers on one input share its pass through their A matrices, and a layer
-keeps its input and the rank-r product, nothing else.
+Computed layer by layer, an adapter spends more time on reading and writing activations than on arithmetic: a copy for
+dropout, a product, a scaled copy and a sum for each layer, forward and backward. Here the adapter's product accumulates
+into the frozen layer's output (addmm_), layers with the same input share one product with their stacked A matrices, and
+a layer saves only its input and the rank-r product for the backward pass.
+
+With y = W x + s B A x and the gradient g of y: dx = W^T g + s A^T B^T g, dA = s (B^T g) x^T, dB = s g (A x)^T.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from vesselseg.models.quantised import frozen_weight
 
 
 def collect(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Let a parameter's gradients add up in this tensor, also without autograd's knowing."""
+    """Accumulate a parameter's gradients in this tensor, which backward passes may do without autograd."""
     parameter.grad = gradient
     parameter.collects_gradients = True  # type: ignore[attr-defined]
 
 
 def collects(parameter: nn.Parameter) -> bool:
-    """Whether a backward pass may add to ``parameter.grad`` itself: nobody else waits for the gradient."""
+    """Whether a backward pass may add to ``parameter.grad`` directly, since no hook expects the gradient."""
     return getattr(parameter, "collects_gradients", False)
 
 
 @dataclass(frozen=True)
 class AdaptedLinear:
-    """base: the frozen layer. a: (rank, in), b: (out, rank). The layer adds scaling * b a x."""
+    """A frozen layer `base` and its adapter: a (rank, in), b (out, rank). The output is base(x) + scaling * b a x."""
 
     base: nn.Module
     a: nn.Parameter
@@ -54,9 +56,9 @@ class AdaptedLinear:
 
 
 def adapted(inputs: Tensor, layers: Sequence[AdaptedLinear], dropout: float = 0.0) -> tuple[Tensor, ...]:
-    """The outputs (tokens, out) of layers on one input (tokens, in), all of one scaling.
+    """Outputs (tokens, out) of layers with the same input (tokens, in) and the same scaling.
 
-    dropout: probability that an adapter misses an entry of the input; layers on one input miss the same entries.
+    dropout: of the adapters' input; layers with the same input share one dropout mask.
     """
     return _Adapted.apply(inputs, dropout, tuple(layers), *_adapters(layers))
 
@@ -64,7 +66,10 @@ def adapted(inputs: Tensor, layers: Sequence[AdaptedLinear], dropout: float = 0.
 def adapted_mlp(
     inputs: Tensor, gate: AdaptedLinear, up: AdaptedLinear, down: AdaptedLinear, dropout: float = 0.0
 ) -> Tensor:
-    """down(silu(gate(x)) * up(x)); keeps gate and up, not their product. inputs: (tokens, hidden)."""
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020); saves gate and up, and recomputes their product in the backward pass.
+
+    inputs: (tokens, hidden). Returns the same shape.
+    """
     return _AdaptedMlp.apply(inputs, dropout, (gate, up, down), *_adapters((gate, up, down)))
 
 
@@ -99,7 +104,7 @@ class _AdaptedMlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         inputs, reduced, kept, gate, up, reduced_down, kept_down = ctx.saved_tensors
-        product = swiglu(gate, up)
+        product = swiglu(gate, up)  # (tokens, intermediate), the largest tensor here: freed as soon as possible
         of_product, of_down = _backward((gradient,), product, reduced_down, kept_down, ctx.layers[2:], ctx.dropout)
         del product
         of_gate_up = swiglu_gradient(gate, up, of_product)
@@ -111,7 +116,7 @@ class _AdaptedMlp(torch.autograd.Function):
 def _forward(
     inputs: Tensor, layers: Sequence[AdaptedLinear], dropout: float
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-    """Outputs, the input times all A matrices (tokens, all ranks), and which entries dropout kept."""
+    """Outputs (tokens, out), the input times all A matrices (tokens, all ranks), and dropout's mask (tokens, in)."""
     seen, kept = inputs, None
     if dropout:
         seen, kept = torch.native_dropout(inputs, dropout, True)
@@ -139,23 +144,23 @@ def _backward(
         weight = frozen_weight(layer.base)
         of_input = gradient @ weight if of_input is None else of_input.addmm_(gradient, weight)
         of_reduced.append(gradient @ layer.b)
-        of_b.append(_learned(layer.b, gradient, part, layer.scaling))
-    joined = torch.cat(of_reduced, dim=1)
+        of_b.append(_parameter_gradient(layer.b, gradient, part, layer.scaling))
+    joined = torch.cat(of_reduced, dim=1)  # (tokens, all ranks)
     scale = layers[0].scaling
-    stacked = torch.cat([layer.a for layer in layers])
+    stacked = torch.cat([layer.a for layer in layers])  # (all ranks, in)
     seen = inputs
     if kept is None:
         of_input = of_input.addmm_(joined, stacked, alpha=scale)  # type: ignore[union-attr]
     else:
-        scale /= 1 - dropout
+        scale /= 1 - dropout  # native_dropout scales what it keeps; its mask does not
         seen = inputs * kept
         of_input = of_input.addcmul_(joined @ stacked, kept, value=scale)  # type: ignore[union-attr]
-    of_a = [_learned(layer.a, part, seen, scale) for layer, part in zip(layers, joined.split(ranks, dim=1))]
+    of_a = [_parameter_gradient(layer.a, part, seen, scale) for layer, part in zip(layers, joined.split(ranks, dim=1))]
     return of_input, [gradient for pair in zip(of_a, of_b) for gradient in pair]
 
 
-def _learned(parameter: nn.Parameter, left: Tensor, right: Tensor, scale: float) -> Tensor | None:
-    """scale * left^T right as a parameter's gradient, or None where it was added to what has collected."""
+def _parameter_gradient(parameter: nn.Parameter, left: Tensor, right: Tensor, scale: float) -> Tensor | None:
+    """The gradient scale * left^T right of a parameter, or None if it was added to ``parameter.grad`` directly."""
     if collects(parameter):
         parameter.grad.addmm_(left.T, right, alpha=scale)  # type: ignore[union-attr]
         return None

@@ -1,4 +1,4 @@
-"""The frozen embedding table in main memory: a conversation needs a few dozen of its 150,000 rows."""
+"""The frozen embedding table in main memory: a conversation reads a few dozen of its 150,000 rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EMBEDDING = "language_model.model.embed_tokens.weight"
 
 
 class HostEmbedding(nn.Module):
-    """Looks rows up in main memory. The table is no parameter: moving or broadcasting a model leaves it where it is."""
+    """Embedding lookup in main memory. The table is no parameter, so that moving a model leaves it where it is."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -23,15 +23,16 @@ class HostEmbedding(nn.Module):
         return self.table
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids: (tokens,) int64 in main memory. Returns (tokens, hidden) there, page-locked beside a GPU."""
+        """input_ids: (tokens,) int64 in main memory. Returns (tokens, hidden), also in main memory."""
         rows = torch.nn.functional.embedding(input_ids, self.table)
+        # Only page-locked memory is copied to a GPU asynchronously.
         return rows.pin_memory() if torch.cuda.is_available() else rows
 
 
 def embedding_to_host(model: Sa2VA) -> bool:
-    """Move the table to main memory if it is frozen and no checkpoint needs it; returns whether it did.
+    """Move the table to main memory if it is frozen and not part of checkpoints; returns whether it was moved.
 
-    It saves 1.0 GiB at 8B. A table that the head shares must stay.
+    Saves 1.0 GiB at 8B. A table that is shared with the head stays on the GPU.
     """
     table = model.language_model.get_input_embeddings()
     head = model.language_model.get_output_embeddings()

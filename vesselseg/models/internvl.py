@@ -11,7 +11,7 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 from vesselseg.models.encoding import encode_images
 from vesselseg.models.sa2va_config import Sa2VAConfig
 
-TILES_AT_ONCE = 8  # of a frozen tower: enough to keep a GPU busy, and less memory than the language model takes
+TILES_AT_ONCE = 8  # of a frozen tower: enough to keep a GPU busy, with less memory than the language model needs
 
 
 class TileProjector(nn.Module):
@@ -36,12 +36,15 @@ class TileProjector(nn.Module):
 
 
 def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:
-    """InternVL's pixel shuffle 'v2': neighbouring patches move into the channels.
+    """InternVL's pixel shuffle 'v2' (Chen et al. 2024, arXiv 2404.16821): neighbouring patches move into the channels.
+
+    It reduces the number of tokens per tile, from 1024 to 256 at ratio 0.5.
 
     patches: (tiles, height, width, channels). Returns (tiles, height * ratio, width * ratio, channels / ratio**2).
     """
     factor = round(1 / ratio)
     tiles, height, width, channels = patches.shape
+    # Channels of a block of patches are ordered row by row, as the published weights of the projector expect.
     grid = patches.reshape(tiles, height // factor, factor, width // factor, factor, channels)
     return grid.permute(0, 1, 3, 2, 4, 5).reshape(tiles, height // factor, width // factor, channels * factor**2)
 

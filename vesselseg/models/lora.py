@@ -1,4 +1,4 @@
-"""LoRA through peft: attach, merge; what trains and what it weighs."""
+"""LoRA adapters through peft: attach and merge them; choose, save and count the parameters that train."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Lora:
     """Low-rank adapters on every linear layer of the language model's blocks (Hu et al. 2021).
 
     r: rank. alpha: the update is scaled by alpha / r. dropout: on the adapter's input, 0 to 1; 0.1 makes a step a fifth
-    slower and takes 0.8 GiB at 8B.
-    modules_to_save: of `embed_tokens` and `lm_head` those whose whole tables train beside the adapters (1.09 G
-    parameters at 8B for both; the rows of the new tokens train without them).
+    slower and needs 0.8 GiB at 8B.
+    modules_to_save: which of `embed_tokens` and `lm_head` train as whole tables, in addition to the adapters (1.09 G
+    parameters at 8B for both; the rows of the new tokens train in any case).
     """
 
     r: int = 64
@@ -39,22 +39,25 @@ class Lora:
 
 @dataclass(frozen=True)
 class Trainable:
-    """Which parts train. llm: `lora`, `full` or `frozen`; the others are switches.
-
-    projector: the layers between vision tower and language model (27.5 M at 8B). seg_projector: those between language
-    model and SAM2 (13.8 M). mask_decoder: SAM2's, and fine masks or vessel head. high_res_convs: SAM2's conv_s0 and
-    conv_s1 train with the mask decoder (25 k); frozen, they belong to the image encoder, whose features are then a
-    fifth as large.
-    """
+    """Which parts train."""
 
     llm: str = "lora"
-    new_tokens: bool = True  # the embedding rows of the five new tokens
+    """the language model: `lora`, `full` or `frozen`"""
+    new_tokens: bool = True
+    """embedding and head rows of the five new tokens"""
     projector: bool = False
+    """the layers between vision tower and language model (27.5 M parameters at 8B)"""
     seg_projector: bool = True
+    """the layers between language model and SAM2 (13.8 M parameters at 8B)"""
     mask_decoder: bool = True
+    """SAM2's mask decoder, and fine masks or vessel head"""
     high_res_convs: bool = True
-    sam2_encoder: bool = False  # SAM2's image encoder
-    vision: bool = False  # InternVL's vision tower
+    """SAM2's conv_s0 and conv_s1, together with the mask decoder (25 k parameters); frozen, they are part of the image
+    encoder, whose features are then a fifth as large"""
+    sam2_encoder: bool = False
+    """SAM2's image encoder and prompt encoder"""
+    vision: bool = False
+    """InternVL's vision tower"""
 
     def __post_init__(self) -> None:
         if self.llm not in ("lora", "full", "frozen"):
@@ -62,13 +65,14 @@ class Trainable:
 
 
 def attach_lora(model: Sa2VA, lora: Lora) -> None:
-    """Put adapters beside every linear layer of the language model's blocks; the head stays as it is."""
+    """Add adapters to every linear layer of the language model's blocks; the head gets none."""
     blocks = model.language_model.model.layers
     names = sorted(
         {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     )
     peft, sizes = _peft(), {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     config = peft.LoraConfig(**sizes, target_modules=names, bias="none")
+    # peft initialises B with zeros, so that the model's output does not change at first.
     peft.inject_adapter_in_model(config, model.language_model.model)
     for name, parameter in model.language_model.named_parameters():
         if "lora_" in name:
@@ -76,7 +80,7 @@ def attach_lora(model: Sa2VA, lora: Lora) -> None:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Replace every adapted layer by one with weight W + (alpha / r) B A, in place; W must not be in 4 bits."""
+    """Replace every adapted layer, in place, by one with weight W + (alpha / r) B A; W must not be quantised."""
     for name, module in list(model.named_modules()):
         if is_adapted(module):
             layer = module.get_base_layer()
@@ -92,7 +96,7 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def _peft() -> Any:
-    """For those who need it: it takes seconds, with bitsandbytes, which it imports."""
+    """Import peft where it is needed: with bitsandbytes, which it imports, that takes seconds."""
     mute_kernel_hint()
     import peft
 
@@ -126,7 +130,7 @@ def set_trainable(model: Sa2VA, trainable: Trainable, tables: Sequence[str] = ()
 
 
 def _freeze_what_no_mask_uses(model: Sa2VA) -> None:
-    """Parts that the forward pass never reaches hold no gradient, so no optimizer state either."""
+    """Freeze parts that the forward pass does not use: they would get optimizer states but no gradients."""
     sam2 = model.grounding.sam2
     unused = (
         sam2.sam_mask_decoder.iou_prediction_head,
@@ -145,15 +149,15 @@ def _freeze_what_no_mask_uses(model: Sa2VA) -> None:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter that trains, by name."""
+    """The parameters that train, by name."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def checkpoint_state(model: Sa2VA) -> dict[str, Tensor]:
-    """What a checkpoint must hold: every parameter that trains, and what no weight file could give again.
+    """What a checkpoint must contain: the parameters that train, and what cannot be read again from the base's files.
 
-    A SAM2 that started from random weights answers through frozen parts and buffers too (position matrix, IoU head),
-    and a checkpoint that training started from may have changed parts that are frozen now.
+    The latter are random initial weights, including frozen ones and buffers (e.g. SAM2's position matrix and IoU head),
+    and frozen parts in which a checkpoint that the training started from differed from the base.
     """
     not_in_base = {
         name: value.detach()
@@ -163,6 +167,7 @@ def checkpoint_state(model: Sa2VA) -> dict[str, Tensor]:
     return {**not_in_base, **trainable_state(model)}
 
 
+# (part, prefix of its parameters' names), of which the first match counts. Adapters are found by "lora_" anywhere.
 PARTS = (
     ("LoRA", "lora_"),
     ("new tokens", "new_tokens."),
@@ -187,7 +192,7 @@ class PartCount:
 
 
 def count_parameters(model: nn.Module) -> dict[str, PartCount]:
-    """Trainable and frozen parameters by part; partitioned (ZeRO-3) ones count whole, each tensor once."""
+    """Trainable and frozen parameters by part. Partitioned parameters (ZeRO-3) count in full."""
     counts = {part: PartCount() for part, _ in PARTS}
     for name, parameter in model.named_parameters():
         part = next((part for part, mark in PARTS if mark in name and (mark == "lora_" or name.startswith(mark))), None)

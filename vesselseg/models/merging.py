@@ -1,4 +1,4 @@
-"""Adapters and the weights beside them -> the weights of a model without adapters, one at a time."""
+"""Merge LoRA adapters into the weights that they adapt, one weight at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _BASE, _A, _B = ".base_layer.", ".lora_A.", ".lora_B."
 def merged_weight(weight: Tensor, updates: Mapping[str, tuple[float, Tensor, Tensor]]) -> Tensor:
     """W + sum of scale * B A over the adapters by name (Hu et al. 2021), in W's type.
 
-    weight: (out, in). updates: scale (alpha / r), A (r, in), B (out, r). The sum is taken in float32 and rounded once:
-    summed in bf16, a small update would be lost in a large weight.
+    weight: (out, in). updates: scale (alpha / r), A (r, in), B (out, r). The sum is computed in float32 and rounded
+    once: in bf16, small updates of large weights would be lost.
     """
     merged = weight.detach().float()
     for scale, a, b in updates.values():
@@ -23,9 +23,9 @@ def merged_weight(weight: Tensor, updates: Mapping[str, tuple[float, Tensor, Ten
 
 
 class MergedState(Mapping[str, Tensor]):
-    """A state dict with adapters as one without: names and shapes are known, a sum is made when it is asked for.
+    """A view of a state dict without adapters: a weight is merged when it is read.
 
-    model: whose adapters' scales count. state: its state dict, or what stands in for it where weights are partitioned.
+    model: it determines the adapters' scales. state: its state dict, or a replacement where weights are partitioned.
     """
 
     def __init__(self, model: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
@@ -57,5 +57,5 @@ class MergedState(Mapping[str, Tensor]):
 
 
 def is_adapted(module: Any) -> bool:
-    """Whether a module is one of peft's LoRA layers around a layer; told without peft, which need not be there."""
+    """Whether a module is one of peft's LoRA layers; found by its attributes, since peft need not be installed."""
     return hasattr(module, "lora_A") and hasattr(module, "get_base_layer")

@@ -1,7 +1,7 @@
-"""Conversations without padding: one row of tokens, and where in it everything stands.
+"""Conversations packed without padding into one row of tokens, with the positions of everything in it.
 
-All places are found on the CPU, before anything moves to a GPU: finding them there would make the CPU wait for the GPU
-several times in every forward pass.
+Positions are found on the CPU, before anything moves to a GPU: finding them on the GPU (`nonzero`) would make the CPU
+wait for it several times per forward pass.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ _ON_HOST = ("lengths", "branches", "host_text_ids")
 
 @dataclass(frozen=True)
 class Packed:
-    """Conversations one behind the other.
-
-    lengths: tokens of each conversation. branches: None, or per conversation how many tokens all its branches share and
-    how many each of them has (see `join_branches`). text_ids: (text tokens,) int64, all tokens but image placeholders,
-    on the device; host_text_ids: the same in main memory. order: (tokens,) int64, for each place its row in text tokens
-    followed by image tokens. seg_places: (objects,) int64, where [SEG] is the input token. answer_places: (answer
-    tokens,) int64, where the next token has a label; answer_labels: (answer tokens,) int64, that label.
-    """
+    """Conversations, concatenated."""
 
     lengths: tuple[int, ...]
+    """tokens of each conversation"""
     text_ids: Tensor
+    """(text tokens,) int64, all tokens but image placeholders, on the device"""
     host_text_ids: Tensor
+    """the same in main memory"""
     order: Tensor
+    """(tokens,) int64, for each position its row in the concatenation of text tokens and image tokens"""
     seg_places: Tensor
+    """(objects,) int64, positions of [SEG] in the input"""
     answer_places: Tensor
+    """(answer tokens,) int64, positions whose next token has a label"""
     answer_labels: Tensor
+    """(answer tokens,) int64, these labels"""
     branches: tuple[tuple[int, ...], ...] | None = None
+    """None, or per conversation the tokens that all its branches share and those of each branch (`join_branches`)"""
 
     def to(self, device: torch.device | str) -> Packed:
         """The same on a device; the text's tokens stay in main memory as well."""
@@ -45,14 +46,18 @@ class Packed:
 
 
 def pack(rows: Sequence[Tensor], labels: Sequence[Tensor] | None, image_token_id: int, seg_id: int) -> Packed:
-    """rows: (tokens,) int64 each, in main memory, without padding. labels: like rows, IGNORE_LABEL where none is."""
+    """Pack conversations.
+
+    rows: (tokens,) int64 each, in main memory, without padding. labels: like rows, IGNORE_LABEL where there is none.
+    """
     ids = torch.cat(list(rows))
     is_image = ids == image_token_id
     text = int((~is_image).sum())
+    # The n-th text token is row n, the n-th image token row (number of text tokens + n).
     order = torch.where(is_image, text + is_image.cumsum(0) - 1, (~is_image).cumsum(0) - 1)
     wanted = torch.full_like(ids, IGNORE_LABEL)
     if labels is not None:
-        # A token is predicted at the place before it, and never from another conversation.
+        # A token is predicted at the position before it, and never from another conversation.
         wanted = torch.cat([torch.cat([row[1:], row.new_full((1,), IGNORE_LABEL)]) for row in labels])
     answer_places = (wanted != IGNORE_LABEL).nonzero().squeeze(1)
     return Packed(
@@ -67,14 +72,15 @@ def pack(rows: Sequence[Tensor], labels: Sequence[Tensor] | None, image_token_id
 
 
 def join_branches(conversations: Sequence[Tensor], stop: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Conversations that begin alike -> one row: the beginning once, behind it what follows in each of them.
+    """Join conversations with a common prefix into one row: the prefix once, then the rest of each conversation.
 
-    conversations: (tokens,) int64 each. stop: a token id, [SEG], that must not be shared, since each needs its own.
-    Returns the row and its `branches`: tokens of the beginning, then of what follows it in each conversation. With the
-    mask and positions of `read_padded` every token sees what it sees in a conversation of its own.
+    conversations: (tokens,) int64 each. stop: a token id, [SEG], that must not be shared: each conversation needs its
+    own hidden state there. Returns the row and its `branches`: the number of tokens of the prefix, then of each rest.
+    With the mask and positions of `read_padded` every token attends to the same tokens as in a separate conversation.
     """
     if len(conversations) == 1:
         return conversations[0], (0, len(conversations[0]))
+    # A cumulative product of 0 and 1 is 1 up to the first difference.
     first, shortest = conversations[0], min(map(len, conversations))
     same = (first[:shortest] != stop).cumprod(0)
     for other in conversations[1:]:
@@ -90,7 +96,7 @@ def read_padded(
     lengths: tuple[int, ...],
     branches: tuple[tuple[int, ...], ...] | None = None,
 ) -> Tensor:
-    """Hidden states through transformers' own forward pass, which wants rows of equal length: any decoder, any adapter.
+    """Hidden states from transformers' own forward pass on padded rows, which works for any decoder and adapter.
 
     embeddings: (tokens, hidden), conversations of these lengths. Returns (tokens, hidden), after the last norm.
     """
@@ -100,27 +106,29 @@ def read_padded(
         how: dict[str, Tensor] = {"attention_mask": present.to(rows.device, non_blocking=True)}
     else:
         how = _see_branches(branches, rows)
-    # One pass over question and answer: nothing will read keys and values again.
+    # One pass over question and answer: a cache of keys and values would not be read.
     hidden = decoder(inputs_embeds=rows, use_cache=False, **how).last_hidden_state
     return torch.cat([row[:length] for row, length in zip(hidden, lengths)])
 
 
 def _see_branches(branches: tuple[tuple[int, ...], ...], rows: Tensor) -> dict[str, Tensor]:
-    """Attention mask (rows, 1, longest, longest), added to scores, and positions (rows, longest)."""
+    """Attention mask (rows, 1, longest, longest), added to the scores, and positions (rows, longest)."""
     longest = rows.shape[1]
-    branch = torch.full((len(branches), longest), -1)  # 0: shared, -1: padding, which sees itself
+    branch = torch.full((len(branches), longest), -1)  # 0: shared prefix, -1: padding
     positions = torch.arange(longest).repeat(len(branches), 1)
     for row, (shared, *following) in enumerate(branches):
         place = shared
         branch[row, :shared] = 0
         for number, length in enumerate(following, 1):
             branch[row, place : place + length] = number
+            # Every branch continues from the end of the prefix, as if the others were not there.
             positions[row, place : place + length] = torch.arange(shared, shared + length)
             place += length
     branch, positions = branch.to(rows.device, non_blocking=True), positions.to(rows.device, non_blocking=True)
     mine, other = branch.unsqueeze(2), branch.unsqueeze(1)
     earlier = torch.ones(longest, longest, dtype=torch.bool, device=rows.device).tril()
     sees = earlier & ((mine == other) | (other == 0)) & (mine >= 0)
+    # Padding attends to itself: a row of the mask without any entry would give NaN.
     sees = sees | torch.eye(longest, dtype=torch.bool, device=rows.device)
     mask = torch.zeros(sees.shape, dtype=rows.dtype, device=rows.device)
     mask = mask.masked_fill(~sees, torch.finfo(rows.dtype).min)

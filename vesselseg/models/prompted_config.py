@@ -1,4 +1,4 @@
-"""PromptedSAM2Config: phrases and sizes of a model with fixed phrases. Transformers reads this file alone at first."""
+"""PromptedSAM2Config: phrases and sizes of a model with fixed phrases. transformers imports this file by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ MODEL_TYPE = "vesselseg_sam2"
 
 
 class PromptedSAM2Config(PretrainedConfig):
-    """phrases: what the model can be asked for, one mask each. head_width: of `PromptHead`.
+    """Configuration of `PromptedSAM2`.
+
+    phrases: the phrases that the model can segment, one mask each. head_width: width of `PromptHead`.
 
     grounding_config, threshold, mask_temperature, training_images: as in `Sa2VAConfig`.
     """

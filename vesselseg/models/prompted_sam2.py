@@ -1,8 +1,7 @@
-"""SAM2 with the prompts of a few fixed phrases built in: square image -> one mask per phrase, no language model.
+"""SAM2 with built-in prompts for a few fixed phrases: square image -> one mask per phrase, without a language model.
 
-For a fixed phrase the language model's whole contribution to a mask is one vector of 256 numbers per image.
-`PromptHead` stands in for it: a constant vector per phrase or, with a width, that vector and a correction read from
-SAM2's own features.
+For a fixed phrase the language model contributes one vector of 256 numbers per image. `PromptHead` replaces it by a
+constant vector per phrase and, with a width above 0, a correction predicted from SAM2's own features.
 """
 
 from __future__ import annotations
@@ -18,16 +17,18 @@ from torch.nn import functional
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.sam2_grounding import PROMPT_DIM, ImageFeatures, SAM2Grounding
 
-GRID = 8  # the correction sees the features as this many cells a side, whatever the image size
-# What a single image goes through; the rest of SAM2 carries masks through videos.
+GRID = 8  # cells per side of the pooled features that the correction reads, for every image size
+# Modules that single images need; the rest of SAM2 propagates masks through videos.
 _KEPT = ("image_encoder", "no_mem_embed", "sam_prompt_encoder", "sam_mask_decoder")
 _PUBLISHED, _OURS = "grounding_encoder.sam2_model.", "grounding.sam2."
 POSITIONS = _OURS + "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
 
 class PromptHead(nn.Module):
-    """base: (phrases, 256), the prompt of each phrase. width: channels of the correction; 0: none, the same prompts for
-    every image. The correction starts at zero; spread: (phrases, 256), its unit.
+    """Predicts the prompts of the phrases.
+
+    base: (phrases, 256), the prompt of each phrase. width: channels of the correction; 0: no correction, the same
+    prompts for every image. spread: (phrases, 256), scale of the correction, which starts at zero.
     """
 
     spread: Tensor
@@ -46,17 +47,17 @@ class PromptHead(nn.Module):
             nn.init.zeros_(self.correction.bias)
 
     def forward(self, cells: Tensor) -> Tensor:
-        """cells: (images, 256, h, w), see `pool_features`. Returns prompts (images, phrases, 256)."""
+        """cells: (images, 256, h, w), from `pool_features`. Returns prompts (images, phrases, 256)."""
         base = self.base.unsqueeze(0).expand(cells.shape[0], -1, -1)
         if not self.width:
             return base
         hidden = functional.gelu(self.narrow(self.norm(cells)))
-        hidden = functional.gelu(self.mix(hidden)).mean(dim=(2, 3))
+        hidden = functional.gelu(self.mix(hidden)).mean(dim=(2, 3))  # (images, width)
         return base + self.spread * self.correction(hidden).unflatten(1, (-1, PROMPT_DIM))
 
 
 def pool_features(embedding: Tensor) -> Tensor:
-    """SAM2's embedding (images, 256, side / 16, side / 16) -> means over at most GRID x GRID equal cells."""
+    """SAM2's embedding (images, 256, side / 16, side / 16), averaged over at most GRID x GRID equal cells."""
     size = int(embedding.shape[-1])
     return functional.avg_pool2d(embedding, size // math.gcd(size, GRID))
 
@@ -104,7 +105,7 @@ def build_prompted(config: PromptedSAM2Config) -> PromptedSAM2:
 
 
 def without_memory(grounding: SAM2Grounding) -> SAM2Grounding:
-    """Take out of SAM2, in place, what only videos need; returns the same object."""
+    """Remove from SAM2, in place, what only videos need; returns the same object."""
     sam2 = grounding.sam2
     for name in {name.split(".")[0] for name in sam2.state_dict()} - set(_KEPT):
         delattr(sam2, name)
@@ -112,7 +113,7 @@ def without_memory(grounding: SAM2Grounding) -> SAM2Grounding:
 
 
 def place(model: PromptedSAM2, device: torch.device | str, dtype: torch.dtype) -> PromptedSAM2:
-    """Move the model, in place; the positions' matrix stays as it is, in float32: a cast there and back rounds it."""
+    """Move the model, in place. SAM2's position matrix stays in float32: casting it to bf16 and back would round it."""
     exact = positions_matrix(model)
     model.to(device=device, dtype=dtype)
     set_positions_matrix(model, exact)
@@ -120,19 +121,19 @@ def place(model: PromptedSAM2, device: torch.device | str, dtype: torch.dtype) -
 
 
 def positions_matrix(model: PromptedSAM2) -> Tensor:
-    """The random matrix (2, 128) that SAM2 makes positions with."""
+    """The random matrix (2, 128) of SAM2's positional encoding (random Fourier features, Tancik et al. 2020)."""
     matrix: Tensor = model.grounding.sam2.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     return matrix
 
 
 def set_positions_matrix(model: PromptedSAM2, exact: Tensor) -> None:
-    """Put it back on the model's device, in float32, whatever type the other weights were cast to."""
+    """Set that matrix on the model's device, in float32, also if the other weights are in bf16."""
     layer = model.grounding.sam2.sam_prompt_encoder.pe_layer
     layer.positional_encoding_gaussian_matrix = exact.to(model.device, torch.float32)
 
 
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of `PromptedSAM2` under the names of Sa2VA's published folders; the head's have none there."""
+    """A state dict of `PromptedSAM2` with SAM2's weights under the names of Sa2VA's published folders."""
     return {
         _PUBLISHED + name.removeprefix(_OURS) if name.startswith(_OURS) else name: value
         for name, value in state.items()

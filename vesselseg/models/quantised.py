@@ -1,8 +1,8 @@
 """Frozen linear layers of the language model's blocks in 4 or 8 bits.
 
-4 bits, for training and predicting: NF4 with quantised scales (Dettmers 2023, QLoRA), packed and unpacked by
-bitsandbytes. 8 bits, for predicting: whole numbers and a scale per output, on any device. The layer, its name in a
-checkpoint and the adapter beside it stay what they are. Head, embeddings, vision tower and SAM2 are not quantised.
+4 bits, for training and predicting: NF4 with quantised scales (QLoRA, Dettmers et al. 2023), packed and unpacked by
+bitsandbytes. 8 bits, for predicting: integers and one scale per output, on any device. The layer's class, its name in a
+checkpoint and its adapter do not change. Head, embeddings, vision tower and SAM2 are not quantised.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from vesselseg.errors import UserError
 
 KINDS: Final = (None, "nf4", "int8")
 BLOCK: Final = 64  # weights that share a scale
-NF4_BYTES: Final = 0.5 + 1 / BLOCK + 4 / (256 * BLOCK)  # per weight: 4 bits, a byte for each scale, a float for 256
+NF4_BYTES: Final = 0.5 + 1 / BLOCK + 4 / (256 * BLOCK)  # per weight: 4 bits, a byte per scale, a float per 256 scales
 
 
 class PackedLinear(nn.Linear):
     """A linear layer whose frozen weight is stored in fewer bits.
 
-    Until `pack` is called it is the linear layer that it was made of, as a rule on the meta device.
+    Before `pack` is called it is the original linear layer, usually on the meta device.
     """
 
-    scales: Any = None  # no buffer, so that no cast of the model reaches it
+    scales: Any = None  # not a buffer, so that casting the model does not cast it
 
     def pack(self, weight: Tensor) -> None:
-        """Take a dense weight (out, in), on the device and in the type that are to be computed in."""
+        """Quantise a dense weight (out, in), given on the device and in the type of the computation."""
         raise NotImplementedError
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
@@ -44,7 +44,7 @@ class PackedLinear(nn.Linear):
 
 
 class Nf4Linear(PackedLinear):
-    """Two weights to a byte: `weight` is (weights / 2, 1) uint8, `scales` bitsandbytes' QuantState."""
+    """Two weights per byte: `weight` is (weights / 2, 1) uint8, `scales` is bitsandbytes' QuantState."""
 
     def pack(self, weight: Tensor) -> None:
         """See `PackedLinear`."""
@@ -61,7 +61,8 @@ class Nf4Linear(PackedLinear):
 class Int8Linear(PackedLinear):
     """`weight` is (out, in) int8, `scales` (out,) float32; their product is within 0.4 % of the row's largest weight.
 
-    The scale is applied to the output: products of whole numbers up to 127 lose nothing in bf16.
+    The scale is applied to the output, so that no dense copy of the scaled weight is needed. Integers up to 127 are
+    exact in bf16.
     """
 
     def pack(self, weight: Tensor) -> None:
@@ -78,7 +79,7 @@ class Int8Linear(PackedLinear):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """Unpacks the weight anew for the backward pass instead of keeping it."""
+    """Unpacks the weight again for the backward pass instead of keeping the dense copy; it needs no gradient itself."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: Nf4Linear) -> Tensor:
@@ -91,37 +92,38 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def frozen_weight(layer: nn.Module) -> Tensor:
-    """The dense weight (out, in) of a linear layer in the type that it computes in; one in 4 bits is unpacked."""
+    """The dense weight (out, in) of a linear layer, in the type of its computation; 4-bit weights are unpacked."""
     if not isinstance(layer, Nf4Linear) or layer.scales is None:
         return layer.weight  # type: ignore[return-value]
     return _bitsandbytes().functional.dequantize_4bit(layer.weight, layer.scales)
 
 
 def number_of_weights(parameter: Tensor) -> int:
-    """Elements of a parameter: partitioned (ZeRO-3) ones whole, packed ones as many as they were."""
+    """Number of elements of a parameter before it was partitioned (ZeRO-3) or packed."""
     return int(getattr(parameter, "ds_numel", 2 * parameter.numel() if _is_packed(parameter) else parameter.numel()))
 
 
 def bytes_per_weight(kind: str | None, dtype: torch.dtype) -> float:
-    """Of a linear layer in the blocks, scales included where they count."""
+    """Bytes per weight of a linear layer in the blocks, including the scales of NF4."""
     return {"nf4": NF4_BYTES, "int8": 1.0}.get(kind or "", float(dtype.itemsize))
 
 
 def mark_for_quantising(language: PreTrainedModel, kind: str = "nf4") -> None:
-    """Make the linear layers of the blocks ready to be packed as soon as their weights come."""
+    """Turn the linear layers of the blocks into layers that are packed as soon as their weights are loaded."""
     for module in language.model.layers.modules():
         if type(module) is nn.Linear:
+            # The class changes in place, so that other references to the module stay valid.
             module.__class__ = _LAYERS[kind]
             module.requires_grad_(False)
 
 
 def draw_weights(part: PreTrainedModel, place: Callable[[str], torch.device | str], dtype: torch.dtype) -> None:
-    """Random weights for a part on the meta device, layer after layer, so that it is never whole before it is packed.
+    """Fill a part on the meta device with random weights, layer by layer, so that it is never in memory unpacked.
 
-    place: module's name in the part -> its device. transformers' own initialisation draws them; those of a packed layer
-    have the same spread.
+    place: module's name in the part -> its device. transformers' own initialisation draws the weights; those of packed
+    layers have the same standard deviation.
     """
-    spread = float(getattr(part.config, "initializer_range", 0.02))
+    std = float(getattr(part.config, "initializer_range", 0.02))
     for prefix, module in part.named_modules():
         device = place(f"{prefix}.")
         for name, parameter in list(module._parameters.items()):
@@ -129,7 +131,7 @@ def draw_weights(part: PreTrainedModel, place: Callable[[str], torch.device | st
                 continue
             drawn = torch.zeros(parameter.shape, device=device, dtype=dtype)
             if isinstance(module, PackedLinear) and name == "weight":
-                module.pack(drawn.normal_(0.0, spread))
+                module.pack(drawn.normal_(0.0, std))
             else:
                 module._parameters[name] = nn.Parameter(drawn, requires_grad=parameter.requires_grad)
         if not isinstance(module, PackedLinear):
@@ -141,7 +143,7 @@ _LAYERS: Final = {"nf4": Nf4Linear, "int8": Int8Linear}
 
 
 def require_quantising(device: torch.device | str) -> None:
-    """Raise UserError where bitsandbytes is missing or cannot work on this device."""
+    """Raise UserError if bitsandbytes is missing or does not work on this device."""
     try:
         _bitsandbytes().functional.quantize_4bit(torch.zeros(BLOCK, device=device), quant_type="nf4")
     except ImportError as error:
@@ -150,7 +152,7 @@ def require_quantising(device: torch.device | str) -> None:
             'it with pip install "bitsandbytes>=0.49,<0.51", or set model.sa2va.quantise=None '
             "(in a call: leave --quantise away)"
         ) from error
-    except Exception as error:  # a library that was not found shows as whatever the first call runs into
+    except Exception as error:  # a missing CUDA library raises different exceptions in different versions
         raise UserError(
             f"bitsandbytes does not work on {device} ({_first_line(error)}): it has no library for CUDA "
             f"{torch.version.cuda}, the one of this torch, or cannot load it. `python -m bitsandbytes` says more; "
@@ -160,8 +162,9 @@ def require_quantising(device: torch.device | str) -> None:
 
 
 def mute_kernel_hint() -> None:
-    """Before bitsandbytes is imported: on CPUs that compute in bf16 it says to install a package, for products with
-    weights in 4 bits that nothing here asks it for. Its other messages stay.
+    """Suppress one message of bitsandbytes; to be called before its import.
+
+    On CPUs with bf16 instructions it recommends a package for 4-bit products, which are not used here.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_kernel_hint)
 

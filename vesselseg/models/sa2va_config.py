@@ -23,7 +23,7 @@ SAM2_LARGE = {"variant": "large", "version": "2.0", "image_size": 1024}
 
 
 class Sa2VAConfig(PretrainedConfig):
-    """Shapes of vision tower, language model and SAM2.
+    """Sizes of vision tower, language model and SAM2, and what predicting needs to know of the training.
 
     llm_config, vision_config: as in config.json of the published InternVL folders (`qwen2` or `internlm2`; `llama`
     for an InternLM2 already converted).
@@ -32,13 +32,13 @@ class Sa2VAConfig(PretrainedConfig):
     SAM2's resolution, and `vessel_head`, options of `VesselHead`. Published folders have none: SAM2-L at 1024.
     new_token_start: id of [SEG]; the five new tokens follow each other from there.
     threshold: probability above which a pixel is vessel, chosen on a validation split.
-    mask_temperature: what mask logits are divided by before they become probabilities; 1 changes nothing. (Not called
-    temperature: transformers sets that one, of text generation, in every config.)
-    default_phrase: what is segmented when a request names nothing.
+    mask_temperature: divisor of mask logits before the sigmoid (temperature scaling, Guo et al. 2017); 1: no change.
+    (Not called temperature: transformers sets a field of that name, for text generation, in every config.)
+    default_phrase: what is segmented if a request contains no phrase.
     training_loss: arguments of `losses.total.TotalLoss` that the model was trained with; none means its own defaults,
     which are the published code's.
-    training_images: 12 hex digits for each image file that the model has trained on (`manifest.image_digests`), with
-    blanks between; empty where that is not known.
+    training_images: 12 hex digits for each image file that the model was trained on (`manifest.image_digests`),
+    separated by blanks; empty if unknown.
     """
 
     model_type = "sa2va_chat"
@@ -83,7 +83,7 @@ class Sa2VAConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def add_training_images(self, digests: str) -> None:
-        """Note further images that the model has trained on."""
+        """Add further images that the model was trained on."""
         self.training_images = " ".join(sorted({*self.training_images.split(), *digests.split()}))
 
     @property

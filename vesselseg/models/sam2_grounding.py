@@ -1,7 +1,8 @@
 """SAM2 through the `sam2` package: square image -> features; features and prompt vectors -> mask logits.
 
-The sizes are those of the YAML files of the `sam2` package; the prompt path is Sa2VA's (arXiv 2501.04001): the
-language model's vector is appended to the sparse embeddings of one padding point.
+SAM2: Ravi et al. 2024, arXiv 2408.00714; the sizes are those of the YAML files of the `sam2` package. The prompt is
+passed as in Sa2VA (Yuan et al. 2025, arXiv 2501.04001): the language model's vector is appended to the sparse
+embeddings of a padding point.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ from vesselseg.models.vessel_head import VesselHead
 from vesselseg.models.vessel_head_options import read_options
 
 PROMPT_DIM = 256  # width of SAM2's prompt embeddings, in every variant
-IMAGES_AT_ONCE = (
-    4  # of a frozen encoder: the GPU is busy with so many, and they take less memory than the decoder later
-)
+IMAGES_AT_ONCE = 4  # of a frozen encoder: enough to keep a GPU busy, with less memory than decoding needs later
 
 TRUNKS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -62,13 +61,13 @@ TRUNKS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class ImageFeatures:
-    """What the frozen half of SAM2 computes for each image, and the image.
+    """What SAM2's image encoder computes for each image, and the image itself.
 
     embedding: (images, 256, side / 16, side / 16), with the no-memory embedding added.
-    stride_8: (images, 256, side / 8, side / 8). stride_4: (images, 256, side / 4, side / 4). Where the decoder's two
-    convolutions for them are frozen, they are behind these: 64 and 32 channels.
-    view: (images, 3, side, side), normalised, or its pixels (uint8), where the masks are drawn from it too
-    (`SAM2Grounding.sees_view`).
+    stride_8: (images, 256, side / 8, side / 8). stride_4: (images, 256, side / 4, side / 4). If the mask decoder's two
+    convolutions for these levels are frozen, they are applied already, and the levels have 64 and 32 channels.
+    view: (images, 3, side, side), normalised float or uint8 pixels, if the masks depend on it too
+    (`SAM2Grounding.sees_view`); else None.
     """
 
     embedding: Tensor
@@ -83,9 +82,10 @@ class ImageFeatures:
 
 @dataclass
 class DecodedObjects:
-    """logits: as `SAM2Grounding.decode` returns them. tokens: (objects, 256), the mask tokens behind them.
+    """Masks, and what SAM2's memory needs besides.
 
-    scores: (objects, 1), SAM2's logits of the object being in the picture; 0 where SAM2 has no part in the masks.
+    logits: as returned by `SAM2Grounding.decode`. tokens: (objects, 256), the mask tokens that predicted them.
+    scores: (objects, 1), SAM2's logits that the object is in the image; 0 if SAM2 does not contribute to the masks.
     """
 
     logits: Tensor
@@ -96,8 +96,8 @@ class DecodedObjects:
 class SAM2Grounding(nn.Module):
     """SAM2 prompted by a vector instead of a click; `sam2` holds every weight under SAM2's own names.
 
-    config: as `build_sam2` takes it, and one of `fine_masks`, a kind of `FineMasks`, and `vessel_head`, options of
-    `VesselHead`; None leaves it away.
+    config: as in `build_sam2`, and at most one of `fine_masks`, a kind of `FineMasks`, and `vessel_head`, options of
+    `VesselHead`.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class SAM2Grounding(nn.Module):
 
     @property
     def sees_view(self) -> bool:
-        """Whether masks are drawn from the square view too, beside its features."""
+        """Whether masks depend on the pixels of the square view, not only on its features."""
         return self.vessel_head is not None or (self.fine_masks is not None and self.fine_masks.view is not None)
 
     @property
@@ -127,15 +127,15 @@ class SAM2Grounding(nn.Module):
 
     @property
     def square_side(self) -> int:
-        """Side of the square that masks go through on their way to the picture: SAM2's, as in the published code.
+        """Side of the square to which masks are resized before the image's size: SAM2's, as in the published code.
 
-        The vessel head's masks have the picture's own resolution, which a larger square in between would blur.
+        The vessel head's masks have the image's own resolution already, which resizing to a larger square would blur.
         """
         return self.image_size if self.vessel_head is None else self.mask_side
 
     @property
     def uses_sam2(self) -> bool:
-        """Whether SAM2 has a part in the masks; without, in ablations of the vessel head, it has no memory either."""
+        """Whether SAM2 contributes to the masks. If not, in ablations of the vessel head, there is no memory either."""
         return self.vessel_head is None or self.vessel_head.options.sam2
 
     def encode(self, images: Tensor) -> ImageFeatures:
@@ -143,11 +143,12 @@ class SAM2Grounding(nn.Module):
         with _without_positions(self.sam2.image_encoder.neck):
             levels = encode_images(self.sam2.image_encoder, self._encode, images, IMAGES_AT_ONCE)
         stride_4, stride_8, stride_16 = levels
+        # SAM2 adds this embedding to an image without memory: (1, 1, 256) -> (1, 256, 1, 1).
         embedding = stride_16 + self.sam2.no_mem_embed.transpose(1, 2).unsqueeze(-1)
         return ImageFeatures(embedding, stride_8, stride_4, images if self.sees_view else None)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        # The neck adds its levels in float32, whatever type the images have.
+        # The neck adds its levels in float32, also for images in bf16.
         levels = self.sam2.image_encoder(images)["backbone_fpn"]
         stride_4, stride_8, stride_16 = (level.to(images.dtype) for level in levels)
         if self.convolves_late:
@@ -157,7 +158,7 @@ class SAM2Grounding(nn.Module):
 
     @property
     def convolves_late(self) -> bool:
-        """Whether the two convolutions for the high-resolution levels train, and so belong to decoding."""
+        """Whether the two convolutions for the high-resolution levels train, and so are part of decoding."""
         decoder = self.sam2.sam_mask_decoder
         return trains(decoder.conv_s0) or trains(decoder.conv_s1)
 
@@ -168,11 +169,11 @@ class SAM2Grounding(nn.Module):
         image_of_prompt: Tensor,
         objects_per_image: Sequence[int] | None = None,
     ) -> Tensor:
-        """One mask per prompt: of SAM2's three candidates the one with the highest predicted IoU.
+        """One mask per prompt: the candidate with the highest predicted IoU of SAM2's three.
 
         prompts: (objects, 256). image_of_prompt: (objects,) int64, index into the features. objects_per_image: see
-        `VesselHead.forward`. Returns (objects, mask_side, mask_side): logits before sigmoid. The object score does not
-        blank a mask.
+        `VesselHead.forward`. Returns (objects, mask_side, mask_side): logits before sigmoid. Unlike in SAM2, a low
+        object score does not suppress the mask.
         """
         return self.decode_objects(features, prompts, image_of_prompt, objects_per_image=objects_per_image).logits
 
@@ -184,10 +185,10 @@ class SAM2Grounding(nn.Module):
         drawn_from: tuple[ImageFeatures, Tensor] | None = None,
         objects_per_image: Sequence[int] | None = None,
     ) -> DecodedObjects:
-        """`decode`, and what SAM2's memory takes beside the mask; prompts None: memory alone says what to find.
+        """`decode`, and what SAM2's memory needs besides the mask.
 
-        drawn_from: features, and each object's index into them, that the vessel head reads in place of the others:
-        those of the frame itself, without what is remembered of an object.
+        prompts: None if only the memory defines the objects. drawn_from: features, and each object's index into them,
+        for the vessel head: those of the frame itself, not conditioned on memory. Default: the same features.
         """
         features = self._convolved(features)
         seen, image_of_seen = drawn_from or (features, image_of_object)
@@ -196,10 +197,11 @@ class SAM2Grounding(nn.Module):
         if self.vessel_head is not None and not self.uses_sam2:
             if prompts is None:
                 raise ValueError("without SAM2 (vessel_head.sam2=False) there is no memory; every frame needs prompts")
-            # No logits of SAM2's: nothing reads them.
+            # SAM2's logits are empty here: nothing reads them.
             decoded = DecodedObjects(prompts.new_empty(len(prompts), 0, 0), prompts, prompts.new_zeros(len(prompts), 1))
         else:
-            # Also for one prompt each: with partitioned weights (ZeRO-3) all processes must build the same graph.
+            # Select even if there is one prompt per image: with partitioned weights (ZeRO-3) all processes must build
+            # the same graph.
             decoded = self._ask_sam2(features.select(image_of_object), prompts, features.view, image_of_object)
         if self.vessel_head is None:
             return decoded
@@ -210,7 +212,7 @@ class SAM2Grounding(nn.Module):
         return replace(decoded, logits=logits)
 
     def _convolved(self, features: ImageFeatures) -> ImageFeatures:
-        """Behind the decoder's two convolutions for the high-resolution levels, wherever these run."""
+        """The features after the mask decoder's two convolutions for the high-resolution levels."""
         if not self.convolves_late:
             return features
         decoder = self.sam2.sam_mask_decoder
@@ -220,7 +222,7 @@ class SAM2Grounding(nn.Module):
     def _ask_sam2(
         self, features: ImageFeatures, prompts: Tensor | None, view: Tensor | None, image_of_object: Tensor
     ) -> DecodedObjects:
-        """features: one image's for each object. SAM2's best candidate, with fine masks finer."""
+        """SAM2's best candidate per object, refined by fine masks. features: one entry per object, not per image."""
         decoder = self.sam2.sam_mask_decoder
         sparse, dense = self._prompt_embeddings(prompts, image_of_object.shape[0])
         with upscaled_embedding(decoder) as kept:
@@ -233,6 +235,7 @@ class SAM2Grounding(nn.Module):
                 repeat_image=False,
                 high_res_features=[features.stride_4, features.stride_8],
             )
+        # masks: (objects, 3, side / 4, side / 4); predicted_iou: (objects, 3); tokens: (objects, 3, 256)
         best = torch.arange(masks.shape[0], device=masks.device), predicted_iou.argmax(dim=1)
         logits = masks[best]
         if self.fine_masks is not None:
@@ -240,10 +243,10 @@ class SAM2Grounding(nn.Module):
         return DecodedObjects(logits, tokens[best], scores)
 
     def _prompt_embeddings(self, prompts: Tensor | None, objects: int) -> tuple[Tensor, Tensor]:
-        """SAM2's own embeddings of one padding point (which it pads by another) and no mask, then the prompt vector.
+        """Sparse (objects, 2 or 3, 256): two padding points and the prompt. Dense (objects, 256, h, w): no mask.
 
-        A padding point's position is blanked, so its embedding is `not_a_point_embed` alone; going through the prompt
-        encoder would multiply the position by a matrix that must be float32.
+        A padding point has no position, so its embedding is `not_a_point_embed` alone. SAM2's prompt encoder gives the
+        same (it pads one point by another), but multiplies the position by a matrix that must be float32.
         """
         encoder = self.sam2.sam_prompt_encoder
         sparse = encoder.not_a_point_embed.weight.expand(objects, 2, -1)
@@ -253,7 +256,7 @@ class SAM2Grounding(nn.Module):
         return sparse, dense.expand(objects, -1, *encoder.image_embedding_size)
 
     def _image_positions(self) -> Tensor:
-        """(1, 256, side / 16, side / 16) float32, whatever type the weights have."""
+        """Positional encoding (1, 256, side / 16, side / 16) in float32, also if the weights are bf16."""
         encoder = self.sam2.sam_prompt_encoder
         matrix = encoder.pe_layer.positional_encoding_gaussian_matrix
         if matrix.dtype == torch.float32:  # the plain call, which torch can trace
@@ -269,7 +272,7 @@ class _NoPositions(nn.Module):
 
 @contextmanager
 def _without_positions(neck: FpnNeck) -> Iterator[None]:
-    """The neck computes position encodings beside its levels, 67 MB for an image of 1024; only video needs them."""
+    """Skip the neck's position encodings, 67 MB for an image of side 1024; only video needs them."""
     kept = neck.position_encoding
     neck.position_encoding = _NoPositions()
     try:
@@ -295,6 +298,7 @@ def build_sam2(config: dict[str, Any]) -> SAM2Base:
     if int(config["image_size"]) % 32:
         raise ValueError(f"sam2 image_size is {config['image_size']}; it must be a multiple of 32")
     newer = version == "2.1"
+    # Arguments as in the YAML files of the `sam2` package, sam2_hiera_*.yaml and sam2.1_hiera_*.yaml.
     return SAM2Base(
         image_encoder=_image_encoder({**TRUNKS[variant], **config.get("trunk", {})}),
         memory_attention=_memory_attention(),
@@ -364,7 +368,7 @@ def _memory_encoder() -> MemoryEncoder:
 
 
 def _sine_positions(features: int) -> PositionEmbeddingSine:
-    """SAM2's own; without its cache, which would fill GPU memory while the model is built."""
+    """SAM2's own positional encoding, without its cache, which would fill GPU memory while the model is built."""
     return PositionEmbeddingSine(
         num_pos_feats=features, normalize=True, scale=None, temperature=10000, warmup_cache=False
     )

@@ -1,6 +1,6 @@
-"""SAM2's memory over the frames of a cine run: masks of prompted keyframes carried to the frames after them.
+"""SAM2's memory over the frames of a cine run: masks of prompted keyframes are propagated to the following frames.
 
-What is remembered, and how, is SAM2's (Ravi et al., "SAM 2: Segment Anything in Images and Videos", arXiv 2408.00714),
+The memory is SAM2's (Ravi et al., "SAM 2: Segment Anything in Images and Videos", arXiv 2408.00714, section 4),
 computed by the methods of the `sam2` package; a keyframe's prompt is the language model's vector, as in Sa2VA.
 """
 
@@ -16,15 +16,15 @@ from torch.nn import functional
 
 from vesselseg.models.sam2_grounding import DecodedObjects, ImageFeatures, SAM2Grounding
 
-# Of several, SAM2 would not know which is older: keyframes have no place in time. Older ones are frames like others.
+# SAM2 gives keyframes no temporal encoding, so it cannot distinguish old from new ones: older ones become plain frames.
 KEYFRAMES_KEPT = 1
 FRAMES_WITH_POINTERS = 15  # SAM2's max_obj_ptrs_in_encoder, less the keyframe's
 
 
 class MaskMemory:
-    """The memory of one cine run; every frame is given once, in order, and a bounded number is remembered.
+    """The memory of one cine run; frames are given once, in order, and memory holds a bounded number of them.
 
-    frames: how many there will be. A keyframe is decoded from its prompts alone, exactly as a single image; the others
+    frames: length of the run. A keyframe is decoded from its prompts alone, exactly as a single image; other frames
     from memory alone: the last keyframe, the last six frames, and object pointers of the last fifteen.
     """
 
@@ -38,9 +38,9 @@ class MaskMemory:
     def step(self, features: ImageFeatures, prompts: Tensor | None = None) -> Tensor:
         """The next frame's mask logits, as `SAM2Grounding.decode` returns them.
 
-        features: of this one frame; or, for runs side by side, of one frame of each, as many as there are objects.
-        prompts: (objects, 256) on a keyframe, None on others; the first must be one.
-        The object score blanks no mask. It decides, as in SAM2, whether memory holds a pointer to the object.
+        features: of this frame; or, for several runs in parallel, of one frame of each, as many as there are objects.
+        prompts: (objects, 256) on a keyframe, None on others; the first frame must be a keyframe.
+        A low object score does not suppress a mask. As in SAM2, it decides if memory holds a pointer to the object.
         """
         if prompts is None and not self.outputs["cond_frame_outputs"]:
             raise ValueError("the first frame of a cine run needs prompts: there is nothing to remember")
@@ -54,14 +54,14 @@ class MaskMemory:
         if prompts is None:
             features = replace(features, embedding=self._conditioned(plain))
         numbers = torch.arange(self._objects, device=plain.device)
-        # What is remembered decides what to find; the vessel head draws it from the frame, as it has learnt to.
+        # The vessel head was trained on features of single images, so it reads those without memory.
         decoded = self.grounding.decode_objects(features, prompts, numbers, drawn_from=frame)
         self._remember(plain, decoded, keyframe=prompts is not None)
         self._next += 1
         return decoded.logits
 
     def _conditioned(self, plain: Tensor) -> Tensor:
-        """Features (objects, 256, h, w) without the no-memory embedding, each with what is remembered of its object."""
+        """Condition features (objects, 256, h, w), without the no-memory embedding, on the memory of their objects."""
         positions = self.grounding.sam2.image_encoder.neck.position_encoding(plain)
         with _autocast(plain):
             conditioned: Tensor = self.grounding.sam2._prepare_memory_conditioned_features(
@@ -89,14 +89,14 @@ class MaskMemory:
                 object_score_logits=decoded.scores,
                 is_mask_from_pts=keyframe,
             )
-            there = (decoded.scores > 0).to(decoded.tokens.dtype)
-            pointer = there * sam2.obj_ptr_proj(decoded.tokens) + (1 - there) * sam2.no_obj_ptr
+            visible = (decoded.scores > 0).to(decoded.tokens.dtype)  # (objects, 1)
+            pointer = visible * sam2.obj_ptr_proj(decoded.tokens) + (1 - visible) * sam2.no_obj_ptr  # (objects, 256)
         kept = {"maskmem_features": features, "maskmem_pos_enc": positions, "obj_ptr": pointer}
         self.outputs["cond_frame_outputs" if keyframe else "non_cond_frame_outputs"][self._next] = kept
         self._forget()
 
     def _forget(self) -> None:
-        """Older keyframes become frames like others; frames lose their memory, then their pointers."""
+        """Keep what SAM2 will read: older keyframes become other frames; those lose their features, then pointers."""
         keyframes, others = self.outputs["cond_frame_outputs"], self.outputs["non_cond_frame_outputs"]
         while len(keyframes) > KEYFRAMES_KEPT:
             oldest = min(keyframes)
@@ -108,7 +108,7 @@ class MaskMemory:
                 kept["maskmem_features"] = kept["maskmem_pos_enc"] = None
 
     def _image_of_object(self, features: ImageFeatures) -> Tensor:
-        """(objects,) int64: all on the one frame, or each on its own."""
+        """(objects,) int64: index 0 for all if there is one frame, else each object's own frame."""
         numbers = torch.arange(self._objects, device=features.embedding.device)
         return numbers if len(features.embedding) > 1 else torch.zeros_like(numbers)
 
@@ -134,14 +134,14 @@ def single(features: ImageFeatures, number: int) -> ImageFeatures:
 
 
 def has_memory(grounding: SAM2Grounding) -> bool:
-    """Whether this SAM2 has a memory at all; a distilled model has none."""
+    """Whether this SAM2 has a memory; a distilled model has none."""
     return hasattr(grounding.sam2, "memory_encoder")
 
 
 def memory_trained(grounding: SAM2Grounding) -> bool:
-    """Whether the memory's weights were ever trained or read from a file that was.
+    """Whether the memory's weights were trained, here or in the file from which they were read.
 
-    Its encoder's layer scales all start at the same value (1e-6), and differ after the first step of any training.
+    The layer scales of its encoder all start at the same value (1e-6) and differ after one step of any training.
     """
     if not has_memory(grounding):
         return False
@@ -150,7 +150,7 @@ def memory_trained(grounding: SAM2Grounding) -> bool:
 
 
 def _autocast(like: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """In half types SAM2 computes the times of pointers in float32 and multiplies them by weights that are not."""
+    """Autocast for models in bf16 or fp16: SAM2 multiplies temporal encodings in float32 by weights in that type."""
     if like.dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(like.device.type, like.dtype)

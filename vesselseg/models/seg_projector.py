@@ -8,7 +8,7 @@ from vesselseg.models.sam2_grounding import PROMPT_DIM
 
 
 class SegProjector(nn.Module):
-    """Linear, ReLU, Linear (Sa2VA's ``text_hidden_fcs``; its dropout of 0 holds no weight)."""
+    """Linear, ReLU, Linear (Sa2VA's ``text_hidden_fcs``, whose dropout of 0 is omitted)."""
 
     def __init__(self, text_hidden: int) -> None:
         super().__init__()

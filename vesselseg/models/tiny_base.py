@@ -29,7 +29,7 @@ def write_tiny_base(
 ) -> Sa2VAConfig:
     """Write config.json, tokenizer and model.safetensors; the same seed writes the same bytes.
 
-    hidden_size: of vision tower and language model alike. layers: of each. tile_size: pixels, a multiple of 28.
+    hidden_size, layers: of vision tower and language model, each. tile_size: pixels, a multiple of 28.
     text: fields of `llm_config` for another language model than Qwen2, e.g. its `model_type`.
     Raises FileExistsError if the folder holds a model already.
     """

@@ -1,4 +1,4 @@
-"""Sizes and switches of the vessel head, and what is wrong with them."""
+"""Options of the vessel head, and their validation."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ NORMS = ("group", "instance")
 
 @dataclass(frozen=True)
 class VesselHeadOptions:
-    """Sizes and switches of a `VesselHead`; `model.sa2va.sam2.vessel_head` takes these names.
+    """Options of a `VesselHead`; `model.sa2va.sam2.vessel_head` takes these names.
 
-    channels: of the pyramid at strides 1, 2, 4, ... of the head's side, one number per level.
-    depth: blocks per level of the encoder, behind the convolution that enters it; decoder_depth: likewise of the
-        decoder, which has one level less. A single number is the same for every level.
-    object_channels: of the part that runs for every object, at the same strides; as many levels or fewer.
-    residual: a block has two convolutions and adds its input to its output. Without, it is one convolution: depth 1
-        and decoder_depth 2 are then the plain U-Net of nnU-Net. norm: `group` (8 channels a group) or `instance`.
-    side: pixels of the head's own square, which its masks have too. It must be the view's, or half or a quarter of it:
-        a view of 1024 pixels that only enlarges pictures of 512 holds no more than 512 can. None: the view's.
-    at_once: images whose activations are computed again together in the backward pass; None: all activations are kept,
-        as they are with partitioned weights (ZeRO-3).
-    compile: whether a training on a GPU fuses the head's small kernels (`torch.compile`); the first steps take longer.
-    modulated, skips, sam2: for ablations. Without `modulated` the token is not read. Without `skips` the pyramid does
-        not see SAM2's features. Without `sam2` nothing of SAM2 is read: neither features nor logits, and what modulates
-        is the prompt itself.
+    The last three are for ablations.
     """
 
     channels: Sequence[int] = (16, 32, 64, 128, 192, 256)
+    """channels of the pyramid at strides 1, 2, 4, ... of the head's side, one number per level"""
     depth: int | Sequence[int] = 1
+    """blocks per level of the encoder, after the convolution that enters the level; one number for all, or one each"""
     decoder_depth: int | Sequence[int] = 1
+    """the same for the decoder, which has one level less"""
     object_channels: Sequence[int] = (8, 16, 24, 32, 48)
+    """channels of the decoder that runs for every object, at the same strides; as many levels or fewer"""
     residual: bool = True
+    """blocks of two convolutions with a residual connection; False: one convolution each (with depth 1 and
+    decoder_depth 2 the plain U-Net of nnU-Net)"""
     norm: str = "group"
+    """`group` (8 channels per group) or `instance`"""
     side: int | None = None
+    """side of the head and its masks in pixels: the view's (None), half or a quarter of it; a view of 1024 pixels that
+    was upsampled from an image of 512 contains no more detail than 512"""
     at_once: int | None = 2
+    """images whose activations are recomputed together in the backward pass; None: all activations are kept, as always
+    with partitioned weights (ZeRO-3)"""
     compile: bool = False
+    """fuse the head's small kernels in a training on a GPU (`torch.compile`); the first steps take longer"""
     modulated: bool = True
+    """False: the mask token is not read"""
     skips: bool = True
+    """False: the pyramid does not read SAM2's features"""
     sam2: bool = True
+    """False: neither SAM2's features nor its logits are read, and the prompt itself takes the mask token's place"""
 
     def __post_init__(self) -> None:
-        # JSON and config files hold lists; two heads are the same where their numbers are.
+        # JSON and config files contain lists; as tuples, equal options compare equal.
         levels = len(self.channels)
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "object_channels", tuple(self.object_channels))
@@ -54,16 +56,16 @@ class VesselHeadOptions:
 
     @property
     def uses_features(self) -> bool:
-        """Whether the pyramid sees SAM2's features."""
+        """Whether the pyramid reads SAM2's features."""
         return self.sam2 and self.skips
 
     def shape(self) -> dict[str, Any]:
-        """What the weights depend on: all but `at_once` and `compile`."""
+        """The options on which the weights depend: all but `at_once` and `compile`."""
         names = (field.name for field in fields(self) if field.name not in ("at_once", "compile"))
         return {name: getattr(self, name) for name in names}
 
     def problems(self, image_size: int) -> list[str]:
-        """What is wrong with them for a view of so many pixels, one sentence each."""
+        """Problems of these options with a view of side `image_size`, one sentence each."""
         levels, found = len(self.channels), []
         depths: tuple[tuple[str, Any, int], ...] = (
             ("depth", self.depth, levels),
@@ -73,11 +75,11 @@ class VesselHeadOptions:
             if len(depth) != expected or min(depth, default=1) < 1:
                 found.append(f"{name} is {list(depth)}; expected {expected} numbers of 1 or more, or a single one")
         if levels < 2 or min(self.channels) < 1:
-            found.append(f"channels is {list(self.channels)}; expected two numbers above 0 or more")
+            found.append(f"channels is {list(self.channels)}; expected at least two positive numbers")
         if not 1 <= len(self.object_channels) <= levels or min(self.object_channels) < 1:
             found.append(
-                f"object_channels is {list(self.object_channels)}; expected one to {levels} numbers above 0, no more "
-                "than channels has"
+                f"object_channels is {list(self.object_channels)}; expected one to {levels} positive numbers, at "
+                "most as many as channels has"
             )
         if self.norm not in NORMS:
             found.append(f"norm is {self.norm!r}; expected {' or '.join(map(repr, NORMS))}")
@@ -98,7 +100,7 @@ class VesselHeadOptions:
 
 
 def read_options(given: Mapping[str, Any]) -> VesselHeadOptions:
-    """Options from a config's or a folder's dict. Raises UserError for a name that there is not."""
+    """Options from the dict of a config or a folder. Raises UserError for unknown names."""
     known = {field.name for field in fields(VesselHeadOptions)}
     unknown = sorted(set(given) - known)
     if unknown:

@@ -149,7 +149,7 @@ def test_neither_cached_nor_reachable_is_one_sentence(variables: dict[str, str],
     with pytest.raises(WeightsError) as caught:
         read("someone/tiny@v1")
     (message,) = str(caught.value).splitlines()
-    assert "someone/tiny@v1 is no folder here, not in the hub's cache and cannot be downloaded now" in message
+    assert "someone/tiny@v1 is neither a local folder nor in the hub's cache, and cannot be downloaded now" in message
     assert "hf download someone/tiny --revision v1 --exclude '*.py' --local-dir weights/tiny" in message
 
 
@@ -157,4 +157,4 @@ def test_a_repository_that_is_not_there(hub: Hub, set_hub: Callable[..., None]) 
     set_hub(HF_ENDPOINT=hub.address)
     with pytest.raises(WeightsError) as caught:
         read("someone/else")
-    assert "someone/else is no folder here" in str(caught.value).splitlines()[-1]
+    assert "someone/else is neither a local folder" in str(caught.value).splitlines()[-1]

@@ -343,7 +343,7 @@ def test_a_file_of_sam2_that_is_cut_short_or_carries_code(arguments: dict[str, A
     file = tmp_path / "sam2_hiera_tiny.pt"
     changed = {**arguments, "sam2": {**SAM2, "checkpoint": str(file)}}
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match=r"sam2_hiera_tiny\.pt: refused, .* It is cut short or carries code"):
+    with pytest.raises(WeightsError, match=r"sam2_hiera_tiny\.pt: refused, .* It is truncated or contains code"):
         build_model(**changed)
     torch.save({"model": {"weight": torch.zeros(1)}, "hook": Calls(Path.touch, tmp_path / "sprung")}, file)
     with pytest.raises(WeightsError, match=r"sam2_hiera_tiny\.pt: refused"):

@@ -1,6 +1,6 @@
-"""A folder with the weights to start from: which layout it has, its config, tokenizer and tensors.
+"""A base folder, whose weights a training starts from: its layout, config, tokenizer and tensors.
 
-The layout is told from config.json, never from the folder's name.
+The layout is detected from config.json, never from the folder's name.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 @dataclass(frozen=True)
 class BaseFolder:
-    """layout: `internvl` (published), `internvl_hf` (transformers' own) or `sa2va` (with mask decoder).
-
-    has_new_tokens: whether the five tokens are part of vocabulary and tables already.
-    fields: config.json as it stands, to be kept where the folder is written again; empty for transformers' own layout.
-    """
+    """A base folder whose config and tokenizer have been read; `stream` reads its weights."""
 
     path: Path
     layout: str
+    """`internvl` (published), `internvl_hf` (transformers' own) or `sa2va` (with SAM2's mask decoder)"""
     config: Sa2VAConfig
     tokenizer: PreTrainedTokenizerBase
+    """with the five new tokens, which are added if the folder has none"""
     image_token_id: int
+    """of <IMG_CONTEXT>, the placeholder of an image token"""
     has_new_tokens: bool
+    """whether the five tokens were in the folder's vocabulary and tables already"""
     fields: dict[str, Any]
+    """config.json unchanged, kept when a model is exported; empty for transformers' own layout"""
 
     def stream(self, tensors: WeightStream | None = None) -> WeightStream:
-        """Every tensor under our names; new-token rows are cut out of the tables, or start at the tables' mean.
+        """Every tensor under our names; new tokens' rows are copied from the tables, or start at the tables' mean.
 
-        tensors: as the folder names them, in place of its own (see `stream_headers`).
+        tensors: replace the folder's own, under its names (see `stream_headers`).
         """
         for name, tensor in tensors or stream_folder(self.path):
             if self.layout == "internvl_hf":
@@ -67,24 +68,25 @@ class BaseFolder:
 
 
 def mean_rows(table: Tensor, count: int, chunk: int = 8192) -> Tensor:
-    """`count` rows at the mean of a table (rows, hidden), summed in chunks so that no float copy of it is made.
+    """`count` rows at the mean of a table (rows, hidden), plus noise.
 
-    The mean makes a new token's first logits ordinary (Hewitt 2021, "Initializing new word embeddings"); a tenth of
-    the table's spread keeps the rows apart.
+    With the mean, a new token's initial logit is not an outlier (Hewitt 2021, "Initializing New Word Embeddings for
+    Pretrained Language Models"); noise of a tenth of the table's standard deviation makes the rows different.
     """
+    # Summed in chunks, so that there is no copy of the whole table in float64.
     total = torch.zeros(table.shape[1], dtype=torch.float64)
     squares = torch.zeros(table.shape[1], dtype=torch.float64)
     for part in table.split(chunk):
         total += part.double().sum(0)
         squares += part.double().square().sum(0)
     mean = total / len(table)
-    spread = (squares / len(table) - mean.square()).clamp(min=0).sqrt()
+    deviation = (squares / len(table) - mean.square()).clamp(min=0).sqrt()
     noise = torch.randn(count, table.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return (mean + 0.1 * spread * noise).to(table.dtype)
+    return (mean + 0.1 * deviation * noise).to(table.dtype)
 
 
 def read_base_folder(path: str | Path) -> BaseFolder:
-    """Look at a folder; raises WeightsError if it is not one that vesselseg can start from.
+    """Read config and tokenizer of a folder; raises WeightsError if a training cannot start from it.
 
     path: a folder, or OWNER/NAME or OWNER/NAME@REVISION of the hub (see `hub`).
     """
@@ -146,7 +148,7 @@ _ONLY = {"ps_version": ("v2",), "select_layer": (-1,), "pad2square": (False,)}
 
 
 def _check_supported(path: Path, content: dict[str, Any]) -> None:
-    """Families that this package has no class for, and settings of InternVL's first versions."""
+    """Raise WeightsError for unsupported language models and for settings of InternVL's first versions."""
     kind = content["llm_config"]["model_type"]
     if kind not in LANGUAGE_MODELS:
         raise WeightsError(
@@ -169,7 +171,7 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except WeightsError:
         raise
-    except Exception as error:  # the Rust reader of tokenizer.json raises bare Exception
+    except Exception as error:  # the tokenizers library raises plain Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{folder}: its tokenizer cannot be read ({reason}); download it again") from None
     missing = [token for token in IMAGE_TOKENS if token not in tokenizer.get_vocab()]

@@ -1,8 +1,8 @@
 """A model's path: a local folder, or a repository of the Hugging Face hub.
 
-`OWNER/NAME` or `OWNER/NAME@REVISION` is a repository where no such folder exists. Only configs, tokenizers and
-safetensors are fetched, into the hub's own cache; interrupted downloads go on. Code is never fetched but by
-`pretrained_folder`, whose caller has trusted it already.
+`OWNER/NAME` or `OWNER/NAME@REVISION` is a repository if no such folder exists. Only configs, tokenizers and safetensors
+are downloaded, into the hub's own cache; interrupted downloads are resumed. Code is downloaded only by
+`pretrained_folder`, whose caller has passed trust_remote_code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEVER = ("*.py", "*.pt", "*.bin")
 
 
 def hub_name(path: str | Path) -> tuple[str, str | None] | None:
-    """(repository, revision or None) if a path means the hub, else None."""
+    """(repository, revision or None) if a path is a name on the hub, else None."""
     match = _REPOSITORY.fullmatch(str(path))
     if match is None or Path(path).exists() or match.group(1) in LOCAL or Path(match.group(1)).is_dir():
         return None
@@ -35,7 +35,7 @@ def hub_name(path: str | Path) -> tuple[str, str | None] | None:
 
 
 def local_folder(path: str | Path) -> Path:
-    """The folder that a path means, downloaded first if it is one of the hub; WeightsError where that fails."""
+    """The folder of a path, downloaded if it is a name on the hub; raises WeightsError if that fails."""
     named = hub_name(path)
     if named is None:
         return Path(path)
@@ -51,14 +51,14 @@ def local_folder(path: str | Path) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
         raise WeightsError(_what_to_do(repository, revision, error)) from None
     if revision is None:
-        logger.info("%s is taken at revision %s; pin it with %s@%s", repository, folder.name, repository, folder.name)
+        logger.info("%s: using revision %s; pin it with %s@%s", repository, folder.name, repository, folder.name)
     return folder
 
 
 def pretrained_folder(path: str | Path, arguments: Mapping[str, Any]) -> Path:
-    """The folder that a `from_pretrained` of transformers means, downloaded with its code if it is one of the hub.
+    """The folder of transformers' `from_pretrained`, downloaded with its code if it is a name on the hub.
 
-    arguments: of that call; revision, cache_dir, token and local_files_only are taken from them.
+    arguments: of that call, of which revision, cache_dir, token and local_files_only are used.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -73,7 +73,8 @@ def _what_to_do(repository: str, revision: str | None, error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     pinned = f" --revision {revision}" if revision else ""
     return (
-        f"{repository}{'@' + revision if revision else ''} is no folder here, not in the hub's cache and cannot be "
-        f"downloaded now ({reason[:200]}); on a machine with a network run: hf download {repository}{pinned} "
-        f"--exclude '*.py' --local-dir weights/{name}, bring the folder here and set the path to weights/{name}"
+        f"{repository}{'@' + revision if revision else ''} is neither a local folder nor in the hub's cache, and "
+        f"cannot be downloaded now ({reason[:200]}); on a machine with internet access run: hf download "
+        f"{repository}{pinned} --exclude '*.py' --local-dir weights/{name}, copy the folder to this machine and set "
+        f"the path to weights/{name}"
     )

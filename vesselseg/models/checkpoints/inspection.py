@@ -1,4 +1,4 @@
-"""What a weight file or folder is, how large its parts are, and what vesselseg does with it; reads no weight whole."""
+"""Inspect a weight file or folder: its kind, the sizes of its parts, and what vesselseg can use it for."""
 
 from __future__ import annotations
 
@@ -42,18 +42,26 @@ _TRUNKS = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48
 
 @dataclass(frozen=True)
 class Inspection:
-    """parameters: by part. dtypes: parameters by type. size: bytes on disk. problem: why it is of no use, or empty."""
+    """What is known of a weight file or folder. Texts are for people; `details` has the values for programs."""
 
     path: str
     kind: str
+    """layout of the folder or kind of the file"""
     family: str
+    """which model the weights are of"""
     files: int
     size: int
+    """bytes on disk"""
     dtypes: dict[str, int]
+    """number of parameters by type"""
     parameters: dict[str, int]
+    """number of parameters by part of the model"""
     new_tokens: str
+    """whether it contains rows for the new tokens"""
     use: str
+    """what it can be used for, with commands and settings"""
     problem: str = ""
+    """why it cannot be used; empty if it can"""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,7 +71,7 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Look at a folder, a repository of the hub or a file; raises WeightsError where it cannot be read at all."""
+    """Inspect a folder, a repository of the hub or a file; raises WeightsError if it cannot be read."""
     place = local_folder(path)
     if place.is_dir():
         return _folder(read_base_folder(place), str(path))
@@ -98,7 +106,7 @@ def _folder(folder: BaseFolder, named: str) -> Inspection:
         size=sum(file.stat().st_size for file in files),
         dtypes=_dtypes(tensor for _, tensor in headers),
         parameters=_by_part({name: value for name, value in tensors if not (tied and name == HEAD)}),
-        new_tokens="in vocabulary and tables" if folder.has_new_tokens else "not in it; added when training starts",
+        new_tokens="in vocabulary and tables" if folder.has_new_tokens else "none; added when training starts",
         use=_use_of_folder(folder.layout, holds_sam2),
         problem=_problem(lambda: _check(folder, dict(tensors), holds_sam2)),
         details={"vocabulary": len(folder.tokenizer), "tokens_per_tile": folder.config.tokens_per_tile},
@@ -111,13 +119,13 @@ def _use_of_folder(layout: str, holds_sam2: bool) -> str:
     if layout == "sa2va":
         return "trains on as model.sa2va.base, with SAM2 from model.sa2va.sam2.checkpoint: it holds none"
     return (
-        "a base to train from (model.sa2va.base): new tokens and seg projector start fresh, SAM2 comes from "
-        "model.sa2va.sam2.checkpoint"
+        "a base to train from (model.sa2va.base): new tokens and seg projector start with new weights, SAM2 is read "
+        "from model.sa2va.sam2.checkpoint"
     )
 
 
 def _check(folder: BaseFolder, found: dict[str, Tensor], holds_sam2: bool) -> None:
-    """Raise WeightsError where names or shapes are not those of the model that config.json describes."""
+    """Raise WeightsError if names or shapes differ from the model that config.json describes."""
     config = folder.config
     hidden = int(config.llm_config["hidden_size"])
     with init_empty_weights():
@@ -129,7 +137,7 @@ def _check(folder: BaseFolder, found: dict[str, Tensor], holds_sam2: bool) -> No
         if folder.layout == "sa2va":
             parts["seg_projector"] = SegProjector(hidden)
     if holds_sam2 and "grounding_config" not in folder.fields and not _is_large(found):
-        # Trunks of other sizes are known to who trains with them only; the rest is checked.
+        # The folder does not say which sizes another SAM2 trunk has; only the rest is checked.
         found = {name: tensor for name, tensor in found.items() if not name.startswith("grounding.")}
     elif holds_sam2:
         parts["grounding"] = SAM2Grounding(config.grounding_config)

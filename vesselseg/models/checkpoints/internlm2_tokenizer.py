@@ -1,7 +1,7 @@
-"""InternLM2's tokenizer, whose folder holds a sentencepiece file and Python code: read without that code.
+"""InternLM2's tokenizer, whose folder contains a sentencepiece file and Python code: read without that code.
 
-`tokenizer.model` is a BPE of sentencepiece's with bytes as fallback; tokenizer_config.json replaces some of its unused
-pieces by the chat's own tokens, and adds more behind them.
+`tokenizer.model` is a sentencepiece BPE model with byte fallback; tokenizer_config.json replaces some of its unused
+pieces by chat tokens and appends further tokens.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SPACE = "▁"  # how sentencepiece writes a space
 
 
 def is_internlm2_tokenizer(folder: Path) -> bool:
-    """Told from tokenizer_config.json."""
+    """Whether tokenizer_config.json names InternLM2's tokenizer."""
     return _settings(folder).get("tokenizer_class") in CLASSES
 
 
 def read_internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The same ids as InternLM2's own code gives; encoding a text as a whole puts <s> before it, as that code does.
+    """A tokenizer with the ids of InternLM2's own code; as with that code, encoding a text adds <s> before it.
 
-    Raises WeightsError where the file is missing, damaged or of another kind.
+    Raises WeightsError if the file is missing, damaged or of another kind.
     """
     settings = _settings(folder)
     if (folder / "tokenizer.json").exists():

@@ -1,4 +1,4 @@
-"""Put a stream of tensors into a model, strictly."""
+"""Load a stream of tensors into a model, strictly."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def load_weights(
     dtype: torch.dtype | None = None,
     assign: Assign | None = None,
 ) -> None:
-    """Every tensor of the stream goes to the model's entry of that name, one at a time.
+    """Copy each tensor of the stream to the model's entry with its name, one at a time.
 
-    may_miss: regular expression of entries that the stream need not hold. may_ignore: of tensors to pass over.
-    device, dtype: where entries that are still on the meta device are created; a device, or name -> device.
-    assign: how a tensor gets into an entry that exists (ZeRO-3 partitions them); default: copy.
-    Raises WeightsError listing the first five missing, unexpected and wrongly shaped keys and their counts.
+    may_miss: regular expression of entries that the stream need not contain. may_ignore: of tensors to skip.
+    device, dtype: for entries that are still on the meta device; a device, or a function name -> device.
+    assign: replaces copying for entries that exist (ZeRO-3 partitions them).
+    Raises WeightsError listing the first five missing, unexpected and misshapen names of each and their counts.
     """
     targets = _entries(model)
     seen: set[str] = set()
@@ -56,7 +56,7 @@ def load_weights(
 
 
 def raise_for_keys(source: str, **findings: Iterable[str]) -> None:
-    """Raise WeightsError with the first five of each kind of finding and the count, or return if there are none."""
+    """Raise WeightsError with the number and the first five of each kind of finding, if there are any."""
     lines = []
     for kind, names in findings.items():
         listed = list(names)
@@ -68,7 +68,7 @@ def raise_for_keys(source: str, **findings: Iterable[str]) -> None:
 
 
 def load_sam2_file(sam2: nn.Module, path: Path) -> None:
-    """`sam2_hiera_*.pt` or `sam2.1_hiera_*.pt` into a SAM2 of the same variant and version."""
+    """Load `sam2_hiera_*.pt` or `sam2.1_hiera_*.pt` into a SAM2 of the same variant and version."""
     if not path.exists():
         raise WeightsError(
             f"{path} does not exist; it is one of the files sam2_hiera_{{tiny,small,base_plus,large}}.pt"
@@ -77,7 +77,7 @@ def load_sam2_file(sam2: nn.Module, path: Path) -> None:
 
 
 def _entries(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; tied ones under each name."""
+    """Parameters and persistent buffers by name; shared ones under each of their names."""
     return dict(model.state_dict(keep_vars=True))
 
 
@@ -93,6 +93,7 @@ def _put(
     with torch.no_grad():
         if target.is_meta:
             owner, _, leaf = name.rpartition(".")
+            # copy=True: a view of a memory-mapped file would keep the whole file open.
             created = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)
             module = model.get_submodule(owner)
             if isinstance(module, PackedLinear) and leaf == "weight":

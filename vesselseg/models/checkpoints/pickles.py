@@ -1,4 +1,4 @@
-"""torch's own files, opened so that nothing in them can run."""
+"""Load files of torch.save without running code that they may contain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vesselseg.errors import WeightsError
 
 
 class NotRead:
-    """Stands in for what mmengine keeps beside the weights (histories of losses, arrays): none of it is read."""
+    """Replaces objects that mmengine saves with the weights (loss histories, arrays), which are not read."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -23,7 +23,7 @@ class NotRead:
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
 
-# What a checkpoint of mmengine names beside tensors. The names are never resolved: the stand-in takes their place.
+# Classes and functions in mmengine's checkpoints besides tensors. They are never imported: NotRead replaces them.
 _NOT_READ = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",  # by which older pickles name a class's methods
@@ -42,20 +42,20 @@ _NOT_READ = (
 
 
 def load_pickle(path: Path) -> Any:
-    """A torch file's content on the CPU; raises WeightsError with the reason."""
+    """The content of a file of torch.save, on the CPU; raises WeightsError with the reason."""
     stand_ins: list[Callable | tuple[Callable, str]] = [(NotRead, name) for name in _NOT_READ]
     try:
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except Exception as error:  # a damaged pickle fails in any way that its bytes lead to
+    except Exception as error:  # a damaged pickle may raise any exception
         raise WeightsError(
-            f"{path}: refused, since it cannot be opened as plain tensors ({_reason(error)}). It is cut short or "
-            "carries code; get it again from its source or convert it to safetensors where you trust it"
+            f"{path}: refused, since it cannot be opened as plain tensors ({_reason(error)}). It is truncated or "
+            "contains code; download it again or, if you trust it, convert it to safetensors"
         ) from None
 
 
 def _reason(error: Exception) -> str:
-    """What torch found, without its advice to open the file all the same."""
+    """torch's finding, without its advice to load the file with weights_only=False."""
     found = re.search(
         r"Unsupported (?:global|class|operand)[^\n]*?(?= was not an allowed| by default|\.? Please|\n|$)", str(error)
     )

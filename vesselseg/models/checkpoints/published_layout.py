@@ -1,6 +1,6 @@
-"""Key names of the published InternVL and Sa2VA folders <-> ours.
+"""Names of weights in the published InternVL and Sa2VA folders <-> ours.
 
-Published folders hold `vision_model.*`, `mlp1.*`, `language_model.*` and, in Sa2VA's, `text_hidden_fcs.*` and
+Published folders contain `vision_model.*`, `mlp1.*`, `language_model.*` and, in Sa2VA's, `text_hidden_fcs.*` and
 `grounding_encoder.sam2_model.*`. Attention of the vision tower is stored fused (qkv), InternLM2's as wqkv.
 """
 
@@ -57,7 +57,7 @@ HEAD = "language_model.lm_head.weight"
 
 
 def to_ours(name: str, tensor: Tensor, config: Sa2VAConfig) -> Iterator[tuple[str, Tensor]]:
-    """One published tensor -> our tensor, or three where it is fused. An unknown name comes back as it is."""
+    """One published tensor -> our tensor, or three if it is a fused q, k, v. Unknown names are returned unchanged."""
     layer = _LAYER.match(name)
     if layer and layer.group(1).startswith("vision_model"):
         yield from _vision_layer_to_ours(layer.group(1).replace(".layers.", ".layer."), layer.group(2), tensor)
@@ -76,7 +76,7 @@ def to_ours(name: str, tensor: Tensor, config: Sa2VAConfig) -> Iterator[tuple[st
 
 
 def from_ours(state: dict[str, Tensor], config: Sa2VAConfig) -> dict[str, Tensor]:
-    """Our state dict -> published names, with attention fused again; the inverse of `to_ours` for every tensor."""
+    """Our state dict -> published names, with q, k, v fused again; the inverse of `to_ours` for every tensor."""
     return {
         name: join([state[source] for source in sources], sources[0], config)
         for name, sources in published_sources(state, config).items()
@@ -84,7 +84,7 @@ def from_ours(state: dict[str, Tensor], config: Sa2VAConfig) -> dict[str, Tensor
 
 
 def published_sources(names: Iterable[str], config: Sa2VAConfig) -> dict[str, tuple[str, ...]]:
-    """Published name -> the names of ours that it is made of, in our order: three where it is fused, else one."""
+    """Published name -> our names of its parts, in our order: three if it is a fused q, k, v, else one."""
     fused_llm = config.llm_config.get("model_type") == "internlm2"
     published: dict[str, tuple[str, ...]] = {}
     for name in names:
@@ -97,7 +97,7 @@ def published_sources(names: Iterable[str], config: Sa2VAConfig) -> dict[str, tu
 
 
 def join(tensors: Sequence[Tensor], first: str, config: Sa2VAConfig) -> Tensor:
-    """The tensors of one published entry as one. first: our name of the first of them."""
+    """One published tensor from its parts. first: our name of the first part."""
     if len(tensors) == 1:
         return tensors[0]
     q, k, v = tensors
@@ -105,15 +105,16 @@ def join(tensors: Sequence[Tensor], first: str, config: Sa2VAConfig) -> Tensor:
 
 
 def split_wqkv(wqkv: Tensor, config: Sa2VAConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """InternLM2's fused projection -> q, k, v. Rows lie by key/value head: its query heads, its key, its value."""
+    """InternLM2's fused projection -> q, k, v. Rows are ordered by key/value head: its queries, its key, its value."""
     groups, per_group, head_dim = _attention_shape(config)
+    # (key/value heads, queries + 2, head width, ...)
     parts = wqkv.reshape(groups, per_group + 2, head_dim, *wqkv.shape[1:])
     q, k, v = parts[:, :per_group], parts[:, per_group], parts[:, per_group + 1]
     return q.flatten(0, 2), k.flatten(0, 1), v.flatten(0, 1)
 
 
 def _split_or_whole(wqkv: Tensor, config: Sa2VAConfig) -> tuple[Tensor, ...]:
-    """A tensor of another shape is passed on as it is, to be told together with all others that do not fit."""
+    """q, k, v; a tensor with a wrong shape is returned unchanged, so that loading reports it with all other errors."""
     groups, per_group, head_dim = _attention_shape(config)
     fits = wqkv.dim() > 0 and len(wqkv) == groups * (per_group + 2) * head_dim
     return split_wqkv(wqkv, config) if fits else (wqkv,) * 3

@@ -1,8 +1,8 @@
-"""`iter_N.pth` as the published code trains it -> our names.
+"""Training checkpoints `iter_N.pth` of the published code -> our names.
 
-mmengine's file holds `state_dict`: adapters of every linear layer of the language model, whole tables of embedding and
-head (the rows of the five new tokens last), `mlp1`, the mask decoder and `text_hidden_fcs`. All else comes from the
-base folder and from SAM2's own file. It does not hold alpha, by which the adapters are scaled: a config must give it.
+mmengine's file contains `state_dict`: adapters of every linear layer of the language model, whole tables of embedding
+and head (the rows of the five new tokens last), `mlp1`, the mask decoder and `text_hidden_fcs`. Everything else is read
+from the base folder and SAM2's own file. The file does not contain the adapters' alpha: a config must set it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 _MLLM = "mllm.model."
 _WRAPPING = re.compile(r"base_model\.model\.|base_layer\.|modules_to_save\.default\.")
 _ADAPTER = re.compile(r"^(.+)\.lora_([AB])(?:\.default)?\.weight$")
-_UNUSED = re.compile(r"\.original_module\.")  # the table that peft set aside for the trained one
+_UNUSED = re.compile(r"\.original_module\.")  # peft's copy of a table before training
 NEW_ROWS = {EMBEDDING: "new_tokens.embedding", HEAD: "new_tokens.head"}
 
 
 def is_published_training(content: Any) -> bool:
-    """Whether a file's content is a training checkpoint of the published code, told from its keys."""
+    """Whether a file's content is a training checkpoint of the published code, judged by its keys."""
     state = content.get("state_dict") if isinstance(content, dict) else None
     return isinstance(state, dict) and any(str(name).startswith(_MLLM) for name in state)
 
@@ -38,8 +38,8 @@ def is_published_training(content: Any) -> bool:
 def published_to_ours(state: dict[str, Tensor], model: Sa2VA, source: str) -> dict[str, Tensor]:
     """The checkpoint's tensors under our names.
 
-    Tables come without the new tokens' rows, which have entries of their own, and without any behind them.
-    Raises WeightsError where tables, adapters or SAM2 do not belong to the model.
+    Tables are returned without the new tokens' rows, which have entries of their own, and without padding after them.
+    Raises WeightsError if tables, adapters or SAM2 do not match the model.
     """
     _check_adapters(state, model, source)
     if "grounding." in model.randomly_initialised:
@@ -58,7 +58,7 @@ def published_to_ours(state: dict[str, Tensor], model: Sa2VA, source: str) -> di
 
 
 def required_names(model: Sa2VA) -> set[str]:
-    """What such a checkpoint must hold. `mlp1` may be missing: it comes from the base then, as all that is frozen."""
+    """Names that such a checkpoint must contain. `mlp1` may be missing if it was frozen: the base contains it."""
     wanted = ("seg_projector.", "grounding.sam2.sam_mask_decoder.")
     names = {name for name in model.state_dict() if "lora_" in name or name.startswith(wanted)}
     return names | set(NEW_ROWS.values())

@@ -1,4 +1,4 @@
-"""Weight files -> (name, tensor) pairs, one tensor at a time, without running any code that comes with them."""
+"""Weight files -> (name, tensor) pairs, one tensor at a time, without running any code in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WeightStream = Iterator[tuple[str, Tensor]]
 
 
 def stream_folder(folder: Path) -> WeightStream:
-    """Every tensor of a Hugging Face folder, shard after shard; safetensors before pickles.
+    """Every tensor of a Hugging Face folder, shard after shard; safetensors files are preferred to pickles.
 
     Tensors of safetensors files are memory-mapped: only what is used is read.
     """
@@ -36,7 +36,7 @@ def stream_folder(folder: Path) -> WeightStream:
 
 
 def folder_names(folder: Path) -> set[str]:
-    """Names of all tensors of a folder, without reading any where an index or safetensors header tells them."""
+    """Names of all tensors of a folder, from an index or a safetensors header where there is one."""
     index = _index(folder, "model.safetensors.index.json") or _index(folder, "pytorch_model.bin.index.json")
     if index:
         return set(index)
@@ -48,7 +48,7 @@ def folder_names(folder: Path) -> set[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the folder's weights; raises WeightsError where one is missing."""
+    """The folder's weight files; raises WeightsError if one is missing."""
     index = _index(folder, "model.safetensors.index.json") or _index(folder, "pytorch_model.bin.index.json")
     if index:
         _check_shards(folder, index)
@@ -90,7 +90,7 @@ def _opened(path: Path) -> Any:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: not readable as safetensors ({error}); it is cut short, download it again"
+            f"{path}: not readable as safetensors ({error}); it is truncated, download it again"
         ) from None
 
 

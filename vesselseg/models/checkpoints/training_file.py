@@ -1,9 +1,9 @@
-"""A training checkpoint `.pth`: what trains, and what is needed to use it.
+"""A training checkpoint `.pth`: the parameters that train, and what is needed to use them.
 
-Ours holds plain types and tensors only, so that it opens without running code: `state_dict` (see `checkpoint_state`),
-`model_config` (arguments of `build_model`), `threshold`, `data_fingerprint`, `training_images`, `config`, `versions`,
-`meta`. Those of the published code (see `published_training`) hold no settings; which of the two a file is shows in its
-content.
+Checkpoints of this package contain plain types and tensors only, so that they are loaded without running code:
+`state_dict` (see `checkpoint_state`), `model_config` (arguments of `build_model`), `threshold`, `data_fingerprint`,
+`training_images`, `config`, `versions`, `meta`. Those of the published code (see `published_training`) contain no
+settings. The two kinds are distinguished by their content.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ UNCHOSEN_THRESHOLD = 0.5  # the published code's; no validation split chose it
 
 
 def read_training_file(path: Path, model_config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The content of a checkpoint; raises WeightsError where the file is none or is cut short.
+    """The content of a checkpoint; raises WeightsError if the file is not a checkpoint or is truncated.
 
-    model_config: arguments of `build_model` for a checkpoint of the published code, which holds none; such a content
-    has `published` set. Ignored for our own.
+    model_config: arguments of `build_model` for a checkpoint of the published code, which contains none; its content
+    gets the key `published`. Ignored for checkpoints of this package.
     """
     if path.is_dir():
         raise WeightsError(
@@ -61,11 +61,11 @@ def load_trainable(
     required: Collection[str] | None = None,
     first_rows: Collection[str] = (),
 ) -> None:
-    """Copy a checkpoint's tensors into a model; nothing is copied where they do not fit (WeightsError).
+    """Copy a checkpoint's tensors into a model; raises WeightsError, and copies nothing, if they do not match.
 
-    required: names that must be there; default: all that a checkpoint of this model holds. first_rows: tables of which
-    only the first rows are given. Further entries of the model are taken as well: where they differ from what the model
-    has read from its base, they are in `model.changed_by_load` and so in later checkpoints.
+    required: names that must be present; default: all names in a checkpoint of this model. first_rows: tables of which
+    the checkpoint contains only the first rows. Further entries of the model are loaded, too: those that differ from
+    the base's are listed in `model.changed_by_load`, and so are part of later checkpoints.
     """
     targets = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
     kept = checkpoint_state(model).keys()
@@ -77,7 +77,7 @@ def load_trainable(
     missing = (kept if required is None else set(required)) - state.keys()
     unexpected = [name for name in state if name not in targets]
     raise_for_keys(source, missing=sorted(missing), unexpected=sorted(unexpected), misshapen=shapes)
-    if _unties(model, state):
+    if _unties(model, state):  # the model has one entry more now
         targets = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
     for name, tensor in state.items():
         target = targets[name][: len(tensor)] if name in first_rows else targets[name]
@@ -87,7 +87,7 @@ def load_trainable(
 
 
 def load_checkpoint(model: Sa2VA, content: dict[str, Any], source: str) -> None:
-    """Put a checkpoint of either kind (see `read_training_file`) into a model; raises WeightsError."""
+    """Load a checkpoint of either kind (see `read_training_file`) into a model; raises WeightsError."""
     state, kind = checkpoint_tensors(model, content, source)
     load_trainable(model, state, source, **kind)
 
@@ -114,28 +114,28 @@ def build_from_training_file(
 ) -> tuple[Sa2VA, dict[str, Any]]:
     """The trained model and the checkpoint's content.
 
-    base: the base folder, where it has moved. model_config: see `read_training_file`. quantise, layer_devices: see
+    base: the base folder, if it has moved. model_config: see `read_training_file`. quantise, layer_devices: see
     `build_model`.
     """
     content = read_training_file(path, model_config)
-    # Merging and predicting go onto the weights as the base holds them, unless this call wants fewer bits.
+    # A checkpoint that was trained on 4-bit weights is used with the base's full precision, unless `quantise` is given.
     arguments = {**content["model_config"], "gradient_checkpointing": False, "quantise": quantise}
     if len(layer_devices) > 1:
-        arguments["fused"] = False  # it runs the layers without the hooks that carry hidden states between GPUs
+        arguments["fused"] = False  # it bypasses the hooks that move hidden states between GPUs
     if base is not None:
         arguments["base"] = base
     for key in ("device", "dtype"):
         arguments.pop(key, None)
     if arguments.get("random_weights"):
         raise WeightsError(
-            f"{path}: trained with random_weights=True, whose frozen weights no file holds, so it cannot be used; "
+            f"{path}: trained with random_weights=True; its frozen weights are not in any file, so it cannot be used; "
             "train from a base folder with weights"
         )
     model = build_model(**arguments, device=device, dtype=dtype, layer_devices=layer_devices)
     with torch.no_grad():
         load_checkpoint(model, content, str(path))
     model.config.threshold = float(content["threshold"])
-    model.config.mask_temperature = 1.0  # one that the base folder holds was fitted to the base's own answers
+    model.config.mask_temperature = 1.0  # the base folder's temperature was fitted to the base's own predictions
     model.config.add_training_images(content.get("training_images", ""))
     return model, content
 
@@ -143,7 +143,7 @@ def build_from_training_file(
 def _published_content(content: dict[str, Any], path: Path, model_config: dict[str, Any] | None) -> dict[str, Any]:
     if model_config is None:
         raise WeightsError(
-            f"{path}: a checkpoint of the published code, which holds no settings. Give a config with its base folder, "
+            f"{path}: a checkpoint of the published code, which holds no settings. Pass a config with its base folder, "
             "SAM2 file and LoRA alpha: vesselseg convert CONFIG CHECKPOINT --save-path OUT, or load_from "
             "in a config to train on"
         )
@@ -172,7 +172,7 @@ def _note_change(model: Sa2VA, name: str, target: Tensor, tensor: Tensor, source
 
 
 def _unties(model: Sa2VA, state: dict[str, Tensor]) -> bool:
-    """Give the head a table of its own where embedding and head were one and the checkpoint tells them apart."""
+    """Separate the head from the embedding table if they are shared in the base and differ in the checkpoint."""
     embedding, head = model.language_model.get_input_embeddings(), model.language_model.get_output_embeddings()
     given = [state[name] for name in (EMBEDDING, HEAD) if name in state]
     if head.weight is not embedding.weight or not given or (len(given) == 2 and torch.equal(*given)):

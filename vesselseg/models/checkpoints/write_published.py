@@ -29,7 +29,7 @@ ARCHITECTURES = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "internlm2": "InternLM2For
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of the folder: its published name, our names that it is made of, its type and size."""
+    """One tensor of the folder: its published name, our names of its parts, its type and size."""
 
     name: str
     sources: tuple[str, ...]
@@ -50,11 +50,11 @@ def write_published_folder(
 ) -> None:
     """Write a model, its adapters merged, one shard in memory at a time. The folder must exist.
 
-    dtype: of the weights. A buffer that it would change (the matrix of SAM2's positions, drawn in float32) keeps its
-    own: what reads such folders casts to the type that it is asked for, so both types in one folder are nothing new.
-    tokenizer: None where somebody else writes it. extra: further entries of config.json. kept: fields of the base's
-    config.json, which stay unless ours replace them. state: what stands in for the model's state dict where its
-    weights are partitioned.
+    dtype: of the weights. Buffers that a cast would change (SAM2's position matrix, drawn in float32) keep their type;
+    readers of such folders cast to the requested type anyway.
+    tokenizer: None if it is written elsewhere. extra: further entries of config.json. kept: fields of the base's
+    config.json, which are kept unless ours replace them. state: replaces the model's state dict if its weights are
+    partitioned.
     """
     entries = MergedState(model, state)
     shards = plan_shards(published_pieces(model, dtype, entries), shard_bytes)
@@ -74,13 +74,13 @@ def write_published_folder(
 
 
 def published_state(model: Sa2VA, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All of a small model at once: published names, the new tokens' rows put into the tables."""
+    """The whole state of a small model under published names, with the new tokens' rows in the tables."""
     entries = MergedState(model)
     return dict(_tensors(model, entries, published_pieces(model, dtype, entries)))
 
 
 def published_pieces(model: Sa2VA, dtype: torch.dtype, entries: MergedState | None = None) -> list[Piece]:
-    """What the folder will hold, in the model's order; reads no weight, only buffers."""
+    """The tensors of the folder, in the model's order; reads no weights, only buffers."""
     entries = MergedState(model) if entries is None else entries
     buffers = {name for name, _ in model.named_buffers()}
     names = [name for name in entries if not name.startswith("new_tokens.")]
@@ -97,7 +97,7 @@ def published_pieces(model: Sa2VA, dtype: torch.dtype, entries: MergedState | No
 
 
 def plan_shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
-    """Pieces in order, a new shard where the limit (bytes) would be passed."""
+    """Distribute pieces over shards, in order, each of at most `limit` bytes unless one piece is larger."""
     shards: list[list[Piece]] = [[]]
     filled = 0
     for piece in pieces:
@@ -110,12 +110,12 @@ def plan_shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
 
 
 def put_rows(table: Tensor, rows: Tensor, start: int) -> Tensor:
-    """table with `rows` at `start`, longer where they reach past its end; rows behind them are kept."""
+    """The table with `rows` at `start`, extended if they reach past its end; rows after them are kept."""
     return torch.cat([table[:start], rows, table[start + len(rows) :]])
 
 
 def published_rows(model: Sa2VA) -> int:
-    """Rows of the written tables."""
+    """Number of rows of the written tables."""
     return max(int(model.config.llm_config["vocab_size"]), model.new_tokens.start + model.new_tokens.count)
 
 
