@@ -10,10 +10,10 @@ BIN = $(VENV)/bin
 RUN = PATH="$(abspath $(BIN)):$$PATH" VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/python
 export VENV
 
-.PHONY: help env lint pytest quick test test-oldest demo clean distclean
+.PHONY: help env env-transformers-5 lint pytest quick test test-oldest demo clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' Makefile
 
 env:  ## make .venv (TORCH=2.6.0 chooses a torch, PYTHON=python3.12 a Python)
 	@bash tools/setup_env.sh
@@ -26,11 +26,15 @@ lint: env  ## ruff and mypy
 pytest: env
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-quick: env  ## the everyday loop: tests of every room in one process, no training, no browser; three minutes
-	@$(RUN) -m pytest -m "not ($(DEAR))" $(ARGS)
+quick: env  ## the everyday loop: tests of every room, none that starts processes, trains or opens a browser
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not ($(DEAR))" $(ARGS)
 
 test: lint  ## everything: ruff, mypy, all tests (ARGS=tests/config chooses some)
+	-@$(MAKE) --no-print-directory env-transformers-5  # without it one test skips, and says so
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+env-transformers-5: env  ## .venv-transformers-5, which has transformers 5: exported folders are tested there
+	@bash tools/setup_transformers.sh $(VENV) .venv-transformers-5 "transformers>=5"
 
 test-oldest:  ## the tests with the oldest torch that is allowed, in .venv-oldest
 	@$(MAKE) --no-print-directory pytest VENV=.venv-oldest TORCH=2.6.0
@@ -43,4 +47,4 @@ clean:  ## remove caches and the demo's output
 	@find vesselseg tools configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environments as well
-	@rm -rf .venv .venv-oldest .venv-tools uv.lock *.egg-info
+	@rm -rf .venv .venv-oldest .venv-transformers-5 .venv-tools uv.lock *.egg-info

@@ -62,7 +62,7 @@ def main() -> int:
     checkpoints = args.out.absolute().with_name(f"{args.out.absolute().name}.checkpoints")
     check_checkpoints(checkpoints, args.resume, args.force)
     check_folder(args.folder)
-    tokenizer = AutoTokenizer.from_pretrained(args.folder)
+    tokenizer = AutoTokenizer.from_pretrained(args.folder, trust_remote_code=True)
     model = load(args.folder, args.lora_rank, args.seed)
     data = dataset(args.data, model.config, tokenizer, args.seed)
     trainer = PlannedTrainer(model, tokenizer, data, args, checkpoints)

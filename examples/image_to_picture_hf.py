@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers import AutoModel, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 image = ImageOps.exif_transpose(Image.open(sys.argv[2]))  # upright
 if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip at 255

@@ -55,7 +55,7 @@ OLD_OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
         *("--cfg-options", "--find-micro-batch", "--force", "--profile", "--resume", "--skip-plan", "--work-dir"),
     ),
 }
-NEW = (("configs",), ("configs", "show"), ("configs", "reference"), ("completion",), ("curve",))
+NEW = (("configs",), ("configs", "show"), ("configs", "reference"), ("completion",), ("curve",), ("weights", "refresh"))
 
 
 def all_commands() -> Iterator[tuple[tuple[str, ...], App]]:

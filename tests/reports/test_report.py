@@ -48,6 +48,7 @@ def test_every_metric_is_in_one_group() -> None:
     assert sorted(name for names in METRIC_GROUPS.values() for name in names) == sorted(METRICS)
 
 
+@pytest.mark.slow
 def test_the_page_shows_all_and_nothing_undefined(
     measured: tuple[Evaluation, PredictionSource], tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_recomputed_head_takes_less_and_a_wider_one_more(base: Path) -> None:
     assert masks_planned(base, **shared) == whole
 
 
+@pytest.mark.slow
 def test_the_vessel_head_is_counted_in_parameters_features_and_time(base: Path) -> None:
     frozen = {f"model.sa2va.trainable.{name}": False for name in ("vision", "sam2_encoder")}
     for store in (None, "disk"):

@@ -152,6 +152,7 @@ def folders(folder_8b: Path, folder_2b: Path) -> dict[str, Path]:
     return {"2b": folder_2b, "8b": folder_8b, **named}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gpus", "options", "allocated", "reserved", "seconds"), MEASURED)
 def test_the_plan_matches_measured_runs(
     folders: dict[str, Path],
@@ -186,6 +187,7 @@ def assert_they_fit(config: Any, target: Target, proposed: list[Proposal]) -> No
         assert again.fits and again.peak == proposal.plan.peak < plan_memory(config, target).peak
 
 
+@pytest.mark.slow
 def test_proposed_changes_fit_and_the_cheapest_comes_first(folder_8b: Path) -> None:
     config = leaf("baselines/internvl3_8b_4x24gb_modules_to_save_zero2_offload", folder_8b)
     target = Target(4, 22.9 * GIB)
@@ -194,6 +196,7 @@ def test_proposed_changes_fit_and_the_cheapest_comes_first(folder_8b: Path) -> N
     assert_they_fit(config, target, proposed)
 
 
+@pytest.mark.slow
 def test_changes_that_only_help_together_are_proposed_together(base: Path) -> None:
     small_bucket = {"strategy.zero_optimization.reduce_bucket_size": 1000}
     config = tiny(base, precision="bf16", **{"schedule.micro_batch": 8, **small_bucket})
@@ -373,6 +376,7 @@ def named_in_the_document() -> set[str]:
     return {line.split("`")[1] for line in lines if line.startswith("| `")}
 
 
+@pytest.mark.slow
 def test_the_tool_proposes_changes_and_refuses_bad_input(folder_2b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def status(*arguments: str) -> int:
         config, base = REPOSITORY / "configs" / "internvl3_2b_1x24gb.py", f"model.sa2va.base={folder_2b}"

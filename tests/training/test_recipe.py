@@ -57,6 +57,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {size: write_shapes(folder / name, name) for size, name in published.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "gpus", "gib"),
     [("8B", 1, 12), ("8B", 4, 20), ("8B", 1, 22), ("14B", 1, 16), ("14B", 1, 36), ("26B", 4, 24), ("26B", 1, 24)],

@@ -28,6 +28,7 @@ def test_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [heading for heading in headings if heading not in page] == []
 
 
+@pytest.mark.slow
 def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mmengine(tmp_path / "other", "20250701_120000", XTUNER)
     report_training = ("report", "training", ARCHIVE, tmp_path / "other")

@@ -1,4 +1,4 @@
-"""`vesselseg weights`: inspect and tiny."""
+"""`vesselseg weights`: inspect, refresh and tiny."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from cyclopts import App, Parameter
 if TYPE_CHECKING:
     from vesselseg.models.checkpoints.inspection import Inspection
 
-app = App(name="weights", help="Inspect weight files and folders, and write a tiny base model.")
+app = App(
+    name="weights",
+    help="Inspect weights, refresh the code of exported folders, and write a tiny base model.",
+)
 
 
 @app.command
@@ -60,6 +63,24 @@ def table(found: Inspection) -> str:
     lines += [f"{part:<20}{count / 1e6:>12,.2f} M" for part, count in found.parameters.items()]
     lines += [f"{'all':<20}{found.total / 1e6:>12,.2f} M"]
     return "\n".join([*lines, *(["", found.problem] if found.problem else [])])
+
+
+@app.command
+def refresh(folders: list[Path]) -> None:
+    """Replace the model code in exported folders by this version's, so that they load under today's transformers.
+
+    vesselseg weights refresh work_dirs/*/hf
+
+    Weights, config and tokenizer are not changed.
+
+    Args:
+        folders: written by vesselseg convert or vesselseg distill
+    """
+    from vesselseg.export.refresh_code import refresh_code
+
+    for folder in folders:
+        changed = refresh_code(folder)
+        print(f"{folder}: " + (f"{len(changed)} files of code replaced" if changed else "its code is up to date"))
 
 
 @app.command

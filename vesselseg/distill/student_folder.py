@@ -16,18 +16,13 @@ from safetensors.torch import save_file
 
 from vesselseg.distill import graphs
 from vesselseg.errors import UserError
-from vesselseg.export.remote_code import module_source, write_remote_code
+from vesselseg.export.remote_code import PROMPTED_AUTO_MAP, PROMPTED_ENTRY, module_source, write_remote_code
 from vesselseg.inference.load import load_predictor
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import PromptedSAM2, PromptHead, build_prompted, published_names
 from vesselseg.models.sam2_grounding import SAM2Grounding
 
-ENTRY = "vesselseg.export.hf_prompted_model"
-AUTO_MAP = {
-    "AutoConfig": "prompted_config.PromptedSAM2Config",
-    "AutoModel": "hf_prompted_model.VesselSegSAM2Model",
-}
 SCRIPT = "predict_onnx.py"
 TOLERANCE = 1e-3  # largest allowed difference of probabilities between float32 forms of the model
 
@@ -63,13 +58,13 @@ def write_model(model: PromptedSAM2, folder: Path) -> None:
         "threshold": config.threshold,
         "mask_temperature": config.mask_temperature,
         "training_images": config.training_images,
-        "auto_map": AUTO_MAP,
+        "auto_map": PROMPTED_AUTO_MAP,
     }
     (folder / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     state = {name: tensor.contiguous() for name, tensor in published_names(model.state_dict()).items()}
     save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
-    write_remote_code(folder, ENTRY)
+    write_remote_code(folder, PROMPTED_ENTRY)
 
 
 def write_graphs(model: PromptedSAM2, folder: Path) -> None:

@@ -38,6 +38,15 @@ from vesselseg.models.sa2va_config import NEW_TOKENS, Sa2VAConfig
 from vesselseg.models.sam2_grounding import move_buffers
 
 PREFIX = "sa2va."  # of the state dict's names
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 
 
 @dataclass
@@ -141,10 +150,11 @@ class VesselSegModel(PreTrainedModel):
         state_dict: Mapping[str, Tensor] | None = None,
         **_: Any,
     ) -> None:
-        """Write an exported folder: published names, merged adapters, model code.
+        """Write an exported folder: published names, merged adapters, model code, and the tokenizer's files.
 
-        Save the tokenizer with its own `save_pretrained`. state_dict: the weights, if they are partitioned over
-        processes. Other arguments of transformers are ignored. Raises ValueError for weights in 4 or 8 bits.
+        A tokenizer that was changed is saved with its own `save_pretrained`, before or afterwards; what transformers 5
+        writes then cannot be read by 4.57. state_dict: the weights, if they are partitioned over processes. Other
+        arguments of transformers are ignored. Raises ValueError for weights in 4 or 8 bits.
         """
         if not is_main_process:
             return
@@ -231,6 +241,10 @@ def _copy_code(origin: Path, folder: Path) -> None:
         return
     for file in origin.glob("*.py"):
         shutil.copyfile(file, folder / file.name)
+    if not (folder / "tokenizer_config.json").is_file():
+        for name in TOKENIZER_FILES:
+            if (origin / name).is_file():
+                shutil.copyfile(origin / name, folder / name)
 
 
 def read_weights(folder: Path, config: Sa2VAConfig) -> dict[str, Tensor]:

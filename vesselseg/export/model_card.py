@@ -43,7 +43,7 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 folder = "path/to/this/folder"
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 result = model.predict_forward(
     image=Image.open("angiogram.png"), text="<image>\\nPlease segment the blood vessel.", tokenizer=tokenizer
@@ -52,8 +52,8 @@ result["prediction_masks"][0]  # (1, height, width) bool
 result["prediction_probs"][0]  # (1, height, width) float32
 ```
 
-It needs torch, transformers 4.57, sam2, safetensors and pillow, but not vesselseg. The weights have the names of the
-published Sa2VA folders.
+It needs torch, transformers 4.57 or 5, sam2, safetensors and pillow, but not vesselseg. The weights have the names of
+the published Sa2VA folders.
 
 ## Limits
 

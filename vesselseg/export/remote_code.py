@@ -13,6 +13,12 @@ from pathlib import Path
 
 ENTRY = "vesselseg.export.hf_model"
 AUTO_MAP = {"AutoConfig": "sa2va_config.Sa2VAConfig", "AutoModel": "hf_model.VesselSegModel"}
+# Of folders with fixed phrases, which vesselseg distill writes.
+PROMPTED_ENTRY = "vesselseg.export.hf_prompted_model"
+PROMPTED_AUTO_MAP = {
+    "AutoConfig": "prompted_config.PromptedSAM2Config",
+    "AutoModel": "hf_prompted_model.VesselSegSAM2Model",
+}
 
 _IMPORT = re.compile(r"^(?P<indent> *)from (?P<module>vesselseg(?:\.\w+)+) import", re.MULTILINE)
 
