@@ -71,9 +71,9 @@ def measure(options: dict[str, Any], images: int, side: int, rounds: int, device
         head.zero_grad(set_to_none=True)
 
     started = time.perf_counter()
-    step()
-    step()
     if gpu:
+        step()
+        step()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     first, held = time.perf_counter() - started, torch.cuda.memory_allocated() if gpu else 0

@@ -128,7 +128,8 @@ def test_runs_are_trained_scored_and_drawn(drawn: Drawn, tmp_path: Path) -> None
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     command = [python(), str(REPOSITORY / "benchmarks" / "few_labels.py"), "--data", str(drawn.folder)]
     command += ["--out", str(out), "--scratch", str(scratch), "--labels", "6", "--seeds", "1", "--images", "4"]
-    command += ["--batch", "2", "--size", "64", "--width", "4", "--gpus", "0", "--parallel", "1", "--methods", *TRAINED]
+    command += ["--batch", "2", "--size", "256", "--width", "4", "--gpus", "0", "--parallel", "1"]
+    command += ["--methods", *TRAINED]
     environment = on_path(
         {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     )

@@ -139,7 +139,7 @@ def test_small_models_times_torch_and_both_graphs(tmp_path: Path, capsys: pytest
 @pytest.mark.slow
 def test_vessel_head_measures_every_row(tmp_path: Path) -> None:
     """Compiling is for GPUs; here these rows run eagerly."""
-    vessel_head.main(["--out", str(tmp_path), "--images", "1", "--side", "128", "--rounds", "1"])
+    vessel_head.main(["--out", str(tmp_path), "--images", "1", "--side", "256", "--rounds", "1"])
     rows = read(tmp_path / vessel_head.FILE)["rows"]
     assert [row["name"] for row in rows] == list(vessel_head.ROWS)
     assert [row for row in rows if "error" in row] == [] and all(row["ms_per_image"] > 0 for row in rows)

@@ -306,5 +306,7 @@ def test_options_that_do_not_fit_are_all_named_at_once() -> None:
     lines = str(caught.value).splitlines()
     named = ("depth", "decoder_depth", "object_channels", "norm", "at_once", "side", "channels")
     assert [line.split(" ")[0].removeprefix("sam2.vessel_head.") for line in lines] == list(named)
+    with pytest.raises(UserError, match="the last of them with one cell at side 32, over which instance norm"):
+        VesselHead(VesselHeadOptions(channels=[8] * 6, norm="instance"), image_size=32)
     with pytest.raises(UserError, match=r"sam2\.vessel_head holds widths; it takes at_once, channels, "):
         read_options({"widths": [8]})

@@ -96,6 +96,11 @@ class VesselHeadOptions:
                 f"channels has {levels} levels, for which the side must be a multiple of {2 ** (levels - 1)}; found "
                 f"{side}"
             )
+        elif self.norm == "instance" and side == 2 ** (levels - 1):
+            found.append(
+                f"channels has {levels} levels, the last of them with one cell at side {side}, over which instance "
+                "norm has no variance; use fewer levels, or norm='group'"
+            )
         return [f"sam2.vessel_head.{problem}" for problem in found]
 
 
