@@ -19,7 +19,8 @@ from PIL import Image
 
 from vesselseg.distill.graphs import ONNX, ONNX_INT8, OnnxPredictor
 from vesselseg.distill.student_folder import write_graphs, write_model
-from vesselseg.inference.prompted_predictor import PromptedPredictor, load_prompted
+from vesselseg.inference.prompted_folder import load_prompted
+from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import build_prompted
 from vesselseg.models.sam2_grounding import TRUNKS

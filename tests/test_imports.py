@@ -175,6 +175,24 @@ logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
 logger.warning("Failed to load: %s. Please make sure you already `pip install kernels`", "no module")
 logger.warning("something else")
 """
+# With the package `kernels` installed, bitsandbytes fetches code of the hub when it is imported.
+KERNELS = """
+import sys, tempfile
+from pathlib import Path
+folder = Path(tempfile.mkdtemp())
+(folder / "kernels.py").write_text("def get_kernel(*_, **__): raise SystemExit('code was fetched')")
+sys.path.insert(0, str(folder))
+"""
+KERNELS_STAY_OUT = f"""{KERNELS}
+from vesselseg.models.quantised import require_quantising
+require_quantising("cpu")
+import kernels  # somebody else's again
+import vesselseg.training, importlib.util
+assert importlib.util.find_spec("kernels") is None
+try: import kernels
+except ImportError: pass
+else: raise SystemExit("kernels can be imported while training")
+"""
 PREDICTING = (
     *rooms("inference", "predict", "service", "evaluation", "reports", "baselines", "models", "losses"),
     *rooms("dataset", "imaging", "prepare", "inspect", "synthetic", "training.logs", "errors", "run_tool"),
@@ -194,6 +212,7 @@ def outcomes() -> dict[str, Outcome]:
         "predicting": Import(without, WITHOUT_TRAINING + NOTHING_LATE, predicting),
         "transformers' Trainer": Import(without, WITHOUT_TRAINING, ("examples.hf_trainer",)),
         "bitsandbytes": Import(without, QUIET),
+        "kernels": Import(without, KERNELS_STAY_OUT),
         "scoring": Import("nothing", scoring, SCORING),
         **{name: Import("nothing", WITHOUT_TRAINING, (f"{name}.version",)) for name in TRAINING_ONLY},
     }
@@ -243,3 +262,8 @@ def test_bitsandbytes_does_not_ask_for_a_package_that_is_of_no_use(outcomes: dic
     outcome = outcomes["bitsandbytes"]
     assert outcome.status == 0, outcome.stderr[-3000:]
     assert "kernels" not in outcome.stdout + outcome.stderr and "something else" in outcome.stderr
+
+
+@pytest.mark.process
+def test_no_library_reaches_the_package_that_fetches_code(outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["kernels"].status == 0, outcomes["kernels"].stderr[-3000:]

@@ -115,7 +115,7 @@ BREAK_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "must be a folder with config.json, tokenizer and weights"),
     "config cut off": (lambda f: cut(f / "config.json"), "not readable as JSON"),
     "config in another encoding": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe{}"), "not readable as JSON"),
-    "config is a list": (lambda f: (f / "config.json").write_text("[1]"), "without llm_config and vision_config"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[1]"), "expected an object in braces, found a list"),
     "no llm_config": (
         lambda f: change_config(f, lambda c: c.pop("llm_config")),
         "model_type 'internvl_chat' without llm_config and vision_config; expected an InternVL",

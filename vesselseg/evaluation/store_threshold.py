@@ -68,7 +68,7 @@ def store_evaluation_threshold(evaluation: Evaluation) -> tuple[float, float]:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{folder / _CONFIG}: not readable as JSON ({error}); convert the model again") from None
     if not isinstance(content, dict):
         raise EvaluationError(f"{folder / _CONFIG}: expected an object, found {type(content).__name__}")

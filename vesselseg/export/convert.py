@@ -22,7 +22,7 @@ from vesselseg.inference.processor import processor_for
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.losses.total import standard_arguments
 from vesselseg.models.checkpoints.base_folder import read_base_folder
-from vesselseg.models.checkpoints.training_file import build_from_training_file
+from vesselseg.models.checkpoints.training_file import base_of, build_from_training_file
 from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.lora import merge_lora
 from vesselseg.output_folder import whole_folder
@@ -75,7 +75,7 @@ def _write_and_check(
 ) -> ConversionCheck:
     model, content = build_from_training_file(checkpoint, base=base, model_config=model_config)
     model.eval()
-    source = read_base_folder(base or content["model_config"]["base"])
+    source = read_base_folder(base_of(content, checkpoint, base))
     tokenizer = source.tokenizer
     opened = [_open(path) for path in images]
     predictor = Sa2VAPredictor(model, processor_for(model.config, tokenizer), model.config.threshold)

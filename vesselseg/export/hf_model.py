@@ -31,6 +31,7 @@ from vesselseg.losses.total import TotalLoss
 from vesselseg.models.assemble import assemble
 from vesselseg.models.checkpoints.hub import pretrained_folder
 from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD, to_ours
+from vesselseg.models.checkpoints.resolved_names import check_config_file
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.checkpoints.write_published import write_published_folder
 from vesselseg.models.internvl import build_language_model, build_vision_tower
@@ -90,6 +91,7 @@ class VesselSegModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> VesselSegModel:
         """Load a local folder or a hub repository; further arguments as in transformers."""
         folder = pretrained_folder(pretrained_model_name_or_path, kwargs)
+        check_config_file(folder)
         config = kwargs.pop("config", None) or Sa2VAConfig.from_pretrained(folder)
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", None) or "auto")
         if kwargs["dtype"] == "auto":

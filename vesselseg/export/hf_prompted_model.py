@@ -17,6 +17,7 @@ from vesselseg.dataset.prompts import ANSWER, IMAGE_PLACEHOLDER
 from vesselseg.inference.predictor import check_threshold
 from vesselseg.inference.prompted_predictor import PromptedPredictor
 from vesselseg.models.checkpoints.hub import pretrained_folder
+from vesselseg.models.checkpoints.resolved_names import check_config_file
 from vesselseg.models.checkpoints.shards import stream_folder
 from vesselseg.models.prompted_config import PromptedSAM2Config
 from vesselseg.models.prompted_sam2 import POSITIONS, build_prompted, own_names, set_positions_matrix
@@ -43,6 +44,7 @@ class VesselSegSAM2Model(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> VesselSegSAM2Model:
         """Load a local folder or a hub repository; further arguments as in transformers."""
         folder = pretrained_folder(pretrained_model_name_or_path, kwargs)
+        check_config_file(folder)
         config = kwargs.pop("config", None) or PromptedSAM2Config.from_pretrained(folder)
         state = {f"prompted.{name}": tensor for name, tensor in own_names(stream_folder(folder))}
         model = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)

@@ -10,12 +10,12 @@ import torch
 from vesselseg.errors import UserError, WeightsError
 from vesselseg.inference.predictor import Predictor
 from vesselseg.inference.processor import processor_for
-from vesselseg.inference.prompted_predictor import is_prompted_folder, load_prompted
+from vesselseg.inference.prompted_folder import is_prompted_folder, load_prompted
 from vesselseg.inference.sa2va_predictor import Sa2VAPredictor
 from vesselseg.models.build import build_model
 from vesselseg.models.checkpoints.base_folder import read_base_folder
 from vesselseg.models.checkpoints.hub import hub_name
-from vesselseg.models.checkpoints.training_file import build_from_training_file
+from vesselseg.models.checkpoints.training_file import base_of, build_from_training_file
 
 FROZEN = {
     "llm": "frozen",
@@ -50,7 +50,7 @@ def load_predictor(
         tokenizer = read_base_folder(path).tokenizer
     elif path.suffix == ".pth":
         model, content = build_from_training_file(path, base=base, **options)
-        tokenizer = read_base_folder(base or content["model_config"]["base"]).tokenizer
+        tokenizer = read_base_folder(base_of(content, path, base)).tokenizer
     else:
         raise WeightsError(_no_model(path))
     model.eval().requires_grad_(False)

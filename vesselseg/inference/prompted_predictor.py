@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -12,12 +10,9 @@ from torch import Tensor
 
 from vesselseg.dataset.image_views import ImageViews
 from vesselseg.dataset.prompts import QUESTIONS, clean_phrase, question_for
-from vesselseg.errors import UserError, WeightsError
+from vesselseg.errors import UserError
 from vesselseg.inference.predictor import Answer, ModelInputs, Predictor
-from vesselseg.models.checkpoints.load import load_weights
-from vesselseg.models.checkpoints.shards import stream_folder
-from vesselseg.models.prompted_config import MODEL_TYPE, PromptedSAM2Config
-from vesselseg.models.prompted_sam2 import PromptedSAM2, build_prompted, own_names, place
+from vesselseg.models.prompted_sam2 import PromptedSAM2
 from vesselseg.models.sam2_grounding import ImageFeatures
 
 _MAX_CHARACTERS = 600  # of a user's text: a question is longer than its phrase
@@ -89,25 +84,3 @@ class PromptedPredictor(Predictor):
 
 def _phrasings(phrase: str) -> list[str]:
     return [clean_phrase(phrase), *(question_for(phrase, choice) for choice in range(len(QUESTIONS)))]
-
-
-def is_prompted_folder(folder: Path) -> bool:
-    """Whether a folder contains a model with fixed phrases."""
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
-
-
-def load_prompted(folder: Path, device: torch.device | str, dtype: torch.dtype) -> PromptedPredictor:
-    """The predictor of a folder that vesselseg distill wrote. Raises WeightsError if it is damaged."""
-    config = PromptedSAM2Config.from_pretrained(folder)
-    try:
-        model = build_prompted(config)
-    except (KeyError, ValueError) as error:
-        raise WeightsError(
-            f"{folder}/config.json: not a valid SAM2 configuration ({error}); distil the model again"
-        ) from None
-    load_weights(model, own_names(stream_folder(folder)), str(folder))
-    return PromptedPredictor(place(model, device, dtype).eval().requires_grad_(False))

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from transformers.utils import is_flash_attn_2_available
 
 from vesselseg.errors import UserError
 from vesselseg.models.assemble import assemble
 from vesselseg.models.checkpointing import layers_to_recompute, recompute_layers
 from vesselseg.models.checkpoints.base_folder import BaseFolder, read_base_folder
 from vesselseg.models.checkpoints.load import Assign, Place, load_sam2_file, load_weights
+from vesselseg.models.checkpoints.resolved_names import ATTENTION, shown
 from vesselseg.models.checkpoints.shards import folder_names
 from vesselseg.models.fused_decoder import FusedDecoder, wants_fused
 from vesselseg.models.internvl import build_language_model, build_vision_tower
@@ -78,6 +80,7 @@ def build_model(
     them.
     Raises WeightsError if folder, file and model do not match, UserError if settings contradict each other.
     """
+    check_attention(attention)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     folder = read_base_folder(base)
     sam2_file = _settle_sam2(folder, sam2 or {}, random_weights)
@@ -111,6 +114,19 @@ def build_model(
         model.decoder = FusedDecoder(model.language_model.model, recomputed, activations_on_host)
     model.embedding_on_host = embedding_on_host
     return model
+
+
+def check_attention(attention: Any) -> None:
+    """Raise UserError for what transformers would look up on the hub: other names, and flash attention that is not
+    installed.
+    """
+    if attention not in ATTENTION:
+        raise UserError(f"model.sa2va.attention is {shown(attention)}; expected {', '.join(ATTENTION)}")
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError(
+            "model.sa2va.attention='flash_attention_2' needs a GPU and the package flash-attn, which does not work "
+            "here; install it or set model.sa2va.attention='sdpa'"
+        )
 
 
 def _construct(

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vesselseg.errors import UserError
+from vesselseg.models.hub_kernels import without_hub_kernels
 from vesselseg.models.merging import is_adapted, merged_weight
-from vesselseg.models.quantised import PackedLinear, mute_kernel_hint, number_of_weights
+from vesselseg.models.quantised import PackedLinear, number_of_weights
 from vesselseg.models.sa2va import Sa2VA
 
 TABLES = ("embed_tokens", "lm_head")
@@ -97,8 +98,8 @@ def merge_lora(model: nn.Module) -> None:
 
 def _peft() -> Any:
     """Import peft where it is needed: with bitsandbytes, which it imports, that takes seconds."""
-    mute_kernel_hint()
-    import peft
+    with without_hub_kernels():
+        import peft
 
     return peft
 

@@ -7,7 +7,6 @@ checkpoint and its adapter do not change. Head, embeddings, vision tower and SAM
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from vesselseg.errors import UserError
+from vesselseg.models.hub_kernels import without_hub_kernels
 
 KINDS: Final = (None, "nf4", "int8")
 BLOCK: Final = 64  # weights that share a scale
@@ -161,21 +161,9 @@ def require_quantising(device: torch.device | str) -> None:
         ) from error
 
 
-def mute_kernel_hint() -> None:
-    """Suppress one message of bitsandbytes; to be called before its import.
-
-    On CPUs with bf16 instructions it recommends a package for 4-bit products, which are not used here.
-    """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_kernel_hint)
-
-
-def _is_no_kernel_hint(record: logging.LogRecord) -> bool:
-    return "`pip install kernels`" not in str(record.msg)
-
-
 def _bitsandbytes() -> Any:
-    mute_kernel_hint()
-    import bitsandbytes
+    with without_hub_kernels():
+        import bitsandbytes
 
     return bitsandbytes
 

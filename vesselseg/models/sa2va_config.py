@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
@@ -18,6 +19,38 @@ LANGUAGE_MODELS: dict[str, type[PretrainedConfig]] = {
     "internlm2": LlamaConfig,
     "llama": LlamaConfig,
 }
+
+# Fields of llm_config that transformers' classes are given, beside the named parameters of the class itself: sizes and
+# constants. A name that is not among them never reaches transformers, which resolves some to code of the hub.
+LANGUAGE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "tie_word_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_bias",
+    "bias",
+    "attention_dropout",
+    "use_sliding_window",
+    "sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+_NOT_PASSED = {"self", "kwargs", "attn_implementation"}
 
 SAM2_LARGE = {"variant": "large", "version": "2.0", "image_size": 1024}
 
@@ -94,11 +127,12 @@ class Sa2VAConfig(PretrainedConfig):
 
     def text(self, attention: str = "sdpa") -> PretrainedConfig:
         """The language model's configuration as transformers' own class; InternLM2 becomes Llama."""
-        # transformers writes into the dicts that it is given, and the published code refuses what it adds to them.
-        fields = {key: copy.deepcopy(value) for key, value in self.llm_config.items() if key not in _LLM_DROPPED}
         kind = self.llm_config.get("model_type")
         if kind not in LANGUAGE_MODELS:
             raise ValueError(f"llm_config.model_type is {kind!r}; supported: {', '.join(LANGUAGE_MODELS)}")
+        known = {*LANGUAGE_FIELDS, *inspect.signature(LANGUAGE_MODELS[kind].__init__).parameters} - _NOT_PASSED
+        # transformers writes into the dicts that it is given, and the published code refuses what it adds to them.
+        fields = {key: copy.deepcopy(value) for key, value in self.llm_config.items() if key in known}
         if LANGUAGE_MODELS[kind] is LlamaConfig:  # InternLM2 calls it bias
             fields["attention_bias"] = bool(fields.pop("bias", fields.get("attention_bias", False)))
         return LANGUAGE_MODELS[kind](**fields, attn_implementation=attention)
@@ -122,13 +156,3 @@ class Sa2VAConfig(PretrainedConfig):
             use_mean_pooling=True,  # that is: no norm after the last layer, as in the published tower
             attn_implementation=attention,
         )
-
-
-_LLM_DROPPED = (
-    "model_type",
-    "architectures",
-    "auto_map",
-    "attn_implementation",
-    "_name_or_path",
-    "transformers_version",
-)

@@ -5,23 +5,25 @@ The layout is detected from config.json, never from the folder's name.
 
 from __future__ import annotations
 
-import json
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from vesselseg.dataset.prompts import TEMPLATES
 from vesselseg.errors import WeightsError
 from vesselseg.models.checkpoints import hf_layout, published_layout
+from vesselseg.models.checkpoints.folder_schema import HfLayout, Published, check_content
 from vesselseg.models.checkpoints.hub import local_folder
-from vesselseg.models.checkpoints.internlm2_tokenizer import is_internlm2_tokenizer, read_internlm2_tokenizer
+from vesselseg.models.checkpoints.json_files import read_json_object
+from vesselseg.models.checkpoints.resolved_names import shown
 from vesselseg.models.checkpoints.shards import WeightStream, stream_folder
+from vesselseg.models.checkpoints.tokenizer_files import read_tokenizer
 from vesselseg.models.sa2va_config import IMAGE_TOKENS, LANGUAGE_MODELS, NEW_TOKENS, Sa2VAConfig
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def read_base_folder(path: str | Path) -> BaseFolder:
     folder = local_folder(path)
     content = _read_config(folder)
     layout, config = _layout(folder, content)
-    tokenizer = _read_tokenizer(folder)
+    tokenizer = _read_tokenizer(folder, config)
     present = [token in tokenizer.get_vocab() for token in NEW_TOKENS]
     if not all(present):
         tokenizer.add_tokens([token for token in NEW_TOKENS if token not in tokenizer.get_vocab()], special_tokens=True)
@@ -108,29 +110,29 @@ def read_base_folder(path: str | Path) -> BaseFolder:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(
             f"{path} does not exist. The base must be a folder with config.json, tokenizer and weights, e.g. a "
             "download of OpenGVLab/InternVL3-8B; set it in the config or with --cfg-options; for a "
             "checkpoint whose base has moved, with --base"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error}); download it again") from None
 
 
 _LLM_FIELDS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _VISION_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def _layout(folder: Path, content: Any) -> tuple[str, Sa2VAConfig]:
-    path, kind = folder / "config.json", content.get("model_type") if isinstance(content, dict) else content
+def _layout(folder: Path, content: dict[str, Any]) -> tuple[str, Sa2VAConfig]:
+    """Nothing of the content reaches transformers before it is checked, and then only what is known by name."""
+    path, kind = folder / "config.json", content.get("model_type")
     if kind == "internvl" and "text_config" in content and "vision_config" in content:
+        check_content(HfLayout, content, path)
+        _check_family(path, content["text_config"])
         return "internvl_hf", hf_layout.config_from_hf(content)
-    parts = [content.get(name) if isinstance(content, dict) else None for name in ("llm_config", "vision_config")]
-    if not all(isinstance(part, dict) for part in parts):
+    if not all(isinstance(content.get(name), dict) for name in ("llm_config", "vision_config")):
         raise WeightsError(
-            f"{path}: model_type {kind!r} without llm_config and vision_config; "
+            f"{path}: model_type {shown(kind)} without llm_config and vision_config; "
             "expected an InternVL, InternVL -hf or Sa2VA folder"
         )
     lacking = [f"llm_config.{name}" for name in _LLM_FIELDS if name not in content["llm_config"]]
@@ -138,42 +140,41 @@ def _layout(folder: Path, content: Any) -> tuple[str, Sa2VAConfig]:
     if lacking:
         raise WeightsError(f"{path}: lacks {', '.join(lacking)}; download it again")
     _check_supported(path, content)
-    fields = {key: value for key, value in content.items() if key not in ("architectures", "auto_map", "model_type")}
+    check_content(Published, content, path)
+    fields = {key: value for key, value in content.items() if key in _FIELDS and value is not None}
     architecture = " ".join(content.get("architectures") or [])
-    sa2va = content.get("model_type") == "sa2va_chat" or "Sa2VA" in architecture
+    sa2va = kind == "sa2va_chat" or "Sa2VA" in architecture
     return ("sa2va" if sa2va else "internvl"), Sa2VAConfig(**fields)
 
 
+# what a model's configuration is made of; the rest of config.json is only kept (`BaseFolder.fields`)
+_FIELDS = {*inspect.signature(Sa2VAConfig.__init__).parameters, "tie_word_embeddings"} - {"self", "kwargs"}
 _ONLY = {"ps_version": ("v2",), "select_layer": (-1,), "pad2square": (False,)}
 
 
 def _check_supported(path: Path, content: dict[str, Any]) -> None:
-    """Raise WeightsError for unsupported language models and for settings of InternVL's first versions."""
-    kind = content["llm_config"]["model_type"]
-    if kind not in LANGUAGE_MODELS:
-        raise WeightsError(
-            f"{path}: its language model is {kind!r}; supported are {', '.join(LANGUAGE_MODELS)} (InternVL 2.5, "
-            "InternVL3 and Sa2VA of these). Take another base"
-        )
-    wrong = [f"{key} = {content[key]!r}" for key, values in _ONLY.items() if content.get(key, values[0]) not in values]
+    """Families that this package has no class for, and settings of InternVL's first versions."""
+    _check_family(path, content["llm_config"])
+    wrong = [
+        f"{key} = {shown(content[key])}" for key, values in _ONLY.items() if content.get(key, values[0]) not in values
+    ]
     if wrong:
         raise WeightsError(f"{path}: {', '.join(wrong)}; expected {_ONLY}. Take a newer base")
+    if content.get("template") is not None and content["template"] not in list(TEMPLATES):
+        raise WeightsError(f"{path}: template {shown(content['template'])}; supported are {', '.join(TEMPLATES)}")
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        expected = "tokenizer.json and tokenizer_config.json, or vocab.json and merges.txt"
-        raise WeightsError(f"{folder} holds no tokenizer ({expected}); copy them from where the model came from")
-    try:
-        if is_internlm2_tokenizer(folder):
-            tokenizer = read_internlm2_tokenizer(folder)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except WeightsError:
-        raise
-    except Exception as error:  # the tokenizers library raises plain Exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{folder}: its tokenizer cannot be read ({reason}); download it again") from None
+def _check_family(path: Path, text: Any) -> None:
+    kind = text.get("model_type", "qwen2") if isinstance(text, dict) else text  # transformers leaves out its default
+    if not isinstance(kind, str) or kind not in LANGUAGE_MODELS:
+        raise WeightsError(
+            f"{path}: its language model is {shown(kind)}; supported are {', '.join(LANGUAGE_MODELS)} (InternVL 2.5, "
+            "InternVL3 and Sa2VA of these). Take another base"
+        )
+
+
+def _read_tokenizer(folder: Path, config: Sa2VAConfig) -> PreTrainedTokenizerBase:
+    tokenizer = read_tokenizer(folder, str(config.llm_config["model_type"]))
     missing = [token for token in IMAGE_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise WeightsError(

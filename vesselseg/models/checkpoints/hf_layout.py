@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import InternVLConfig
 
-from vesselseg.models.sa2va_config import Sa2VAConfig
+from vesselseg.models.sa2va_config import LANGUAGE_FIELDS, Sa2VAConfig
 
 _PREFIXES = (
     (re.compile(r"^(model\.)?vision_tower\."), "vision_model."),
@@ -16,6 +16,20 @@ _PREFIXES = (
     (re.compile(r"^model\.language_model\."), "language_model.model."),
     (re.compile(r"^language_model\.lm_head\."), "language_model.lm_head."),
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
+)
+
+VISION_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "attention_bias",
+    "use_qk_norm",
+    "hidden_act",
+    "norm_type",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
 )
 
 
@@ -29,7 +43,10 @@ def hf_name_to_ours(name: str) -> str:
 
 def config_from_hf(content: dict[str, Any]) -> Sa2VAConfig:
     """config.json of an `-hf` folder -> Sa2VAConfig; transformers leaves out what equals its own defaults."""
-    complete = InternVLConfig.from_dict(content).to_dict()
+    known = {name: content[name] for name in ("downsample_ratio",) if name in content}
+    for part, names in (("text_config", ("model_type", *LANGUAGE_FIELDS)), ("vision_config", VISION_FIELDS)):
+        known[part] = {name: value for name, value in content[part].items() if name in names}
+    complete = InternVLConfig(**known).to_dict()
     vision = complete["vision_config"]
     side = vision["image_size"][0] if isinstance(vision["image_size"], list) else vision["image_size"]
     patch = vision["patch_size"][0] if isinstance(vision["patch_size"], list) else vision["patch_size"]

@@ -55,6 +55,25 @@ def local_folder(path: str | Path) -> Path:
     return folder
 
 
+def cached_folder(name: str, where: str) -> str:
+    """The path that a file means by the name of a folder. One of the hub is taken from the cache and never fetched:
+    no user named it. where: the file that holds the name. Raises WeightsError.
+    """
+    named = hub_name(name)
+    if named is None:
+        return name
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(named[0], revision=named[1], allow_patterns=list(FETCHED), local_files_only=True)
+    except (OSError, ValueError):  # not there, or no name that the hub's library accepts
+        raise WeightsError(
+            f"{where} names {name} as its base folder, a repository of the hub that is not in the cache. Nothing is "
+            f"downloaded because a file says so; if you trust it: hf download {named[0]}"
+            f"{f' --revision {named[1]}' if named[1] else ''} --exclude '*.py', or name it in vesselseg convert --base"
+        ) from None
+
+
 def pretrained_folder(path: str | Path, arguments: Mapping[str, Any]) -> Path:
     """The folder of transformers' `from_pretrained`, downloaded with its code if it is a name on the hub.
 

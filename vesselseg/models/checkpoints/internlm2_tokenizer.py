@@ -23,11 +23,6 @@ CONTROL, USER_DEFINED = 3, 4  # kinds of pieces
 SPACE = "▁"  # how sentencepiece writes a space
 
 
-def is_internlm2_tokenizer(folder: Path) -> bool:
-    """Whether tokenizer_config.json names InternLM2's tokenizer."""
-    return _settings(folder).get("tokenizer_class") in CLASSES
-
-
 def read_internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A tokenizer with the ids of InternLM2's own code; as with that code, encoding a text adds <s> before it.
 

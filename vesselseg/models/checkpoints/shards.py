@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vesselseg.errors import WeightsError
+from vesselseg.models.checkpoints.json_files import read_json_object
 from vesselseg.models.checkpoints.pickles import load_pickle, state_dict_of
 
 WeightStream = Iterator[tuple[str, Tensor]]
@@ -95,13 +95,23 @@ def _opened(path: Path) -> Any:
 
 
 def _index(folder: Path, name: str) -> dict[str, str] | None:
+    """Tensor -> file beside the index; raises WeightsError for any other content."""
     path = folder / name
     if not path.exists():
         return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: not an index of shards ({error!r}); download it again") from None
+    shards = read_json_object(path).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise WeightsError(f"{path}: not an index of shards: weight_map must name a file for each tensor")
+    suffix = ".safetensors" if "safetensors" in name else ".bin"
+    wrong = [shard for shard in set(shards.values()) if not _is_shard(shard, suffix)]
+    if wrong:
+        raise WeightsError(f"{path}: {min(wrong)[:80]!r} is no {suffix} file of the folder; download it again")
+    return shards
+
+
+def _is_shard(name: str, suffix: str) -> bool:
+    """Whether it names a file in the index's own folder."""
+    return name.endswith(suffix) and not set(name) & set("/\\:\0") and not name.startswith(".")
 
 
 def _check_shards(folder: Path, weight_map: dict[str, str]) -> list[str]:

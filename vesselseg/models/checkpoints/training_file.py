@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vesselseg.errors import WeightsError
-from vesselseg.models.build import build_model
+from vesselseg.models.build import build_model, check_attention
+from vesselseg.models.checkpoints.folder_schema import BuildSettings, check_content
+from vesselseg.models.checkpoints.hub import cached_folder
 from vesselseg.models.checkpoints.load import raise_for_keys
 from vesselseg.models.checkpoints.pickles import load_pickle, state_dict_of
 from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD
@@ -50,7 +52,17 @@ def read_training_file(path: Path, model_config: dict[str, Any] | None = None) -
     missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
     if missing:
         raise WeightsError(f"{path}: not a checkpoint of vesselseg, it lacks {', '.join(missing)}")
+    check_content(BuildSettings, content["model_config"], f"{path}, model_config")
+    check_attention(content["model_config"].get("attention", "sdpa"))
     return content
+
+
+def base_of(content: dict[str, Any], path: Path, base: str | None = None) -> str:
+    """The base folder of a checkpoint; raises WeightsError, see `cached_folder`. base: named by the user instead."""
+    if base is not None:
+        return base
+    named = str(content["model_config"]["base"])
+    return named if content.get("published") else cached_folder(named, str(path))
 
 
 def load_trainable(
@@ -122,8 +134,7 @@ def build_from_training_file(
     arguments = {**content["model_config"], "gradient_checkpointing": False, "quantise": quantise}
     if len(layer_devices) > 1:
         arguments["fused"] = False  # it bypasses the hooks that move hidden states between GPUs
-    if base is not None:
-        arguments["base"] = base
+    arguments["base"] = base_of(content, path, base)
     for key in ("device", "dtype"):
         arguments.pop(key, None)
     if arguments.get("random_weights"):

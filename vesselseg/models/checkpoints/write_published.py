@@ -16,15 +16,28 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from vesselseg.dataset.prompts import chat_template
 from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD, join, published_sources
+from vesselseg.models.checkpoints.resolved_names import holds_text, without_dropped
 from vesselseg.models.merging import MergedState
 from vesselseg.models.sa2va import Sa2VA
-from vesselseg.models.sa2va_config import Sa2VAConfig
+from vesselseg.models.sa2va_config import LANGUAGE_FIELDS, Sa2VAConfig
 
 SHARD_BYTES = 5_000_000_000
-# Fields of the base's config.json that say whose code reads the folder; ours says so itself.
-NOT_KEPT = ("architectures", "auto_map", "_name_or_path")
 # Classes by llm_config.model_type; InternLM2's is published with the weights, not part of transformers.
 ARCHITECTURES = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "internlm2": "InternLM2ForCausalLM"}
+
+# Names whose texts and objects are kept from a base's config.json; `resolved_names` has checked those that mean code.
+KEPT = {
+    *LANGUAGE_FIELDS,
+    "architectures",
+    "model_type",
+    "attn_implementation",
+    "norm_type",
+    "dtype",
+    "torch_dtype",
+    "ps_version",
+    "template",
+    "transformers_version",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ def write_published_folder(
         _write_json(folder / "model.safetensors.index.json", _index(names, shards))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    content = {name: value for name, value in (kept or {}).items() if name not in NOT_KEPT}
+    content = _kept(kept or {})
     content |= config_content(model.config, published_rows(model), dtype)
     _write_json(folder / "config.json", {**content, "image_token_id": model.image_token_id, **extra})
 
@@ -121,9 +134,9 @@ def published_rows(model: Sa2VA) -> int:
 
 def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
     """config.json in the published fields."""
-    llm = {**config.llm_config, "vocab_size": vocabulary, "tie_word_embeddings": False}
+    llm = {**_kept(config.llm_config), "vocab_size": vocabulary, "tie_word_embeddings": False}
     llm["architectures"] = llm.get("architectures") or [ARCHITECTURES[llm["model_type"]]]
-    vision = {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b", **config.vision_config}
+    vision = {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b", **_kept(config.vision_config)}
     return {
         "architectures": ["VesselSegModel"],
         "model_type": config.model_type,
@@ -153,6 +166,15 @@ def config_content(config: Sa2VAConfig, vocabulary: int, dtype: torch.dtype) -> 
         "training_loss": config.training_loss,
         "training_images": config.training_images,
     }
+
+
+def _kept(part: dict[str, Any]) -> dict[str, Any]:
+    """The entries of an object in the base's config.json that go into the new one: known names, and unknown numbers.
+
+    A text under a name that this version does not know could name code for a later transformers.
+    """
+    names = [name for name in part if name.isidentifier() and name not in ("self", "cls")]
+    return without_dropped({name: part[name] for name in names if name in KEPT or not holds_text(part[name])})
 
 
 def _template(config: Sa2VAConfig) -> str:
