@@ -43,7 +43,7 @@ def read_tokenizer(folder: Path, language: str) -> PreTrainedTokenizerBase:
         raise WeightsError(f"{folder}: its tokenizer cannot be read ({reason[:300]}); download it again") from None
     for name in DROPPED:
         tokenizer.init_kwargs.pop(name, None)  # else they are written with the tokenizer, where their code is not
-    tokenizer._set_processor_class(None)
+    tokenizer._set_processor_class("")
     return tokenizer
 
 
