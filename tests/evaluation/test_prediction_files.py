@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import struct
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -12,6 +15,7 @@ from PIL import Image
 
 from tests.command_line import call_command
 from tests.evaluation.drawn_data import Drawn
+from vesselseg.evaluation import prediction_files
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_files import read_prediction
 from vesselseg.evaluation.prediction_folder import PredictionFolder
@@ -233,3 +237,35 @@ def test_the_tool_lists_missing_extra_and_wrongly_sized_files(
     assert call_command("eval", *arguments) == 2
     assert "more.nii.gz: matches no image" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_arrays_that_grow_are_refused_before_they_take_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_files, "LARGEST_BYTES", 4_000_000)
+    zeros = np.zeros((5000, 5000), np.uint8)  # 25 MB
+    np.savez_compressed(tmp_path / "a.npz", segs=zeros)
+    np.save(tmp_path / "a.npy", zeros)
+    nibabel.save(nifti(zeros), tmp_path / "a.nii.gz")
+    for name in ("a.npz", "a.npy", "a.nii.gz"):
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match="more than 3 MiB"):
+                read(tmp_path / name)
+            assert tracemalloc.get_traced_memory()[1] < 4_000_000, name
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [2**31 - 1, 400_000, 4, -16])
+def test_an_extension_of_a_nifti_header_has_bounds(tmp_path: Path, size: int) -> None:
+    nibabel.save(nifti(MASK), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[348] = 1
+    content[108:112] = struct.pack("<f", 352 + 32)
+    content[352:352] = struct.pack("<ii", size, 4) + bytes(24)
+    with gzip.open(tmp_path / "a.nii.gz", "wb") as file:
+        file.write(content)
+    with pytest.raises(ValueError, match=f"a header extension of {size} bytes"):
+        read(tmp_path / "a.nii.gz")
+    content[352:356] = struct.pack("<i", 32)
+    (tmp_path / "good.nii").write_bytes(content)
+    np.testing.assert_array_equal(read(tmp_path / "good.nii"), MASK)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_voi_lut
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEGLSLossless, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.labelme_files import found, polygon, run
@@ -20,8 +23,9 @@ from tests.prepare.label_formats import HEIGHT, WIDTH, picture, truth
 from vesselseg.dataset.manifest import read_manifest, read_splits
 from vesselseg.dataset.record_masks import record_masks
 from vesselseg.errors import UserError
+from vesselseg.imaging import dicom
 from vesselseg.imaging.decode import ImageError, is_dicom
-from vesselseg.imaging.dicom import count_frames, read_frame
+from vesselseg.imaging.dicom import DicomFile, count_frames, read_frame, read_patient, read_series_position
 
 ALL = {"fractions": (1.0, 0.0, 0.0)}
 MASK = truth("p1_a")
@@ -110,7 +114,7 @@ def test_frames_of_a_clip(tmp_path: Path) -> None:
         assert caught.value.code == "which_frame"
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+@pytest.mark.parametrize("syntax", [RLELossless, pytest.param(JPEGLSLossless, marks=pytest.mark.process)])
 def test_compressed_files(tmp_path: Path, syntax: Any) -> None:
     pixels = frames(3)
     header = write_dicom(tmp_path / "a.dcm", pixels)
@@ -362,3 +366,48 @@ def test_dicom_without_labels_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no labels: found .* 1 DICOM file"):
         run(tmp_path / "s", tmp_path / "o")
     assert not (tmp_path / "o.salt").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"NumberOfFrames": 2**31 - 1, "FrameTime": 33}, "promises 2147483647 frames in"),
+        ({"NumberOfFrames": -5, "Rows": 65535, "Columns": 65535}, "too large: more than 178 million pixels"),
+        ({"Rows": 0}, "expected at least one"),
+    ],
+)
+def test_a_header_takes_no_memory_for_what_the_file_cannot_hold(tmp_path: Path, fields: Any, reason: str) -> None:
+    write_dicom(tmp_path / "a.dcm", frames(2), **fields)
+    for source in (tmp_path / "a.dcm", (tmp_path / "a.dcm").read_bytes()):
+        with least_memory(), pytest.raises(ImageError, match=reason) as caught:
+            DicomFile(source)
+        assert caught.value.code == "bad_dicom"
+
+
+def test_a_deflated_file_is_inflated_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom, "LARGEST_INFLATED", 3 << 20)
+    for name, pixels in (("good", frames()), ("bomb", np.zeros((1, 4 << 10, 4 << 10), np.uint8))):
+        header = write_dicom(tmp_path / f"{name}.dcm", pixels)
+        header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        header.save_as(tmp_path / f"{name}.dcm", enforce_file_format=True)
+    for source in (tmp_path / "good.dcm", (tmp_path / "good.dcm").read_bytes()):
+        assert np.array_equal(np.asarray(DicomFile(source).frame(0).pixels), frames()[0])
+    del header, pixels
+    bomb = tmp_path / "bomb.dcm"
+    assert bomb.stat().st_size < 40_000
+    for source in (bomb, bomb.read_bytes()):
+        with least_memory(), pytest.raises(ImageError, match="inflates to more than 3 MiB"):
+            DicomFile(source)
+    with least_memory():
+        assert count_frames(bomb) == 1 and read_patient(bomb) == "" and read_series_position(bomb) is None
+
+
+@contextmanager
+def least_memory(most: int = 8_000_000) -> Iterator[None]:
+    """Fails where more bytes are taken at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()

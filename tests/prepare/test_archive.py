@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +201,87 @@ def test_chinese_names_of_windows_zip_files(tmp_path: Path, folder: Path) -> Non
 def test_name_of_both_a_file_and_a_folder(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ArchiveError, match="both a file and a folder"):
         unpack(make_tar(tmp_path / "a.tgz", {"x": b"1", "x/y.json": b"2"}), folder)
+
+
+def raw_header(name: str, kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+NAMED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_long_names_and_records_take_no_memory(tmp_path: Path, folder: Path, kind: bytes) -> None:
+    """64 MB of one letter are 60 kB in the archive."""
+    with gzip.open(tmp_path / "a.tar.gz", "wb", compresslevel=1) as file:
+        file.write(raw_header("long", kind, 64_000_000))
+        for _ in range(64):
+            file.write(b"a" * 1_000_000)
+        file.write(raw_header("a.json", tarfile.REGTYPE, 0) + bytes(1024))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match="a name or record of 64000000 bytes"):
+            unpack(tmp_path / "a.tar.gz", folder)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_of_usual_length_are_kept(tmp_path: Path, folder: Path) -> None:
+    files = {f"{'d' * 60}/{'e' * 60}/{'f' * 60}.json": b"{}"}
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=form) as archive:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        unpack(tmp_path / "a.tar", folder)
+        assert unpacked(folder) == files
+
+
+@pytest.mark.parametrize("size", [-512, -1, -(2**40)])
+def test_a_negative_size_is_no_way_back(tmp_path: Path, folder: Path, size: int) -> None:
+    block = bytearray(raw_header("a.json", tarfile.REGTYPE, 0))
+    block[124:136] = b"\xff" + size.to_bytes(11, "big", signed=True)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "a.tar").write_bytes(raw_header("first.json", tarfile.REGTYPE, 0) + bytes(block) + bytes(1024))
+    with pytest.raises(ArchiveError, match=f"a header with the size {size}"):
+        unpack(tmp_path / "a.tar", folder)
+
+
+def test_a_sparse_map_takes_no_memory(tmp_path: Path, folder: Path) -> None:
+    block = bytearray(raw_header("a.json", tarfile.GNUTYPE_SPARSE, 0))
+    block[482] = 1  # the map goes on
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    more = b"00000000001\0" * 42 + b"\1" + bytes(7)
+    with gzip.open(tmp_path / "a.tar.gz", "wb", compresslevel=1) as file:
+        file.write(bytes(block) + more * 20_000 + bytes(512) + bytes(1024))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match="a sparse file"):
+            unpack(tmp_path / "a.tar.gz", folder)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_xz_file_may_not_take_a_large_window(tmp_path: Path, folder: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 29}]
+    (tmp_path / "a.tar.xz").write_bytes(lzma.compress(bytes(1024), filters=filters))
+    with pytest.raises(ArchiveError, match="Memory usage limit"):
+        unpack(tmp_path / "a.tar.xz", folder)
+
+
+def test_a_damaged_bzip2_member_is_a_message(tmp_path: Path, folder: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.json", b"abc" * 1000)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    start = content.index(b"BZh")
+    content[start + 4 : start + 20] = b"\xff" * 16
+    (tmp_path / "a.zip").write_bytes(bytes(content))
+    with pytest.raises(ArchiveError, match="damaged or truncated"):
+        unpack(tmp_path / "a.zip", folder)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.imaging.dicom_files import ABORTING
 from tests.labelme_files import Shape, WriteLabel, found, polygon, run, tree
 from vesselseg.dataset.manifest import read_manifest
 from vesselseg.errors import UserError
@@ -145,3 +146,14 @@ def test_archive_cannot_refer_to_images_outside(tmp_path: Path, write_label: Wri
         archive.add(tmp_path / "in", ".")
     report = run(tmp_path / "a.tgz", tmp_path / "o")
     assert ("a.json", None, "no_image") in found(report)
+
+
+@pytest.mark.process
+def test_a_dicom_file_that_ends_its_decoder_is_listed(
+    source: Path, tmp_path: Path, write_label: WriteLabel, square: Shape
+) -> None:
+    write_label(source, "z_bad", [square], picture=False, imagePath="z_bad.dcm")
+    (source / "z_bad.dcm").write_bytes(ABORTING)
+    report = run(source, tmp_path / "out")
+    (finding,) = report["findings"]
+    assert finding["code"] == "bad_dicom" and len(report["fractions"]) == 10

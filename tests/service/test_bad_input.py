@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.imaging.dicom_files import frames, write_dicom
+from tests.imaging.dicom_files import ABORTING, frames, write_dicom
 from tests.imaging.test_frames import huge_png
 from tests.service.running import RunningService, assert_error, pixels_of, png, wait_until
 from tests.tiny import picture
@@ -45,6 +45,11 @@ def still_works(service: RunningService) -> Iterator[None]:
 )
 def test_files_that_are_no_images(service: RunningService, name: str, content: bytes, reason: str) -> None:
     assert_error(service.predict(content, name), 422, "unreadable_image", reason)
+
+
+@pytest.mark.process
+def test_a_file_that_ends_its_decoder_does_not_end_the_service(service: RunningService) -> None:
+    assert_error(service.predict(ABORTING, "a.dcm"), 422, "unreadable_image", "its pixels end the decoder")
 
 
 def test_dicom_without_pixels(service: RunningService, tmp_path: Path) -> None:

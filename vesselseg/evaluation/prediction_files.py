@@ -21,6 +21,9 @@ it before saving.
 
 from __future__ import annotations
 
+import gzip
+import math
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -33,12 +36,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vesselseg.imaging.decode import FORMATS
+
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
 
 Values = NDArray[np.generic]
 _EIGHT_BIT_MASKS = ((0, 1), (0, 255))
 _PICTURE_MASK = (0, 1, 255, 65535)
+_NIFTI_START = 1 << 20  # bytes with header and extensions
 _CHANNELS = ("probabilities", "softmax")  # arrays of nnU-Net 2 and 1, (classes, ...)
 _MASK = "segs"  # array of MedSAM
 # Errors of NumPy's readers on damaged files.
@@ -55,7 +61,9 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
     tokenize.TokenError,
+    struct.error,
 )
+LARGEST_BYTES = 1 << 30  # of an array once it is unpacked: a picture of 178 million pixels has less
 _ROUNDING = 0.02  # nnU-Net resamples and stores 16-bit floats
 _ANATOMY = (-1, -1, -1)  # left, posterior, inferior, against NIfTI's right, anterior, superior
 
@@ -94,10 +102,12 @@ def read_prediction(path: Path) -> Stored:
 
 def _read_npy(path: Path) -> Stored:
     try:
-        values = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+        values = None if zipped else np.array(_bounded(np.load(path, mmap_mode="r", allow_pickle=False)))
     except _UNREADABLE as error:
         raise ValueError(f"not readable as a NumPy array: {error}") from None
-    if not isinstance(values, np.ndarray):
+    if values is None:
         raise ValueError("an .npz file under another name")
     return _array(values)
 
@@ -108,6 +118,8 @@ def _read_npz(path: Path) -> Stored:
             names = list(opened)
             channels = next((name for name in _CHANNELS if name in names), None)
             chosen = channels or (_MASK if _MASK in names else names[0] if len(names) == 1 else None)
+            if chosen is not None and _stored_bytes(opened, chosen) > LARGEST_BYTES:
+                raise ValueError(f"{chosen} unpacks to more than {LARGEST_BYTES >> 20} MiB")
             values = None if chosen is None else opened[chosen]
     except _UNREADABLE as error:
         raise ValueError(f"not readable as an .npz file: {error}") from None
@@ -115,6 +127,18 @@ def _read_npz(path: Path) -> Stored:
         expected = ", ".join((*_CHANNELS, _MASK))
         raise ValueError(f"arrays {', '.join(names) or 'none'}; expected a single one, or one of {expected}")
     return Stored(_vessel_channel(values), 1.0) if channels else _array(values)
+
+
+def _bounded(values: Values) -> Values:
+    """An array that is still on disk; raises ValueError if it is larger than any picture."""
+    if values.nbytes > LARGEST_BYTES:
+        raise ValueError(f"{values.dtype} {_sides(values)}: more than {LARGEST_BYTES >> 20} MiB")
+    return values
+
+
+def _stored_bytes(opened: Any, name: str) -> int:
+    """Size of an array of an .npz file once it is unpacked."""
+    return max((info.file_size for info in opened.zip.infolist() if info.filename in (name, f"{name}.npy")), default=0)
 
 
 def _vessel_channel(values: Values) -> Values:
@@ -165,7 +189,7 @@ def _plane(values: Values) -> Values:
 
 def _read_picture(path: Path) -> Stored:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             mode, pages = image.mode, getattr(image, "n_frames", 1)
             values = np.asarray(image.convert("L") if mode == "1" else image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as error:
@@ -202,10 +226,13 @@ def _read_nifti(path: Path) -> Stored:
 
     unreadable = (*_UNREADABLE, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError)
     try:
+        _check_nifti(path)
         opened: Any = nibabel.load(path)
         sides = tuple(int(side) for side in opened.shape)
         if len(sides) < 2 or any(side != 1 for side in sides[2:]):
             values = None
+        elif math.prod(sides) * opened.header.get_data_dtype().itemsize > LARGEST_BYTES:
+            raise ValueError(f"{sides[0]} x {sides[1]} values: more than {LARGEST_BYTES >> 20} MiB")
         else:
             values = _upright(np.asanyarray(opened.dataobj).reshape(sides[:2]), opened)
     except unreadable as error:
@@ -214,6 +241,21 @@ def _read_nifti(path: Path) -> Stored:
         found = " x ".join(str(side) for side in sides)
         raise ValueError(f"NIfTI of {found}; expected one slice: columns x rows, or columns x rows x 1")
     return _array(values)
+
+
+def _check_nifti(path: Path) -> None:
+    """nibabel reads header extensions whole, whatever size they state: they must lie before the values."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        start = file.read(_NIFTI_START)
+        order = "<" if start[:4] == (348).to_bytes(4, "little") else ">"
+        if len(start) < 352 or not start[348]:
+            return
+        (values_at,), place = struct.unpack_from(f"{order}f", start, 108), 352
+        while place + 8 <= min(values_at, len(start)):
+            (size,) = struct.unpack_from(f"{order}i", start, place)
+            if size < 8 or place + size > values_at or place + size > len(start):
+                raise ValueError(f"a header extension of {size} bytes")
+            place += size
 
 
 def _upright(values: Values, opened: SpatialImage) -> Values:

@@ -12,6 +12,8 @@ from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+# What Pillow may read from a user's file, by content: others start programs (EPS) or are no pictures of vessels.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 DICOM_MAGIC = (128, b"DICM")  # (offset, bytes): the DICOM prefix, PS3.10, section 7.1
 # Pillow modes with more than 8 bits per pixel.
@@ -59,7 +61,7 @@ def decode_image(content: bytes, label_size: tuple[int, int] | None) -> tuple[Im
     label_size: (width, height) that the labels refer to, None if unknown. Raises one of DECODE_ERRORS.
     """
     with suppress_warnings():  # Pillow warns of large images
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
     notes: list[Note] = []
     if getattr(image, "n_frames", 1) > 1:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import io
 import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pydicom import Dataset, dcmread
+from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
-from pydicom.uid import ImplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SegmentationStorage
 
+from vesselseg.imaging.codec_process import CompressedFile
 from vesselseg.imaging.decode import ImageError, scale_to_uint8
 from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
@@ -30,6 +34,10 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote th
 _WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
 _VALUES = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence")
 _DEFERRED = 1 << 16  # bytes; larger elements are read from disk on first access
+_META = 4096  # bytes; the transfer syntax stands at a file's beginning
+_PIECE = 1 << 20
+LARGEST_INFLATED = 1 << 29  # bytes; no angiogram is stored deflated and larger
+LARGEST_FRAME = 2 * int(Image.MAX_IMAGE_PIXELS or 0)  # pixels, as for other images
 _LAYOUT = ("PhotometricInterpretation", "PixelRepresentation", "BitsStored")
 
 
@@ -47,11 +55,47 @@ class DicomFrame:
     patient: str
 
 
+def _read(source: Path | bytes, **arguments: Any) -> Dataset:
+    """pydicom's header of a file; raises ImageError (bad_dicom) for a deflated one that grows beyond a limit."""
+    if _is_deflated(source):
+        arguments.pop("defer_size", None)  # pydicom would look for the element in the deflated file
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+    return dcmread(opened, force=True, **arguments)
+
+
+def _is_deflated(source: Path | bytes) -> bool:
+    """pydicom inflates a deflated file as a whole, 1 MB to 1 GB at worst: counts first, in pieces."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as opened:
+        if DeflatedExplicitVRLittleEndian.encode() not in opened.read(_META):
+            return False
+        opened.seek(0)
+        read_preamble(opened, force=True)
+        if _read_file_meta_info(opened).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return False
+        inflater, total, piece = zlib.decompressobj(-zlib.MAX_WBITS), 0, opened.read(_PIECE)
+        while piece:
+            total += len(inflater.decompress(piece, _PIECE))
+            if total > LARGEST_INFLATED:
+                raise ImageError("bad_dicom", f"inflates to more than {LARGEST_INFLATED >> 20} MiB")
+            piece = inflater.unconsumed_tail or opened.read(_PIECE)
+    return True
+
+
+def _check_bounds(frames: int, size: tuple[int, int], stored: int) -> None:
+    """Raise ImageError for what no file of `stored` bytes can hold, before memory is taken for it."""
+    if min(size) < 1:
+        raise ImageError("bad_dicom", f"{size[0]}x{size[1]} pixels: expected at least one")
+    if size[0] * size[1] > LARGEST_FRAME:
+        raise ImageError("bad_dicom", f"too large: more than {LARGEST_FRAME // 10**6} million pixels")
+    if frames > stored:
+        raise ImageError("bad_dicom", f"promises {frames} frames in {stored} bytes")
+
+
 def count_frames(path: Path) -> int:
     """Number of frames of a DICOM file; 1 if it cannot be read (reading a frame then reports why)."""
     try:
         with suppress_warnings():
-            header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+            header = _read(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
             return max(1, int(header.get("NumberOfFrames") or 1))
     except Exception:  # pydicom raises many types on damaged headers
         return 1
@@ -61,7 +105,7 @@ def read_patient(path: Path) -> str:
     """The patient of a file, see ``DicomFrame.patient``; "" if it cannot be read."""
     try:
         with suppress_warnings():
-            return _patient(dcmread(path, force=True, stop_before_pixels=True))
+            return _patient(_read(path, stop_before_pixels=True))
     except Exception:  # pydicom raises many types on damaged headers
         return ""
 
@@ -84,7 +128,7 @@ def read_series_position(path: Path) -> SeriesPosition | None:
     tags = ["SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SOPClassUID"]
     try:
         with suppress_warnings():
-            header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
+            header = _read(path, stop_before_pixels=True, specific_tags=tags)
             single = int(header.get("NumberOfFrames") or 1) == 1 and header.get("SOPClassUID") != SegmentationStorage
             if not single or not header.get("SeriesInstanceUID"):
                 return None
@@ -111,8 +155,7 @@ class DicomFile:
     def __init__(self, source: Path | bytes) -> None:
         self._source = source
         with _dicom_errors():
-            opened = io.BytesIO(source) if isinstance(source, bytes) else source
-            self.header = dcmread(opened, force=True, defer_size=None if isinstance(source, bytes) else _DEFERRED)
+            self.header = _read(source, defer_size=None if isinstance(source, bytes) else _DEFERRED)
             if "PixelData" not in self.header:
                 found = "not a DICOM file" if "SOPClassUID" not in self.header else "a DICOM file without PixelData"
                 raise ImageError("bad_dicom", f"{found}: expected an image")
@@ -120,6 +163,7 @@ class DicomFile:
                 raise ImageError("bad_dicom", "a DICOM segmentation: expected the image that it refers to")
             self.frames = max(1, int(self.header.get("NumberOfFrames") or 1))
             self.size = int(self.header.Columns), int(self.header.Rows)
+            _check_bounds(self.frames, self.size, len(source) if isinstance(source, bytes) else source.stat().st_size)
 
     def resolve_frame(self, frame: int | None) -> int:
         """`frame` if it exists, 0 if it is None and there is only one frame; else raises ImageError (which_frame)."""
@@ -151,10 +195,17 @@ class DicomFile:
             step = float(self.header.get("FrameTime") or 0) / 1000 or (1 / rate if rate > 0 else 0)
             return tuple(number * step for number in range(self.frames)) if step > 0 else None
 
+    @cached_property
+    def _compressed(self) -> CompressedFile:
+        return CompressedFile(self._source)
+
     def _pixels(self, number: int) -> np.ndarray:
         has_syntax = "TransferSyntaxUID" in self.header.get("file_meta", {})
         _check_decoder(self.header)
-        if isinstance(self._source, Path) and has_syntax:  # decodes only this frame
+        syntax = self.header.file_meta.TransferSyntaxUID
+        if _by_codec(syntax):
+            return self._compressed.frame(number)
+        if isinstance(self._source, Path) and has_syntax and not syntax.is_deflated:  # reads only this frame
             return pixel_array(self._source, index=number)
         return pixel_array(self.header, index=number)
 
@@ -196,6 +247,11 @@ def _check_decoder(header: Dataset) -> None:
             "no_decoder",
             f'compressed as {syntax.name}, and no decoder for it is installed: pip install "vesselseg[dicom]"',
         )
+
+
+def _by_codec(syntax: Any) -> bool:
+    """Whether pixels are decoded by a library that a damaged file can end; pydicom itself reads the others."""
+    return bool(syntax.is_compressed and not syntax.is_deflated and syntax != RLELossless)
 
 
 def _can_decode(syntax: Any) -> bool:

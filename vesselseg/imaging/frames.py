@@ -26,6 +26,7 @@ from vesselseg.imaging.decode import (
     DECODE_ERRORS,
     DICOM_MAGIC,
     DICOM_SUFFIXES,
+    FORMATS,
     HIGH_DEPTH_MODES,
     ImageError,
     decode_image,
@@ -303,7 +304,7 @@ def _decode_errors(content: bytes) -> Iterator[None]:
 
 def _image_size(content: bytes) -> tuple[int, int]:
     """(width, height) from the header."""
-    with suppress_warnings(), Image.open(io.BytesIO(content)) as image:  # Pillow warns of large images
+    with suppress_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:  # Pillow warns of large images
         return image.size
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vesselseg.imaging.decode import FORMATS
 from vesselseg.imaging.label_shapes import (
     AREA_TYPES,
     LINE_TYPES,
@@ -122,7 +123,7 @@ def _parse_bitmap(mask: Any, points: np.ndarray) -> np.ndarray:
     if not isinstance(mask, str):
         raise ShapeError("bad_mask", f"mask: expected a base64 PNG, found {type(mask).__name__}")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(mask))) as image:
+        with Image.open(io.BytesIO(base64.b64decode(mask)), formats=FORMATS) as image:
             bitmap = np.asarray(image.convert("L") if image.mode not in ("L", "1", "I", "I;16") else image) > 0
     except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
         raise ShapeError("bad_mask", f"mask: not readable as a base64 PNG: {error}") from None

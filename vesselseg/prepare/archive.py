@@ -9,6 +9,7 @@ from __future__ import annotations
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -16,14 +17,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, Any
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.source_files import is_system_file
 from vesselseg.machine import GIB
 
 _CHUNK = 1024 * 1024
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+# what readers raise on damaged archives; bz2 and gzip raise OSError without a number
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)
+LONGEST_HEADER = 1 << 16  # bytes of a name, a link's target or pax records
+LZMA_MEMORY = 1 << 28  # bytes; xz -9 takes 65 MiB to unpack
+_HEADER_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _ENCRYPTED = 0x1  # zip's general purpose flag
 _UTF8_NAME = 0x800
 
@@ -53,7 +76,11 @@ def unpack(archive: Path, folder: Path, max_gib: float = 50.0, max_files: int = 
             for member in members():
                 if not is_system_file(PurePosixPath(member.name)):
                     _write(archive, member, folder)
-    except _DAMAGED as error:
+    except ArchiveError:
+        raise
+    except (*_DAMAGED, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the file system's, not that of a format
+            raise
         raise ArchiveError(
             f"{archive}: the archive is damaged or truncated ({str(error) or type(error).__name__}); copy it again"
         ) from None
@@ -74,7 +101,7 @@ def _check(archive: Path, members: Iterator[_Member], max_gib: float, max_files:
                 f"{archive}: has more than {max_files:,} files; if this is intended, raise the limit with --max-files"
             )
         if member.problem and len(problems) <= 20:
-            problems.append(f"{member.name!r}: {member.problem}")
+            problems.append(f"{member.name[:200]!r}: {member.problem}")
     if problems:
         shown = "\n  ".join(problems[:20]) + ("\n  and more" if len(problems) > 20 else "")
         raise ArchiveError(f"{archive}: rejected, nothing was extracted:\n  {shown}")
@@ -114,13 +141,55 @@ def _is_tar(archive: Path) -> bool:
 
 
 def _tar_members(archive: Path) -> Iterator[_Member]:
-    with tarfile.open(archive, "r:*") as opened:
+    _check_xz(archive)
+    with tarfile.open(archive, "r:*", tarinfo=_BoundedInfo) as opened:
         for info in opened:
+            opened.members = []  # type: ignore[attr-defined] # else all headers of the archive stay in memory
             name, problem = _clean_name(info.name)
             if info.isdir() and not problem:
                 continue
             yield _Member(name, info.size, _tar_opener(opened, info), problem or _tar_problem(info))
         _check_tar_end(opened)
+
+
+class _BoundedInfo(tarfile.TarInfo):
+    """A header that is checked before memory is taken for what it announces.
+
+    Long names and pax records are read into memory whole, and compress a thousandfold; a negative size turns the reader
+    back to headers that it has read.
+    """
+
+    def _proc_member(self, opened: tarfile.TarFile) -> Any:
+        if self.size < 0:
+            raise tarfile.ReadError(f"a header with the size {self.size}")
+        if self.type in _HEADER_TYPES and self.size > LONGEST_HEADER:
+            raise tarfile.ReadError(f"a name or record of {self.size} bytes; expected at most {LONGEST_HEADER}")
+        return super()._proc_member(opened)  # type: ignore[misc]
+
+    def _proc_sparse(self, opened: tarfile.TarFile) -> Any:
+        """Passes over the map, which may go on for the whole archive; sparse files are rejected anyway."""
+        _, more, _ = self._sparse_structs  # type: ignore[attr-defined]
+        assert opened.fileobj is not None
+        while more:
+            block = opened.fileobj.read(tarfile.BLOCKSIZE)
+            if len(block) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("unexpected end of data")
+            more = bool(block[504])
+        self.sparse = []  # type: ignore[assignment]
+        self.offset_data = opened.fileobj.tell()
+        opened.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        return self
+
+    def _proc_gnusparse_10(self, following: Any, *_: Any) -> None:
+        following.sparse = []
+
+
+def _check_xz(archive: Path) -> None:
+    """Raise for an xz file whose window takes more memory than a reader should give it."""
+    with archive.open("rb") as opened:
+        start = opened.read(1 << 16)
+    if start.startswith(b"\xfd7zXZ"):
+        lzma.LZMADecompressor(memlimit=LZMA_MEMORY).decompress(start, max_length=1)
 
 
 def _check_tar_end(opened: tarfile.TarFile) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vesselseg.imaging.decode import DECODE_ERRORS, describe_decode_error
+from vesselseg.imaging.decode import DECODE_ERRORS, FORMATS, describe_decode_error
 from vesselseg.imaging.label_shapes import ImageLabels, InvalidShape, LabelFileError, Shape, full_image_mask
 from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
@@ -71,7 +71,7 @@ def read_mask(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], Notes
     try:
         content = path.read_bytes()
         with suppress_warnings():  # Pillow warns of large images
-            image = Image.open(path)
+            image = Image.open(path, formats=FORMATS)
             image.load()
     except DECODE_ERRORS as error:
         raise LabelFileError(f"mask {describe_decode_error(error, content)}") from None
