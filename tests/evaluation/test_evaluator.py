@@ -129,10 +129,12 @@ def test_masks_are_not_calibrated(drawn: Drawn, mask_folder: Path) -> None:
 
 def test_lengths_are_in_millimetres_where_every_image_has_a_spacing(drawn: Drawn, mask_folder: Path) -> None:
     pixels = evaluate(drawn.folder, "test", _open(drawn, mask_folder))
-    write_manifest(drawn.folder, [replace(r, spacing=(0.2, 0.2)) for r in read_manifest(drawn.folder)])
+    records = [replace(r, spacing=(0.2, 0.2), spacing_at="detector") for r in read_manifest(drawn.folder)]
+    write_manifest(drawn.folder, records)
     found = evaluate(drawn.folder, "test", _open(drawn, mask_folder))
     assert (pixels.length_unit, found.length_unit) == ("px", "mm")
     assert found.summary["hd95"].mean == pytest.approx(0.2 * pixels.summary["hd95"].mean)
+    assert any("5 of 5 images have the spacing at the detector" in warning for warning in found.warnings)
     some = [replace(r, spacing=None) if r.image == "test/case1.png" else r for r in read_manifest(drawn.folder)]
     write_manifest(drawn.folder, some)
     found = evaluate(drawn.folder, "test", _open(drawn, mask_folder))

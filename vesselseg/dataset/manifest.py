@@ -8,9 +8,9 @@ A record may have either of two forms:
 
 and is always written in the second. A region is a polygon (flat list of x, y in pixels of the stored image) or, for
 bitmaps, a COCO run-length code ``{"size": [height, width], "counts": "..."}``. Optional fields of a record: ``group``;
-``spacing`` (millimetres per pixel, [row, column]); ``fill`` (how polygons become pixels, see
-`vesselseg.imaging.rasterise`; absent: labelme); ``observers`` (annotations of further observers: name -> one list of
-regions per object, in the order of ``text``).
+``spacing`` (millimetres per pixel, [row, column]) and ``spacing_at`` ("patient" or "detector"); ``fill`` (how polygons
+become pixels, see `vesselseg.imaging.rasterise`; absent: labelme); ``observers`` (annotations of further observers:
+name -> one list of regions per object, in the order of ``text``).
 
 A fold of a cross-validation is a dataset folder too: ``data/NAME/folds/2`` contains only a ``splits.json``, its images
 and annotations are those of ``data/NAME``.
@@ -45,6 +45,7 @@ class Record:
     spacing: (row, column) in millimetres per pixel, above 0; None if unknown.
     observers: annotations of further observers by name ("2", "3"): regions per object, in the order of ``phrases``.
     fill: how polygons become pixels, see `vesselseg.imaging.rasterise`.
+    spacing_at: where the spacing is measured, "patient" or "detector" (then lengths are too long); "" if unknown.
     """
 
     image: str
@@ -54,6 +55,7 @@ class Record:
     spacing: tuple[float, float] | None = None
     observers: Mapping[str, tuple[tuple[Region, ...], ...]] = field(default_factory=dict)
     fill: Fill = DEFAULT_FILL
+    spacing_at: str = ""
 
     @property
     def group_key(self) -> str:
@@ -97,6 +99,8 @@ def write_manifest(folder: Path, records: list[Record]) -> None:
             entry["group"] = record.group
         if record.spacing is not None:
             entry["spacing"] = list(record.spacing)
+        if record.spacing_at:
+            entry["spacing_at"] = record.spacing_at
         if record.fill != DEFAULT_FILL:
             entry["fill"] = record.fill
         if record.observers:
@@ -129,7 +133,10 @@ def parse_record(entry: Any) -> Record:
     if fill not in FILLS:
         raise ManifestError(f'{image}: "fill" is {fill!r}, expected one of {", ".join(FILLS)}')
     named = "" if group is None else str(group)
-    return Record(image, regions, tuple(text), named, _parse_spacing(entry), observers, fill)
+    at = entry.get("spacing_at", "")
+    if at not in ("", "patient", "detector"):
+        raise ManifestError(f'{image}: "spacing_at" must be "patient" or "detector"')
+    return Record(image, regions, tuple(text), named, _parse_spacing(entry), observers, fill, at)
 
 
 def _parse_objects(where: str, mask: list[Any], phrases: int) -> tuple[tuple[Region, ...], ...]:

@@ -325,5 +325,8 @@ def _warnings(data: Path, split: str, used: Sequence[Record]) -> Iterator[str]:
     unknown = sum(record.spacing is None for record in used)
     if 0 < unknown < len(used):
         yield f"{unknown} of {len(used)} images have no pixel spacing: all distances are in pixels."
+    detector = sum(record.spacing_at == "detector" for record in used)
+    if detector and not unknown:
+        yield f"{detector} of {len(used)} images have the spacing at the detector: their lengths in mm are too long."
     if not any(record.group for record in read_manifest(data)):
         yield "No groups in the data: every image counts as its own patient, so the intervals may be too narrow."

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,13 @@ class CompressedFile:
             self._copy.flush()
             self._path = self._copy.name
 
-    def frame(self, index: int) -> np.ndarray:
-        """The stored values, as pydicom's `pixel_array` gives them. Raises ImageError (bad_dicom)."""
+    def frame(self, index: int, options: Mapping[str, Any] | None = None) -> np.ndarray:
+        """The stored values, as pydicom's `pixel_array` gives them. Raises ImageError (bad_dicom).
+
+        options: of `pixel_array`, in place of elements of the header.
+        """
         with _pool.worker() as worker:
-            return worker.decode(self._path, index)
+            return worker.decode(self._path, index, options or {})
 
 
 class _Worker:
@@ -73,11 +76,12 @@ class _Worker:
             env=environment,
         )
 
-    def decode(self, path: str, index: int) -> np.ndarray:
+    def decode(self, path: str, index: int, options: Mapping[str, Any]) -> np.ndarray:
         """See `CompressedFile.frame`."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            self.process.stdin.write(json.dumps({"path": path, "index": index}).encode() + b"\n")
+            request = {"path": path, "index": index, "options": dict(options)}
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             head: dict[str, Any] = json.loads(self.process.stdout.readline(_ANSWER) or "null") or {}
             if "shape" in head:

@@ -17,7 +17,7 @@ SECONDS = 60  # for one frame
 
 
 def serve() -> None:
-    """Answer until the other end closes: {"path", "index"} -> {"dtype", "shape"} and bytes, or {"error": type}."""
+    """Answer until the other end closes: {"path", "index", "options"} -> {"dtype", "shape"} and bytes, or {"error"}."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):  # codecs print what they find wrong
@@ -36,7 +36,7 @@ def serve() -> None:
         signal.alarm(SECONDS)
         try:
             with suppress_warnings(), open(request["path"], "rb") as file:  # noqa: PTH123 - a Path would be resolved
-                values = np.ascontiguousarray(pixel_array(file, index=request["index"]))
+                values = np.ascontiguousarray(pixel_array(file, index=request["index"], **request["options"]))
         except Exception as error:  # pydicom and its decoders raise many types
             _send(answers, {"error": type(error).__name__})
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,24 +21,25 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from vesselseg.imaging.codec_process import CompressedFile
 from vesselseg.imaging.decode import ImageError, scale_to_uint8
+from vesselseg.imaging.dicom_display import draw_grey, usable_photometric
+from vesselseg.imaging.dicom_elements import text
+from vesselseg.imaging.dicom_spacing import Plane, read_spacing
+from vesselseg.imaging.dicom_subtraction import subtract_mask
 from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote the header
 
-_WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
-_VALUES = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence")
 _DEFERRED = 1 << 16  # bytes; larger elements are read from disk on first access
 _META = 4096  # bytes; the transfer syntax stands at a file's beginning
 _PIECE = 1 << 20
 LARGEST_INFLATED = 1 << 29  # bytes; no angiogram is stored deflated and larger
 LARGEST_FRAME = 2 * int(Image.MAX_IMAGE_PIXELS or 0)  # pixels, as for other images
-_LAYOUT = ("PhotometricInterpretation", "PixelRepresentation", "BitsStored")
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class DicomFrame:
 
     pixels: mode L or RGB. notes: conversions that were applied. spacing: (row, column) in mm per pixel, or None.
     patient: identifies the patient: issuer and PatientID, else name and date of birth, else the study; "" if unknown.
+    plane: where the spacing is measured, see ``Spacing``.
     """
 
     pixels: Image.Image
     notes: tuple[Note, ...]
     spacing: tuple[float, float] | None
     patient: str
+    plane: Plane = ""
 
 
 def _read(source: Path | bytes, **arguments: Any) -> Dataset:
@@ -164,6 +167,7 @@ class DicomFile:
             self.frames = max(1, int(self.header.get("NumberOfFrames") or 1))
             self.size = int(self.header.Columns), int(self.header.Rows)
             _check_bounds(self.frames, self.size, len(source) if isinstance(source, bytes) else source.stat().st_size)
+            self.header.PhotometricInterpretation, self._notes = usable_photometric(self.header)
 
     def resolve_frame(self, frame: int | None) -> int:
         """`frame` if it exists, 0 if it is None and there is only one frame; else raises ImageError (which_frame)."""
@@ -179,11 +183,11 @@ class DicomFile:
     def frame(self, number: int) -> DicomFrame:
         """One frame, counted from 0. Raises ImageError (bad_dicom, no_decoder).
 
-        Rendered as a viewer shows it first: modality LUT, then the header's VOI LUT or window. Without a window, 8-bit
-        pixels are unchanged and deeper ones are scaled from the frame's own range. MONOCHROME1 is inverted.
+        Rendered as a viewer shows it first: with its mask subtracted where the header asks for it, else by
+        ``draw_grey``.
         """
         with _dicom_errors():
-            return _decode(self.header, number, self._pixels(number))
+            return _draw(self.header, number, self.frames, self._pixels, self._notes)
 
     def times(self) -> tuple[float, ...] | None:
         """Seconds from the start of a clip, per frame (PS3.3, C.7.6.5); None if the header has none."""
@@ -203,10 +207,11 @@ class DicomFile:
         has_syntax = "TransferSyntaxUID" in self.header.get("file_meta", {})
         _check_decoder(self.header)
         syntax = self.header.file_meta.TransferSyntaxUID
+        options = {"photometric_interpretation": self.header.PhotometricInterpretation}
         if _by_codec(syntax):
-            return self._compressed.frame(number)
+            return self._compressed.frame(number, options)
         if isinstance(self._source, Path) and has_syntax and not syntax.is_deflated:  # reads only this frame
-            return pixel_array(self._source, index=number)
+            return pixel_array(self._source, index=number, **options)
         return pixel_array(self.header, index=number)
 
 
@@ -222,19 +227,24 @@ def _dicom_errors() -> Iterator[None]:
         raise ImageError("bad_dicom", f"damaged, truncated or not conforming ({type(error).__name__})") from None
 
 
-def _decode(header: Dataset, frame: int, values: np.ndarray) -> DicomFrame:
-    view = _frame_view(header, frame)
-    if header.PhotometricInterpretation == "PALETTE COLOR":
+def _draw(
+    header: Dataset, frame: int, frames: int, decode: Callable[[int], np.ndarray], remarks: list[Note]
+) -> DicomFrame:
+    values, photometric = decode(frame), text(header, "PhotometricInterpretation")
+    if photometric == "PALETTE COLOR":
         values = apply_color_lut(values, header)
+    notes: list[Note] = []
     if values.ndim == 3:
-        notes: list[Note] = []
-        bits = 8 * values.dtype.itemsize if header.PhotometricInterpretation == "PALETTE COLOR" else header.BitsStored
-        pixels = Image.fromarray(scale_to_uint8(values, 0, 2**bits - 1))
+        bits = 8 * values.dtype.itemsize if photometric == "PALETTE COLOR" else header.BitsStored
+        pixels = scale_to_uint8(values, 0, 2**bits - 1)
     else:
-        grey, notes = _grey(values, view)
-        pixels = Image.fromarray(grey)
-    spacing, spacing_notes = _spacing(header, frame)
-    return DicomFrame(pixels, tuple(notes + spacing_notes), spacing, _patient(header))
+        shown, notes = subtract_mask(values, header, frame, frames, decode, photometric)
+        pixels, drawing = (shown, []) if shown is not None else draw_grey(values, header, frame, photometric)
+        notes += drawing
+    spacing = read_spacing(header, frame)
+    return DicomFrame(
+        Image.fromarray(pixels), (*notes, *remarks, *spacing.notes), spacing.lengths, _patient(header), spacing.plane
+    )
 
 
 def _check_decoder(header: Dataset) -> None:
@@ -260,104 +270,6 @@ def _can_decode(syntax: Any) -> bool:
     except NotImplementedError:
         message = f"compressed as {syntax.name}, which pydicom does not decode; convert it to an uncompressed file"
         raise ImageError("no_decoder", message) from None
-
-
-def _frame_view(header: Dataset, frame: int) -> Dataset:
-    """The elements that define how a frame is displayed; enhanced DICOM keeps them in functional groups."""
-    view = Dataset()
-    for keyword in (*_LAYOUT, *_VALUES, *_WINDOW):
-        value = _find(header, frame, keyword)
-        if value is not None:
-            setattr(view, keyword, value)
-    if isinstance(header.get("file_meta"), Dataset):
-        view.file_meta = header.file_meta  # type: ignore[assignment]
-    return view
-
-
-def _find(header: Dataset, frame: int, keyword: str) -> Any:
-    """An element of the file, or of the per-frame or shared functional groups; None if absent or empty."""
-    groups = [
-        (header.get("PerFrameFunctionalGroupsSequence"), frame),
-        (header.get("SharedFunctionalGroupsSequence"), 0),
-    ]
-    datasets = [header]
-    for sequence, position in groups:
-        if sequence and position < len(sequence):
-            datasets += [
-                item[0] for item in (element.value for element in sequence[position] if element.VR == "SQ") if item
-            ]
-    values = (dataset.get(keyword) for dataset in datasets)
-    return next((value for value in values if value not in (None, "")), None)
-
-
-def _grey(values: np.ndarray, view: Dataset) -> tuple[np.ndarray, list[Note]]:
-    """Stored values (height, width) -> displayed grey values (height, width) uint8, and a note if they differ."""
-    raw = values
-    values = apply_modality_lut(values, view)
-    low, high = float(values.min()), float(values.max())
-    if "VOILUTSequence" in view:
-        values, (low, high) = _look_up(values, view.VOILUTSequence[0])
-        note = "VOI LUT of the header"
-    elif "WindowCenter" in view and "WindowWidth" in view:
-        values, (low, high) = _window(values, view)
-        note = f"window of the header: centre {_first(view.WindowCenter):g}, width {_first(view.WindowWidth):g}"
-    elif view.BitsStored <= 8 and values is raw and view.PixelRepresentation == 0:
-        low, high, note = 0, 2**view.BitsStored - 1, f"{view.BitsStored} bits"
-    else:
-        note = f"no window in the header: values {low:g} to {high:g} are scaled to 0 to 255"
-    shown = scale_to_uint8(values, low, high)
-    if view.PhotometricInterpretation == "MONOCHROME1":
-        shown, note = 255 - shown, f"{note}; inverted (MONOCHROME1)"
-    changed = raw.dtype != np.uint8 or not np.array_equal(raw, shown)
-    return shown, [Note("windowed", note)] if changed else []
-
-
-def _window(values: np.ndarray, view: Dataset) -> tuple[np.ndarray, tuple[float, float]]:
-    """Values after windowing (PS3.3, C.11.2.1.2), and the output range of the window."""
-    ends = np.array([-1e12, 1e12])  # beyond any window, so they map to the ends of the output range
-    with np.errstate(over="ignore"):
-        shown = apply_windowing(np.concatenate([values.astype(np.float64).ravel(), ends]), view)
-    return shown[:-2].reshape(values.shape), (float(shown[-2]), float(shown[-1]))
-
-
-def _look_up(values: np.ndarray, table: Dataset) -> tuple[np.ndarray, tuple[float, float]]:
-    """Apply a VOI LUT (PS3.3, C.11.2.1.1); pydicom's own wraps around in 8-bit tables of over 256 entries."""
-    entries, first, bits = (int(number) for number in table.LUTDescriptor)
-    entries = entries or 2**16
-    data = table.LUTData
-    if isinstance(data, bytes):
-        data = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else "<u2")
-    data = np.asarray(data)[:entries]
-    return data[np.clip(values.astype(np.int64) - first, 0, len(data) - 1)], (0, 2**bits - 1)
-
-
-def _first(value: Any) -> float:
-    return float(value if np.isscalar(value) or not hasattr(value, "__len__") else value[0])
-
-
-def _spacing(header: Dataset, frame: int) -> tuple[tuple[float, float] | None, list[Note]]:
-    """(row, column) in mm. ImagerPixelSpacing refers to the detector; divided by the magnification, to the patient.
-
-    PS3.3, C.8.7.5 (Estimated Radiographic Magnification Factor) and 10.7.1.3 (pixel spacing).
-    """
-    own = _two_lengths(_find(header, frame, "PixelSpacing"))
-    if own is not None:
-        return own, []
-    detector = _two_lengths(_find(header, frame, "ImagerPixelSpacing"))
-    if detector is None:
-        return None, []
-    magnification = _first(_find(header, frame, "EstimatedRadiographicMagnificationFactor") or 0)
-    if magnification >= 1:
-        return (detector[0] / magnification, detector[1] / magnification), []
-    return detector, [Note("detector_spacing", "the spacing is measured at the detector: lengths in mm are too long")]
-
-
-def _two_lengths(value: Any) -> tuple[float, float] | None:
-    try:
-        row, column = (float(number) for number in value)
-    except (TypeError, ValueError):
-        return None
-    return (row, column) if 0 < row < np.inf and 0 < column < np.inf else None
 
 
 def _patient(header: Dataset) -> str:

@@ -41,6 +41,7 @@ from vesselseg.imaging.warning_filters import suppress_warnings
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".m4v", ".mpg", ".mpeg", ".webm")
 LEAST_SIDE = 8  # pixels; anything smaller is a placeholder image
 _LARGEST_IMAGE = 2 << 30  # bytes; an image file is read into memory
+_ABOUT_LENGTHS = ("detector_spacing", "magnified_spacing")  # prediction measures no lengths
 _RECENT = 32  # cached video frames: going back by a few does not decode from the start again
 # (offset, magic bytes) of the containers passed to FFmpeg. Playlists are excluded: FFmpeg would open other files or the
 # network.
@@ -182,7 +183,7 @@ class DicomFrames:
         except ImageError as error:
             raise UnreadableInputError(str(error)) from None
         self.frames, self.size = self.file.frames, first.pixels.size
-        self.notes = tuple(message for code, message in first.notes if code == "windowed")
+        self.notes = tuple(message for code, message in first.notes if code not in _ABOUT_LENGTHS)
         self._first = to_rgb(first.pixels)
 
     def frame(self, number: int) -> Image.Image:

@@ -41,7 +41,10 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
     "mostly_labelled": ("check", "Most of the image labelled"),
     "other_mask": ("check", "Mask treated as the field of view"),
     "clip": ("check", "Frames of a DICOM clip"),
+    "display_skipped": ("check", "Unusable element of a DICOM header skipped"),
+    "mask_subtraction": ("check", "Mask subtraction of a DICOM clip (DSA)"),
     "detector_spacing": ("check", "Pixel spacing at the detector"),
+    "magnified_spacing": ("changed", "Pixel spacing from the distances of the X-ray source"),
     "duplicate_image": ("check", "Duplicate image"),
     "no_group": ("check", "No group; the file is its own group"),
     "bad_size": ("check", "imageWidth or imageHeight unusable"),
@@ -54,7 +57,8 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
 _ANONYMOUS = frozenset(
     ("bad_dicom", "no_decoder", "which_frame", "no_usable_shape", "too_few_points", "zero_area", "outside",
      "not_finite", "no_width", "rescaled", "clipped", "turned", "sixteen_bit", "windowed", "several_frames",
-     "mask_grey", "mask_background", "mostly_labelled", "clip", "detector_spacing", "encoding", "empty_split"),
+     "mask_grey", "mask_background", "mostly_labelled", "clip", "display_skipped", "mask_subtraction",
+     "detector_spacing", "magnified_spacing", "encoding", "empty_split"),
 )  # fmt: skip
 
 

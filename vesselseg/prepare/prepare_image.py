@@ -237,7 +237,7 @@ def _store(
     target.write_bytes(content)
     drawn = {name: tuple(tuple(one.regions.get(name, ())) for one in objects) for name in ("", *observers)}
     regions, phrases = drawn.pop(""), tuple(one.phrase for one in objects)
-    result.record = Record(task.stem + suffix, regions, phrases, "", image.spacing, drawn, options.fill)
+    result.record = Record(task.stem + suffix, regions, phrases, "", image.spacing, drawn, options.fill, image.plane)
     masks = np.stack([one.mask for one in objects])  # (objects, height, width)
     result.fraction = float(masks.any(axis=0).mean())
     small = overlay_size(image.size)

@@ -47,6 +47,7 @@ class SourceImage:
     notes: tuple[Note, ...]  # what was changed or guessed
     spacing: tuple[float, float] | None = None  # (row, column) in mm per pixel
     patient: str = ""  # see DicomFrame
+    plane: str = ""  # where the spacing is measured: "patient", "detector" or ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -120,7 +121,8 @@ def _load_dicom(file: ImageFile) -> SourceImage:
 
     frame = read_frame(file.path, file.frame)
     pixels = frame.pixels
-    return SourceImage(encode_png(pixels), ".png", pixels, file.path, frame.notes, frame.spacing, frame.patient)
+    content = encode_png(pixels)
+    return SourceImage(content, ".png", pixels, file.path, frame.notes, frame.spacing, frame.patient, frame.plane)
 
 
 def _candidates(
