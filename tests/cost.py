@@ -38,7 +38,8 @@ def configure(config: pytest.Config) -> None:
 
     def noted(process: Any, arguments: Any, *further: Any, **named: Any) -> None:
         program = arguments if isinstance(arguments, (str, os.PathLike)) else next(iter(arguments))
-        if Path(os.fsdecode(program)).name.startswith(STARTING):
+        started = Path(os.fsdecode(program)).name.startswith(STARTING)
+        if started and "codec_worker" not in str(arguments):  # it stays warm for the tests after this one
             _started.append(str(arguments))
         start(process, arguments, *further, **named)
 

@@ -8,14 +8,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.imaging.dicom_files import ABORTING, frames, write_jpeg_dicom
 from tests.machine_speed import patience
 from vesselseg.imaging import codec_process
-from vesselseg.imaging.codec_process import CompressedFile, _Worker
-from vesselseg.imaging.codec_worker import MEMORY, SECONDS
+from vesselseg.imaging.codec_process import SECONDS, UncheckedFile, _Worker, check_picture
+from vesselseg.imaging.codec_worker import MEMORY
 from vesselseg.imaging.decode import ImageError
 from vesselseg.imaging.frames import UnreadableInputError, open_frames
 
@@ -44,10 +46,10 @@ def test_a_file_that_ends_decoders_costs_no_other_one_its_frames(tmp_path: Path)
     def read(number: int) -> bool:
         if number % 4 == 3:
             with pytest.raises(ImageError, match=ENDED):
-                CompressedFile(ABORTING).frame(0)
+                UncheckedFile(ABORTING).frame(0)
             return True
         path, expected = files[number % len(files)]
-        return np.array_equal(CompressedFile(path).frame(0), expected)
+        return np.array_equal(UncheckedFile(path).frame(0), expected)
 
     with ThreadPoolExecutor(6) as threads:
         assert all(threads.map(read, range(16)))
@@ -55,9 +57,9 @@ def test_a_file_that_ends_decoders_costs_no_other_one_its_frames(tmp_path: Path)
 
 def test_workers_stay_warm_and_have_limits(tmp_path: Path) -> None:
     write_jpeg_dicom(tmp_path / "a.dcm", frames())
-    CompressedFile(tmp_path / "a.dcm").frame(0)
+    UncheckedFile(tmp_path / "a.dcm").frame(0)
     (worker, *_) = codec_process._pool._idle
-    CompressedFile(tmp_path / "a.dcm").frame(0)
+    UncheckedFile(tmp_path / "a.dcm").frame(0)
     assert worker in codec_process._pool._idle and worker.works
     limits = Path(f"/proc/{worker.process.pid}/limits").read_text().splitlines()
     (memory,) = (line.split() for line in limits if line.startswith("Max address space"))
@@ -69,17 +71,58 @@ def test_the_time_limit_is_told() -> None:
     os.kill(worker.process.pid, signal.SIGALRM)  # what the alarm sends in the middle of a codec
     worker.process.wait()
     with pytest.raises(ImageError, match=f"took more than {SECONDS} s"):
-        worker.decode("/nowhere", 0)
+        worker.ask("bad_dicom", {"task": "picture", "path": "/nowhere", "seconds": SECONDS})
     worker.close()
 
 
 def test_a_worker_ends_with_the_process_that_asks() -> None:
     worker = _Worker()
-    with pytest.raises(ImageError, match="FileNotFoundError"):
-        worker.decode("/nowhere", 0)
+    asked = {"task": "picture", "path": "/nowhere", "seconds": SECONDS}
+    assert worker.ask("bad_dicom", asked)[0] == {"error": "FileNotFoundError"}
     assert worker.process.stdin is not None
     worker.process.stdin.close()  # as at the end of this process, however it ends
     end = time.monotonic() + patience(20)
     while worker.process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
     assert worker.process.returncode == 0
+
+
+def test_pictures_and_videos_go_through_the_worker_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a codec that aborts: no damaged TIFF or video is known that ends today's libraries."""
+    tasks: list[str] = []
+
+    def ending(self: _Worker, code: str, request: dict) -> tuple[dict, np.ndarray]:
+        tasks.append(request["task"])
+        os.kill(self.process.pid, signal.SIGSEGV)
+        self.process.wait()
+        return asked(self, code, request)
+
+    asked = _Worker.ask
+    image = Image.fromarray(frames()[0])
+    image.save(tmp_path / "a.tif")
+    image.save(tmp_path / "a.webp")
+    image.save(tmp_path / "a.png")
+    video = tmp_path / "a.avi"
+    write_video(video)
+    assert open_frames("a.avi", video).frames == 5
+    monkeypatch.setattr(_Worker, "ask", ending)
+    for path in (tmp_path / "a.tif", tmp_path / "a.webp", video):
+        with pytest.raises(UnreadableInputError, match=r"its pixels end the decoder \(SIGSEGV\)"):
+            open_frames(path.name, path)
+    assert tasks == ["picture", "picture", "video"]
+    open_frames("a.png", tmp_path / "a.png")
+    assert len(tasks) == 3
+
+
+def test_a_picture_of_too_much_memory_is_refused_by_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Worker, "ask", lambda *_: ({"error": "MemoryError"}, np.empty(0)))
+    Image.new("L", (9, 9)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="takes more than 4 GiB"):
+        check_picture(tmp_path / "a.tif")
+
+
+def write_video(path: Path) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(5):
+        writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
+    writer.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,8 @@ from pydicom import dcmread
 
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.tiny import picture
-from vesselseg.imaging.frames import UnreadableInputError, VideoFrames, open_frames
+from vesselseg.imaging.codec_process import UncheckedFile
+from vesselseg.imaging.frames import UnreadableInputError, open_frames
 
 
 def write_video(
@@ -137,9 +139,16 @@ def test_a_size_is_rejected_before_a_pixel_is_decoded(name: str, size: tuple[int
 
 def test_a_video_is_rejected_before_its_frames_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.avi", 3)
-    monkeypatch.setattr(VideoFrames, "_times", lambda _: pytest.fail("counted"))
+    looked, video = [], UncheckedFile.video
+
+    def noted(self: UncheckedFile, whole: bool) -> Any:
+        looked.append(whole)
+        return video(self, whole)
+
+    monkeypatch.setattr(UncheckedFile, "video", noted)
     with pytest.raises(LookupError, match="96, 64"):
         open_frames(path.name, path, refuse)
+    assert looked == [False]
 
 
 def test_dicom_clips(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vesselseg.imaging.codec_process import check_picture
 from vesselseg.imaging.decode import FORMATS
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def _plane(values: Values) -> Values:
 
 def _read_picture(path: Path) -> Stored:
     try:
+        check_picture(path)
         with Image.open(path, formats=FORMATS) as image:
             mode, pages = image.mode, getattr(image, "n_frames", 1)
             values = np.asarray(image.convert("L") if mode == "1" else image)

@@ -1,6 +1,6 @@
-"""Decode compressed DICOM frames in processes of their own, kept warm, with limits on memory and time.
+"""Run codecs on users' files in processes of their own, kept warm, with limits on memory and time.
 
-A damaged JPEG can end the process that decodes it. Here it ends a worker, which is started again for the next frame.
+A damaged file can end the process that decodes it. Here it ends a worker, which is started again for the next file.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ from typing import Any
 import numpy as np
 
 from vesselseg.imaging import codec_worker
-from vesselseg.imaging.decode import ImageError
+from vesselseg.imaging.image_error import ImageError
 
 MOST = 4  # workers of one process; a service decodes several uploads at once
 _START = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from vesselseg.imaging.codec_worker import serve
 serve()"""
+SECONDS = 60  # for one frame or picture
+VIDEO_SECONDS = 900  # for all frames of a video
+# What Pillow decodes by libraries that a damaged file can end: TIFF, WebP, JPEG 2000.
+_RISKY = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 _ANSWER = 4096  # bytes; the line before the pixels is shorter
 
 
-class CompressedFile:
-    """A DICOM file whose frames are decoded in another process. source: a path or the file's bytes.
+class UncheckedFile:
+    """A user's file that codecs run on in another process. source: a path or the file's bytes.
 
     Bytes stay in memory where the system allows it.
     """
@@ -42,7 +46,7 @@ class CompressedFile:
         if isinstance(source, Path):
             self._path = str(source.absolute())
         elif hasattr(os, "memfd_create"):
-            number = os.memfd_create("dicom")
+            number = os.memfd_create("vesselseg")
             weakref.finalize(self, os.close, number)
             with os.fdopen(os.dup(number), "wb") as file:
                 file.write(source)
@@ -54,12 +58,43 @@ class CompressedFile:
             self._path = self._copy.name
 
     def frame(self, index: int, options: Mapping[str, Any] | None = None) -> np.ndarray:
-        """The stored values, as pydicom's `pixel_array` gives them. Raises ImageError (bad_dicom).
+        """Stored values of a DICOM frame, as pydicom's `pixel_array`. Raises ImageError (bad_dicom).
 
         options: of `pixel_array`, in place of elements of the header.
         """
+        head, values = self._ask("bad_dicom", SECONDS, task="dicom", index=index, options=dict(options or {}))
+        if "error" in head:
+            raise ImageError("bad_dicom", f"damaged, truncated or not conforming ({head['error']})")
+        return values
+
+    def check_picture(self) -> None:
+        """Raise ImageError (unreadable_image) for a picture that ends its decoder; what is else wrong shows later."""
+        head, _ = self._ask("unreadable_image", SECONDS, task="picture")
+        if head.get("error") == "MemoryError":
+            raise ImageError("unreadable_image", f"takes more than {codec_worker.MEMORY >> 30} GiB")
+
+    def video(self, whole: bool) -> tuple[dict[str, Any], list[float]]:
+        """What a video's header says (see `codec_worker.decode_video`), and times of its frames if it is decoded whole.
+
+        Raises ImageError (unreadable_image).
+        """
+        head, times = self._ask("unreadable_image", VIDEO_SECONDS, task="video", whole=whole)
+        return head, times.tolist()
+
+    def _ask(self, code: str, seconds: int, **request: Any) -> tuple[dict[str, Any], np.ndarray]:
         with _pool.worker() as worker:
-            return worker.decode(self._path, index, options or {})
+            return worker.ask(code, {"path": self._path, "seconds": seconds, **request})
+
+
+def check_picture(source: Path | bytes) -> None:
+    """See `UncheckedFile.check_picture`; formats whose decoders do not abort (PNG, JPEG and the like) pass at once."""
+    if isinstance(source, bytes):
+        start = source[:8]
+    else:
+        with source.open("rb") as file:
+            start = file.read(8)
+    if start.startswith(_RISKY):
+        UncheckedFile(source).check_picture()
 
 
 class _Worker:
@@ -76,29 +111,31 @@ class _Worker:
             env=environment,
         )
 
-    def decode(self, path: str, index: int, options: Mapping[str, Any]) -> np.ndarray:
-        """See `CompressedFile.frame`."""
+    def ask(self, code: str, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+        """The answer, with `error` in it if the file could not be read. Raises ImageError(code) for a worker's end."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            request = {"path": path, "index": index, "options": dict(options)}
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             head: dict[str, Any] = json.loads(self.process.stdout.readline(_ANSWER) or "null") or {}
+            if "error" in head:
+                return head, np.empty(0)
             if "shape" in head:
                 values = np.empty(head["shape"], np.dtype(head["dtype"]))
-                if self.process.stdout.readinto(values.data.cast("B")) == values.nbytes:  # type: ignore[attr-defined]
-                    return values
-        except (BrokenPipeError, ValueError):
-            head = {}
-        if "error" in head:
-            raise ImageError("bad_dicom", f"damaged, truncated or not conforming ({head['error']})")
-        raise ImageError("bad_dicom", self._why_it_ended())
+                if not values.nbytes or self._read(values) == values.nbytes:
+                    return head, values
+        except (BrokenPipeError, ValueError):  # it ended before or within its answer
+            pass
+        raise ImageError(code, self._why_it_ended(request["seconds"]))
 
-    def _why_it_ended(self) -> str:
+    def _read(self, values: np.ndarray) -> int:
+        return int(self.process.stdout.readinto(values.data.cast("B")))  # type: ignore
+
+    def _why_it_ended(self, seconds: int) -> str:
         self.process.kill()
         status = self.process.wait()
         if status == -signal.SIGALRM:
-            return f"damaged: decoding one frame took more than {codec_worker.SECONDS} s"
+            return f"damaged: decoding took more than {seconds} s"
         return f"damaged: its pixels end the decoder ({_signal_name(status)})"
 
     @property

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from vesselseg.imaging.codec_process import check_picture
+from vesselseg.imaging.image_error import ImageError as ImageError
 from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
 
@@ -32,14 +34,6 @@ DECODE_ERRORS = (
 )
 
 
-class ImageError(ValueError):
-    """No usable image for some labels. code: a key of ``prepare.findings.FINDING_KINDS``, for counting."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 def is_dicom(path: Path) -> bool:
     """Decide by suffix; without a suffix, or with a numeric one as in UIDs, by the DICOM prefix."""
     suffix = path.suffix.lower()
@@ -60,6 +54,7 @@ def decode_image(content: bytes, label_size: tuple[int, int] | None) -> tuple[Im
 
     label_size: (width, height) that the labels refer to, None if unknown. Raises one of DECODE_ERRORS.
     """
+    check_picture(content)
     with suppress_warnings():  # Pillow warns of large images
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()

@@ -24,7 +24,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SegmentationStorage
 
-from vesselseg.imaging.codec_process import CompressedFile
+from vesselseg.imaging.codec_process import UncheckedFile
 from vesselseg.imaging.decode import ImageError, scale_to_uint8
 from vesselseg.imaging.dicom_display import draw_grey, usable_photometric
 from vesselseg.imaging.dicom_elements import text
@@ -200,8 +200,8 @@ class DicomFile:
             return tuple(number * step for number in range(self.frames)) if step > 0 else None
 
     @cached_property
-    def _compressed(self) -> CompressedFile:
-        return CompressedFile(self._source)
+    def _compressed(self) -> UncheckedFile:
+        return UncheckedFile(self._source)
 
     def _pixels(self, number: int) -> np.ndarray:
         has_syntax = "TransferSyntaxUID" in self.header.get("file_meta", {})

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from vesselseg.errors import UserError
+from vesselseg.imaging.codec_process import UncheckedFile
 from vesselseg.imaging.decode import (
     DECODE_ERRORS,
     DICOM_MAGIC,
@@ -42,6 +43,7 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".m4v", ".mpg", ".mpeg
 LEAST_SIDE = 8  # pixels; anything smaller is a placeholder image
 _LARGEST_IMAGE = 2 << 30  # bytes; an image file is read into memory
 _ABOUT_LENGTHS = ("detector_spacing", "magnified_spacing")  # prediction measures no lengths
+_NO_VIDEO = "a damaged or truncated video, or one with a codec that OpenCV does not support"
 _RECENT = 32  # cached video frames: going back by a few does not decode from the start again
 # (offset, magic bytes) of the containers passed to FFmpeg. Playlists are excluded: FFmpeg would open other files or the
 # network.
@@ -237,19 +239,30 @@ class VideoFrames:
             self._path = Path(self._copy.name)
         else:
             self._path = content
-        self._next, self._capture = 0, self._open()
-        claimed = round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        check_size(_video_size(self._capture))
-        times = self._times()
+        header, _ = self._inspect(whole=False)
+        check_size(header["size"])
+        _check_size(header["size"])
+        _, times = self._inspect(whole=True)
         self.frames = len(times)
         if not times:
             raise UnreadableInputError("a video without a frame that can be decoded")
+        self._next, self._capture = 0, self._open()
         _check_size(self.frame(0).size)
         self.size = self.frame(0).size
-        self.frame_times = _plausible_times(times, rate)
+        self.frame_times = _plausible_times(times, header["rate"])
+        claimed = header["claimed"]
         cut = f"{self.frames} of {claimed} frames can be decoded: the video is truncated, the last may be incomplete"
         self.notes: tuple[str, ...] = (cut,) if claimed - self.frames > 1 else ()
+
+    def _inspect(self, whole: bool) -> tuple[dict[str, Any], list[float]]:
+        """FFmpeg sees the file in another process first: what it decodes whole there does not end this one."""
+        try:
+            header, times = UncheckedFile(self._path).video(whole)
+        except ImageError as error:
+            raise UnreadableInputError(str(error)) from None
+        if not header.get("opened"):
+            raise UnreadableInputError(_NO_VIDEO)
+        return {**header, "size": tuple(header["size"])}, times
 
     def frame(self, number: int) -> Image.Image:
         """Forward access decodes each frame once; going back further than the cache decodes from the start again."""
@@ -274,21 +287,13 @@ class VideoFrames:
         while len(self._kept) > _RECENT:
             self._kept.popitem(last=False)
 
-    def _times(self) -> list[float]:
-        times = []
-        while self._capture.grab():
-            times.append(float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000)
-            self._next += 1
-        return times
-
     def _open(self) -> Any:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its log is less informative than the errors raised here
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         # FFmpeg only: other backends of OpenCV interpret digits in a name as an image sequence.
         capture = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
         if not capture.isOpened():
-            raise UnreadableInputError("a damaged or truncated video, or one with a codec that OpenCV does not support")
-        _check_size(_video_size(capture))
+            raise UnreadableInputError(_NO_VIDEO)
         return capture
 
 
@@ -307,10 +312,6 @@ def _image_size(content: bytes) -> tuple[int, int]:
     """(width, height) from the header."""
     with suppress_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:  # Pillow warns of large images
         return image.size
-
-
-def _video_size(capture: Any) -> tuple[int, int]:
-    return round(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
 
 
 def frame_rate(times: Sequence[float] | None) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vesselseg.imaging.codec_process import check_picture
 from vesselseg.imaging.decode import DECODE_ERRORS, FORMATS, describe_decode_error
 from vesselseg.imaging.label_shapes import ImageLabels, InvalidShape, LabelFileError, Shape, full_image_mask
 from vesselseg.imaging.notes import Note
@@ -70,6 +71,7 @@ def read_mask(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], Notes
     content = b""
     try:
         content = path.read_bytes()
+        check_picture(path)
         with suppress_warnings():  # Pillow warns of large images
             image = Image.open(path, formats=FORMATS)
             image.load()
