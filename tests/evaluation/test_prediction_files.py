@@ -33,7 +33,7 @@ def nifti(values: np.ndarray, affine: np.ndarray = ITK) -> nibabel.Nifti1Image:
 
 
 def read(path: Path) -> np.ndarray:
-    return read_prediction(path).probabilities(as_probabilities=False)
+    return read_prediction(path).probabilities(None)
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

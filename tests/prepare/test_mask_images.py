@@ -57,11 +57,12 @@ def test_masks_in_every_encoding_are_read_exactly(tmp_path: Path, name: str) -> 
     expected = MASK == 0 if name == "palette of colours" else MASK > 0
     ending = "tif" if name == "float" else "png"
     image.save(tmp_path / f"m.{ending}")
-    classes, size, notes = read_mask(tmp_path / f"m.{ending}")
-    assert list(classes) == [label]
-    assert np.array_equal(classes[label], expected)
-    assert size == (WIDTH, HEIGHT)
-    assert [code for code, _ in notes] == (["mostly_labelled"] if name == "palette of colours" else [])
+    mask = read_mask(tmp_path / f"m.{ending}")
+    ((found_label, bitmap),) = mask.classes
+    assert found_label == label
+    assert np.array_equal(bitmap, expected)
+    assert mask.size == (WIDTH, HEIGHT)
+    assert [code for code, _ in mask.notes] == (["mostly_labelled"] if name == "palette of colours" else [])
 
 
 @pytest.mark.parametrize("kind", ["png", "gif", "bmp", "tif", "pgm"])
@@ -90,13 +91,14 @@ def test_classes_are_labels(tmp_path: Path) -> None:
 def test_grey_levels_are_thresholded_and_reported(tmp_path: Path) -> None:
     smooth = Image.fromarray(FULL).resize((4 * WIDTH, 4 * HEIGHT), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "m.jpg", quality=80)
-    classes, _, notes = read_mask(tmp_path / "m.jpg")
-    assert list(classes) == ["255"]
-    assert [code for code, _ in notes] == ["mask_grey"]
-    assert classes["255"].mean() == pytest.approx(MASK.mean(), rel=0.1)
+    mask = read_mask(tmp_path / "m.jpg")
+    ((label, bitmap),) = mask.classes
+    assert label == "255"
+    assert [code for code, _ in mask.notes] == ["mask_grey"]
+    assert bitmap.mean() == pytest.approx(MASK.mean(), rel=0.1)
     noise = np.random.default_rng(0).integers(0, 9, (64, 64), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "empty.jpg")
-    assert read_mask(tmp_path / "empty.jpg")[0] == {}
+    assert read_mask(tmp_path / "empty.jpg").classes == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])

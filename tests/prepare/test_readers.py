@@ -169,10 +169,10 @@ def test_coco_names_in_two_folders_match_the_nearest(tmp_path: Path) -> None:
         picture(root / "a.png", seed=len(split))
         content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}
         (root / "_annotations.coco.json").write_text(json.dumps(content))
-    assert run(tmp_path / "s", tmp_path / "o", **ALL)["findings"] == []
+    assert run(tmp_path / "s", tmp_path / "o", **ALL)["findings_by_code"] == {"no_vessel": 1}
     (tmp_path / "s" / "val" / "a.png").unlink()
     report = run(tmp_path / "s", tmp_path / "p", **ALL)
-    assert found(report) == {("train/a.png", None, "listed_twice")}
+    assert found(report) == {("train/a.png", None, "listed_twice"), ("(all files)", None, "no_vessel")}
 
 
 def test_a_path_in_a_label_file_is_never_opened(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_unusual_values_in_coco_files(tmp_path: Path) -> None:
     images = [{"id": n, "file_name": name, "width": 1e300, "height": None} for n, name in enumerate(names)]
     coco_with(tmp_path / "s", [], images=[*images, {"id": "x", "file_name": "p1_a.png"}], categories=3)
     report = run(tmp_path / "s", tmp_path / "o", **ALL)
-    assert report["findings_by_code"] == {"no_image": 5}
+    assert report["findings_by_code"] == {"no_image": 5, "no_vessel": 1}
 
 
 def test_a_source_without_labels_reports_what_is_expected(tmp_path: Path) -> None:

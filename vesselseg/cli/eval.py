@@ -8,9 +8,22 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vesselseg.cli.parameters import Batch, Data, Flat, Force, Loading, Out, Seed, Steps, show_warnings, text_parser
+from vesselseg.cli.parameters import (
+    Batch,
+    Data,
+    Flat,
+    Force,
+    Loading,
+    Out,
+    Seed,
+    Steps,
+    Values,
+    show_warnings,
+    text_parser,
+)
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.options import AUTO, COUNT_METRICS, MASK_METRICS, RESULTS_FILE, EvaluationOptions
+from vesselseg.imaging.mask_option import BY_EVIDENCE
 from vesselseg.inference.options import DEFAULT_LOADING, LoadOptions
 from vesselseg.inference.post_processing import NO_POST_PROCESSING
 from vesselseg.output_folder import check_apart, check_output
@@ -63,6 +76,7 @@ def evaluate(
     batch: Batch = 4,
     seed: Seed = 0,
     force: Force = False,
+    mask_values: Values = BY_EVIDENCE,
     loading: Annotated[LoadOptions, Loading] = DEFAULT_LOADING,
 ) -> None:
     """Score a model, a checkpoint or a folder of masks or probabilities on one split, and write a report.
@@ -76,6 +90,8 @@ def evaluate(
         source: exported model folder, checkpoint (.pth) or folder of predictions
         split: the split that is reported
         threshold: a number, auto: searched on the validation split, or stored: the one stored with the model (default)
+        mask_values: of a folder of predictions: binary, classes, objects, probability, ignore=255 or
+            classes,ignore=255 (default: by what the files show)
         store_threshold: write what auto (and --calibrate) found into the exported model's folder
     """
     check_output(out, force, RESULTS_FILE)
@@ -90,7 +106,7 @@ def evaluate(
     from vesselseg.reports.evaluation_report import write_evaluation
 
     show_warnings()
-    predictions = open_predictions(source, read_manifest(data), loading)
+    predictions = open_predictions(source, read_manifest(data), loading, mask_values)
     evaluation = score(data, split, predictions, threshold, batch, seed, batch_progress, options)
     report = write_evaluation(evaluation, predictions, out, force)
     print("\n".join(console_summary(evaluation)))

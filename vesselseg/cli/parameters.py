@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
+from vesselseg.imaging.mask_option import MaskValues
 from vesselseg.inference.post_processing import PostProcessing
 
 
@@ -66,6 +67,9 @@ CfgOptions = Annotated[
         show_default=False,
         help="KEY=VALUE ...: settings to override, e.g. schedule.lr=1e-4",
     ),
+]
+Values = Annotated[
+    MaskValues, Parameter(converter=text_parser(MaskValues.parse), n_tokens=1, accepts_keys=False, show_default=False)
 ]
 Steps = Annotated[PostProcessing, Parameter(name="*")]
 # a dataclass whose fields are options of their own

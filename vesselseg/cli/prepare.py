@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from vesselseg.cli.parameters import Flat, text_parser
+from vesselseg.cli.parameters import Flat, Values, text_parser
 from vesselseg.errors import UserError
+from vesselseg.imaging.mask_option import BY_EVIDENCE
 from vesselseg.imaging.regions import Fill
 from vesselseg.prepare.options import PrepareOptions
 from vesselseg.prepare.splits import parse_fractions
@@ -57,6 +58,7 @@ class Options(PrepareOptions):
     line_width: Annotated[float | None, Parameter(group=NAMES)] = PrepareOptions.line_width
     fill: Annotated[Fill, Parameter(group=NAMES)] = PrepareOptions.fill
     fill_masks: Annotated[Path | None, Parameter(group=NAMES)] = PrepareOptions.fill_masks
+    mask_values: Annotated[Values, Parameter(group=NAMES)] = BY_EVIDENCE
     fractions: Annotated[
         tuple[float, float, float],
         Parameter(
@@ -118,6 +120,8 @@ def summarise(report: dict[str, Any], out: Path) -> str:
         lines.append("  groups: none given, every file is its own; --group-regex keeps a patient's frames on one side")
     if report["fill_by"]:
         lines.append(f"  fill: {report['fill_by']}")
+    loud = [finding for finding in report["findings"] if finding["code"] in ("no_vessel", "all_vessel")]
+    lines += [f"  WARNING: {finding['reason']}" for finding in loud]
     lines += describe_labels(report)
     if report["unlabelled"]:
         lines.append(f"  images without labels, not used: {len(report['unlabelled'])}")

@@ -10,7 +10,8 @@ and is always written in the second. A region is a polygon (flat list of x, y in
 bitmaps, a COCO run-length code ``{"size": [height, width], "counts": "..."}``. Optional fields of a record: ``group``;
 ``spacing`` (millimetres per pixel, [row, column]) and ``spacing_at`` ("patient" or "detector"); ``fill`` (how polygons
 become pixels, see `vesselseg.imaging.rasterise`; absent: labelme); ``observers`` (annotations of further observers:
-name -> one list of regions per object, in the order of ``text``).
+name -> one list of regions per object, in the order of ``text``); ``ignore`` (regions about which
+the labels say nothing).
 
 A fold of a cross-validation is a dataset folder too: ``data/NAME/folds/2`` contains only a ``splits.json``, its images
 and annotations are those of ``data/NAME``.
@@ -46,6 +47,7 @@ class Record:
     observers: annotations of further observers by name ("2", "3"): regions per object, in the order of ``phrases``.
     fill: how polygons become pixels, see `vesselseg.imaging.rasterise`.
     spacing_at: where the spacing is measured, "patient" or "detector" (then lengths are too long); "" if unknown.
+    ignore: regions about which the labels say nothing; neither vessel nor background.
     """
 
     image: str
@@ -56,6 +58,7 @@ class Record:
     observers: Mapping[str, tuple[tuple[Region, ...], ...]] = field(default_factory=dict)
     fill: Fill = DEFAULT_FILL
     spacing_at: str = ""
+    ignore: tuple[Region, ...] = ()
 
     @property
     def group_key(self) -> str:
@@ -105,6 +108,8 @@ def write_manifest(folder: Path, records: list[Record]) -> None:
             entry["fill"] = record.fill
         if record.observers:
             entry["observers"] = {name: [list(r) for r in drawn] for name, drawn in record.observers.items()}
+        if record.ignore:
+            entry["ignore"] = list(record.ignore)
         entries.append(entry)
     (Path(folder) / "annotations.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
@@ -136,7 +141,11 @@ def parse_record(entry: Any) -> Record:
     at = entry.get("spacing_at", "")
     if at not in ("", "patient", "detector"):
         raise ManifestError(f'{image}: "spacing_at" must be "patient" or "detector"')
-    return Record(image, regions, tuple(text), named, _parse_spacing(entry), observers, fill, at)
+    ignore = entry.get("ignore") or []
+    if not isinstance(ignore, list):
+        raise ManifestError(f'{image}: "ignore" must be a list of regions')
+    (ignored,) = _parse_objects(f"{image}, ignore", [ignore], 1)
+    return Record(image, regions, tuple(text), named, _parse_spacing(entry), observers, fill, at, ignored)
 
 
 def _parse_objects(where: str, mask: list[Any], phrases: int) -> tuple[tuple[Region, ...], ...]:

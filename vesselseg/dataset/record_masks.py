@@ -24,6 +24,16 @@ def record_coverage(record: Record, height: int, width: int) -> np.ndarray:
     return _each(record, height, width, lambda regions: coverage(regions, height, width))
 
 
+def ignored_pixels(record: Record, height: int, width: int) -> np.ndarray | None:
+    """(height, width) bool of the pixels about which the labels say nothing; None if there are none."""
+    if not record.ignore:
+        return None
+    try:
+        return rasterise(record.ignore, height, width, record.fill).astype(bool)
+    except ValueError as error:
+        raise ValueError(f"{record.image}, ignored pixels: {error}") from None
+
+
 def _each(record: Record, height: int, width: int, draw: Callable[[Sequence[Region]], np.ndarray]) -> np.ndarray:
     masks = np.zeros((len(record.regions), height, width), dtype=np.uint8)
     for number, regions in enumerate(record.regions):

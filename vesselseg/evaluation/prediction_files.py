@@ -5,10 +5,9 @@
 * ``.npz`` of nnU-Net (``--save_probabilities``): ``probabilities`` (``softmax`` in version 1), (classes, 1, height,
   width). Two classes are background and vessel; they sum to 1, or to 0 outside the region that nnU-Net predicted. A
   single class is the vessel. ``.npz`` of MedSAM: ``segs``, a mask.
-* 1-bit and palette PNG or TIFF: a mask; index 0 is background, all others are vessel.
-* 8-bit and 16-bit PNG or TIFF: masks where all values of the *folder* are 0, 1 or the largest value (255 or 65535;
-  255 in 16 bits too), else probability = value / largest value; ``prediction_folder`` settles which. Colour files
-  are accepted if their channels are equal. TIFF of floats: probabilities in 0..1.
+* PNG or TIFF of integers or a palette: all files of the *folder* together say whether they are masks or probabilities
+  (value / 255 or 65535), see ``prediction_values``; numbers of classes and objects are refused without --mask-values.
+  Colour files are accepted if all pixels are shades of one colour. TIFF of floats: probabilities in 0..1.
 * ``.nii``, ``.nii.gz``: values as in .npy, axes see below.
 
 NIfTI axes. The array is (columns, rows) or (columns, rows, 1): the first axis of NIfTI is x. If the header defines the
@@ -38,13 +37,16 @@ from PIL import Image, UnidentifiedImageError
 
 from vesselseg.imaging.codec_process import check_picture
 from vesselseg.imaging.decode import FORMATS
+from vesselseg.imaging.mask_evidence import Evidence, ValueKind, measure
+from vesselseg.imaging.mask_files import raw_values
+from vesselseg.imaging.mask_option import BY_EVIDENCE, MaskValues
+from vesselseg.imaging.mask_values import Meaning, apply
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
 
 Values = NDArray[np.generic]
 _EIGHT_BIT_MASKS = ((0, 1), (0, 255))
-_PICTURE_MASK = (0, 1, 255, 65535)
 _NIFTI_START = 1 << 20  # bytes with header and extensions
 _CHANNELS = ("probabilities", "softmax")  # arrays of nnU-Net 2 and 1, (classes, ...)
 _MASK = "segs"  # array of MedSAM
@@ -71,22 +73,27 @@ _ANATOMY = (-1, -1, -1)  # left, posterior, inferior, against NIfTI's right, ant
 
 @dataclass(frozen=True)
 class Stored:
-    """One prediction as stored in its file."""
+    """One prediction as stored in its file.
+
+    scale: divisor that gives probabilities. kind: of integers that all files of the folder together explain
+    (`prediction_values`); None: the file itself says what its values are: a mask, or probabilities.
+    """
 
     values: Values  # (height, width)
-    scale: float | None  # divisor that gives probabilities; None for a mask
-    undecided: bool = False  # values fit both a mask and a very dark probability map
+    scale: float | None  # None for a mask
+    kind: ValueKind | None = None
 
-    @property
-    def kind(self) -> str:
-        """ "mask", "picture of probabilities" (scaled integers) or "probabilities"."""
-        if self.scale is None or self.undecided:
-            return "mask"
-        return "picture of probabilities" if self.scale > 1 else "probabilities"
+    def evidence(self) -> Evidence | None:
+        """What its integers show; None where the file itself says what they are."""
+        return None if self.kind is None else measure(self.values, self.kind)
 
-    def probabilities(self, as_probabilities: bool) -> NDArray[np.float32]:
-        """(height, width) float32 in 0..1; as_probabilities: how undecided pictures are read."""
-        if self.scale is None or (self.undecided and not as_probabilities):
+    def probabilities(self, meaning: Meaning | None) -> NDArray[np.float32]:
+        """(height, width) float32 in 0..1; meaning: of integers of its kind, None if they are probabilities."""
+        if self.kind is not None and meaning is not None:
+            classes, _ = apply(self.values, meaning, str)
+            drawn = [bitmap for _, bitmap in classes]
+            return np.any(drawn, axis=0).astype(np.float32) if drawn else np.zeros(self.values.shape, np.float32)
+        if self.scale is None:
             return (self.values != 0).astype(np.float32)
         return np.divide(self.values, np.float32(self.scale)).astype(np.float32)
 
@@ -96,12 +103,15 @@ def suffix_of(name: str) -> str:
     return next((suffix for suffix in READERS if name.lower().endswith(suffix)), "")
 
 
-def read_prediction(path: Path) -> Stored:
-    """Read a file with a suffix in ``READERS``; raises ValueError, whose message does not name the file."""
-    return READERS[suffix_of(path.name)](path)
+def read_prediction(path: Path, asked: MaskValues = BY_EVIDENCE) -> Stored:
+    """Read a file with a suffix in ``READERS``; raises ValueError, whose message does not name the file.
+
+    asked: what the user says about integers.
+    """
+    return READERS[suffix_of(path.name)](path, asked)
 
 
-def _read_npy(path: Path) -> Stored:
+def _read_npy(path: Path, asked: MaskValues) -> Stored:
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
@@ -110,10 +120,10 @@ def _read_npy(path: Path) -> Stored:
         raise ValueError(f"not readable as a NumPy array: {error}") from None
     if values is None:
         raise ValueError("an .npz file under another name")
-    return _array(values)
+    return _array(values, asked)
 
 
-def _read_npz(path: Path) -> Stored:
+def _read_npz(path: Path, asked: MaskValues) -> Stored:
     try:
         with np.load(path, allow_pickle=False) as opened:
             names = list(opened)
@@ -127,7 +137,7 @@ def _read_npz(path: Path) -> Stored:
     if values is None:
         expected = ", ".join((*_CHANNELS, _MASK))
         raise ValueError(f"arrays {', '.join(names) or 'none'}; expected a single one, or one of {expected}")
-    return Stored(_vessel_channel(values), 1.0) if channels else _array(values)
+    return Stored(_vessel_channel(values), 1.0) if channels else _array(values, asked)
 
 
 def _bounded(values: Values) -> Values:
@@ -157,16 +167,20 @@ def _vessel_channel(values: Values) -> Values:
     return np.clip(planes[-1], 0, 1)
 
 
-def _array(values: Values) -> Stored:
+def _array(values: Values, asked: MaskValues) -> Stored:
     """An array whose type defines its meaning: floats are probabilities, bool and integers a mask."""
     values = _plane(values)
     # Grey integers stay ambiguous in an array: 0..255 may be a scaled probability or a label map.
     if values.dtype == np.bool_ or np.issubdtype(values.dtype, np.integer):
         if not any(np.isin(values, pair).all() for pair in _EIGHT_BIT_MASKS):
             found = ", ".join(str(value) for value in np.unique(values)[:6])
-            raise ValueError(
-                f"integers {found}; expected a mask of 0 and 1 or of 0 and 255, or probabilities as float32"
-            )
+            if not asked:
+                raise ValueError(
+                    f"integers {found}; expected a mask of 0 and 1 or of 0 and 255, or probabilities as float32; "
+                    "--mask-values says what other values mean"
+                )
+            small = values.max(initial=0) < 256
+            return Stored(values, 255.0 if small else 65535.0, "grey" if small else "deep")
         return Stored(values, None)
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(f"expected floats, bool or integers, found {values.dtype}")
@@ -188,42 +202,26 @@ def _plane(values: Values) -> Values:
     return values
 
 
-def _read_picture(path: Path) -> Stored:
+def _read_picture(path: Path, asked: MaskValues) -> Stored:
     try:
         check_picture(path)
         with Image.open(path, formats=FORMATS) as image:
             mode, pages = image.mode, getattr(image, "n_frames", 1)
-            values = np.asarray(image.convert("L") if mode == "1" else image)
+            values, kind, _ = raw_values(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as error:
         raise ValueError(f"not readable as an image: {error}") from None
     if pages > 1:
         raise ValueError(f"{pages} pages; expected one picture per file")
-    if mode in ("1", "P"):
-        return Stored(values, None)
     if mode == "F":
-        return _array(values)
-    if mode.startswith("I"):
-        _check_range(values / np.float32(65535))
-        return _picture(values, 65535.0)
-    if mode in ("RGB", "RGBA", "LA"):
-        values = _grey(values, mode)
-    elif mode != "L":
-        raise ValueError(f"picture mode {mode}; expected 1-bit, palette, 8-bit or 16-bit grey")
-    return _picture(values, 255.0)
-
-
-def _picture(values: Values, scale: float) -> Stored:
-    return Stored(values, scale, undecided=bool(np.isin(values, _PICTURE_MASK).all()))
-
-
-def _grey(values: Values, mode: str) -> Values:
-    colours = values[..., : 1 if mode == "LA" else 3]
-    if (colours != colours[..., :1]).any():
+        return _array(values, asked)
+    if kind == "colour":
         raise ValueError("a colour image; expected a grey one (is it an overlay?)")
-    return colours[..., 0]
+    if kind == "deep":
+        _check_range(values / np.float32(65535))
+    return Stored(values, 65535.0 if kind == "deep" else 255.0, kind)
 
 
-def _read_nifti(path: Path) -> Stored:
+def _read_nifti(path: Path, asked: MaskValues) -> Stored:
     import nibabel  # takes half a second to import
 
     unreadable = (*_UNREADABLE, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError)
@@ -242,7 +240,7 @@ def _read_nifti(path: Path) -> Stored:
     if values is None:
         found = " x ".join(str(side) for side in sides)
         raise ValueError(f"NIfTI of {found}; expected one slice: columns x rows, or columns x rows x 1")
-    return _array(values)
+    return _array(values, asked)
 
 
 def _check_nifti(path: Path) -> None:
@@ -289,7 +287,7 @@ def _sides(values: Values) -> str:
     return " x ".join(str(side) for side in values.shape)
 
 
-READERS: dict[str, Callable[[Path], Stored]] = {
+READERS: dict[str, Callable[[Path, MaskValues], Stored]] = {
     ".png": _read_picture,
     ".npy": _read_npy,
     ".npz": _read_npz,

@@ -5,8 +5,8 @@ NIfTI. If no other image is called ``b``, it may also be ``b`` without the folde
 MedSAM does. If an image has a mask and an ``.npz``, as written by nnU-Net's ``--save_probabilities``, the probabilities
 are read. Other files (``plans.json``, ``.pkl``) are ignored.
 
-Integer images are interpreted for the folder as a whole: if every value is 0, 1 or the largest one they are masks
-(nonzero is vessel), otherwise all of them are probabilities.
+Integer images are interpreted for the folder as a whole: as masks, as probabilities, or refused as numbers of classes
+(``prediction_values``).
 
 An optional ``predictions.json`` holds the ``threshold`` of the predictions.
 """
@@ -23,6 +23,10 @@ from numpy.typing import NDArray
 
 from vesselseg.evaluation.errors import EvaluationError, problem_list
 from vesselseg.evaluation.prediction_files import READERS, Stored, read_prediction, suffix_of
+from vesselseg.evaluation.prediction_values import picture_meaning
+from vesselseg.imaging.mask_evidence import Evidence, ValueKind, add_up
+from vesselseg.imaging.mask_option import BY_EVIDENCE, MaskValues
+from vesselseg.imaging.mask_values import Meaning
 
 SETTINGS_FILE = "predictions.json"
 DEFAULT_THRESHOLD = 0.5
@@ -32,8 +36,8 @@ _PREFIX = "seg_"  # of MedSAM's files
 class PredictionFolder:
     """Predictions in files for the images of a dataset folder."""
 
-    def __init__(self, folder: Path, image_names: Iterable[str]) -> None:
-        """image_names: all images of the dataset, of every split.
+    def __init__(self, folder: Path, image_names: Iterable[str], asked: MaskValues = BY_EVIDENCE) -> None:
+        """image_names: all images of the dataset, of every split. asked: what the user says about values of masks.
 
         Raises EvaluationError for a folder without predictions, for files that match no image, for two files of one
         image, and for two images that match one file.
@@ -42,7 +46,8 @@ class PredictionFolder:
         self._files = self._match(sorted(image_names))
         self.threshold, self.threshold_origin = _stored_threshold(self.folder)
         self.holds_probabilities = False
-        self._graded_pictures = False
+        self._asked = asked
+        self._meanings: dict[ValueKind, Meaning | None] = {}
 
     def holds(self, name: str) -> bool:
         """Whether an image has a file."""
@@ -60,27 +65,44 @@ class PredictionFolder:
             advice = f"Add these predictions to {self.folder}, or remove the images from the split."
             raise EvaluationError(problem_list(f"{self.folder}: images without a prediction", expected, advice))
         problems: list[str] = []
-        kinds: set[str] = set()
+        shown: dict[ValueKind, list[Evidence]] = {}
+        plain = False
         for name, size in sizes.items():
             try:
-                kinds.add(self._stored(name, size).kind)
+                stored = self._stored(name, size)
+                evidence = stored.evidence()
+                plain |= evidence is None and stored.scale is not None
+                if evidence is not None:
+                    shown.setdefault(evidence.kind, []).append(evidence)
             except ValueError as error:
                 problems.append(str(error))
         if problems:
             advice = "Save each prediction at the size of its image, as a mask or as probabilities in 0..1."
             raise EvaluationError(problem_list(f"{self.folder}: unusable predictions", problems, advice))
-        self._graded_pictures = "picture of probabilities" in kinds
-        self.holds_probabilities = self._graded_pictures or "probabilities" in kinds
+        self._settle(shown)
+        self.holds_probabilities = plain or None in self._meanings.values()
+
+    def _settle(self, shown: dict[ValueKind, list[Evidence]]) -> None:
+        """Decide what the integers of each kind mean; raises EvaluationError where they are numbers of classes."""
+        for kind, several in shown.items():
+            try:
+                self._meanings[kind] = picture_meaning(add_up(several), self._asked)
+            except ValueError as error:
+                raise EvaluationError(f"{self.folder}: {error}") from None
 
     def probabilities(self, name: str, size: tuple[int, int]) -> NDArray[np.float32]:
         """(height, width) float32 in 0..1 of one image; size: its (height, width)."""
-        return self._stored(name, size).probabilities(self._graded_pictures)
+        stored = self._stored(name, size)
+        evidence = None if stored.kind in self._meanings else stored.evidence()
+        if evidence is not None:  # not checked before: the file alone decides
+            self._settle({evidence.kind: [evidence]})
+        return stored.probabilities(None if stored.kind is None else self._meanings[stored.kind])
 
     def _stored(self, name: str, size: tuple[int, int]) -> Stored:
         path = self._files[name]
         where = path.relative_to(self.folder).as_posix()
         try:
-            stored = read_prediction(path)
+            stored = read_prediction(path, self._asked)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if stored.values.shape != size:

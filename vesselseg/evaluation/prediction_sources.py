@@ -14,6 +14,7 @@ from PIL import Image
 from vesselseg.dataset.manifest import Record
 from vesselseg.evaluation.errors import EvaluationError
 from vesselseg.evaluation.prediction_folder import PredictionFolder
+from vesselseg.imaging.mask_option import BY_EVIDENCE, MaskValues
 from vesselseg.inference.options import DEFAULT_LOADING, LoadOptions
 
 if TYPE_CHECKING:
@@ -51,10 +52,12 @@ class FolderSource:
 
     training_images: frozenset[str] = frozenset()
 
-    def __init__(self, path: Path, records: Sequence[Record]) -> None:
-        """records: of the whole dataset. Raises EvaluationError where files and images do not match."""
+    def __init__(self, path: Path, records: Sequence[Record], mask_values: MaskValues = BY_EVIDENCE) -> None:
+        """records: of the whole dataset. mask_values: what values of masks mean, if the user says so.
+
+        Raises EvaluationError where files and images do not match."""
         self.path = Path(path)
-        self._predictions = PredictionFolder(self.path, [record.image for record in records])
+        self._predictions = PredictionFolder(self.path, [record.image for record in records], mask_values)
         self.threshold = self._predictions.threshold
         self.threshold_origin = self._predictions.threshold_origin
 
@@ -116,15 +119,18 @@ class ModelSource:
         return [prediction.probabilities for prediction in predictions]
 
 
-def open_predictions(path: Path, records: Sequence[Record], loading: LoadOptions = DEFAULT_LOADING) -> PredictionSource:
+def open_predictions(
+    path: Path, records: Sequence[Record], loading: LoadOptions = DEFAULT_LOADING, mask_values: MaskValues = BY_EVIDENCE
+) -> PredictionSource:
     """The source at path: a ``.pth`` file is a checkpoint, a folder with ``config.json`` a model, any other
     predictions.
 
-    records: of the whole dataset. loading: how to load a model. Raises EvaluationError for anything else.
+    records: of the whole dataset. loading: how to load a model. mask_values: see `FolderSource`.
+    Raises EvaluationError for anything else.
     """
     path = Path(path)
     if path.is_dir() and not (path / "config.json").exists():
-        return FolderSource(path, records)
+        return FolderSource(path, records, mask_values)
     if not path.exists():
         raise EvaluationError(
             f"{path} does not exist; expected an exported model's folder, a training checkpoint (.pth) "

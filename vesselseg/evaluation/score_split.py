@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vesselseg.dataset.manifest import Record, image_path
-from vesselseg.dataset.record_masks import record_masks
+from vesselseg.dataset.record_masks import ignored_pixels, record_masks
 from vesselseg.evaluation.calibration import LogitHistogram
 from vesselseg.evaluation.metrics import METRICS, image_metrics
 from vesselseg.evaluation.prediction_sources import PredictionSource
@@ -44,6 +44,11 @@ class Item:
     phrase: str  # empty: all objects
     truth: NDArray[np.bool_]  # (height, width)
     probabilities: dict[bool, NDArray[np.float32]]  # with flips or not -> (height, width)
+    ignored: NDArray[np.bool_] | None = None  # (height, width), pixels that count nowhere
+
+    def known(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The values (height, width) of all pixels that count; without ignored ones they keep their shape."""
+        return values if self.ignored is None else values[~self.ignored]
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,12 @@ def predict_items(
         for number, (record, (height, width)) in enumerate(zip(group, sizes)):
             phrases = source.phrases(record)
             truths = phrase_truths(record, phrases, height, width)
+            ignored = ignored_pixels(record, height, width)
             if plain[number].shape != truths.shape:
                 raise RuntimeError(f"{record.image}: predicted {plain[number].shape}, expected {truths.shape}")
             for row, phrase in enumerate(phrases):
                 maps = {flip: (averaged if flip else plain)[number][row] for flip in flips}
-                yield Item(record, phrase, truths[row], maps)
+                yield Item(record, phrase, truths[row], maps, ignored)
 
 
 def score_split(
@@ -158,18 +164,19 @@ def score_item(item: Item, settings: ScoringSettings) -> ItemScores:
     counts, logits, grid = {}, {}, {}
     for flips, values in item.probabilities.items():
         if not settings.masks:
-            counts[flips] = threshold_counts(values, item.truth)
+            known, truth = item.known(values), item.known(item.truth)
+            counts[flips] = threshold_counts(known, truth)
             logits[flips] = LogitHistogram()
-            logits[flips].add(values, item.truth)
+            logits[flips].add(known, truth)
             grid[flips] = _grid_metrics(values, item, settings)
-    return ItemScores(tuple(_score_variants(item, settings)), item.truth.size, counts, logits, grid)
+    return ItemScores(tuple(_score_variants(item, settings)), item.known(item.truth).size, counts, logits, grid)
 
 
 def _grid_metrics(probabilities: NDArray[np.float32], item: Item, settings: ScoringSettings) -> NDArray[np.float64]:
     """(thresholds of the grid, metrics)."""
     spacing = item.record.spacing if settings.millimetres else None
     masks = (apply_threshold(probabilities, threshold) for threshold in settings.grid)
-    rows = [image_metrics(mask, item.truth, spacing=spacing) for mask in masks]
+    rows = [image_metrics(mask, item.truth, spacing=spacing, ignored=item.ignored) for mask in masks]
     return np.array([[row[name] for name in METRICS] for row in rows]).reshape(len(rows), len(METRICS))
 
 
@@ -181,15 +188,17 @@ def _score_variants(item: Item, settings: ScoringSettings) -> Iterator[ItemResul
         mask = variant_mask(probabilities, variant)
         key = (variant.flips, np.packbits(mask).tobytes())
         if key not in known:
-            known[key] = image_metrics(mask, item.truth, None if settings.masks else probabilities, spacing)
+            known[key] = image_metrics(
+                mask, item.truth, None if settings.masks else probabilities, spacing, item.ignored
+            )
         yield ItemResult(
             image=item.record.image,
             phrase=item.phrase,
             group=item.record.group_key,
             height=item.truth.shape[0],
             width=item.truth.shape[1],
-            truth_pixels=int(item.truth.sum()),
-            predicted_pixels=int(mask.sum()),
+            truth_pixels=int(item.known(item.truth).sum()),
+            predicted_pixels=int(item.known(mask).sum()),
             metrics=known[key],
         )
 

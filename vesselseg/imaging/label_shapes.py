@@ -82,6 +82,8 @@ class ImageLabels:
     relative: whether coordinates are fractions of the image's width and height.
     observers: names of all observers after the first, including those who drew nothing.
     phrases: phrases that a model was prompted with, if it drew the shapes; labels are phrases then.
+    ignored: (height, width) bool, pixels about which the labels say nothing; None: there are none.
+    readings: of a mask whose values are doubtful: how it is read, and how it could be, (height, width) bool each.
     """
 
     shapes: tuple[Shape, ...]
@@ -93,6 +95,8 @@ class ImageLabels:
     relative: bool = False
     observers: tuple[str, ...] = ()
     phrases: tuple[str, ...] = ()
+    ignored: np.ndarray | None = None
+    readings: tuple[tuple[str, np.ndarray], ...] = ()
 
 
 class LabelSource(Protocol):

@@ -41,7 +41,7 @@ def choose_fill(results: Sequence[ImageResult], masks: Path) -> FillChoice:
     """Compare the polygons of prepared pictures with masks in a folder, by the names of the pictures.
 
     A picture counts if it was not rescaled, its regions are polygons, and exactly one mask has its name and size.
-    Everything that is not background in a mask is vessel, whatever its class. Raises UserError where no picture counts,
+    What is vessel in a mask is decided by its values (`imaging.mask_values`). Raises UserError where no picture counts,
     or where no fill gives these masks.
     """
     if not masks.is_dir():
@@ -90,7 +90,7 @@ def _polygons(result: ImageResult) -> list[Region]:
 def _union(path: Path, size: tuple[int, int]) -> np.ndarray | None:
     """(height, width) bool, or None for a mask that is not readable or of another size (width, height)."""
     try:
-        classes, found, _ = read_mask(path)
+        mask = read_mask(path)
     except LabelFileError:
         return None
-    return np.any(list(classes.values()), axis=0) if classes and found == size else None
+    return mask.union if mask.size == size else None

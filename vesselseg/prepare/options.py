@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vesselseg.dataset.prompts import DEFAULT_PHRASE
+from vesselseg.imaging.mask_option import BY_EVIDENCE, MaskValues
 from vesselseg.imaging.regions import DEFAULT_FILL, Fill
 
 
@@ -55,6 +56,9 @@ class PrepareOptions:
     """of the labels (default: detected); dicom: DICOM pictures only, even where there are other pictures"""
     masks: tuple[str, ...] = ()
     """folder below SOURCE with mask images (default: detected); once more for each further observer"""
+    mask_values: MaskValues = BY_EVIDENCE
+    """binary, classes, objects, probability, ignore=255 or classes,ignore=255: what values of masks mean (default: by
+    what the masks show)"""
     first_frame: Literal[0, 1] | None = None
     """number of a DICOM clip's first frame in the names of labels (default: 0 where a label is of frame 0, else 1)"""
     pseudonymise: bool = False

@@ -25,6 +25,7 @@ from vesselseg.output_folder import check_apart, move_into_place, temporary_fold
 from vesselseg.prepare.archive import unpack
 from vesselseg.prepare.fill_choice import MOST, FillChoice, choose_fill
 from vesselseg.prepare.findings import Finding
+from vesselseg.prepare.one_sided import find_one_sided
 from vesselseg.prepare.options import PrepareOptions
 from vesselseg.prepare.prepare_image import ImageOptions, ImageResult, ImageTask, prepare_image
 from vesselseg.prepare.pseudonymise import Pseudonymiser
@@ -87,7 +88,9 @@ def _build(
     names: Pseudonymiser | None,
 ) -> dict[str, Any]:
     """Fill the folder ``building``; returns the report."""
-    kind, scan = scan_labels(files, ScanOptions(options.format, options.masks, options.first_frame))
+    kind, scan = scan_labels(
+        files, ScanOptions(options.format, options.masks, options.first_frame, options.mask_values)
+    )
     if not scan.tasks and not scan.findings:
         raise UserError(_describe_empty(source, files))
     tasks = _name_tasks(scan.tasks, names)
@@ -105,7 +108,7 @@ def _build(
         raise UserError(_describe_findings(what, _sorted_findings(_findings_of(left_out), names)))
     records, findings = _group(usable, options, names)
     splits, split_findings = _split(records, usable, options)
-    noted = [finding for finding in scan.findings if finding.effect != "file left out"]
+    noted = [finding for finding in scan.findings if finding.effect != "file left out"] + find_one_sided(usable)
     findings = _sorted_findings(
         [*_findings_of(usable), *_findings_of(left_out), *noted, *findings, *split_findings], names
     )

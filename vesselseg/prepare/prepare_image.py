@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -88,6 +88,7 @@ class ImageResult:
     ignored: Counter[str] = field(default_factory=Counter)  # shapes per label that the label map leaves out
     unknown: Counter[str] = field(default_factory=Counter)  # shapes per label that the label map lacks
     phrases: dict[str, str] = field(default_factory=dict)  # label -> phrase of the used labels
+    readings: tuple[tuple[str, RunLength], ...] = ()  # both readings of a doubtful mask, at `overlay_size`
 
     def find(self, code: str, reason: str, index: int | None = None) -> None:
         """Add a finding of this file."""
@@ -138,6 +139,7 @@ def prepare_image(task: ImageTask, options: ImageOptions) -> ImageResult:
         result.find("no_usable_shape", f"all {len(labels.shapes) + len(labels.invalid)} shapes are left out")
         return result
     _store(task, options, image, objects, labels.observers, result)
+    _keep_ignored(labels, image, result)
     return result
 
 
@@ -245,6 +247,20 @@ def _store(
     digest = hashlib.sha256(f"{width}x{height}".encode())
     digest.update(image.pixels.tobytes())
     result.pixel_hash = digest.hexdigest()
+
+
+def _keep_ignored(labels: ImageLabels, image: SourceImage, result: ImageResult) -> None:
+    """Add the ignored pixels to the record, and keep both readings of a doubtful mask for the report."""
+    assert result.record is not None
+    if labels.ignored is not None:
+        region = encode(_resized(labels.ignored, image.size))
+        result.record = replace(result.record, ignore=(region,))
+    small = overlay_size(image.size)
+    result.readings = tuple((title, encode(_resized(bitmap, small))) for title, bitmap in labels.readings)
+
+
+def _resized(bitmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(bitmap.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
 
 
 def overlay_size(size: tuple[int, int]) -> tuple[int, int]:

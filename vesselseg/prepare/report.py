@@ -86,6 +86,7 @@ def _describe_options(options: PrepareOptions) -> dict[str, Any]:
         "line_width": options.line_width,
         "fill": options.fill,
         "masks": list(options.masks),
+        "mask_values": str(options.mask_values),
     }
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vesselseg.config.settings import Validation
 from vesselseg.dataset.manifest import Record, image_path, read_split
+from vesselseg.dataset.record_masks import ignored_pixels
 from vesselseg.errors import ManifestError, UserError
 from vesselseg.evaluation.prediction_sources import ModelSource
 from vesselseg.evaluation.score_split import phrase_truths
@@ -107,6 +108,9 @@ def _predict(source: ModelSource, data_root: Path, record: Record, keep_pixels: 
     with Image.open(image_path(data_root, record)) as image:
         probabilities = source.probabilities([record], [image])[0]
         truths = phrase_truths(record, source.phrases(record), image.height, image.width)
+        ignored = ignored_pixels(record, image.height, image.width)
+    if ignored is not None:  # neither right nor wrong: background in both
+        probabilities, truths = np.where(ignored, 0, probabilities), truths & ~ignored
     items = []
     for values, truth in zip(probabilities, truths):
         counts = threshold_counts(values, truth)

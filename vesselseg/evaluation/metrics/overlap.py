@@ -10,7 +10,7 @@ from vesselseg.evaluation.metrics.masks import Mask
 
 
 def overlap_metrics(prediction: Mask, truth: Mask) -> dict[str, float]:
-    """Dice to MCC of masks (height, width) bool, from TP, FP, FN and TN over the whole image; 0..1, MCC -1..1.
+    """Dice to MCC of masks of one shape, bool, from TP, FP, FN and TN over the whole image; 0..1, MCC -1..1.
 
     Sources: see ``METRIC_TABLE``.
     """
@@ -25,7 +25,7 @@ def overlap_metrics(prediction: Mask, truth: Mask) -> dict[str, float]:
         "precision": _ratio(tp, tp + fp, both_empty),
         "recall": _ratio(tp, tp + fn, both_empty),
         "specificity": _ratio(tn, tn + fp, True),
-        "accuracy": (tp + tn) / truth.size,
+        "accuracy": _ratio(tp + tn, truth.size, True),
         "balanced_accuracy": _balanced_accuracy(tp, fp, fn, tn),
         "mcc": _matthews(tp, fp, fn, tn),
     }
@@ -38,7 +38,7 @@ def _ratio(part: int, whole: int, without_whole: bool) -> float:
 def _balanced_accuracy(tp: int, fp: int, fn: int, tn: int) -> float:
     """Mean recall over the classes that the truth contains."""
     recalls = [right / (right + wrong) for right, wrong in ((tp, fn), (tn, fp)) if right + wrong]
-    return sum(recalls) / len(recalls)
+    return sum(recalls) / len(recalls) if recalls else 1.0
 
 
 def _matthews(tp: int, fp: int, fn: int, tn: int) -> float:

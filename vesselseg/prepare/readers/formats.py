@@ -8,11 +8,12 @@ from pathlib import Path
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.labelme import LabelmeLabels
+from vesselseg.imaging.mask_option import BY_EVIDENCE, MaskValues
 from vesselseg.imaging.source_files import SourceFiles, printable
 from vesselseg.prepare.prepare_image import ImageTask
 from vesselseg.prepare.readers.coco import scan_coco
 from vesselseg.prepare.readers.cvat import scan_cvat
-from vesselseg.prepare.readers.mask_pairs import scan_masks
+from vesselseg.prepare.readers.mask_pairs import scan_masks, settle_tasks
 from vesselseg.prepare.readers.scan import (
     ImageIndex,
     ImageMatch,
@@ -62,11 +63,15 @@ _START = 4096  # bytes that identify most files
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """forced: one of FORMATS or "". masks: folders with masks. first_frame: number of a clip's first frame, or None."""
+    """forced: one of FORMATS or "". masks: folders with masks. first_frame: number of a clip's first frame, or None.
+
+    mask_values: what values of masks mean, if the user says so.
+    """
 
     forced: str = ""
     masks: tuple[str, ...] = ()
     first_frame: int | None = None
+    mask_values: MaskValues = BY_EVIDENCE
 
 
 def scan_labels(files: SourceFiles, options: ScanOptions) -> tuple[str, ScanResult]:
@@ -77,7 +82,9 @@ def scan_labels(files: SourceFiles, options: ScanOptions) -> tuple[str, ScanResu
     names = by_format.get(kind, [])
     images = files.dicoms if only_dicom else (*files.images, *files.dicoms)
     if kind == "masks":
-        return kind, scan_masks(files, options.masks, images, options.first_frame)
+        found = scan_masks(files, options.masks, images, options.first_frame)
+        found.tasks = settle_tasks(found.tasks, options.mask_values)
+        return kind, found
     label_format = FORMATS[kind]
     if label_format.scan is not None:
         names = _yolo_texts(files, names) if kind == "yolo" else names or _with_suffix(files, label_format.suffix)

@@ -11,14 +11,15 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from vesselseg.errors import UserError
+from vesselseg.imaging.mask_option import MaskValues
 from vesselseg.imaging.notes import Note
 from vesselseg.imaging.source_files import SourceFiles, printable
 from vesselseg.prepare.prepare_image import ImageTask
-from vesselseg.prepare.readers.masks import MaskLabels
+from vesselseg.prepare.readers.masks import MaskLabels, settle_meanings
 from vesselseg.prepare.readers.scan import (
     ImageIndex,
     ImageMatch,
@@ -86,6 +87,12 @@ def scan_masks(
         if labels is not None:
             found.tasks.append(ImageTask(match.label, labels, matched_image(files.root, match, first)))
     return found
+
+
+def settle_tasks(tasks: Sequence[ImageTask], asked: MaskValues) -> list[ImageTask]:
+    """The tasks with the meaning that the values of all their masks have together."""
+    labels = [task.labels for task in tasks if isinstance(task.labels, MaskLabels)]
+    return [replace(task, labels=one) for task, one in zip(tasks, settle_meanings(labels, asked), strict=True)]
 
 
 def _indices(files: SourceFiles, images: Sequence[str], look_like_masks: Sequence[_Mask]) -> list[ImageIndex]:

@@ -1,33 +1,59 @@
-"""Mask images: 1-bit, 0/1, 0/255, palette, grey stored as RGB, one value or colour per class; several observers."""
+"""Mask images as labels: one meaning of their values for the whole source, several observers, ignored pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from vesselseg.imaging.codec_process import check_picture
-from vesselseg.imaging.decode import DECODE_ERRORS, FORMATS, describe_decode_error
 from vesselseg.imaging.label_shapes import ImageLabels, InvalidShape, LabelFileError, Shape, full_image_mask
+from vesselseg.imaging.mask_evidence import Evidence, ValueKind, add_up
+from vesselseg.imaging.mask_files import RawMask, read_raw_mask
+from vesselseg.imaging.mask_option import BY_EVIDENCE, MaskValues
+from vesselseg.imaging.mask_values import OBJECT, Meaning, apply, decide
 from vesselseg.imaging.notes import Note
-from vesselseg.imaging.warning_filters import suppress_warnings
+from vesselseg.machine import available_cores
 
-_CLASSES = 8  # up to this many distinct values are classes, whatever their size
-_CLASS_VALUES = 64  # values below this are classes, whatever their number
-_OPAQUE = 128  # alpha from which a pixel counts as opaque
 _MOST = 0.5  # of the image; a vessel mask that covers more is probably inverted
-Notes = list[Note]
+Meanings = dict[ValueKind, Meaning]
+
+
+@dataclass(frozen=True)
+class ReadMask:
+    """classes: label -> (height, width) bool for each value except the background; several may share a label.
+
+    ignored: (height, width) bool. size: (width, height). readings: how the mask is read, and how it could be, each with
+    its (height, width) bool, where there is doubt.
+    """
+
+    classes: tuple[tuple[str, np.ndarray], ...]
+    ignored: np.ndarray
+    size: tuple[int, int]
+    notes: tuple[Note, ...]
+    readings: tuple[tuple[str, np.ndarray], ...] = ()
+
+    @property
+    def union(self) -> np.ndarray:
+        """(height, width) bool of all that is vessel."""
+        return _union(self.classes, self.ignored.shape)
 
 
 @dataclass(frozen=True)
 class MaskLabels:
-    """The mask files of one image, the first observer's first. notes: on how they were paired with the image."""
+    """The mask files of one image, the first observer's first. notes: on how they were paired with the image.
+
+    meanings: per observer, what values mean (`settle_meanings`); empty: decided by each file alone.
+    """
 
     paths: tuple[Path, ...]
     notes: tuple[Note, ...] = ()
+    meanings: tuple[Meanings, ...] = ()
+    asked: MaskValues = BY_EVIDENCE
 
     @property
     def path(self) -> Path:
@@ -36,99 +62,106 @@ class MaskLabels:
 
     def read(self) -> ImageLabels:
         """One shape per value and observer; the label is the value as text: "1", "255", "#ff0000"."""
-        classes, size, notes = read_mask(self.path)
-        shapes, broken, observers = _shapes(classes, ""), [], []
-        for number, path in enumerate(self.paths[1:], 2):
+        first = self._read(0)
+        shapes, broken, observers, notes = _shapes(first, ""), [], [], [*first.notes]
+        for number in range(2, len(self.paths) + 1):
             try:
-                others, other_size, other_notes = read_mask(path)
-                if other_size != size:
+                other = self._read(number - 1)
+                if other.size != first.size:
                     raise LabelFileError(
-                        f"{other_size[0]}x{other_size[1]}, the first observer's is {size[0]}x{size[1]}"
+                        f"{other.size[0]}x{other.size[1]}, the first observer's is {first.size[0]}x{first.size[1]}"
                     )
             except LabelFileError as error:
                 broken.append(InvalidShape(0, "", "bad_mask", f"observer {number}: {error}"))
                 continue
-            shapes += _shapes(others, str(number))
+            shapes += _shapes(other, str(number))
             observers.append(str(number))
-            notes += [Note(code, f"observer {number}: {reason}") for code, reason in other_notes]
+            notes += [Note(code, f"observer {number}: {reason}") for code, reason in other.notes]
         return ImageLabels(
-            tuple(shapes), tuple(broken), "", None, size, (*self.notes, *notes), observers=tuple(observers)
-        )
+            tuple(shapes), tuple(broken), "", None, first.size, (*self.notes, *notes), observers=tuple(observers),
+            ignored=first.ignored if first.ignored.any() else None, readings=first.readings,
+        )  # fmt: skip
+
+    def _read(self, observer: int) -> ReadMask:
+        return read_mask(self.paths[observer], self.meanings[observer] if self.meanings else {}, self.asked)
 
 
-def _shapes(classes: dict[str, np.ndarray], observer: str) -> list[Shape]:
+def settle_meanings(labels: Sequence[MaskLabels], asked: MaskValues) -> list[MaskLabels]:
+    """The labels with the meaning of their values: one decision per observer and kind of value, from all files.
+
+    Each file is read for it: one mask may hold the ignore value alone, and only the others show that it is one.
+    """
+    evidence: dict[tuple[int, ValueKind], list[Evidence]] = defaultdict(list)
+    jobs = [(observer, path) for one in labels for observer, path in enumerate(one.paths)]
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:
+        for (observer, _), found in zip(jobs, pool.map(_evidence, [path for _, path in jobs])):
+            if found is not None:
+                evidence[observer, found.kind].append(found)
+    meanings: dict[int, Meanings] = defaultdict(dict)
+    for (observer, kind), several in evidence.items():
+        try:
+            meanings[observer][kind] = decide(add_up(several), asked)
+        except ValueError:  # colours of a photograph among them: each file alone is read or refused
+            continue
     return [
-        full_image_mask(index, label, bitmap, label, observer) for index, (label, bitmap) in enumerate(classes.items())
+        replace(one, meanings=tuple(meanings[observer] for observer in range(len(one.paths))), asked=asked)
+        for one in labels
     ]
 
 
-def read_mask(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], Notes]:
-    """(label -> (height, width) bool for each value except the background, (width, height), notes).
-
-    The background is 0 (black), or the lowest value if there is no 0. Many values that include large ones are grey
-    levels from JPEG or smoothing, and are thresholded at half the maximum. Raises LabelFileError.
-    """
-    content = b""
+def _evidence(path: Path) -> Evidence | None:
     try:
-        content = path.read_bytes()
-        check_picture(path)
-        with suppress_warnings():  # Pillow warns of large images
-            image = Image.open(path, formats=FORMATS)
-            image.load()
-    except DECODE_ERRORS as error:
-        raise LabelFileError(f"mask {describe_decode_error(error, content)}") from None
-    notes: Notes = []
-    if getattr(image, "n_frames", 1) > 1:
-        notes.append(Note("several_frames", f"the mask has {image.n_frames} frames; the first one is used"))  # type: ignore[attr-defined]
-    values, name = _values(image)
-    classes = _classes(values, name, image.format == "JPEG", notes)
-    share = float(np.mean(np.any(list(classes.values()), axis=0))) if classes else 0.0
+        return read_raw_mask(path).evidence()
+    except LabelFileError:  # listed when the labels are read
+        return None
+
+
+def read_mask(path: Path, meanings: Meanings | None = None, asked: MaskValues = BY_EVIDENCE) -> ReadMask:
+    """A mask file; meanings: of its values, by their kind; without one, the file alone decides.
+
+    Raises LabelFileError.
+    """
+    raw = read_raw_mask(path)
+    try:
+        meaning = (meanings or {}).get(raw.kind) or decide(raw.evidence(), asked)
+    except ValueError as error:
+        raise LabelFileError(str(error)) from None
+    classes, ignored = apply(raw.values, meaning, raw.name)
+    draw = partial(_reading, raw)
+    readings = (draw(meaning), draw(meaning.other)) if meaning.other is not None else ()
+    notes = [*raw.notes, *_notes(raw, meaning, classes, ignored)]
+    return ReadMask(tuple(classes), ignored, raw.size, tuple(notes), readings)
+
+
+def _notes(raw: RawMask, meaning: Meaning, classes: list[tuple[str, np.ndarray]], ignored: np.ndarray) -> list[Note]:
+    notes = []
+    if meaning.code and (meaning.code != "mask_ignore" or ignored.any()):
+        of_this = f"; {ignored.mean():.1%} of this mask" if ignored.any() else ""
+        notes.append(Note(meaning.code, meaning.reason + of_this))
+    elif ignored.any():
+        notes.append(Note("mask_ignore", f"{ignored.mean():.1%} of this mask is ignored: {meaning.describe()}"))
+    if meaning.background:
+        background = raw.name(meaning.background)
+        notes.append(Note("mask_background", f"no 0 in the masks; {background} is used as the background"))
+    if ignored.any() and not classes:
+        notes.append(Note("only_ignored", "no vessel beside the ignored pixels; is the value really an ignore value?"))
+    share = float(_union(classes, ignored.shape).mean())
     if share > _MOST:
         notes.append(Note("mostly_labelled", f"{share:.0%} of the image is labelled; is the mask inverted?"))
-    return classes, image.size, notes
+    return notes
 
 
-def _values(image: Image.Image) -> tuple[np.ndarray, Callable[[float], str]]:
-    """(height, width) numbers, 0 for black, and a function from number to label."""
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8), _plain
-    if image.mode in ("L", "F") or image.mode.startswith("I") or (image.mode == "P" and _index_is_class(image)):
-        return np.nan_to_num(np.asarray(image)), _plain
-    rgba = np.asarray(image.convert("RGBA"))  # (height, width, 4)
-    visible = rgba[..., 3] >= _OPAQUE  # (height, width)
-    colours = rgba[..., :3] * visible[..., None]
-    if not colours.any() and not visible.all():  # black on transparent
-        return visible.astype(np.uint8), _plain
-    if (colours == colours[..., :1]).all():
-        return colours[..., 0], _plain
-    return colours.astype(np.int64) @ np.array([65536, 256, 1]), _colour
+def _reading(raw: RawMask, meaning: Meaning) -> tuple[str, np.ndarray]:
+    classes, _ = apply(raw.values, meaning, raw.name)
+    return meaning.describe(), _union(classes, raw.values.shape)
 
 
-def _plain(value: float) -> str:
-    return f"{value:g}"
+def _union(classes: Sequence[tuple[str, np.ndarray]], shape: tuple[int, ...]) -> np.ndarray:
+    return np.any([bitmap for _, bitmap in classes], axis=0) if classes else np.zeros(shape, bool)
 
 
-def _colour(value: float) -> str:
-    return f"#{int(value):06x}"
-
-
-def _index_is_class(image: Image.Image) -> bool:
-    """Whether palette indices are classes: label palettes begin with black; otherwise the colours count."""
-    palette = image.getpalette()
-    return palette is not None and not any(palette[:3]) and "transparency" not in image.info
-
-
-def _classes(values: np.ndarray, name: Callable[[float], str], lossy: bool, notes: Notes) -> dict[str, np.ndarray]:
-    distinct = np.unique(values)
-    highest = float(distinct[-1])
-    if not lossy and (len(distinct) <= _CLASSES or highest < _CLASS_VALUES):
-        background = 0 if len(distinct) == 1 or distinct[0] == 0 else distinct[0]
-        if background:
-            notes.append(Note("mask_background", f"no 0 in the mask; {name(background)} is used as the background"))
-        return {name(value): values == value for value in distinct.tolist() if value != background}
-    if name is _colour:
-        raise LabelFileError(f"mask of {len(distinct)} colours; expected black and one colour per class")
-    highest = 255.0 if values.dtype == np.uint8 else highest
-    notes.append(Note("mask_grey", f"{len(distinct)} grey levels, thresholded at {highest / 2:g}"))
-    over = values > highest / 2
-    return {name(highest): over} if over.any() else {}
+def _shapes(mask: ReadMask, observer: str) -> list[Shape]:
+    return [
+        full_image_mask(index, label, bitmap, None if label == OBJECT else label, observer)
+        for index, (label, bitmap) in enumerate(mask.classes)
+    ]
