@@ -167,9 +167,12 @@ def test_dicom_clips(tmp_path: Path) -> None:
 def test_invalid_dicom_files(tmp_path: Path) -> None:
     header = write_dicom(tmp_path / "a.dcm", frames(3))
     content = (tmp_path / "a.dcm").read_bytes()
-    for kept in (len(content) - frames(1).size - 10, len(content) - 2 * frames(1).size - 10, 400, 200):
+    for whole in (2, 1):
+        cut = open_frames("a.dcm", content[: len(content) - (3 - whole) * frames(1).size + 10])
+        assert cut.frames == whole and f"holds {whole} frames, the header says 3" in cut.notes[0]
+    for kept in (len(content) - 2 * frames(1).size - 10, 400, 200):
         with pytest.raises(UnreadableInputError, match=r"damaged, truncated|without PixelData|not a DICOM file"):
-            open_frames("a.dcm", content[:kept]).frame(2)
+            open_frames("a.dcm", content[:kept])
     del header.PixelData
     header.save_as(tmp_path / "report.dcm")
     with pytest.raises(UnreadableInputError, match="a DICOM file without PixelData: expected an image"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +26,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, 
 
 from vesselseg.imaging.codec_process import UncheckedFile
 from vesselseg.imaging.decode import ImageError, scale_to_uint8
-from vesselseg.imaging.dicom_display import draw_grey, usable_photometric
-from vesselseg.imaging.dicom_elements import text
+from vesselseg.imaging.dicom_bits import pixel_bits
+from vesselseg.imaging.dicom_content import PIXEL_DATA, check_content, close_pixel_data
+from vesselseg.imaging.dicom_display import draw_grey
+from vesselseg.imaging.dicom_elements import number, numbers, text
 from vesselseg.imaging.dicom_spacing import Plane, read_spacing
 from vesselseg.imaging.dicom_subtraction import subtract_mask
 from vesselseg.imaging.notes import Note
@@ -84,23 +86,28 @@ def _is_deflated(source: Path | bytes) -> bool:
     return True
 
 
-def _check_bounds(frames: int, size: tuple[int, int], stored: int) -> None:
-    """Raise ImageError for what no file of `stored` bytes can hold, before memory is taken for it."""
+def _closed(source: Path | bytes) -> bytes:
+    """The bytes of a file that may end within its compressed pixel data, so that pydicom reads it; b"" if too large."""
+    if isinstance(source, Path):
+        if source.stat().st_size > LARGEST_INFLATED:
+            return b""
+        source = source.read_bytes()
+    return close_pixel_data(source) if PIXEL_DATA in source else b""
+
+
+def _check_bounds(size: tuple[int, int]) -> None:
+    """Raise ImageError for a size that no angiogram has, before memory is taken for it."""
     if min(size) < 1:
         raise ImageError("bad_dicom", f"{size[0]}x{size[1]} pixels: expected at least one")
     if size[0] * size[1] > LARGEST_FRAME:
         raise ImageError("bad_dicom", f"too large: more than {LARGEST_FRAME // 10**6} million pixels")
-    if frames > stored:
-        raise ImageError("bad_dicom", f"promises {frames} frames in {stored} bytes")
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames of a DICOM file; 1 if it cannot be read (reading a frame then reports why)."""
+    """Number of frames that a DICOM file holds; 1 if it cannot be read (reading a frame then reports why)."""
     try:
-        with suppress_warnings():
-            header = _read(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
-            return max(1, int(header.get("NumberOfFrames") or 1))
-    except Exception:  # pydicom raises many types on damaged headers
+        return DicomFile(path).frames
+    except (ImageError, OSError):
         return 1
 
 
@@ -159,15 +166,20 @@ class DicomFile:
         self._source = source
         with _dicom_errors():
             self.header = _read(source, defer_size=None if isinstance(source, bytes) else _DEFERRED)
+            if "PixelData" not in self.header and (source := _closed(source)):
+                self._source, self.header = source, _read(source)
             if "PixelData" not in self.header:
                 found = "not a DICOM file" if "SOPClassUID" not in self.header else "a DICOM file without PixelData"
                 raise ImageError("bad_dicom", f"{found}: expected an image")
             if self.header.get("SOPClassUID") == SegmentationStorage:
                 raise ImageError("bad_dicom", "a DICOM segmentation: expected the image that it refers to")
-            self.frames = max(1, int(self.header.get("NumberOfFrames") or 1))
             self.size = int(self.header.Columns), int(self.header.Rows)
-            _check_bounds(self.frames, self.size, len(source) if isinstance(source, bytes) else source.stat().st_size)
-            self.header.PhotometricInterpretation, self._notes = usable_photometric(self.header)
+            _check_bounds(self.size)
+            has_syntax = "TransferSyntaxUID" in self.header.get("file_meta", {})
+            self._content = check_content(self.header, source)
+            self.frames, self.size = self._content.frames, (int(self.header.Columns), int(self.header.Rows))
+            _check_bounds(self.size)
+            self._reads_file = has_syntax and not isinstance(source, bytes) and self._content.readable_in_place
 
     def resolve_frame(self, frame: int | None) -> int:
         """`frame` if it exists, 0 if it is None and there is only one frame; else raises ImageError (which_frame)."""
@@ -180,39 +192,61 @@ class DicomFile:
             raise ImageError("which_frame", f"frame {frame + 1} of {self.frames} is labelled")
         return frame or 0
 
-    def frame(self, number: int) -> DicomFrame:
+    def frame(self, index: int) -> DicomFrame:
         """One frame, counted from 0. Raises ImageError (bad_dicom, no_decoder).
 
         Rendered as a viewer shows it first: with its mask subtracted where the header asks for it, else by
         ``draw_grey``.
         """
         with _dicom_errors():
-            return _draw(self.header, number, self.frames, self._pixels, self._notes)
+            pixels, notes = self._draw(index)
+            spacing = read_spacing(self.header, index)
+            notes += [*self._content.notes, *spacing.notes]
+            patient = _patient(self.header)
+            return DicomFrame(Image.fromarray(pixels), tuple(notes), spacing.lengths, patient, spacing.plane)
 
     def times(self) -> tuple[float, ...] | None:
-        """Seconds from the start of a clip, per frame (PS3.3, C.7.6.5); None if the header has none."""
-        with _dicom_errors():
-            steps = self.header.get("FrameTimeVector")
-            if steps is not None and not np.isscalar(steps) and len(steps) == self.frames:
-                return tuple(float(time) / 1000 for time in np.cumsum([float(step) for step in steps]))
-            rate = float(self.header.get("RecommendedDisplayFrameRate") or self.header.get("CineRate") or 0)
-            step = float(self.header.get("FrameTime") or 0) / 1000 or (1 / rate if rate > 0 else 0)
-            return tuple(number * step for number in range(self.frames)) if step > 0 else None
+        """Seconds from the start of a clip, per frame (PS3.3, C.7.6.5); None if the header has no usable ones."""
+        steps = numbers(self.header, "FrameTimeVector")
+        if len(steps) == self.frames > 1 and np.isfinite(steps).all():
+            return tuple(float(time) / 1000 for time in np.cumsum(steps))
+        rate = number(self.header, "RecommendedDisplayFrameRate") or number(self.header, "CineRate") or 0
+        step = (number(self.header, "FrameTime") or 0) / 1000 or (1 / rate if rate > 0 else 0)
+        return tuple(count * step for count in range(self.frames)) if step > 0 else None
+
+    def _draw(self, index: int) -> tuple[np.ndarray, list[Note]]:
+        """The frame as displayed, (height, width) or (height, width, 3) uint8, and notes."""
+        header, values = self.header, self._pixels(index)
+        photometric = text(header, "PhotometricInterpretation")
+        if photometric == "PALETTE COLOR":
+            values = apply_color_lut(values, header)
+        if values.ndim == 3:
+            bits = 8 * values.dtype.itemsize if photometric == "PALETTE COLOR" else header.BitsStored
+            return scale_to_uint8(values, 0, 2**bits - 1), []
+
+        def decode(other: int) -> np.ndarray:
+            return pixel_bits(self._pixels(other), header, native)[0]
+
+        native = not _by_codec(header.file_meta.TransferSyntaxUID)
+        values, bits, notes = pixel_bits(values, header, native)
+        shown, changes = subtract_mask(values, header, index, self.frames, decode, photometric)
+        if shown is None:
+            shown, drawing = draw_grey(values, header, index, photometric, bits)
+            changes += drawing
+        return shown, changes + notes
 
     @cached_property
     def _compressed(self) -> UncheckedFile:
-        return UncheckedFile(self._source)
+        return UncheckedFile(self._content.rewritten or self._source)
 
-    def _pixels(self, number: int) -> np.ndarray:
-        has_syntax = "TransferSyntaxUID" in self.header.get("file_meta", {})
+    def _pixels(self, index: int) -> np.ndarray:
         _check_decoder(self.header)
-        syntax = self.header.file_meta.TransferSyntaxUID
-        options = {"photometric_interpretation": self.header.PhotometricInterpretation}
+        syntax, options = self.header.file_meta.TransferSyntaxUID, self._content.options
         if _by_codec(syntax):
-            return self._compressed.frame(number, options)
-        if isinstance(self._source, Path) and has_syntax and not syntax.is_deflated:  # reads only this frame
-            return pixel_array(self._source, index=number, **options)
-        return pixel_array(self.header, index=number)
+            return self._compressed.frame(index, options)
+        if self._reads_file and isinstance(self._source, Path) and not syntax.is_deflated:  # reads only this frame
+            return pixel_array(self._source, index=index, **options)
+        return pixel_array(self.header, index=index, **options)
 
 
 @contextmanager
@@ -225,26 +259,6 @@ def _dicom_errors() -> Iterator[None]:
         raise
     except Exception as error:  # pydicom and its decoders raise many types
         raise ImageError("bad_dicom", f"damaged, truncated or not conforming ({type(error).__name__})") from None
-
-
-def _draw(
-    header: Dataset, frame: int, frames: int, decode: Callable[[int], np.ndarray], remarks: list[Note]
-) -> DicomFrame:
-    values, photometric = decode(frame), text(header, "PhotometricInterpretation")
-    if photometric == "PALETTE COLOR":
-        values = apply_color_lut(values, header)
-    notes: list[Note] = []
-    if values.ndim == 3:
-        bits = 8 * values.dtype.itemsize if photometric == "PALETTE COLOR" else header.BitsStored
-        pixels = scale_to_uint8(values, 0, 2**bits - 1)
-    else:
-        shown, notes = subtract_mask(values, header, frame, frames, decode, photometric)
-        pixels, drawing = (shown, []) if shown is not None else draw_grey(values, header, frame, photometric)
-        notes += drawing
-    spacing = read_spacing(header, frame)
-    return DicomFrame(
-        Image.fromarray(pixels), (*notes, *remarks, *spacing.notes), spacing.lengths, _patient(header), spacing.plane
-    )
 
 
 def _check_decoder(header: Dataset) -> None:

@@ -134,13 +134,15 @@ def _read_table(item: Dataset, signed: bool) -> _Table | None:
     return _Table(data, first - 2**16 if signed and first >= 2**15 else first, bits)
 
 
-def draw_grey(values: np.ndarray, header: Dataset, frame: int, photometric: str) -> tuple[np.ndarray, list[Note]]:
-    """Stored values (height, width) -> displayed grey values (height, width) uint8, and notes.
+def draw_grey(
+    values: np.ndarray, header: Dataset, frame: int, photometric: str, bits: int
+) -> tuple[np.ndarray, list[Note]]:
+    """Stored values (height, width) of `bits` bits -> displayed grey values (height, width) uint8, and notes.
 
     Modality LUT except in XA, XRF and biplane images, then VOI LUT or window. Without either, 8-bit pixels are
     unchanged and deeper ones are scaled from the frame's own range, padding excluded. MONOCHROME1 is inverted.
     """
-    signed, bits = number(header, "PixelRepresentation") == 1, int(number(header, "BitsStored") or 16)
+    signed = number(header, "PixelRepresentation") == 1
     elements = _Elements(places(header, frame), signed)
     raw, remark = values, ""
     values, has_modality_lut = _modality_values(values, elements)

@@ -51,6 +51,7 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
     "mostly_labelled": ("check", "Most of the image labelled"),
     "other_mask": ("check", "Mask treated as the field of view"),
     "clip": ("check", "Frames of a DICOM clip"),
+    "dicom_header": ("check", "DICOM header that differs from the pixel data"),
     "display_skipped": ("check", "Unusable element of a DICOM header skipped"),
     "mask_subtraction": ("check", "Mask subtraction of a DICOM clip (DSA)"),
     "detector_spacing": ("check", "Pixel spacing at the detector"),
@@ -69,7 +70,7 @@ _ANONYMOUS = frozenset(
      "not_finite", "no_width", "rescaled", "clipped", "turned", "sixteen_bit", "windowed", "several_frames",
      "mask_grey", "mask_probability", "mask_stray", "mask_ignore", "mask_logits", "mask_mixed", "mask_classes",
      "mask_objects", "only_ignored", "no_vessel", "all_vessel",
-     "mask_background", "mostly_labelled", "clip", "display_skipped", "mask_subtraction",
+     "mask_background", "mostly_labelled", "clip", "dicom_header", "display_skipped", "mask_subtraction",
      "detector_spacing", "magnified_spacing", "encoding", "empty_split"),
 )  # fmt: skip
 
