@@ -13,6 +13,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORE_LABEL = -100  # torch's cross_entropy default: positions without a language-model loss
 
+UNKNOWN = -1  # pixels of masks without a mask loss
+
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
     """(..., 3, height, width) uint8 -> float32 of that shape, with ImageNet's mean and standard deviation.
@@ -70,7 +72,7 @@ class Example:
     input_ids: (tokens,) int64, the conversation with one [SEG] per object, in the order of `masks`.
     labels: (tokens,) int64, input_ids at answer positions, IGNORE_LABEL elsewhere; not shifted.
     masks: (objects, height, width) uint8, 0 or 1, or float16, the covered part of each pixel, at the image's own
-        size.
+        size. If the labels say nothing about some pixels: int8 or float32, with UNKNOWN there.
     phrases: one per object, in the order of `masks`.
     """
 

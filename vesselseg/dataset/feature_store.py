@@ -33,6 +33,7 @@ from vesselseg.output_folder import UNFINISHED, whole_file
 # Increment it with every change of the stored content: image to view, view to features, or file layout.
 FEATURES_VERSION = 2
 SOFT = "levels"  # of masks that hold parts of pixels: 0 to 255
+PLAIN = "plain"  # of masks with pixels that have no label
 STORE_FILE = "store.json"
 REMOVED = ".removed"
 ABANDONED_S = 3600  # writing a file takes seconds; an unfinished one this old was left by a killed process
@@ -99,10 +100,9 @@ class FeatureStore:
         name, for the file's metadata. Raises UserError if it cannot be written, and leaves no partial file.
         """
         tensors = {name: tensor.contiguous() for name, tensor in encoded.tensors().items()}
-        soft = masks.is_floating_point()
-        packed = (255 * masks.float()).round().byte() if soft else np.packbits(masks.numpy(), axis=-1)
-        tensors["masks"] = torch.as_tensor(packed)
-        described = {"image": image, "width": str(masks.shape[-1]), "masks": SOFT if soft else "bits"}
+        form, packed = _packed(masks)
+        tensors["masks"] = packed
+        described = {"image": image, "width": str(masks.shape[-1]), "masks": form}
         try:
             with whole_file(self.path(name), self._temporary(name), durable=True) as temporary:
                 save_file(tensors, temporary, metadata=described)
@@ -130,6 +130,8 @@ class FeatureStore:
             ) from None
         if described.get("masks") == SOFT:
             return encoded, packed.half() / 255
+        if described.get("masks") == PLAIN:
+            return encoded, packed
         return encoded, torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width))
 
     def use(self) -> BinaryIO:
@@ -222,3 +224,12 @@ def _sums(tensor: Tensor) -> Tensor:
         place = torch.arange(1, len(bits) + 1, device=bits.device) + (number << 22)
         total += torch.stack([bits.sum(), (bits * place).sum(), (bits * bits).sum()])
     return total
+
+
+def _packed(masks: Tensor) -> tuple[str, Tensor]:
+    """How masks are stored, and what is stored."""
+    if masks.dtype in (torch.int8, torch.float32):
+        return PLAIN, masks.contiguous()
+    if masks.is_floating_point():
+        return SOFT, (255 * masks.float()).round().byte()
+    return "bits", torch.as_tensor(np.packbits(masks.numpy(), axis=-1))

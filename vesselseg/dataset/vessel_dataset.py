@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from vesselseg.dataset.augment import Augment
-from vesselseg.dataset.batch import EncodedViews, Example
+from vesselseg.dataset.batch import UNKNOWN, EncodedViews, Example
 from vesselseg.dataset.feature_store import FeatureStore, digest
 from vesselseg.dataset.image_views import ImageViews
 from vesselseg.dataset.manifest import Record, fingerprint, image_path, read_split
 from vesselseg.dataset.prompts import ANSWER, DEFAULT_PHRASE, question_for
-from vesselseg.dataset.record_masks import record_coverage, record_masks
+from vesselseg.dataset.record_masks import ignored_pixels, record_coverage, record_masks
 from vesselseg.dataset.tokens import ConversationTokens
 from vesselseg.errors import ManifestError, UserError
 from vesselseg.imaging.read_image import read_image, unreadable
@@ -142,12 +142,14 @@ class VesselDataset(Dataset):
         if record.phrases:
             draw = record_coverage if soft else record_masks
             masks = draw(record, image.height, image.width)  # (objects, height, width)
+        ignored = ignored_pixels(record, image.height, image.width)
+        if ignored is not None:  # augmented as one more object
+            masks = np.concatenate([masks, ignored[None] * np.uint8(255 if soft else 1)])
         if self.augment is not None:
             generator = np.random.default_rng((self.seed, number, index))
             pixels, masks = self.augment(np.asarray(image), masks, generator, soft)
             image = Image.fromarray(pixels)
-        labels = torch.from_numpy(masks)
-        return View(self.views.tiles(image), self.views.square(image), labels.half() / 255 if soft else labels)
+        return View(self.views.tiles(image), self.views.square(image), _labels(masks, soft, ignored is not None))
 
     def view_name(self, index: int, number: int) -> str:
         """A digest of everything except the dataset's settings that the view depends on; reads the image's file."""
@@ -158,7 +160,8 @@ class VesselDataset(Dataset):
             raise unreadable(image_path(self.root, record), error) from None
         drawn = None if self.augment is None else [number, index]
         filled = [] if record.fill == DEFAULT_FILL else [record.fill]
-        return digest([content, record.regions, drawn, *filled])
+        ignored = ["ignore", record.ignore] if record.ignore else []
+        return digest([content, record.regions, drawn, *filled, *ignored])
 
     def _stored_view(self, index: int, number: int) -> View | None:
         if self._stored is None:
@@ -196,6 +199,15 @@ class VesselDataset(Dataset):
     def image(self, record: Record) -> Image.Image:
         """The record's image as 8-bit RGB; raises ManifestError that names the file if it cannot be read."""
         return read_image(image_path(self.root, record))
+
+
+def _labels(masks: np.ndarray, soft: bool, ignoring: bool) -> Tensor:
+    """Masks as in Example; ignoring: the last of the masks (objects, height, width) is of the ignored pixels."""
+    labels = torch.from_numpy(masks)
+    if not ignoring:
+        return labels.half() / 255 if soft else labels
+    unknown, known = labels[-1] > (127 if soft else 0), labels[:-1]
+    return (known.float() / 255 if soft else known.to(torch.int8)).masked_fill(unknown, UNKNOWN)
 
 
 def _question(record: Record, phrase: str, choice: int) -> str:

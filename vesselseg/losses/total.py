@@ -24,6 +24,8 @@ from vesselseg.losses.vessels import (
 
 MASK_TARGETS = ("area", "full")
 AT_FULL_SIZE = ("cldice", "skeleton_recall")  # need a binary label, whose centreline area averaging would blur
+WITH_UNKNOWN = (torch.int8, torch.float32)  # types of masks with pixels without a label
+CERTAIN = -30.0  # logit of a pixel that costs nothing as background
 Term = Callable[[Tensor, Tensor], Tensor]  # logits, target: (objects, H, W) -> (objects,)
 
 
@@ -113,9 +115,9 @@ def standard_arguments(settings: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _by_size(mask_logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
     """Logits (objects, h, w) and masks (objects, H, W), grouped by image size: fewer, larger operations on a GPU."""
-    groups: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
+    groups: dict[tuple[object, ...], tuple[list[Tensor], list[Tensor]]] = {}
     for logits, masks in zip(mask_logits.split(list(batch.objects_per_image)), batch.masks):
-        of_size = groups.setdefault(tuple(masks.shape[-2:]), ([], []))
+        of_size = groups.setdefault((*masks.shape[-2:], masks.dtype in WITH_UNKNOWN), ([], []))
         of_size[0].append(logits)
         of_size[1].append(masks)
     return [(torch.cat(logits), torch.cat(masks)) for logits, masks in groups.values()]
@@ -124,9 +126,20 @@ def _by_size(mask_logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
 def _compared(logits: Tensor, masks: Tensor, mask_target: str) -> tuple[Tensor, Tensor]:
     """Logits and labels (objects, H, W) float32 at the size at which they are compared."""
     if mask_target == "area":
-        return logits, area_average(masks, *logits.shape[-2:])
+        if masks.dtype not in WITH_UNKNOWN:
+            return logits, area_average(masks, *logits.shape[-2:])
+        known = area_average(masks >= 0, *logits.shape[-2:])  # (objects, h, w), the known part of each cell
+        vessel = area_average(masks.clamp(min=0), *logits.shape[-2:])
+        return _without(logits, (vessel / known.clamp(min=0.5)).clamp(max=1), known < 0.5)
     # (objects, h, w) -> (objects, 1, H, W)
     enlarged = functional.interpolate(
         logits.unsqueeze(1), size=tuple(masks.shape[-2:]), mode="bilinear", align_corners=False
     )
+    if masks.dtype in WITH_UNKNOWN:
+        return _without(enlarged.squeeze(1), masks.float(), masks < 0)
     return enlarged.squeeze(1), masks.float()
+
+
+def _without(logits: Tensor, target: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with a certain and right background where the label is unknown: no loss and no gradient there."""
+    return torch.where(unknown, logits.new_tensor(CERTAIN), logits), torch.where(unknown, 0.0, target)
