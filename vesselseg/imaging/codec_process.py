@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ SECONDS = 60  # for one frame or picture
 VIDEO_SECONDS = 900  # for all frames of a video
 # What Pillow decodes by libraries that a damaged file can end: TIFF, WebP, JPEG 2000.
 _RISKY = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
+_PIPE = 1 << 20  # bytes
 _ANSWER = 4096  # bytes; the line before the pixels is shorter
 
 
@@ -110,6 +112,9 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux: a frame fits in, and is handed over at once
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self.process.stdout, fcntl.F_SETPIPE_SZ, _PIPE)  # type: ignore[arg-type]
 
     def ask(self, code: str, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
         """The answer, with `error` in it if the file could not be read. Raises ImageError(code) for a worker's end."""
