@@ -24,8 +24,9 @@ from tests.imaging.dicom_files import frames, write_dicom, write_jpeg_dicom
 from tests.imaging.drawn_cases import case_folder
 from tests.labelme_files import run
 from tests.prepare.label_formats import HEIGHT, WIDTH
-from vesselseg.imaging.decode import ImageError, scale_to_uint8
+from vesselseg.imaging.decode import ImageError
 from vesselseg.imaging.dicom import DicomFile, DicomFrame, count_frames, read_series_position
+from vesselseg.imaging.eight_bits import scale_to_uint8
 
 PIXELS = frames(4, high=255)
 PROCESS = pytest.mark.process  # JPEG is decoded in another one

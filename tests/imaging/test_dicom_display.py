@@ -18,8 +18,8 @@ from pydicom.uid import (
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.imaging.drawn_cases import case_folder
 from tests.labelme_files import run
-from vesselseg.imaging.decode import scale_to_uint8
 from vesselseg.imaging.dicom import DicomFrame, read_frame
+from vesselseg.imaging.eight_bits import scale_to_uint8
 
 BIPLANE = "1.2.840.10008.5.1.4.1.1.12.3"
 ALL = {"fractions": (1.0, 0.0, 0.0)}

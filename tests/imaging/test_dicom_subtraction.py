@@ -15,8 +15,8 @@ from tests.imaging.dicom_files import write_dicom
 from tests.imaging.drawn_cases import case_folder
 from tests.labelme_files import run
 from tests.prepare.label_formats import HEIGHT, WIDTH
-from vesselseg.imaging.decode import scale_to_uint8
 from vesselseg.imaging.dicom import DicomFrame, read_frame
+from vesselseg.imaging.eight_bits import scale_to_uint8
 
 ALL = {"fractions": (1.0, 0.0, 0.0)}
 VESSEL = np.zeros((HEIGHT, WIDTH), bool)

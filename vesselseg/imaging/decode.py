@@ -18,8 +18,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".g
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 DICOM_MAGIC = (128, b"DICM")  # (offset, bytes): the DICOM prefix, PS3.10, section 7.1
-# Pillow modes with more than 8 bits per pixel.
-HIGH_DEPTH_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # EXIF tag
 # What Pillow raises on damaged files; each format has its own.
 DECODE_ERRORS = (
@@ -77,24 +75,6 @@ def _upright(image: Image.Image, label_size: tuple[int, int] | None) -> Image.Im
         return image
     turned = ImageOps.exif_transpose(image)
     return image if label_size == image.size != turned.size else turned
-
-
-def scale_to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map [low, high] linearly to [0, 255], clip and round. values: any shape; returns uint8, all 0 if low == high."""
-    factor = 255 / (high - low) if high > low else 0.0
-    return np.round(np.clip((values.astype(np.float64) - low) * factor, 0, 255)).astype(np.uint8)
-
-
-def to_8_bit(image: Image.Image) -> Image.Image:
-    """An image in one of HIGH_DEPTH_MODES as mode L, scaled from its own range; NaN and infinity count as 0."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)  # (height, width)
-    return Image.fromarray(scale_to_uint8(values, float(values.min()), float(values.max())))
-
-
-def describe_depth(image: Image.Image) -> str:
-    """The note on an image in one of HIGH_DEPTH_MODES: the range of its values and the scaling."""
-    values = np.asarray(image)
-    return f"more than 8 bits per pixel; values {values.min():g} to {values.max():g} are scaled to 0 to 255"
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -25,13 +25,14 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from vesselseg.imaging.codec_process import UncheckedFile
-from vesselseg.imaging.decode import ImageError, scale_to_uint8
+from vesselseg.imaging.decode import ImageError
 from vesselseg.imaging.dicom_bits import pixel_bits
 from vesselseg.imaging.dicom_content import PIXEL_DATA, check_content, close_pixel_data
 from vesselseg.imaging.dicom_display import draw_grey
 from vesselseg.imaging.dicom_elements import number, numbers, text
 from vesselseg.imaging.dicom_spacing import Plane, read_spacing
 from vesselseg.imaging.dicom_subtraction import subtract_mask
+from vesselseg.imaging.eight_bits import scale_to_uint8
 from vesselseg.imaging.notes import Note
 from vesselseg.imaging.warning_filters import suppress_warnings
 

@@ -12,8 +12,8 @@ from itertools import zip_longest
 import numpy as np
 from pydicom import Dataset
 
-from vesselseg.imaging.decode import scale_to_uint8
 from vesselseg.imaging.dicom_elements import has, items, number, numbers, places, text
+from vesselseg.imaging.eight_bits import scale_to_uint8
 from vesselseg.imaging.notes import Note
 
 # PS3.3, C.8.7.1.1.2: in these classes the modality LUT leads to X-ray intensities and is not for display.

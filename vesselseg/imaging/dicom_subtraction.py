@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from pydicom import Dataset
 
-from vesselseg.imaging.decode import ImageError, scale_to_uint8
+from vesselseg.imaging.decode import ImageError
 from vesselseg.imaging.dicom_elements import items, number, numbers, text
+from vesselseg.imaging.eight_bits import scale_to_uint8
 from vesselseg.imaging.notes import Note
 
 Decode = Callable[[int], np.ndarray]  # frame, counted from 0 -> stored values (height, width)

@@ -28,13 +28,12 @@ from vesselseg.imaging.decode import (
     DICOM_MAGIC,
     DICOM_SUFFIXES,
     FORMATS,
-    HIGH_DEPTH_MODES,
     ImageError,
     decode_image,
     describe_decode_error,
-    describe_depth,
 )
 from vesselseg.imaging.dicom import DicomFile
+from vesselseg.imaging.eight_bits import HIGH_DEPTH_MODES, describe_depth
 from vesselseg.imaging.rgb import has_transparency, to_rgb
 from vesselseg.imaging.source_files import printable
 from vesselseg.imaging.warning_filters import suppress_warnings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from vesselseg.imaging.decode import HIGH_DEPTH_MODES, to_8_bit
+from vesselseg.imaging.eight_bits import HIGH_DEPTH_MODES, to_8_bit
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -12,16 +12,14 @@ from PIL import Image
 
 from vesselseg.imaging.decode import (
     DECODE_ERRORS,
-    HIGH_DEPTH_MODES,
     IMAGE_SUFFIXES,
     ImageError,
     decode_image,
     describe_decode_error,
-    describe_depth,
     encode_png,
     is_dicom,
-    to_8_bit,
 )
+from vesselseg.imaging.eight_bits import HIGH_DEPTH_MODES, describe_depth, to_8_bit
 from vesselseg.imaging.label_shapes import ImageLabels
 from vesselseg.imaging.notes import Note
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vesselseg.dataset.manifest import Record, image_path
 from vesselseg.dataset.record_masks import record_masks
-from vesselseg.imaging.decode import DECODE_ERRORS, HIGH_DEPTH_MODES
+from vesselseg.imaging.decode import DECODE_ERRORS
+from vesselseg.imaging.eight_bits import HIGH_DEPTH_MODES
 from vesselseg.imaging.rgb import to_rgb
 
 HASH_BITS = 64
