@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +19,7 @@ class SourceFiles:
     images: tuple[str, ...]  # with one of IMAGE_SUFFIXES
     others: tuple[str, ...]  # neither JSON nor image
     dicoms: tuple[str, ...] = ()  # those of `others` that are DICOM
+    links: tuple[tuple[str, str], ...] = ()  # (name, reason) of links to folders that were not followed
 
     def others_with(self, *suffixes: str) -> list[str]:
         """The other files with one of the suffixes, e.g. ".txt"."""
@@ -26,20 +27,45 @@ class SourceFiles:
 
 
 def list_source_files(root: Path) -> SourceFiles:
-    """All files below a folder at any depth; links to folders are not followed."""
+    """All files below a folder at any depth. Links to folders are followed, but no folder is listed twice."""
     jsons: list[str] = []
     images: list[str] = []
     others: list[str] = []
-    for folder, _, names in os.walk(root, onerror=_raise):
+    links: list[tuple[str, str]] = []
+    for folder, names in _folders(Path(root), links):
         for name in names:
-            path = PurePosixPath((Path(folder) / name).relative_to(root).as_posix())
+            path = PurePosixPath((folder / name).relative_to(root).as_posix())
             if is_system_file(path):
                 continue
             suffix = path.suffix.lower()
             kind = jsons if suffix == ".json" else images if suffix in IMAGE_SUFFIXES else others
             kind.append(str(path))
     dicoms = [name for name in sorted(others) if is_dicom(root / name)]
-    return SourceFiles(Path(root), tuple(sorted(jsons)), tuple(sorted(images)), tuple(sorted(others)), tuple(dicoms))
+    return SourceFiles(
+        Path(root), tuple(sorted(jsons)), tuple(sorted(images)), tuple(sorted(others)), tuple(dicoms), tuple(links)
+    )
+
+
+def _folders(root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of the root and all folders below it, linked ones last.
+
+    skipped: receives links whose folder was listed already, or holds the root, as (name, reason).
+    """
+    seen: set[Path] = set()
+    waiting = [Path(root)]
+    while waiting:
+        start = waiting.pop(0)
+        real = start.resolve()
+        if start != root and (real in seen or real in Path(root).resolve().parents):
+            why = "its folder is in the source already" if real in seen else "its folder holds the source"
+            skipped.append((start.relative_to(root).as_posix(), f"link not followed: {why}"))
+            continue
+        links = []
+        for folder, below, names in os.walk(start, onerror=_raise):
+            seen.add(Path(folder).resolve())
+            links += [Path(folder) / name for name in below if (Path(folder) / name).is_symlink()]
+            yield Path(folder), names
+        waiting += sorted(links)
 
 
 def unique_stems(names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ of one series in one folder, ordered by InstanceNumber.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,8 @@ from vesselseg.imaging.source_files import list_source_files, printable
 LIST_SUFFIX = ".txt"
 KINDS = f"an image ({', '.join(IMAGE_SUFFIXES)}), a DICOM file or a video ({', '.join(VIDEO_SUFFIXES)})"
 _CHUNK = 1 << 20  # bytes hashed at a time
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def find_inputs(source: Path) -> list[InputUnit]:
 
 def _units_in_folder(source: Path) -> list[InputUnit]:
     listed = list_source_files(source)
+    for name, reason in listed.links:
+        _log.warning("%s: %s", printable(name), reason)
     names = [*listed.images, *listed.others_with(*VIDEO_SUFFIXES), *listed.dicoms]
     if not names:
         kinds = Counter(Path(name).suffix.lower() or "without suffix" for name in (*listed.others, *listed.jsons))

@@ -39,6 +39,9 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
     "mask_probability": ("changed", "Mask of probabilities, cut at 0.5"),
     "mask_stray": ("changed", "Mask with a few stray values, read as background or vessel"),
     "mask_ignore": ("changed", "Mask with an ignore value; its pixels count neither as vessel nor as background"),
+    "size_swapped": ("changed", "Width and height of the label file exchanged"),
+    "name_match": ("changed", "Label matched by another spelling of its name"),
+    "id_type": ("changed", "Ids of images and annotations of different types"),
     "image_fallback": ("changed", "Another image used than the one named"),
     "other_stem": ("check", "imagePath differs from the image next to the JSON file"),
     "other_phrase": ("check", "Label that is not one of the phrases of the request"),
@@ -50,6 +53,7 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
     "mask_background": ("check", "Mask without the value 0"),
     "mostly_labelled": ("check", "Most of the image labelled"),
     "other_mask": ("check", "Mask treated as the field of view"),
+    "link": ("check", "Link to a folder that was not followed"),
     "clip": ("check", "Frames of a DICOM clip"),
     "dicom_header": ("check", "DICOM header that differs from the pixel data"),
     "display_skipped": ("check", "Unusable element of a DICOM header skipped"),
@@ -68,8 +72,8 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
 _ANONYMOUS = frozenset(
     ("bad_dicom", "no_decoder", "which_frame", "no_usable_shape", "too_few_points", "zero_area", "outside",
      "not_finite", "no_width", "rescaled", "clipped", "turned", "sixteen_bit", "windowed", "several_frames",
-     "mask_grey", "mask_probability", "mask_stray", "mask_ignore", "mask_logits", "mask_mixed", "mask_classes",
-     "mask_objects", "only_ignored", "no_vessel", "all_vessel",
+     "size_swapped", "mask_grey", "mask_probability", "mask_stray", "mask_ignore", "mask_logits",
+     "mask_mixed", "mask_classes", "mask_objects", "only_ignored", "no_vessel", "all_vessel",
      "mask_background", "mostly_labelled", "clip", "dicom_header", "display_skipped", "mask_subtraction",
      "detector_spacing", "magnified_spacing", "encoding", "empty_split"),
 )  # fmt: skip

@@ -108,6 +108,7 @@ def _build(
         raise UserError(_describe_findings(what, _sorted_findings(_findings_of(left_out), names)))
     records, findings = _group(usable, options, names)
     splits, split_findings = _split(records, usable, options)
+    scan.findings += [Finding(printable(name), None, "link", reason) for name, reason in files.links]
     noted = [finding for finding in scan.findings if finding.effect != "file left out"] + find_one_sided(usable)
     findings = _sorted_findings(
         [*_findings_of(usable), *_findings_of(left_out), *noted, *findings, *split_findings], names

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from vesselseg.imaging.regions import DEFAULT_FILL, Fill, Region, RunLength
 from vesselseg.imaging.shape_regions import Canvas, DrawnShape, shape_regions
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.source_images import ImageFile, SourceImage, find_source_image, load_image_file
+from vesselseg.prepare.stated_size import settle_size
 
 OVERLAY_SIDE = 480  # pixels of the longer side of an overlay in the report
 
@@ -124,11 +126,8 @@ def prepare_image(task: ImageTask, options: ImageOptions) -> ImageResult:
     _count_unknown(labels, options, result)
     _find_other_phrases(labels, options, result)
     try:
-        if task.search:
-            image = find_source_image(labels, task.labels.path, options.allowed_root, task.image)
-        else:
-            image = load_image_file(task.image, labels)
-    except ImageError as error:
+        labels, image = settle_size(labels, partial(_load, task, options))
+    except (ImageError, LabelFileError) as error:
         result.find(error.code, str(error))
         return result
     result.origin, result.size, result.patient = image.origin, image.size, image.patient
@@ -141,6 +140,12 @@ def prepare_image(task: ImageTask, options: ImageOptions) -> ImageResult:
     _store(task, options, image, objects, labels.observers, result)
     _keep_ignored(labels, image, result)
     return result
+
+
+def _load(task: ImageTask, options: ImageOptions, labels: ImageLabels) -> SourceImage:
+    if task.search:
+        return find_source_image(labels, task.labels.path, options.allowed_root, task.image)
+    return load_image_file(task.image, labels)
 
 
 def _count_unknown(labels: ImageLabels, options: ImageOptions, result: ImageResult) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from vesselseg.imaging.decode import (
 from vesselseg.imaging.eight_bits import HIGH_DEPTH_MODES, describe_depth, to_8_bit
 from vesselseg.imaging.label_shapes import ImageLabels
 from vesselseg.imaging.notes import Note
+from vesselseg.imaging.spellings import other_spellings
 
 _KEPT_FORMATS = {"PNG": ".png", "JPEG": ".jpg"}
 
@@ -131,8 +133,9 @@ def _candidates(
     name = labels.image_path.rsplit("/", 1)[-1]
     named = [folder / labels.image_path, folder / name] if name else []
     same_name = [path for suffix in IMAGE_SUFFIXES for path in _same_stem(json_path, suffix)]
+    spelled = [path for path in _other_spellings(name, json_path) if path not in named + same_name]
     found: list[Path] = []
-    for path in named + same_name:
+    for path in named + same_name + spelled:
         if path not in found and _is_image_file(path, json_path, allowed_root):
             found.append(path)
     notes: list[Note] = []
@@ -141,10 +144,23 @@ def _candidates(
     if first in named and other is not None and first is not None and first.stem != other.stem:
         message = f"imagePath names {first.name}, which is used, but {other.name} is next to the JSON file"
         notes.append(Note("other_stem", message))
+    if first in spelled and first is not None:
+        notes.append(Note("name_match", f"{name or json_path.name} is {first.name}, by another spelling of the name"))
     candidates: list[tuple[str, ImageFile | None]] = [(path.name, ImageFile(path)) for path in found]
     if labels.image_data is not None:
         candidates.append(("imageData", None))
     return candidates, notes
+
+
+def _other_spellings(name: str, json_path: Path) -> list[Path]:
+    """Images next to the JSON file whose name, or the JSON's, is another spelling of the wanted one."""
+    wanted = [spelled.rsplit("/", 1)[-1] for _, spelled in other_spellings(name)]
+    stems = [json_path.stem, *(spelled for _, spelled in other_spellings(json_path.stem))]
+    wanted += [stem + suffix for stem in stems for suffix in IMAGE_SUFFIXES]
+    spellings = [unicodedata.normalize(form, one) for one in [name, *wanted] if one for form in ("NFC", "NFD")]
+    return [
+        json_path.with_name(one) for one in spellings if one not in (".", "..") and "/" not in one and "\0" not in one
+    ]
 
 
 def _same_stem(json_path: Path, suffix: str) -> list[Path]:

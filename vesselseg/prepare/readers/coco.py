@@ -28,6 +28,7 @@ from vesselseg.imaging.label_shapes import (
 from vesselseg.imaging.label_text import decode_text, parse_json
 from vesselseg.imaging.notes import Note
 from vesselseg.imaging.source_files import SourceFiles
+from vesselseg.prepare.readers.ids import Ids, is_id
 from vesselseg.prepare.readers.scan import ImageIndex, ScanResult, scan_listed_images
 
 
@@ -77,22 +78,35 @@ def _read(path: Path) -> list[tuple[str, CocoLabels]]:
     categories = content.get("categories")
     named = [c for c in categories if _has_id(c)] if isinstance(categories, list) else []
     names = {category["id"]: str(category.get("name", category["id"])) for category in named}
-    of_image: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
-    for entry in content["annotations"]:
-        if isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str)):
-            category = entry.get("category_id")
-            label = names.get(category, str(category)) if isinstance(category, (int, str)) else ""
-            of_image[entry["image_id"]].append((label, entry))
     images = [entry for entry in content["images"] if _has_id(entry) and isinstance(entry.get("file_name"), str)]
+    image_ids, category_ids = Ids(entry["id"] for entry in images), Ids(names)
+    of_image: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
+    of_type: dict[Any, Note] = {}
+    for entry in content["annotations"]:
+        if isinstance(entry, dict) and is_id(entry.get("image_id")):
+            category = entry.get("category_id")
+            known = category_ids.find(category) if is_id(category) else None
+            label = names.get(known, f"{category:g}" if isinstance(category, float) else str(category))
+            image = image_ids.find(entry["image_id"])
+            of_image[image].append((label if is_id(category) else "", entry))
+            if type(image) is not type(entry["image_id"]):
+                of_type[image] = Note("id_type", f"image_id {entry['image_id']!r} is read as the image's id {image!r}")
     _check(content, images, of_image)
     return [
-        (entry["file_name"], CocoLabels(path, _size(entry), tuple(of_image[entry["id"]]), tuple(notes)))
+        (
+            entry["file_name"],
+            CocoLabels(path, _size(entry), tuple(of_image[entry["id"]]), _notes(notes, of_type, entry)),
+        )
         for entry in images
     ]
 
 
+def _notes(notes: list[Note], of_type: dict[Any, Note], image: Any) -> tuple[Note, ...]:
+    return (*notes, *([of_type[image["id"]]] if image["id"] in of_type else []))
+
+
 def _has_id(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("id"), (int, str))
+    return isinstance(entry, dict) and is_id(entry.get("id"))
 
 
 def _check(content: dict[str, Any], images: list[Any], of_image: dict[Any, list[Any]]) -> None:
@@ -107,7 +121,9 @@ def _check(content: dict[str, Any], images: list[Any], of_image: dict[Any, list[
     unknown = sum(len(entries) for number, entries in of_image.items() if number not in ids)
     stray = len(content["annotations"]) - sum(map(len, of_image.values()))
     if unknown or stray:
-        problems.append(f"{unknown + stray} annotation(s) of images that are not listed")
+        example = next((f", e.g. image_id {number!r}" for number in of_image if number not in ids), "")
+        listed = f"; the images have ids like {images[0]['id']!r}" if images and example else ""
+        problems.append(f"{unknown + stray} annotation(s) of images that are not listed{example}{listed}")
     if problems:
         raise LabelFileError("; ".join(problems))
 

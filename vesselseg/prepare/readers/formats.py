@@ -14,6 +14,7 @@ from vesselseg.prepare.prepare_image import ImageTask
 from vesselseg.prepare.readers.coco import scan_coco
 from vesselseg.prepare.readers.cvat import scan_cvat
 from vesselseg.prepare.readers.mask_pairs import scan_masks, settle_tasks
+from vesselseg.prepare.readers.nnunet import read_raw_folder
 from vesselseg.prepare.readers.scan import (
     ImageIndex,
     ImageMatch,
@@ -83,7 +84,7 @@ def scan_labels(files: SourceFiles, options: ScanOptions) -> tuple[str, ScanResu
     images = files.dicoms if only_dicom else (*files.images, *files.dicoms)
     if kind == "masks":
         found = scan_masks(files, options.masks, images, options.first_frame)
-        found.tasks = settle_tasks(found.tasks, options.mask_values)
+        found.tasks = settle_tasks(found.tasks, options.mask_values, read_raw_folder(files))
         return kind, found
     label_format = FORMATS[kind]
     if label_format.scan is not None:

@@ -20,6 +20,7 @@ from vesselseg.imaging.notes import Note
 from vesselseg.imaging.source_files import SourceFiles, printable
 from vesselseg.prepare.prepare_image import ImageTask
 from vesselseg.prepare.readers.masks import MaskLabels, settle_meanings
+from vesselseg.prepare.readers.nnunet import FIRST_CHANNEL, RawFolder
 from vesselseg.prepare.readers.scan import (
     ImageIndex,
     ImageMatch,
@@ -35,15 +36,16 @@ _SEPARATOR = re.compile(r"[ _.\-]+")
 _OBSERVERS = {
     **dict.fromkeys(("mask", "masks"), 0),
     **dict.fromkeys(
-        ("gt", "groundtruth", "seg", "segmentation", "segmentations", "segmentationclass", "label", "labels", "manual",
-         "annotation", "annotations", "annot", "target", "targets", "vessel", "vessels", "manual1", "1stmanual",
+        ("gt", "groundtruth", "seg", "segmentation", "segmentations", "segmentationclass",
+         "label", "labels", "labelstr", "labelsts", "manual", "annotation", "annotations", "annot",
+         "target", "targets", "vessel", "vessels", "manual1", "1stmanual",
          "1stho", "observer1", "obs1", "expert1", "ah"), 1),
     **dict.fromkeys(("manual2", "2ndmanual", "2ndho", "observer2", "obs2", "expert2", "vk"), 2),
     **dict.fromkeys(("manual3", "3rdmanual", "3rdho", "observer3", "obs3", "expert3"), 3),
 }  # fmt: skip
 _NEVER = ("fov", "roi")
 _ONE_WORD = re.compile(r"\b(ground|1st|2nd|3rd|manual|observer|obs|expert) (truth|manual|ho|\d)\b")
-_PICTURE_WORDS = ("image", "images", "img", "training", "test", "orig", "original", "raw")
+_PICTURE_WORDS = ("image", "images", "imagestr", "imagests", "img", "training", "test", "orig", "original", "raw")
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,19 @@ def scan_masks(
     for mask in masks:
         matches = _matches(mask, indices)
         if len(matches) == 1:
+            if matches[0].by:
+                reason = f"{printable(mask.name)} is of {printable(matches[0].name)}, by {matches[0].by}"
+                found.skip(mask.name, "name_match", reason)
             masks_of[matches[0]].append(mask)
         elif matches:
             names = ", ".join(printable(match.name) for match in matches[:3])
             found.skip(mask.name, "ambiguous_image", f"the mask matches several images: {names}")
         else:
-            found.skip(mask.name, "no_image", f"a mask without its image; expected {mask.stem}.*")
+            found.skip(
+                mask.name,
+                "no_image",
+                f"a mask without its image; expected {mask.stem}.*{indices[0].closest(mask.name)}",
+            )
     first = first_frame_number(masks_of, first_frame)
     report_clips(found, files.root, masks_of, first)
     for match, candidates in sorted(masks_of.items(), key=lambda item: (item[0].name, item[0].number or 0)):
@@ -89,9 +98,12 @@ def scan_masks(
     return found
 
 
-def settle_tasks(tasks: Sequence[ImageTask], asked: MaskValues) -> list[ImageTask]:
-    """The tasks with the meaning that the values of all their masks have together."""
-    labels = [task.labels for task in tasks if isinstance(task.labels, MaskLabels)]
+def settle_tasks(tasks: Sequence[ImageTask], asked: MaskValues, raw: RawFolder | None) -> list[ImageTask]:
+    """The tasks with the meaning that the values of all their masks have together, or that nnU-Net's file states."""
+    if raw is not None and not asked:
+        asked = MaskValues("classes", raw.ignore)
+    names = {} if raw is None else raw.names
+    labels = [replace(task.labels, names=names) for task in tasks if isinstance(task.labels, MaskLabels)]
     return [replace(task, labels=one) for task, one in zip(tasks, settle_meanings(labels, asked), strict=True)]
 
 
@@ -100,7 +112,9 @@ def _indices(files: SourceFiles, images: Sequence[str], look_like_masks: Sequenc
     doubtful = {mask.name for mask in look_like_masks}
     pools = [[name for name in images if name not in doubtful], images]
     forms = (lambda stem: "_".join(_split(stem)), _plain)
-    return [ImageIndex(files, pool, form) for pool in pools for form in forms]
+    first_channels = [name for name in pools[0] if file_stem(name).endswith(FIRST_CHANNEL)]
+    of_channel = ImageIndex(files, first_channels, lambda stem: "_".join(_split(stem.removesuffix(FIRST_CHANNEL))))
+    return [*(ImageIndex(files, pool, form) for pool in pools for form in forms), of_channel]
 
 
 def _labels(found: ScanResult, files: SourceFiles, match: ImageMatch, masks: list[_Mask]) -> MaskLabels | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,8 @@ class MaskLabels:
     notes: tuple[Note, ...] = ()
     meanings: tuple[Meanings, ...] = ()
     asked: MaskValues = BY_EVIDENCE
+    names: Mapping[str, str] = field(default_factory=dict)
+    """value as text -> label, where the source names its classes"""
 
     @property
     def path(self) -> Path:
@@ -83,7 +85,8 @@ class MaskLabels:
         )  # fmt: skip
 
     def _read(self, observer: int) -> ReadMask:
-        return read_mask(self.paths[observer], self.meanings[observer] if self.meanings else {}, self.asked)
+        mask = read_mask(self.paths[observer], self.meanings[observer] if self.meanings else {}, self.asked)
+        return replace(mask, classes=tuple((self.names.get(label, label), bitmap) for label, bitmap in mask.classes))
 
 
 def settle_meanings(labels: Sequence[MaskLabels], asked: MaskValues) -> list[MaskLabels]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from vesselseg.imaging.label_shapes import LabelFileError, LabelSource
 from vesselseg.imaging.source_files import SourceFiles, printable
+from vesselseg.imaging.spellings import other_spellings, spelling_key
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.prepare_image import ImageTask
 from vesselseg.prepare.source_images import ImageFile
+from vesselseg.suggest import did_you_mean
 
+_COMPARED = 300  # names; a comparison takes a millisecond for a few dozen
 _FRAME = re.compile(r"^(?P<clip>.+?)[ _.-]*?(?:frame|fr|f)?[ _.-]*(?P<number>\d+)$", re.IGNORECASE)
 
 
@@ -36,6 +39,8 @@ class ImageMatch:
 
     name: str
     number: int | None = None
+    by: str = field(default="", compare=False)
+    """the rule by which the names match, "" if they are the same"""
 
     @property
     def label(self) -> str:
@@ -47,6 +52,7 @@ class ImageIndex:
     """The images of a source by name. Paths in label files are never opened, only looked up here.
 
     form: normalisation of stems before they are compared; it receives the stem in lower case.
+    Names match by the rules of `imaging.spellings`.
     """
 
     def __init__(self, files: SourceFiles, names: Iterable[str], form: Callable[[str], str] = str) -> None:
@@ -54,10 +60,14 @@ class ImageIndex:
         self._dicoms = set(files.dicoms)
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._by_other: dict[str, list[tuple[str, str]]] = defaultdict(list)  # stem in another spelling -> (rule, name)
+        self._form = form
         for name in names:
             path = PurePosixPath(name)
-            self._by_name[path.name.casefold()].append(name)
+            self._by_name[spelling_key(path.name)].append(name)
             self._by_stem[form(file_stem(name, name in self._dicoms))].append(name)
+            for rule, spelled in other_spellings(name):
+                self._by_other[form(file_stem(spelled))].append((rule, name))
 
     def by_name(self, wanted: str, near: str, hint: str = "") -> list[ImageMatch]:
         """Images that match a path in a label file, e.g. "train/a.jpg": by name, else by stem, else by frame number.
@@ -65,11 +75,26 @@ class ImageIndex:
         near: path of the label file; of several matches, those in the nearest folder count. hint: text that may contain
         the name of a folder.
         """
-        path = PurePosixPath(wanted.replace("\\", "/"))
-        same = self._by_name.get(path.name.casefold(), [])
+        plain = wanted.replace("\\", "/")
+        for rule, spelled in [("", plain), *other_spellings(plain)]:
+            matches = self._by_path(PurePosixPath(spelled), near, hint)
+            if matches:
+                return [replace(match, by=match.by or rule) for match in matches]
+        return []
+
+    def _by_path(self, path: PurePosixPath, near: str, hint: str) -> list[ImageMatch]:
+        same = self._by_name.get(spelling_key(path.name), [])
         if not same:
             return self.by_stem(file_stem(str(path)), str(PurePosixPath(near).parent / path), hint)
+        same = [name for name in same if PurePosixPath(name).name == path.name] or same
         return [ImageMatch(name) for name in _nearest(same, (*_folders(near), *_folders(str(path))), hint)]
+
+    def closest(self, wanted: str) -> str:
+        """ "; did you mean ...?" with the most similar name; "" without one, or where many names would be compared."""
+        if len(self._by_name) > _COMPARED:
+            return ""
+        names = [PurePosixPath(name).name for names in self._by_name.values() for name in names]
+        return printable(did_you_mean(PurePosixPath(wanted).name, names))
 
     def by_stem(self, stem: str, near: str, hint: str = "") -> list[ImageMatch]:
         """Images with this normalised stem, else DICOM clips of which it is the stem and a frame number."""
@@ -77,8 +102,20 @@ class ImageIndex:
         if stem in self._by_stem:
             return [ImageMatch(name) for name in _nearest(self._by_stem[stem], folders, hint)]
         split = _FRAME.match(stem)
-        if split is None:
-            return []
+        frames = [] if split is None else self._frames(split, folders, hint)
+        return frames or self._by_spelling(stem, folders, hint)
+
+    def _by_spelling(self, stem: str, folders: tuple[str, ...], hint: str) -> list[ImageMatch]:
+        """Images whose stem is another spelling of this one."""
+        for rule, spelled in other_spellings(stem):
+            names = self._by_stem.get(self._form(spelling_key(spelled)), [])
+            if names:
+                return [ImageMatch(name, by=rule) for name in _nearest(names, folders, hint)]
+        rules = {name: rule for rule, name in self._by_other.get(stem, [])}
+        return [ImageMatch(name, by=rules[name]) for name in _nearest(list(rules), folders, hint)]
+
+    def _frames(self, split: re.Match[str], folders: tuple[str, ...], hint: str) -> list[ImageMatch]:
+        """DICOM clips of which a name holds stem and frame number."""
         clips = [name for name in self._by_stem.get(split["clip"], []) if name in self._dicoms]
         return [ImageMatch(name, int(split["number"])) for name in _nearest(clips, folders, hint)]
 
@@ -87,15 +124,20 @@ def file_stem(name: str, dicom: bool = False) -> str:
     """The name without folders and suffix, in lower case; DICOM files named by a UID have no suffix."""
     path = PurePosixPath(name)
     keep = dicom and path.suffix[1:].isdigit()
-    return (path.name if keep else path.stem).casefold()
+    return spelling_key(path.name if keep else path.stem)
 
 
-def select_match(found: ScanResult, label: str, matches: Sequence[ImageMatch], wanted: str) -> ImageMatch | None:
+def select_match(
+    found: ScanResult, label: str, matches: Sequence[ImageMatch], wanted: str, index: ImageIndex
+) -> ImageMatch | None:
     """The only match of a label; none or several become a finding."""
     if len(matches) == 1:
+        if matches[0].by:
+            found.skip(label, "name_match", f"{wanted} is {printable(matches[0].name)}, by {matches[0].by}")
         return matches[0]
     if not matches:
-        found.skip(label, "no_image", f"no image: {wanted} is not in the source")
+        close = index.closest(wanted)
+        found.skip(label, "no_image", f"no image: {wanted} is not in the source{close}")
     else:
         names = ", ".join(printable(match.name) for match in matches[:3])
         found.skip(label, "ambiguous_image", f"several images match: {names}")
@@ -119,7 +161,7 @@ def scan_listed_images(
             found.skip(name, error.code, str(error))
             continue
         for wanted, labels in listed:
-            match = select_match(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted)
+            match = select_match(found, f"{name}: {wanted}", index.by_name(wanted, name, name), wanted, index)
             if match is not None:
                 labelled.append((name, match, labels))
     add_tasks(found, files, labelled, first_frame)

@@ -83,7 +83,7 @@ def scan_yolo(files: SourceFiles, texts: list[str], index: ImageIndex, first_fra
     labelled: list[tuple[str, ImageMatch, YoloLabels]] = []
     for name in texts:
         near = "/".join("images" if part == "labels" else part for part in PurePosixPath(name).parts)
-        match = select_match(found, name, index.by_stem(file_stem(name), near), f"{PurePosixPath(name).stem}.*")
+        match = select_match(found, name, index.by_stem(file_stem(name), near), f"{PurePosixPath(name).stem}.*", index)
         if match is not None:
             labelled.append((name, match, YoloLabels(files.root / name, names)))
     add_tasks(found, files, labelled, first_frame)
