@@ -25,7 +25,8 @@ from vesselseg.dataset.record_masks import record_masks
 from vesselseg.errors import UserError
 from vesselseg.imaging import dicom
 from vesselseg.imaging.decode import ImageError, is_dicom
-from vesselseg.imaging.dicom import DicomFile, count_frames, read_frame, read_patient, read_series_position
+from vesselseg.imaging.dicom import DicomFile, count_frames, read_frame, read_patient
+from vesselseg.imaging.dicom_series import read_series_position
 
 ALL = {"fractions": (1.0, 0.0, 0.0)}
 MASK = truth("p1_a")

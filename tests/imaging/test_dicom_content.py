@@ -25,7 +25,8 @@ from tests.imaging.drawn_cases import case_folder
 from tests.labelme_files import run
 from tests.prepare.label_formats import HEIGHT, WIDTH
 from vesselseg.imaging.decode import ImageError
-from vesselseg.imaging.dicom import DicomFile, DicomFrame, count_frames, read_series_position
+from vesselseg.imaging.dicom import DicomFile, DicomFrame, count_frames
+from vesselseg.imaging.dicom_series import read_series_position
 from vesselseg.imaging.eight_bits import scale_to_uint8
 
 PIXELS = frames(4, high=255)
@@ -74,7 +75,7 @@ def test_all_stored_frames_are_used(tmp_path: Path, kind: str, said: int | None)
         if kind == "rle":
             header.compress(RLELossless)
             header.save_as(path)
-    change(path, NumberOfFrames=said)
+    change(path, NumberOfFrames=said, SeriesInstanceUID="1.2.3")
     found = read_both(path)
     assert np.array_equal(stack(found), expected)
     assert "holds 4 frames, the header says" in differences(found)

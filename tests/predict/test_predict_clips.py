@@ -22,12 +22,13 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 from pydicom import Dataset, dcmread
-from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, RLELossless, generate_uid
 from torch.distributed import TCPStore
 
 from tests.evaluation.drawn_data import REPOSITORY
 from tests.fork_server import python
 from tests.imaging.dicom_files import frames, write_dicom
+from tests.imaging.drawn_cases import case_folder
 from tests.imaging.test_frames import write_video
 from tests.labelme_files import run as prepare_labels
 from tests.machine_speed import patience
@@ -67,6 +68,22 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_frames_that_the_header_does_not_count_and_single_exposures(model: Path, tmp_path: Path) -> None:
+    source = case_folder("dicom_frames_unlike_header") / "source"
+    assert call(model, source, tmp_path / "a", "--save", "masks") == 0
+    clips = [entry for name, entry in entries(tmp_path / "a").items() if name.endswith(".dcm")]
+    assert [len(entry["frames"]) for entry in clips] == [4, 4, 4]
+    assert all("holds 4 frames" in str(entry["notes"]) for entry in clips)
+    source = case_folder("dicom_single_shots_one_series") / "source"
+    assert call(model, source, tmp_path / "b", "--save", "masks") == 0
+    found = entries(tmp_path / "b")
+    assert {name: entry["source"] for name, entry in found.items()} == {
+        f"shot{n}.dcm": f"shot{n}.dcm" for n in range(3)
+    }
+    assert all(entry["instance"] and "kept apart" in entry["notes"][0] for entry in found.values())
+
+
+@pytest.mark.slow
 def test_clips_give_results_per_frame(
     model: Path, predictor: Predictor, middle: float, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +94,9 @@ def test_clips_give_results_per_frame(
     kinds = {"clip.dcm": ("dicom", 4), "run.avi": ("video", 5), "series/series_3": ("dicom", 3)}
     assert {name: (found[name]["kind"], len(found[name]["frames"])) for name in kinds} == kinds
     assert [frame["time"] for frame in found["clip.dcm"]["frames"]] == [0, 0.1, 0.2, 0.3]
+    series = [(frame["source"], frame["instance"]) for frame in found["series/series_3"]["frames"]]
+    assert series == [(f"series/{9 - number}", f"1.2.9.3.{number}") for number in range(3)]
+    assert [frame["source_frame"] for frame in found["clip.dcm"]["frames"]] == [1, 2, 3, 4]
     for number, values in enumerate(frames(3, seed=7)):  # by InstanceNumber, not by name
         mask = predictor.predict([Image.fromarray(values)], [["blood vessel"]], middle)[0].masks[0]
         stored = pixels(out / f"masks/series/series_3/0000{number}.png") > 0
@@ -89,6 +109,7 @@ def test_clips_give_results_per_frame(
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5, rel=0.01)
     coco = COCO(out / "coco.json")
     assert {item["file_name"] for item in coco.imgs.values()} >= {"one.dcm", "clip.dcm/00003", "run.avi/00000"}
+    assert {item["source"] for item in coco.imgs.values()} >= {"one.dcm", "clip.dcm", "run.avi", "series/7"}
     assert call(model, runs, out, *arguments) == 0 and "4 finished before" in capsys.readouterr().out
     (out / "masks/clip/00002.png").unlink()
     assert call(model, runs, out, *arguments) == 0 and "1 predicted, 3 finished" in capsys.readouterr().out
@@ -99,8 +120,12 @@ def test_clips_give_results_per_frame(
 
 
 def test_a_damaged_clip_leaves_no_files(model: Path, runs: Path, tmp_path: Path) -> None:
+    header = dcmread(runs / "clip.dcm")
+    header.compress(RLELossless)
+    header.save_as(runs / "clip.dcm")
     content = (runs / "clip.dcm").read_bytes()
-    (runs / "clip.dcm").write_bytes(content[: len(content) - 1300])
+    third = content.rindex(b"\xfe\xff\x00\xe0", 0, content.rindex(b"\xfe\xff\x00\xe0"))
+    (runs / "clip.dcm").write_bytes(content[: third + 8] + b"\x0f" + content[third + 9 :])  # 15 segments
     assert call(model, runs, tmp_path / "out", "--batch", 1) == 1
     found = entries(tmp_path / "out")
     assert "frame 3 of 4" in found["clip.dcm"]["error"] or "damaged" in found["clip.dcm"]["error"]
@@ -122,9 +147,8 @@ def drawn_predictions(clip: FrameSource, seed: int) -> list[Prediction]:
 def write_with(out: Path, clip: FrameSource, predictions: list[Prediction], threads: int) -> list[str]:
     writer = ResultWriter(out, ("vessel",), ("masks", "overlay"))
     with ThreadPoolExecutor(threads) as pool:
-        return ClipWriter("clip", Frames(clip, cache_size=9), writer, None, pool, lambda found: found).write(
-            predictions
-        )[1]
+        frames = Frames(clip, cache_size=9)
+        return ClipWriter("clip", frames, writer, None, pool, lambda found: found, lambda _: {}).write(predictions)[1]
 
 
 def test_overlays_are_drawn_once_and_the_video_gets_them_in_order(

@@ -120,7 +120,7 @@ def forget(out: Path) -> None:
     """Turn the folder into one of a version that kept no records."""
     state = out / "predictions.jsonl"
     lines = [line for line in state.read_text(encoding="utf-8").split("\n") if '"labelme": "' not in line]
-    state.write_text("\n".join(lines).replace('"format": 5', '"format": 4'), encoding="utf-8")
+    state.write_text("\n".join(lines).replace('"format": 6', '"format": 5'), encoding="utf-8")
     for path in (out / "labelme").glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         content.pop("vesselseg", None)

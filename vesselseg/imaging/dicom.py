@@ -121,35 +121,6 @@ def read_patient(path: Path) -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class SeriesPosition:
-    """Where a single-frame DICOM image belongs in its series.
-
-    series: SeriesInstanceUID. series_number: SeriesNumber. number: InstanceNumber. size: (width, height).
-    """
-
-    series: str
-    series_number: int
-    number: int
-    size: tuple[int, int]
-
-
-def read_series_position(path: Path) -> SeriesPosition | None:
-    """The position of a single-frame image in its series; None for a clip, without a series, or if unreadable."""
-    tags = ["SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SOPClassUID"]
-    try:
-        with suppress_warnings():
-            header = _read(path, stop_before_pixels=True, specific_tags=tags)
-            single = int(header.get("NumberOfFrames") or 1) == 1 and header.get("SOPClassUID") != SegmentationStorage
-            if not single or not header.get("SeriesInstanceUID"):
-                return None
-            series, number = (int(header.get(name) or 0) for name in ("SeriesNumber", "InstanceNumber"))
-            size = int(header.Columns), int(header.Rows)
-            return SeriesPosition(str(header.SeriesInstanceUID), series, number, size)
-    except Exception:  # pydicom raises many types on damaged headers
-        return None
-
-
 def read_frame(path: Path, frame: int | None = None) -> DicomFrame:
     """One frame, counted from 0; None: the only one. Raises ImageError (bad_dicom, no_decoder, which_frame)."""
     opened = DicomFile(path)

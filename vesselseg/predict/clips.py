@@ -71,7 +71,7 @@ class ClipWriter:
     """Writes the predictions of a clip as they arrive; deletes them again if predicting or writing fails.
 
     Threads of `pool` refine, draw and write frames in any order; the video receives them in frame order.
-    refine: applied to a prediction before it is written.
+    refine: applied to a prediction before it is written. origin: frame, from 0 -> what its entry says of its file.
     """
 
     def __init__(
@@ -82,8 +82,10 @@ class ClipWriter:
         segmentation: SegmentationObject | None,
         pool: ThreadPoolExecutor,
         refine: Callable[[Prediction], Prediction],
+        origin: Callable[[int], Entry],
     ) -> None:
         self._name, self._frames, self._writer, self._refine = name, frames, writer, refine
+        self._origin = origin
         self._segmentation, self._pool = segmentation, pool
         self._video = OverlayVideo(writer.out, name, frames.times) if "overlay" in writer.kinds else None
         self._pending: deque[Future[_WrittenFrame]] = deque()
@@ -128,7 +130,7 @@ class ClipWriter:
         times = self._frames.times
         time = None if times is None else round(times[number], 4)
         described = describe_prediction(prediction, "coco" in self._writer.kinds)
-        return {"name": frame_name(self._name, number), "time": time, **described}
+        return {"name": frame_name(self._name, number), "time": time, **self._origin(number), **described}
 
     def _discard(self) -> None:
         if self._video is not None:

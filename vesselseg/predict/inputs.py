@@ -1,7 +1,7 @@
 """Input units: a file, a folder or a list of paths -> units, each an image or a clip.
 
 A unit is predicted, finished and skipped as a whole: an image, a video, a DICOM file, or the single-frame DICOM files
-of one series in one folder, ordered by InstanceNumber.
+of one series in one folder and at one position of the C-arm, ordered by InstanceNumber.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vesselseg.errors import UserError
 from vesselseg.imaging.decode import IMAGE_SUFFIXES, is_dicom
-from vesselseg.imaging.dicom import SeriesPosition, read_series_position
+from vesselseg.imaging.dicom_series import SeriesPosition, order_notes, read_series_position, same_positions
 from vesselseg.imaging.frames import VIDEO_SUFFIXES, FrameSource, SeriesFrames, UnreadableInputError, open_frames
 from vesselseg.imaging.source_files import list_source_files, printable
 
@@ -36,7 +35,7 @@ class InputUnit:
     path: Path  # of the file, or of the folder of a series
     file: str  # name of the unit: its path relative to the input folder, with forward slashes, valid UTF-8
     parts: tuple[Path, ...] = ()  # files of a series, in order; empty for a single file
-    notes: tuple[str, ...] = ()  # remarks on the series
+    notes: tuple[str, ...] = ()  # remarks on the series of the file or files
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -95,38 +94,37 @@ def _units_in_folder(source: Path) -> list[InputUnit]:
 
 
 def _group_series(units: Sequence[InputUnit]) -> list[InputUnit]:
-    """Combine single-frame DICOM files of one folder, series and size into a unit, at the position of the first."""
+    """Combine single-frame DICOM files of one folder, series, size and position of the C-arm into a clip.
+
+    It takes the place of its first file. Exposures at a position of their own remain single images.
+    """
     members: dict[tuple[Path, str, tuple[int, int]], list[tuple[SeriesPosition, InputUnit]]] = defaultdict(list)
     for unit in units:
         place = read_series_position(unit.path) if is_dicom(unit.path) else None
         if place is not None:
             members[unit.path.parent, place.series, place.size].append((place, unit))
-    series = {group[0][1]: group for group in members.values() if len(group) > 1}  # first unit -> its series
-    grouped = {unit for group in series.values() for _, unit in group}
-    return [
-        _series_unit(series[unit]) if unit in series else unit
-        for unit in units
-        if unit in series or unit not in grouped
-    ]
+    combined: dict[InputUnit, InputUnit | None] = {}  # file -> the clip or image in its place
+    for group in members.values():
+        positions = same_positions([place.angles for place, _ in group])
+        for position in dict.fromkeys(positions):
+            part = [member for member, own in zip(group, positions) if own == position]
+            combined |= dict.fromkeys((unit for _, unit in part), None)
+            combined[part[0][1]] = _series_unit(part, len(set(positions)))
+    replaced = [combined.get(unit, unit) for unit in units]
+    return [unit for unit in replaced if unit is not None]
 
 
-def _series_unit(group: Iterable[tuple[SeriesPosition, InputUnit]]) -> InputUnit:
-    ordered = sorted(group, key=lambda member: (member[0].number, member[1].file))
+def _series_unit(group: Sequence[tuple[SeriesPosition, InputUnit]], positions: int) -> InputUnit:
+    """One clip, or an image alone. positions: of the C-arm in the whole series."""
+    ordered = sorted(group, key=lambda member: (member[0].number is None, member[0].number or 0, member[1].file))
     first, unit = ordered[0]
+    apart = f"its series has exposures at {positions} positions of the C-arm: each is kept apart"
+    notes: tuple[str, ...] = (apart,) if positions > 1 else ()
+    if len(ordered) == 1:
+        return replace(unit, notes=notes)
     name = PurePosixPath(unit.file).with_name(f"series_{first.series_number}").as_posix()
-    notes = _gap_notes([place.number for place, _ in ordered])
+    notes += order_notes([place.number for place, _ in ordered])
     return InputUnit(unit.path.parent, name, tuple(member.path for _, member in ordered), notes)
-
-
-def _gap_notes(numbers: Sequence[int]) -> tuple[str, ...]:
-    """A note if sorted InstanceNumbers have gaps; a constant step other than 1 counts as complete."""
-    steps = [later - earlier for earlier, later in pairwise(numbers) if later > earlier]
-    if not steps or len(set(steps)) == 1:
-        return ()
-    missing = sum(step - 1 for step in steps)
-    after = next(earlier for earlier, later in pairwise(numbers) if later - earlier > 1)
-    span = f"{numbers[0]} to {numbers[-1]}"
-    return (f"images may be missing: {missing} InstanceNumbers from {span} are absent, the first is {after + 1}",)
 
 
 def _units_in_list(source: Path) -> list[InputUnit]:

@@ -26,7 +26,7 @@ from vesselseg.predict.edited_labels import EditedLabels
 
 STATE_FILE, SUMMARY_FILE, COCO_FILE = "predictions.jsonl", "predictions.json", "coco.json"
 RANK_FILES = "predictions.rank*.jsonl"
-FORMAT = 5  # increase with every change of the result files: results of another format are predicted again
+FORMAT = 6  # increase with every change of the result files: results of another format are predicted again
 Entry = dict[str, Any]
 
 
@@ -228,11 +228,16 @@ def _images_with_codes(entry: Entry) -> Iterator[Entry]:
     """The image of an entry, or the frames of its clip, that have run-length codes; file: its name in coco.json."""
     size = {key: entry.get(key) for key in ("width", "height")}
     if "codes" in entry:
-        yield {**size, "file": entry["file"], "objects": entry["objects"], "codes": entry["codes"]}
+        yield {**size, **_origin(entry), "file": entry["file"], "objects": entry["objects"], "codes": entry["codes"]}
     for number, frame in enumerate(entry.get("frames", ())):
         if "codes" in frame:
             file = frame_name(entry["file"], number)
-            yield {**size, "file": file, "objects": frame["objects"], "codes": frame["codes"]}
+            yield {**size, **_origin(frame), "file": file, "objects": frame["objects"], "codes": frame["codes"]}
+
+
+def _origin(entry: Entry) -> Entry:
+    """What an entry says of its file, see `vesselseg.predict.frame_origins`."""
+    return {key: entry[key] for key in ("source", "source_frame", "instance") if key in entry}
 
 
 def _coco(pictures: Sequence[Entry]) -> dict[str, Any]:
@@ -242,7 +247,7 @@ def _coco(pictures: Sequence[Entry]) -> dict[str, Any]:
     annotations: list[Entry] = []
     for number, entry in enumerate(pictures, 1):
         size = {"width": entry["width"], "height": entry["height"]}
-        images.append({"id": number, "file_name": entry["file"], **size})
+        images.append({"id": number, "file_name": entry["file"], **size, **_origin(entry)})
         for item, code in zip(entry["objects"], entry["codes"]):
             if not item["pixels"]:
                 continue

@@ -26,6 +26,7 @@ from vesselseg.machine import available_cores
 from vesselseg.predict.clips import ClipWriter, Frames
 from vesselseg.predict.dicom_seg import SegmentationObject
 from vesselseg.predict.distributed_work import DistributedWork
+from vesselseg.predict.frame_origins import frame_origins
 from vesselseg.predict.inputs import InputUnit, ReadUnit, read_unit
 from vesselseg.predict.options import Outcome, PredictOptions
 from vesselseg.predict.result_files import ResultWriter, describe_prediction, phrase_tags
@@ -231,6 +232,7 @@ class PredictWorker:
         outputs += [self._writer.write_dicom(name, content)] if content else []
         return {
             **self._done_entry(read, read.pictures, prediction.threshold, outputs),
+            **frame_origins(read.unit, read.pictures)(0),
             **describe_prediction(prediction, "coco" in self._options.save),
         }
 
@@ -255,7 +257,8 @@ class PredictWorker:
             self._predictor, frames, options.phrases, options.cine, options.keyframes, threshold, batch, options.flips
         )
         name, segmentation = self._names[read.unit.file], self._new_segmentation(read)
-        clip = ClipWriter(name, frames, self._writer, segmentation, self._pool, options.post_processing.apply_to)
+        refine, origin = options.post_processing.apply_to, frame_origins(read.unit, pictures)
+        clip = ClipWriter(name, frames, self._writer, segmentation, self._pool, refine, origin)
         described, outputs = clip.write(predictions)
         used = self._predictor.threshold if threshold is None else threshold
         return {
@@ -279,7 +282,7 @@ class PredictWorker:
             "kind": pictures.kind,
             "width": width,
             "height": height,
-            "notes": list(pictures.notes),
+            "notes": list(pictures.notes if read.unit.parts else (*read.unit.notes, *pictures.notes)),
             "model": self._fingerprint,
             "options": self._options.result_options(clip=pictures.frames > 1),
             "threshold": threshold,
