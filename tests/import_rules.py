@@ -47,6 +47,7 @@ RULES = {
     "vesselseg.suggest": Rule((), NO_TORCH),
     "vesselseg.output_folder": Rule(rooms("errors"), NO_TORCH),
     "vesselseg.run_tool": Rule(rooms("errors"), NO_TORCH),
+    "vesselseg.utf8_mode": Rule((), NO_TORCH),
     "vesselseg.web_pages": Rule((), NO_TORCH),
     "vesselseg.reports.html": Rule((), NO_TORCH),
     "vesselseg.registry": Rule((), ("torch",)),

@@ -19,6 +19,7 @@ from vesselseg.cli.parameters import shown_default
 from vesselseg.errors import UserError
 from vesselseg.models.hub_kernels import keep_hub_kernels_out
 from vesselseg.run_tool import exit_status
+from vesselseg.utf8_mode import ensure_utf8
 
 HELP = "Fine-tune Sa2VA for blood vessel segmentation: from labelled images to a Hugging Face model and a report."
 
@@ -84,8 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done, 1: done with a finding (each command says which), 2: bad input, 130: Ctrl-C. Messages go to stderr.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    ensure_utf8(words)
     keep_hub_kernels_out()
-    return exit_status(lambda: run(list(sys.argv[1:] if arguments is None else arguments)))
+    return exit_status(lambda: run(words))
 
 
 def run(arguments: list[str]) -> int | None:

@@ -23,6 +23,7 @@ from vesselseg.config.bases import base_problems
 from vesselseg.config.check import accepted, check_sections, check_types, complete, flatten
 from vesselseg.config.overrides import unknown_setting
 from vesselseg.config.settings import RUN, SECTIONS, Run, read_section, section_fields
+from vesselseg.config.source_text import check_text
 from vesselseg.errors import ConfigError
 from vesselseg.suggest import nearest_paths, suggestion
 
@@ -69,6 +70,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; configs are in the folder configs/")
+    check_text(path)
     try:
         values = Config.fromfile(path, lazy_import=True).to_dict()
         problems = base_problems(path)

@@ -88,8 +88,11 @@ def unique_stems(names: Sequence[str]) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A file name as valid UTF-8: bytes of names in another encoding than the system's are replaced."""
-    return os.fsencode(name).decode("utf-8", errors="replace")
+    """A file name as valid UTF-8, whatever the locale is: bytes of names in another encoding are replaced."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half of a surrogate pair, from JSON
+        return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _raise(error: OSError) -> None:

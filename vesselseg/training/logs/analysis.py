@@ -137,9 +137,7 @@ def findings(log: TrainingLog) -> list[str]:
     steps = [row for row in log.events if row.get("event") == "step_left_out"]
     if steps:
         found.append(f"{len(steps)} optimizer step(s) skipped, gradients were not finite: {_at(steps)}")
-    broken = [row for row in log.train if _is_not_finite(row.get("loss"))]
-    if broken:
-        found.append(f"{len(broken)} logged loss(es) are nan or inf: {_at(broken)}")
+    found += _broken_values(log)
     waiting, takes = mean(log, log.train, "data_s"), mean(log, log.train, "iter_s")
     if waiting and takes and waiting > DATA_SHARE * takes:
         found.append(f"{waiting / takes:.0%} of the time is spent waiting for data; more loader workers may help")
@@ -150,6 +148,22 @@ def findings(log: TrainingLog) -> list[str]:
         found.append(f"{log.cut_off} row(s) were logged twice because the run was resumed; the later ones count")
     if log.unreadable:
         found.append(f"{log.unreadable} line(s) of the log cannot be read and are ignored")
+    return found
+
+
+def _broken_values(log: TrainingLog) -> list[str]:
+    """Values that are not finite, by column, and a loss that falls to exactly 0, as which some programs log nan."""
+    found = []
+    for rows, what in ((log.train, "logged"), (log.validations, "validation")):
+        for name in dict.fromkeys(name for row in rows for name in row):
+            broken = [row for row in rows if _is_not_finite(row.get(name))]
+            if broken:
+                called = {"loss": "loss(es)", "grad_norm": "gradient norm(s)"}.get(name, f"value(s) of {name}")
+                found.append(f"{len(broken)} of {len(rows)} {what} {called} are nan or inf: {_at(broken)}")
+    losses = [row for row in log.train if finite(row.get("loss"))]
+    zero = [row for row in losses if row["loss"] == 0]
+    if zero and len(zero) < len(losses):
+        found.append(f"the loss falls to exactly 0 in {len(zero)} row(s), as which xtuner logs nan: {_at(zero)}")
     return found
 
 

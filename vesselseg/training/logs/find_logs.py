@@ -34,6 +34,7 @@ def read_log(path: Path) -> TrainingLog:
     if (path / LOG).is_file():
         return read_own_log(path / LOG)
     texts = [text for text in sorted((*path.glob("*.log"), *path.glob("*/*.log"))) if is_mmengine_text(text)]
+    texts = texts or [text for text in sorted(path.glob("*.out"))[:1] if is_mmengine_text(text)]  # of nohup or Slurm
     scalars = sorted(one for pattern in ("", "vis_data/", "*/vis_data/") for one in path.glob(pattern + SCALARS))
     if not texts and not scalars:
         raise EvaluationError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from vesselseg.training.logs.run_config import read_config_facts
 from vesselseg.training.logs.training_log import Row, TrainingLog, drop_repeated, finite, is_loss, json_rows
 
 SCALARS = "scalars.json"
-_STAMP = r"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d)"
+_STAMP = r"((?:\d{4}/)?\d\d/\d\d \d\d:\d\d:\d\d)"  # without the year in the console's output
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LINE = re.compile(
     rf"^{_STAMP} - mmengine - \w+ - (Iter|Epoch)\((train|val)\)\s*(?:\[ *(\d+)\])?\[ *(\d+)/ *(\d+)\]\s+(.*)$",
     re.MULTILINE,
@@ -47,7 +49,13 @@ class _Session:
 
 def is_mmengine_text(path: Path) -> bool:
     """Whether a text file is a log of mmengine."""
-    return bool(_ANY_STAMP.search(path.read_text(encoding="utf-8", errors="replace")))
+    return bool(_ANY_STAMP.search(_plain_text(path)))
+
+
+def _plain_text(path: Path) -> str:
+    """The text without the colours and carriage returns of a console."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return _COLOURS.sub("", text).replace("\r", "\n")
 
 
 def read_mmengine_logs(folder: Path, texts: list[Path], scalars: list[Path]) -> TrainingLog:
@@ -91,7 +99,7 @@ def _pairs(texts: list[Path], scalars: list[Path]) -> Iterator[tuple[Path | None
 
 def _session(text: Path | None, scalars: Path | None) -> _Session:
     """Times and lengths from the text; rows from scalars.json if it contains as many."""
-    found = _read_text(text.read_text(encoding="utf-8", errors="replace")) if text else _Session()
+    found = _read_text(_plain_text(text), _year(text)) if text else _Session()
     if scalars is None:
         return found
     rows, unreadable = json_rows(scalars)
@@ -101,8 +109,14 @@ def _session(text: Path | None, scalars: Path | None) -> _Session:
     return found
 
 
-def _read_text(text: str) -> _Session:
-    found = _Session(stamps=_ANY_STAMP.findall(text))
+def _year(path: Path) -> int:
+    return datetime.fromtimestamp(path.stat().st_mtime).year
+
+
+def _read_text(text: str, year: int) -> _Session:
+    """year: of lines that do not state it."""
+    stamps = _ANY_STAMP.findall(text)
+    found = _Session(stamps=[stamp if stamp.count("/") == 2 else f"{year}/{stamp}" for stamp in stamps])
     epochs = _MAX_EPOCHS.search(text)
     found.max_epochs = int(epochs.group(1)) if epochs else None
     iteration = 0
