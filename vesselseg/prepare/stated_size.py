@@ -38,6 +38,9 @@ def settle_size(labels: ImageLabels, load: Callable[[ImageLabels], SourceImage])
             note = Note("size_swapped", f"shapes extend beyond the stated size {stated} and fit {other}, which is used")
             return replace(exchanged, notes=(*labels.notes, note)), turned
     elif _alike(image.size, swapped):
+        stored = load(replace(labels, size=(image.size[1], image.size[0])))
+        if fits[labels.size] and stored.size != image.size:  # labelled as it is stored, before its EXIF turn
+            return labels, stored
         if not fits[swapped]:
             raise LabelFileError(
                 f"labelled at {stated}, but the image is {_named(image.size)}, and the shapes do not fit {other}: "
