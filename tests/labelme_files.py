@@ -19,7 +19,7 @@ def polygon(points: list[Any], label: str = "vessel", **fields: Any) -> dict[str
     return {"label": label, "points": points, "shape_type": "polygon", "group_id": None, "flags": {}, **fields}
 
 
-def run(source: Path, out: Path, **options: Any) -> dict[str, Any]:
+def run(source: Path | list[Path], out: Path, **options: Any) -> dict[str, Any]:
     return prepare_dataset(source, out, PrepareOptions(**{"quiet": True, "workers": 1, **options}))
 
 

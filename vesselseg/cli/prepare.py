@@ -84,22 +84,24 @@ class Options(PrepareOptions):
     quiet: Annotated[bool, Parameter(group=RUNNING)] = PrepareOptions.quiet
 
 
-def prepare(source: Path, *, out: Path, options: Annotated[Options, Flat] = Options()) -> None:
+def prepare(*sources: Path, out: Path, options: Annotated[Options, Flat] = Options()) -> None:
     """Labelled pictures (a folder or an archive) -> dataset folder with report.json and report.html.
 
     vesselseg prepare SOURCE --out data/NAME
+    vesselseg prepare OLD CORRECTED --out data/NAME
 
     SOURCE is a folder of any depth, a .tar.gz, .tgz, .tar or .zip with pictures and their labels: LabelMe .json, mask
     images, COCO .json, YOLO-seg .txt or CVAT .xml. Pictures may be DICOM. It is only read. docs/data.md says more.
     Exit status: 0 done (the summary counts what was left out or changed), 2 nothing written, with the reason.
 
     Args:
-        source: folder, .tar.gz, .tgz, .tar or .zip with pictures and labels
+        sources: folder, .tar.gz, .tgz, .tar or .zip with pictures and labels; of a picture that several of them hold,
+            the labels of the last one count
         out: dataset folder to make, e.g. data/arcade
     """
     from vesselseg.prepare.prepare_dataset import prepare_dataset
 
-    report = prepare_dataset(source, out, options)
+    report = prepare_dataset(sources, out, options)
     print("\n".join([summarise(report, out), *unused_labels(options.labels, report)]))
 
 

@@ -14,6 +14,7 @@ FINDING_KINDS: dict[str, tuple[str, str]] = {
     "ambiguous_image": ("file left out", "Label that matches several images"),
     "ambiguous_mask": ("file left out", "Several masks for one image"),
     "listed_twice": ("file left out", "Image listed more than once; the first entry is used"),
+    "replaced": ("file left out", "Picture that a later source has with labels of its own"),
     "unreadable_image": ("file left out", "Image unreadable"),
     "bad_dicom": ("file left out", "DICOM file without a usable image"),
     "no_decoder": ("file left out", "DICOM compression without an installed decoder"),

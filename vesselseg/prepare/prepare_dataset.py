@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -19,20 +19,19 @@ from tqdm import tqdm
 from vesselseg.dataset.manifest import SPLITS, Record, fingerprint, write_manifest
 from vesselseg.errors import UserError
 from vesselseg.imaging.decode import is_dicom
-from vesselseg.imaging.source_files import SourceFiles, list_source_files, printable, unique_stems
+from vesselseg.imaging.source_files import SourceFiles, unique_stems
 from vesselseg.machine import available_cores
 from vesselseg.output_folder import check_apart, move_into_place, temporary_folder
-from vesselseg.prepare.archive import unpack
 from vesselseg.prepare.fill_choice import MOST, FillChoice, choose_fill
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.one_sided import find_one_sided
 from vesselseg.prepare.options import PrepareOptions
 from vesselseg.prepare.prepare_image import ImageOptions, ImageResult, ImageTask, prepare_image
 from vesselseg.prepare.pseudonymise import Pseudonymiser
-from vesselseg.prepare.readers.formats import FORMATS, ScanOptions, scan_labels
-from vesselseg.prepare.readers.scan import ScanResult
+from vesselseg.prepare.readers.formats import FORMATS
 from vesselseg.prepare.report import PreparationResult, build_report, write_report, write_splits
 from vesselseg.prepare.report_page import write_report_page
+from vesselseg.prepare.sources import OpenSource, check_sources, open_sources, replace_earlier, scan_source
 from vesselseg.prepare.splits import assign_fixed, compile_pattern, find_group, merge_groups, split_groups
 from vesselseg.suggest import close_name
 
@@ -42,26 +41,28 @@ _PARALLEL_FROM = 24  # files; below that a process pool takes longer to start th
 _log = logging.getLogger(__name__)
 
 
-def prepare_dataset(source: Path, out: Path, options: PrepareOptions) -> dict[str, Any]:
-    """Create the dataset folder ``out`` from a folder or archive; returns the content of its report.json.
+def prepare_dataset(source: Path | Sequence[Path], out: Path, options: PrepareOptions) -> dict[str, Any]:
+    """Create the dataset folder ``out`` from folders or archives; returns the content of its report.json.
+
+    source: one or several; of a picture that several hold with labels, the labels of the last one are used.
 
     Raises UserError, before ``out`` is changed, if nothing is usable, labels are unknown, the archive is rejected,
     ``out`` exists (without force), or there is any finding (with strict). The source is only read.
     """
-    source, out = Path(source), Path(out)
-    _check_paths(source, out, options.force)
+    paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(one) for one in source]
+    out = Path(out)
+    check_sources(paths)
+    _check_paths(paths, out, options.force)
     _check_options(options)
-    _check_secrets(source, out, options)
+    for path in paths:
+        _check_secrets(path, out, options)
     with ExitStack() as stack:
         building = stack.enter_context(temporary_folder(out, "building"))
-        if source.is_dir():
-            root, allowed_root = source, None
-        else:
-            root = allowed_root = stack.enter_context(temporary_folder(out, "unpacking"))
-            unpack(source, root, options.max_gib, options.max_files)
-        files = list_source_files(root)
-        names = _pseudonyms(files, out, options)
-        report = _build(files, allowed_root, source, building, options, names)
+        archives = any(not path.is_dir() for path in paths)
+        unpacking = stack.enter_context(temporary_folder(out, "unpacking")) if archives else building
+        sources = open_sources(paths, unpacking, options)
+        names = _pseudonyms(sources, out, options)
+        report = _build(sources, building, options, names)
         if names is not None:
             names.save_salt()
             if options.key_table is not None:
@@ -73,49 +74,46 @@ def prepare_dataset(source: Path, out: Path, options: PrepareOptions) -> dict[st
     return report
 
 
-def _pseudonyms(files: SourceFiles, out: Path, options: PrepareOptions) -> Pseudonymiser | None:
-    if not options.pseudonymise and not files.dicoms:
+def _pseudonyms(sources: Sequence[OpenSource], out: Path, options: PrepareOptions) -> Pseudonymiser | None:
+    if not options.pseudonymise and not any(source.files.dicoms for source in sources):
         return None
     return Pseudonymiser(options.salt or out.with_name(f"{out.name}.salt"))
 
 
 def _build(
-    files: SourceFiles,
-    allowed_root: Path | None,
-    source: Path,
-    building: Path,
-    options: PrepareOptions,
-    names: Pseudonymiser | None,
+    sources: Sequence[OpenSource], building: Path, options: PrepareOptions, names: Pseudonymiser | None
 ) -> dict[str, Any]:
     """Fill the folder ``building``; returns the report."""
-    kind, scan = scan_labels(
-        files, ScanOptions(options.format, options.masks, options.first_frame, options.mask_values)
-    )
-    if not scan.tasks and not scan.findings:
-        raise UserError(_describe_empty(source, files))
-    tasks = _name_tasks(scan.tasks, names)
-    image_options = _image_options(building, options, allowed_root, names)
+    scanned = [scan_source(one, options) for one in sources]
+    for one in scanned:
+        if not one.scan.tasks and not one.findings:
+            raise UserError(_describe_empty(one.source.path, one.source.files))
+    source = Path(", ".join(str(one.path) for one in sources))
+    kind = ", ".join(dict.fromkeys(one.kind for one in scanned))
+    scan_findings = [finding for one in scanned for finding in one.findings]
+    tasks = _name_tasks([task for one in scanned for task in one.tasks], names)
+    image_options = _image_options(building, options, names)
     choice = _choose_fill(tasks, image_options, options)
     if choice is not None:
         options, image_options = replace(options, fill=choice.fill), replace(image_options, fill=choice.fill)
     results = _prepare_images(tasks, image_options, options)
+    results = replace_earlier(results, [len(one.tasks) for one in scanned], image_options.images)
     _check_labels(results, options)
     usable = [result for result in results if result.record is not None]
     left_out = [result for result in results if result.record is None]
-    left_out += [ImageResult(f.file, findings=[f]) for f in scan.findings if f.effect == "file left out"]
+    left_out += [ImageResult(f.file, findings=[f]) for f in scan_findings if f.effect == "file left out"]
     if not usable:
         what = f"{source}: nothing usable in {len(left_out)} {'JSON file(s)' if kind == 'labelme' else 'label(s)'}"
         raise UserError(_describe_findings(what, _sorted_findings(_findings_of(left_out), names)))
     records, findings = _group(usable, options, names)
     splits, split_findings = _split(records, usable, options)
-    scan.findings += [Finding(printable(name), None, "link", reason) for name, reason in files.links]
-    noted = [finding for finding in scan.findings if finding.effect != "file left out"] + find_one_sided(usable)
+    noted = [finding for finding in scan_findings if finding.effect != "file left out"] + find_one_sided(usable)
     findings = _sorted_findings(
         [*_findings_of(usable), *_findings_of(left_out), *noted, *findings, *split_findings], names
     )
     if options.strict and findings:
         raise UserError(_describe_findings(f"{source}: {len(findings)} finding(s), and --strict allows none", findings))
-    unlabelled = _unlabelled(files, scan, results)
+    unlabelled = [name for one in scanned for name in one.unlabelled(results)]
     prepared = PreparationResult(source, options, kind, usable, left_out, records, splits, findings, unlabelled)
     prepared = replace(prepared, fill_by="" if choice is None else choice.describe())
     return _write(building, prepared if names is None else _anonymise(prepared, names))
@@ -128,9 +126,7 @@ def _name_tasks(tasks: list[ImageTask], names: Pseudonymiser | None) -> list[Ima
     return [replace(task, stem=stem) for task, stem in zip(tasks, unique_stems([task.file for task in tasks]))]
 
 
-def _image_options(
-    building: Path, options: PrepareOptions, allowed_root: Path | None, names: Pseudonymiser | None
-) -> ImageOptions:
+def _image_options(building: Path, options: PrepareOptions, names: Pseudonymiser | None) -> ImageOptions:
     images = building / "images"
     images.mkdir()
     return ImageOptions(
@@ -141,7 +137,6 @@ def _image_options(
         per_shape=options.per_shape,
         line_width=options.line_width,
         fill=options.fill,
-        allowed_root=allowed_root,
         pixels_only=names is not None,
     )
 
@@ -152,13 +147,6 @@ def _choose_fill(tasks: list[ImageTask], image_options: ImageOptions, options: P
         return None
     sample = tasks[:: max(1, len(tasks) // (2 * MOST))]  # of the whole source; some of them will have no mask
     return choose_fill(_prepare_images(sample, image_options, replace(options, quiet=True)), options.fill_masks)
-
-
-def _unlabelled(files: SourceFiles, scan: ScanResult, results: list[ImageResult]) -> list[str]:
-    """Images without labels."""
-    used = {result.origin for result in results} | {task.image.path for task in scan.tasks if task.image}
-    images = [name for name in (*files.images, *files.dicoms) if name not in scan.not_images]
-    return [printable(name) for name in images if files.root / name not in used]
 
 
 def _sorted_findings(findings: list[Finding], names: Pseudonymiser | None) -> list[Finding]:
@@ -301,10 +289,8 @@ def _check_secrets(source: Path, out: Path, options: PrepareOptions) -> None:
             raise UserError(f"{option} {path} is a folder; name a file")
 
 
-def _check_paths(source: Path, out: Path, force: bool) -> None:
-    if not source.exists():
-        raise UserError(f"{source} does not exist; give a folder, .tar.gz, .tgz, .tar or .zip with labelled images")
-    check_apart(out, [source])
+def _check_paths(sources: Sequence[Path], out: Path, force: bool) -> None:
+    check_apart(out, sources)
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():

@@ -33,7 +33,8 @@ class ImageTask:
 
     file: path below the source, used in findings and matched by regular expressions. labels: where its labels are.
     image: the image file. search: whether LabelMe's rules come first (``find_source_image``) and `image` is only a
-    candidate. stem: path of the stored image without suffix.
+    candidate. stem: path of the stored image without suffix. allowed_root: folder that must
+    contain the image, or None.
     """
 
     file: str
@@ -41,6 +42,7 @@ class ImageTask:
     image: ImageFile | None = None
     search: bool = False
     stem: str = ""
+    allowed_root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,6 @@ class ImageOptions:
     per_shape: bool = False  # each shape (or group_id) is an object of its own
     fill: Fill = DEFAULT_FILL  # of polygons
     line_width: float | None = None  # of lines and points, in stored pixels; None leaves them out
-    allowed_root: Path | None = None  # folder that must contain the images, or None
     pixels_only: bool = False  # store no metadata, only pixels
 
     def phrase(self, label: str, file: ImageLabels) -> str | None:
@@ -126,7 +127,7 @@ def prepare_image(task: ImageTask, options: ImageOptions) -> ImageResult:
     _count_unknown(labels, options, result)
     _find_other_phrases(labels, options, result)
     try:
-        labels, image = settle_size(labels, partial(_load, task, options))
+        labels, image = settle_size(labels, partial(_load, task))
     except (ImageError, LabelFileError) as error:
         result.find(error.code, str(error))
         return result
@@ -142,9 +143,9 @@ def prepare_image(task: ImageTask, options: ImageOptions) -> ImageResult:
     return result
 
 
-def _load(task: ImageTask, options: ImageOptions, labels: ImageLabels) -> SourceImage:
+def _load(task: ImageTask, labels: ImageLabels) -> SourceImage:
     if task.search:
-        return find_source_image(labels, task.labels.path, options.allowed_root, task.image)
+        return find_source_image(labels, task.labels.path, task.allowed_root, task.image)
     return load_image_file(task.image, labels)
 
 
