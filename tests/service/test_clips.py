@@ -47,6 +47,7 @@ def test_pictures_of_all_frames(service: RunningService, cine: bytes) -> None:
     images = service.metric("vesselseg_batch_images_sum")
     header, *frames = lines_of(send(service, "/frames", cine))
     expected = {"name": "run.dcm", "width": 90, "height": 70, "frames": 5, "first": 0, "count": 5, "frame_rate": 12.5}
+    expected |= {"instance": "1.2.3.4"}
     assert {key: header[key] for key in expected} == expected and header["model"] is None
     assert [line["frame"] for line in frames] == [0, 1, 2, 3, 4] and frames[4]["stem"] == "run_f005"
     for line, frame in zip(frames, FRAMES):
@@ -58,7 +59,7 @@ def test_the_first_frame_of_anything_is_a_preview(service: RunningService, cine:
     header, frame = lines_of(send(service, "/frames", cine, count="1"))
     assert (header["frames"], header["count"], frame["frame"]) == (5, 1, 0)
     header, frame = lines_of(send(service, "/frames", png(picture(1)), "a.png"))
-    assert (header["frames"], header["frame_rate"], frame["stem"]) == (1, None, "a")
+    assert (header["frames"], header["frame_rate"], header["instance"], frame["stem"]) == (1, None, None, "a")
     header, *frames = lines_of(
         send(service, "/frames", write_video(tmp_path / "a.avi", 12).read_bytes(), "a.avi", first="9")
     )

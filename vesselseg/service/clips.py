@@ -23,7 +23,7 @@ from vesselseg.inference.predictor import Prediction
 from vesselseg.service.errors import ServiceError
 from vesselseg.service.guard import RequestInfo
 from vesselseg.service.model_queue import ModelQueue, QueuedImage
-from vesselseg.service.pictures import check_frame, encode_objects, encode_png, open_upload, read_frame
+from vesselseg.service.pictures import check_frame, encode_objects, encode_png, instance_of, open_upload, read_frame
 from vesselseg.service.schemas import ClipForm, ClipHeader, FrameLine, FramesForm
 from vesselseg.service.service import Service, predicted
 from vesselseg.service.settings import MAX_CLIP_FRAMES
@@ -65,6 +65,7 @@ class _Clip:
             threshold=threshold,
             labelme_opens=self.pictures.labelme_opens,
             notes=list(self.pictures.notes),
+            instance=instance_of(self.pictures),
         )
 
     def stem(self, number: int) -> str:

@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from vesselseg.imaging.frames import FrameSource, UnreadableInputError, open_frames
+from vesselseg.imaging import dicom_series
+from vesselseg.imaging.frames import DicomFrames, FrameSource, UnreadableInputError, open_frames
 from vesselseg.inference.predictor import Prediction
 from vesselseg.service.errors import ServiceError
 from vesselseg.service.model_queue import MAX_REQUEST_PIXELS
@@ -41,6 +42,11 @@ def read_frame(pictures: FrameSource, number: int) -> Image.Image:
         return pictures.frame(number)
     except UnreadableInputError as error:
         raise ServiceError(422, "unreadable_image", str(error)) from None
+
+
+def instance_of(pictures: FrameSource) -> str | None:
+    """SOPInstanceUID of an uploaded DICOM file; None for any other file and for one without it."""
+    return dicom_series.instance_of(pictures.file.header) if isinstance(pictures, DicomFrames) else None
 
 
 def _check_size(phrases: int, size: tuple[int, int]) -> None:

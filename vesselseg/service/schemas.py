@@ -88,6 +88,7 @@ class PredictAnswer(BaseModel):
         ),
     ]
     notes: Annotated[list[str], Field(description="What was converted or assumed when the image was read.")]
+    instance: Annotated[str | None, Field(description="SOPInstanceUID of a DICOM file; else null.")] = None
     objects: list[FoundObject]
     seconds: Annotated[float, Field(description="From request to response.")]
 
@@ -107,6 +108,7 @@ class ClipHeader(BaseModel):
     threshold: float | None
     labelme_opens: bool
     notes: list[str]
+    instance: Annotated[str | None, Field(description="SOPInstanceUID of a DICOM file; else null.")] = None
 
 
 class FrameLine(BaseModel):

@@ -21,7 +21,7 @@ from vesselseg.service.errors import ServiceError, busy
 from vesselseg.service.guard import RequestInfo
 from vesselseg.service.metrics import Metrics
 from vesselseg.service.model_queue import MAX_REQUEST_PIXELS, ModelQueue, QueuedImage
-from vesselseg.service.pictures import check_frame, encode_objects, encode_png, open_upload, read_frame
+from vesselseg.service.pictures import check_frame, encode_objects, encode_png, instance_of, open_upload, read_frame
 from vesselseg.service.request_store import RequestStore
 from vesselseg.service.schemas import (
     FoundObject,
@@ -155,6 +155,7 @@ class Service:
             stem=result_stem(upload.name, form.frame if pictures.frames > 1 else None),
             labelme_opens=pictures.labelme_opens,
             notes=list(pictures.notes),
+            instance=instance_of(pictures),
             objects=objects,
             seconds=round(time.perf_counter() - info.started, 4),
         )
