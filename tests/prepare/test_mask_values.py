@@ -121,6 +121,29 @@ def test_masks_of_two_makers_are_both_read(tmp_path: Path) -> None:
     assert report["findings_by_code"] == {"mask_mixed": 2}
 
 
+def test_jpegs_do_not_decide_for_other_masks(tmp_path: Path) -> None:
+    root = source(tmp_path / "s", VESSEL, VESSEL)
+    (root / "masks" / "1.png").unlink()
+    Image.fromarray(VESSEL * np.uint8(255)).save(root / "masks" / "1.jpg", quality=95)
+    report = run(root, tmp_path / "o", **ALL)
+    assert report["findings_by_code"] == {"mask_grey": 1}
+    for record in read_manifest(tmp_path / "o"):
+        assert np.array_equal(record_masks(record, HEIGHT, WIDTH)[0], VESSEL)
+
+
+def test_a_mask_of_two_small_values_beside_grey_levels_is_kept(tmp_path: Path) -> None:
+    report, masks = prepared(tmp_path, HALF.astype(np.uint8), SECOND)
+    assert np.array_equal(masks[1], SECOND) and np.array_equal(masks[0], HALF > 127.5)
+    assert report["findings_by_code"] == {"mask_grey": 1, "mask_mixed": 1}
+
+
+def test_objects_beyond_memory_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vesselseg.imaging.mask_values._MOST_BYTES", 40 * WIDTH * HEIGHT)
+    mask = read_mask(save(numbered(70), tmp_path, "m"))
+    assert len(mask.classes) == 1 and np.array_equal(mask.union, numbered(70) > 0)
+    assert any("too many objects" in note.message for note in mask.notes)
+
+
 @pytest.mark.parametrize(
     ("text", "vessel"),
     [

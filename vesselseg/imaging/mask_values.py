@@ -18,6 +18,7 @@ _SLOPES = 0.5  # of the pixels between two values; from here on they are smoothe
 _FLAT = 0.8  # of the labelled pixels; from here on each value is an area of its own
 _CLASSES = 8  # more values than this, of which some are no class numbers, are objects or grey levels
 _WHITE = {"grey": 255.0, "deep": 65535.0}
+_MOST_BYTES = 1 << 29  # of all masks of one file; more objects than this become one
 OBJECT = "object"  # label of all pixels where values are object numbers
 
 
@@ -71,6 +72,8 @@ def apply(
     distinct = np.unique(values[~ignored])
     background = meaning.background if len(distinct) > 1 else 0
     label = name if meaning.kind == "classes" else lambda value: OBJECT
+    if meaning.kind == "objects" and len(distinct) * values.size > _MOST_BYTES:
+        return [(OBJECT, (values != background) & ~ignored)], ignored
     return [(label(value), (values == value) & ~ignored) for value in distinct.tolist() if value != background], ignored
 
 

@@ -20,7 +20,7 @@ from vesselseg.imaging.notes import Note
 from vesselseg.machine import available_cores
 
 _MOST = 0.5  # of the image; a vessel mask that covers more is probably inverted
-Meanings = dict[ValueKind, Meaning]
+Meanings = dict[tuple[ValueKind, bool], Meaning]  # by kind of value, and whether it is stored as JPEG
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ def settle_meanings(labels: Sequence[MaskLabels], asked: MaskValues) -> list[Mas
 
     Each file is read for it: one mask may hold the ignore value alone, and only the others show that it is one.
     """
-    evidence: dict[tuple[int, ValueKind], list[Evidence]] = defaultdict(list)
+    evidence: dict[tuple[int, tuple[ValueKind, bool]], list[Evidence]] = defaultdict(list)
     jobs = [(observer, path) for one in labels for observer, path in enumerate(one.paths)]
     with ThreadPoolExecutor(min(8, available_cores())) as pool:
         for (observer, _), found in zip(jobs, pool.map(_evidence, [path for _, path in jobs])):
             if found is not None:
-                evidence[observer, found.kind].append(found)
+                evidence[observer, (found.kind, found.lossy)].append(found)
     meanings: dict[int, Meanings] = defaultdict(dict)
     for (observer, kind), several in evidence.items():
         try:
@@ -126,7 +126,7 @@ def read_mask(path: Path, meanings: Meanings | None = None, asked: MaskValues = 
     """
     raw = read_raw_mask(path)
     try:
-        meaning = (meanings or {}).get(raw.kind) or decide(raw.evidence(), asked)
+        meaning = _meaning(raw, meanings or {}, asked)
     except ValueError as error:
         raise LabelFileError(str(error)) from None
     classes, ignored = apply(raw.values, meaning, raw.name)
@@ -136,6 +136,18 @@ def read_mask(path: Path, meanings: Meanings | None = None, asked: MaskValues = 
     return ReadMask(tuple(classes), ignored, raw.size, tuple(notes), readings)
 
 
+def _meaning(raw: RawMask, meanings: Meanings, asked: MaskValues) -> Meaning:
+    """That of the source; a mask of two values that all lie below its cut has another maker and is read by itself."""
+    meaning = meanings.get((raw.kind, raw.lossy))
+    if meaning is None or meaning.kind != "cut" or raw.lossy or asked or float(raw.values.max()) > meaning.cut:
+        return meaning or decide(raw.evidence(), asked)
+    values = np.unique(raw.values)
+    if len(values) != 2 or values[0] != 0:
+        return meaning
+    reason = f"only 0 and {values[1]:g}, while other masks have grey levels up to {meaning.full:g}; read as vessel"
+    return Meaning("classes", code="mask_mixed", reason=reason, other=meaning)
+
+
 def _notes(raw: RawMask, meaning: Meaning, classes: list[tuple[str, np.ndarray]], ignored: np.ndarray) -> list[Note]:
     notes = []
     if meaning.code and (meaning.code != "mask_ignore" or ignored.any()):
@@ -143,6 +155,8 @@ def _notes(raw: RawMask, meaning: Meaning, classes: list[tuple[str, np.ndarray]]
         notes.append(Note(meaning.code, meaning.reason + of_this))
     elif ignored.any():
         notes.append(Note("mask_ignore", f"{ignored.mean():.1%} of this mask is ignored: {meaning.describe()}"))
+    if meaning.kind == "objects" and len(classes) == 1 and len(np.unique(raw.values)) > 2:
+        notes.append(Note("mask_objects", "too many objects for separate masks; read as one"))
     if meaning.background:
         background = raw.name(meaning.background)
         notes.append(Note("mask_background", f"no 0 in the masks; {background} is used as the background"))
