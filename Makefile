@@ -8,7 +8,7 @@ DEAR = process or browser or slow or e2e
 BIN = $(VENV)/bin
 # What starts further processes finds this environment as if it were activated.
 RUN = PATH="$(abspath $(BIN)):$$PATH" VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/python
-export VENV
+export VENV LINE
 
 .PHONY: help env env-transformers-5 lint pytest quick test test-oldest demo clean distclean
 
@@ -39,6 +39,9 @@ env-transformers-5: env  ## .venv-transformers-5, which has transformers 5: expo
 test-oldest:  ## the tests with the oldest torch that is allowed, in .venv-oldest
 	@$(MAKE) --no-print-directory pytest VENV=.venv-oldest TORCH=2.6.0
 
+test-newest:  ## the tests with the newest version of everything, in .venv-newest
+	@$(MAKE) --no-print-directory pytest VENV=.venv-newest LINE=newest
+
 demo: env  ## synthetic angiograms, the whole path on the CPU: about five minutes
 	@$(RUN) -m vesselseg demo
 
@@ -47,4 +50,4 @@ clean:  ## remove caches and the demo's output
 	@find vesselseg tools configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environments as well
-	@rm -rf .venv .venv-oldest .venv-transformers-5 .venv-tools uv.lock *.egg-info
+	@rm -rf .venv .venv-oldest .venv-newest .venv-transformers-5 .venv-tools uv.lock *.egg-info

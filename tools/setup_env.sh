@@ -4,6 +4,7 @@
 #   bash tools/setup_env.sh                         .venv with the newest versions that pyproject.toml allows
 #   TORCH=2.6.0 bash tools/setup_env.sh             .venv with this torch, for instance for an older NVIDIA driver
 #   VENV=.venv-x PYTHON=python3.12 bash tools/setup_env.sh
+#   VENV=.venv-newest LINE=newest bash tools/setup_env.sh   the newest version of everything
 #
 # Exit status: 0 ready, 2 something is missing, said in one message.
 set -euo pipefail
@@ -11,6 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${VENV:-.venv}
 torch=${TORCH:-}
+line=${LINE:-}
+newest=tools/newest.uv.toml # uv's settings for LINE=newest
 tools=$PWD/.venv-tools # uv, when the machine has none, and a downloaded interpreter, when it has no fitting one
 log=$tools/setup.log
 stamp=$venv/.vesselseg-stamp
@@ -167,7 +170,10 @@ install() {
             fail "$venv exists and is no Python environment; move it away or set VENV"
         "$uv" venv --quiet --clear --python "$python" "$venv" >"$log" 2>&1 || return
     fi
-    if [ -n "$torch" ]; then
+    if [ "$line" = newest ]; then
+        "$uv" pip install --config-file "$newest" --upgrade --python "$venv/bin/python" \
+            --editable '.[train,dicom,distill,serve]' --group xtuner --group dev >"$log" 2>&1
+    elif [ -n "$torch" ]; then
         "$uv" pip install --python "$venv/bin/python" --editable '.[train,dicom,distill,serve]' --group xtuner --group dev \
             "torch==$torch" torchvision >"$log" 2>&1
     else
@@ -187,7 +193,7 @@ check_imports() {
 }
 
 fingerprint() { # the dependencies, this script and the torch that was asked for
-    { cat pyproject.toml tools/setup_env.sh && printf '%s' "$torch"; } | cksum | cut -d' ' -f1
+    { cat pyproject.toml "$newest" tools/setup_env.sh && printf '%s' "$torch$line"; } | cksum | cut -d' ' -f1
 }
 
 remembered_torch() { if [ -f "$stamp" ]; then sed -n 2p "$stamp"; fi; }
@@ -217,7 +223,7 @@ fi
 export UV_PYTHON_DOWNLOADS=never
 
 if keeps_interpreter; then doing=updating; else doing=making; fi
-say "$doing $venv with $("$python" --version 2>&1), torch ${torch:-newest allowed}: several GB on the first run, minutes"
+say "$doing $venv with $("$python" --version 2>&1), torch ${torch:-${line:-newest allowed}}: several GB on the first run, minutes"
 install || explain "the environment could not be made"
 check_imports
 printf '%s\n%s\n' "$(fingerprint)" "$torch" >"$stamp"

@@ -317,7 +317,7 @@ def test_the_document_lists_all_commands() -> None:
 def test_nothing_else_is_in_tools() -> None:
     files = {path.name for path in (REPOSITORY / "tools").iterdir() if path.is_file()}
     scripts = {"prepare_data.py", "train.py", "convert_to_hf.py", "eval.py", "predict.py", "serve.py"}
-    assert files == {*scripts, "dist.sh", "slurm.sh", "setup_env.sh", "setup_transformers.sh"}
+    assert files == {*scripts, "dist.sh", "slurm.sh", "setup_env.sh", "setup_transformers.sh", "newest.uv.toml"}
 
 
 def test_processes_of_a_training_get_the_same_options() -> None:

@@ -35,7 +35,7 @@ def round_rotary_as_the_reference(model: Sa2VA) -> None:
         rotary.inv_freq = rotary.inv_freq.bfloat16().float()
         return
     exact = rotary.forward
-    rotary.forward = lambda x, ids: tuple(table.bfloat16().float() for table in exact(x, ids))
+    rotary.forward = lambda x, position_ids: tuple(table.bfloat16().float() for table in exact(x, position_ids))
 
 
 class Reference:

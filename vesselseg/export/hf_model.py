@@ -189,10 +189,10 @@ class VesselSegModel(PreTrainedModel):
         return self.sa2va.language_model.get_input_embeddings()
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **further: Any
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, *further: Any, **named: Any
     ) -> None:
         """Recompute the language model's layers; frozen encoders store no activations anyway."""
-        self.sa2va.language_model._set_gradient_checkpointing(enable, gradient_checkpointing_func, **further)
+        self.sa2va.language_model._set_gradient_checkpointing(enable, gradient_checkpointing_func, *further, **named)
 
     def predict_forward(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,9 +50,9 @@ class Sa2VAPredictor(Predictor):
         with self.eval_mode():
             tile_tokens = self._tile_tokens(inputs)  # (tiles, tokens per tile, hidden)
             ids = question_ids(tokens, question, tile_tokens.shape[:2].numel())
-            end = tokens.tokenizer.convert_tokens_to_ids(tokens.template.end)
+            end = cast(int, tokens.tokenizer.convert_tokens_to_ids(tokens.template.end))
             answer = greedy_decode(self.model, ids, tile_tokens, end, max_new_tokens)
-            text = tokens.tokenizer.decode(list(answer.ids))
+            text = str(tokens.tokenizer.decode(list(answer.ids)))
             if not len(answer.prompts):
                 return Answer(text, np.zeros((0, image.height, image.width), np.float32))
             image_of_object = torch.zeros(len(answer.prompts), dtype=torch.int64, device=self.model.device)

@@ -135,11 +135,11 @@ class Sa2VAConfig(PretrainedConfig):
         fields = {key: copy.deepcopy(value) for key, value in self.llm_config.items() if key in known}
         if LANGUAGE_MODELS[kind] is LlamaConfig:  # InternLM2 calls it bias
             fields["attention_bias"] = bool(fields.pop("bias", fields.get("attention_bias", False)))
-        return LANGUAGE_MODELS[kind](**fields, attn_implementation=attention)
+        return LANGUAGE_MODELS[kind](**{**fields, "attn_implementation": attention})
 
     def vision(self, attention: str = "sdpa") -> InternVLVisionConfig:
         """The vision tower's configuration as transformers' own class."""
-        given = self.vision_config
+        given, how = self.vision_config, dict[str, Any](attn_implementation=attention)
         return InternVLVisionConfig(
             hidden_size=given["hidden_size"],
             num_hidden_layers=given["num_hidden_layers"],
@@ -154,5 +154,5 @@ class Sa2VAConfig(PretrainedConfig):
             patch_size=given.get("patch_size", 14),
             layer_scale_init_value=given.get("initializer_factor", 0.1),
             use_mean_pooling=True,  # that is: no norm after the last layer, as in the published tower
-            attn_implementation=attention,
+            **how,
         )

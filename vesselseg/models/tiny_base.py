@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2TokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from vesselseg.dataset.prompts import ANSWER, QUESTIONS
 from vesselseg.models.checkpoints.published_layout import from_ours
+from vesselseg.models.checkpoints.tokenizer_writing import save_tokenizer
 from vesselseg.models.internvl import TileProjector, build_language_model, build_vision_tower
 from vesselseg.models.sa2va_config import IMAGE_TOKENS, Sa2VAConfig
 
@@ -49,7 +51,7 @@ def write_tiny_base(
     state = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
     published = {name: value.contiguous() for name, value in from_ours(state, config).items()}
     save_file(published, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     content = {
         "model_type": "internvl_chat",
         "architectures": ["InternVLChatModel"],
@@ -100,7 +102,7 @@ def tiny_config(vocabulary: int, hidden_size: int, layers: int, tile_size: int) 
     return Sa2VAConfig(llm_config=text, vision_config=vision, force_image_size=tile_size, max_dynamic_patch=6)
 
 
-def tiny_tokenizer() -> Qwen2TokenizerFast:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the project's questions, with the tokens of an InternVL vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -110,10 +112,12 @@ def tiny_tokenizer() -> Qwen2TokenizerFast:
     texts = [question.format(phrase=phrase) for question in QUESTIONS for phrase in PHRASES] + [ANSWER] * 10
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([*CHAT_TOKENS, *IMAGE_TOKENS])
-    return Qwen2TokenizerFast(
+    named: Any = transformers  # its stubs of the 5 line lack a name that the package has on both
+    tokenizer_with_names: PreTrainedTokenizerFast = named.Qwen2TokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token=None,
         additional_special_tokens=["<|im_start|>", *IMAGE_TOKENS],
     )
+    return tokenizer_with_names

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
-from xtuner.engine.runner import TrainLoop
 
 from vesselseg.dataset.batch import Batch
 from vesselseg.registry import LOOPS
@@ -21,6 +20,7 @@ from vesselseg.training.checkpoint import RunState, restore
 from vesselseg.training.plan import TrainPlan
 from vesselseg.training.train_step import TrainStep
 from vesselseg.training.weight_average import WeightAverage
+from vesselseg.training.xtuner_imports import TrainLoop
 
 
 class LazyDataLoader(DataLoader):

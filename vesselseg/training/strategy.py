@@ -19,7 +19,6 @@ from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 from mmengine.logging import MMLogger
 from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn
-from xtuner.engine._strategy import DeepSpeedStrategy
 
 from vesselseg.errors import UserError
 from vesselseg.models.host_embedding import embedding_to_host
@@ -27,6 +26,7 @@ from vesselseg.registry import STRATEGIES, build
 from vesselseg.training.checkpoint import load_trained
 from vesselseg.training.feature_filling import encoders_on_device
 from vesselseg.training.flat_parameters import FlatParameters, is_worth_flattening
+from vesselseg.training.xtuner_imports import DeepSpeedStrategy
 
 DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam", "FusedLamb", "OnebitAdam", "OnebitLamb", "ZeroOneAdam")
 PRECISION_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -62,6 +62,10 @@ class Hub:
                 if self.path.startswith("/api/models/someone/tiny/revision/"):
                     files = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
                     self.answer(json.dumps({"id": "someone/tiny", "sha": REVISION, "siblings": files}).encode())
+                elif self.path.startswith(f"/api/models/someone/tiny/tree/{REVISION}"):  # huggingface-hub 2
+                    sizes = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir())]
+                    entries = [{"type": "file", "path": name, "size": size, "oid": "0"} for name, size in sizes]
+                    self.answer(json.dumps(entries).encode())
                 elif "/resolve/" in self.path and (folder / self.path.rsplit("/", 1)[1]).is_file():
                     self.answer((folder / self.path.rsplit("/", 1)[1]).read_bytes())
                 else:

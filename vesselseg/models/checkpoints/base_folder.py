@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,10 +99,10 @@ def read_base_folder(path: str | Path) -> BaseFolder:
     present = [token in tokenizer.get_vocab() for token in NEW_TOKENS]
     if not all(present):
         tokenizer.add_tokens([token for token in NEW_TOKENS if token not in tokenizer.get_vocab()], special_tokens=True)
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in NEW_TOKENS]
+    named = cast(list[int], tokenizer.convert_tokens_to_ids([*NEW_TOKENS, IMAGE_TOKENS[2]]))
+    ids, image_token_id = named[:-1], named[-1]
     _check_vocabulary(folder, tokenizer, ids, int(config.llm_config["vocab_size"]), all(present))
     config.new_token_start = ids[0]
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKENS[2])
     fields = {} if layout == "internvl_hf" else content
     return BaseFolder(folder, layout, config, tokenizer, image_token_id, all(present), fields)
 

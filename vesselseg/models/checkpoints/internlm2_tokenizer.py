@@ -84,7 +84,8 @@ def _added_tokens(settings: dict[str, Any]) -> dict[int, AddedToken]:
 
 
 def _normalizer(proto: Any) -> normalizers.Normalizer:
-    spec, steps = proto.normalizer_spec, []
+    spec = proto.normalizer_spec
+    steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2TokenizerFast
+import transformers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vesselseg.errors import WeightsError
 from vesselseg.models.checkpoints.internlm2_tokenizer import CLASSES, read_internlm2_tokenizer
@@ -13,13 +14,15 @@ from vesselseg.models.checkpoints.json_files import read_json_object
 from vesselseg.models.checkpoints.resolved_names import DROPPED, forbidden, shown
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_NAMED: Any = transformers  # its stubs of the 5 line lack two names that the package has on both
 # tokenizer_class in tokenizer_config.json -> who reads the files
 READERS: dict[str, Any] = {
-    "Qwen2Tokenizer": Qwen2TokenizerFast,
-    "Qwen2TokenizerFast": Qwen2TokenizerFast,
-    "LlamaTokenizer": LlamaTokenizerFast,
-    "LlamaTokenizerFast": LlamaTokenizerFast,
+    "Qwen2Tokenizer": _NAMED.Qwen2TokenizerFast,
+    "Qwen2TokenizerFast": _NAMED.Qwen2TokenizerFast,
+    "LlamaTokenizer": _NAMED.LlamaTokenizerFast,
+    "LlamaTokenizerFast": _NAMED.LlamaTokenizerFast,
     "PreTrainedTokenizerFast": PreTrainedTokenizerFast,
+    "TokenizersBackend": PreTrainedTokenizerFast,  # its name in transformers 5
     **dict.fromkeys(CLASSES),  # by read_internlm2_tokenizer
 }
 

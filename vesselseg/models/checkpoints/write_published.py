@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from vesselseg.dataset.prompts import chat_template
 from vesselseg.models.checkpoints.published_layout import EMBEDDING, HEAD, join, published_sources
 from vesselseg.models.checkpoints.resolved_names import holds_text, without_dropped
+from vesselseg.models.checkpoints.tokenizer_writing import save_tokenizer
 from vesselseg.models.merging import MergedState
 from vesselseg.models.sa2va import Sa2VA
 from vesselseg.models.sa2va_config import LANGUAGE_FIELDS, Sa2VAConfig
@@ -80,7 +81,7 @@ def write_published_folder(
     if len(shards) > 1:
         _write_json(folder / "model.safetensors.index.json", _index(names, shards))
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     content = _kept(kept or {})
     content |= config_content(model.config, published_rows(model), dtype)
     _write_json(folder / "config.json", {**content, "image_token_id": model.image_token_id, **extra})
