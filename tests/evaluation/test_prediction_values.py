@@ -81,6 +81,13 @@ def test_masks_need_no_word(tmp_path: Path, name: str) -> None:
         assert np.array_equal(read.probabilities(f"{number}.png", VESSEL.shape), values > 0)
 
 
+def test_small_probabilities_of_the_baselines_are_no_classes(tmp_path: Path) -> None:
+    settings = {"threshold": 0.5, "data_fingerprint": "0123"}
+    (tmp_path / "predictions.json").write_text(json.dumps(settings))
+    read = folder(tmp_path, VESSEL * np.uint16(20))
+    assert read.holds_probabilities and read.probabilities("0.png", VESSEL.shape).max() == pytest.approx(20 / 65535)
+
+
 def test_smoothed_masks_are_probabilities(tmp_path: Path) -> None:
     smooth = np.asarray(Image.fromarray(VESSEL * np.uint8(255)).resize((60, 40), Image.Resampling.BILINEAR).reduce(2))
     read = folder(tmp_path, smooth)

@@ -19,6 +19,7 @@ from vesselseg.dataset.record_masks import record_masks
 from vesselseg.errors import UserError
 from vesselseg.imaging.source_files import list_source_files
 from vesselseg.imaging.spellings import other_spellings, spelling_key
+from vesselseg.predict.inputs import find_inputs
 from vesselseg.prepare.readers.ids import Ids
 
 ALL: dict[str, Any] = {"fractions": (1.0, 0.0, 0.0)}
@@ -220,3 +221,18 @@ def test_cases(tmp_path: Path, name: str) -> None:
     report = run(case(folder) / below, tmp_path / "o", **ALL)
     assert report["counts"]["images"] == images and report["counts"]["negatives"] == 0
     assert report["findings_by_code"] == codes
+
+
+def test_predict_follows_linked_folders_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "elsewhere" / "x.png")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "s" / "loop").symlink_to(tmp_path / "s")
+    assert [unit.file for unit in find_inputs(tmp_path / "s")] == ["linked/x.png"]
+    assert "loop: link not followed: its folder is in the source already" in caplog.text
+
+
+def test_raw_folders_of_nnunet_with_named_masks(tmp_path: Path) -> None:
+    nnunet(tmp_path / "s", {"background": 0, "vessel": 1}, truth("p1_a"))
+    report = run(tmp_path / "s", tmp_path / "o", masks=("labelsTr",), **ALL)
+    assert (report["counts"]["images"], report["findings"]) == (2, [])

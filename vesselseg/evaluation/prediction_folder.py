@@ -46,7 +46,7 @@ class PredictionFolder:
         self._files = self._match(sorted(image_names))
         self.threshold, self.threshold_origin = _stored_threshold(self.folder)
         self.holds_probabilities = False
-        self._asked = asked
+        self._asked = asked or (MaskValues("probability") if _is_own(self.folder) else asked)
         self._meanings: dict[ValueKind, Meaning | None] = {}
 
     def holds(self, name: str) -> bool:
@@ -172,6 +172,14 @@ def _with_probabilities(paths: list[Path]) -> list[Path]:
 
 def _stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a baseline of vesselseg wrote the folder: its pictures are probabilities, however small."""
+    try:
+        return "data_fingerprint" in json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _stored_threshold(folder: Path) -> tuple[float, str]:
