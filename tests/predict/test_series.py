@@ -9,7 +9,7 @@ import pytest
 
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.imaging.drawn_cases import case_folder
-from vesselseg.imaging.dicom_series import Angles, order_notes, same_positions
+from vesselseg.imaging.dicom_series import Angles, order_notes, read_instance, read_series_position, same_positions
 from vesselseg.imaging.frames import open_frames
 from vesselseg.predict.frame_origins import frame_origins
 from vesselseg.predict.inputs import InputUnit, find_inputs, read_unit
@@ -114,6 +114,14 @@ def test_frames_of_one_file_name_their_number(tmp_path: Path) -> None:
     write_dicom(tmp_path / "a.dcm", frames(), SOPInstanceUID="")
     origin = frame_origins(InputUnit(tmp_path / "a.dcm", "a.dcm"), open_frames("a.dcm", tmp_path / "a.dcm"))
     assert origin(0) == {"source": "a.dcm", "source_frame": 1}
+
+
+def test_a_damaged_uid_is_a_missing_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    write_dicom(path, frames(), SeriesInstanceUID="1.2.3")
+    for tag in (b"\x08\x00\x18\x00UI", b"\x20\x00\x0e\x00UI"):
+        path.write_bytes(path.read_bytes().replace(tag, tag[:4] + b"\xff\xfe"))
+    assert read_instance(path) is None and read_series_position(path) is None
 
 
 def test_the_case_of_single_shots() -> None:

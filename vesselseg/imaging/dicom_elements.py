@@ -66,9 +66,13 @@ def number(dataset: Dataset, keyword: str) -> float | None:
 
 def text(dataset: Dataset, keyword: str) -> str:
     """A code string in capitals without spaces around it; "" if it is absent or unreadable."""
+    return plain(dataset, keyword).upper()
+
+
+def plain(dataset: Dataset, keyword: str) -> str:
+    """A text without spaces around it; "" if it is absent or unreadable."""
     try:
-        value = dataset.get(keyword)
-        return str(value or "").strip(" \0").upper()
+        return str(dataset.get(keyword) or "").strip(" \0")
     except Exception:  # pydicom raises many types on damaged elements
         return ""
 

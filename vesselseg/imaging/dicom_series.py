@@ -13,7 +13,7 @@ from pydicom import Dataset
 
 from vesselseg.imaging.decode import ImageError
 from vesselseg.imaging.dicom import DicomFile
-from vesselseg.imaging.dicom_elements import number
+from vesselseg.imaging.dicom_elements import number, plain
 
 # Degrees. A rotational run turns the C-arm by less from frame to frame, another exposure by more.
 _SAME_POSITION = 5.0
@@ -47,7 +47,7 @@ def read_series_position(path: Path) -> SeriesPosition | None:
         opened = DicomFile(path)
     except (ImageError, OSError):
         return None
-    series = str(opened.header.get("SeriesInstanceUID") or "")
+    series = plain(opened.header, "SeriesInstanceUID")
     if opened.frames > 1 or not series:
         return None
     own = number(opened.header, "InstanceNumber")
@@ -70,7 +70,7 @@ def read_instance(path: Path) -> str | None:
 
 def instance_of(header: Dataset) -> str | None:
     """SOPInstanceUID; None if it is missing."""
-    return str(header.get("SOPInstanceUID") or "") or None
+    return plain(header, "SOPInstanceUID") or None
 
 
 def same_positions(angles: Sequence[Angles | None]) -> list[int]:
