@@ -102,7 +102,8 @@ def main_path(folder: Path, data: Path, scratch: Path, iterations: int) -> list[
     attach_lora(model, Lora(r=RANK, alpha=2 * RANK, dropout=0.0))
     set_trainable(model, Trainable())
     adapters = scratch / "adapters.pth"
-    torch.save({"state_dict": checkpoint_state(model), "model_config": {}, "threshold": 0.5}, adapters)
+    settings = {"base": str(folder)}
+    torch.save({"state_dict": checkpoint_state(model), "model_config": settings, "threshold": 0.5}, adapters)
     changes = {
         "data_root": data,
         "model.sa2va.base": folder,

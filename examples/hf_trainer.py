@@ -232,6 +232,7 @@ class ResumableTrainer(Trainer):
     """Trainer whose checkpoints hold the trainable weights (its own would merge the adapters) and appear atomically."""
 
     settings: dict[str, Any]  # must be equal for a resumed run to match an uninterrupted one
+    keep: int  # checkpoints
 
     def claim(self, resume: bool) -> str | None:
         """Lock the checkpoint folder for this run; returns the checkpoint to resume from. Called by every process."""
@@ -275,11 +276,13 @@ class ResumableTrainer(Trainer):
             files = {path.name: weights_digest(path) for path in written.iterdir()}
             (written / ORIGIN).write_text(json.dumps({"settings": self.settings, "files": files}), encoding="utf-8")
             written.rename(Path(str(self.args.output_dir)) / written.name)
-            self._rotate_checkpoints(output_dir=self.args.output_dir)
+            for obsolete in checkpoints_in(Path(str(self.args.output_dir)))[: -self.keep]:
+                shutil.rmtree(obsolete)
 
-    def compare_trainer_and_checkpoint_args(self, training_args: Any, trainer_state: Any) -> None:
-        """Use this run's --save-steps instead of the stopped run's; all other settings were compared before."""
-        trainer_state.compute_steps(training_args, training_args.max_steps)
+    def _load_callback_state(self) -> None:
+        """Called when a checkpoint's state was read, which must not decide --save-steps of this run."""
+        super()._load_callback_state()
+        self.state.compute_steps(self.args, self.args.max_steps)
 
 
 class PlannedTrainer(ResumableTrainer):
@@ -301,7 +304,6 @@ class PlannedTrainer(ResumableTrainer):
             gradient_checkpointing=on_gpu,
             logging_steps=1,
             save_steps=args.save_steps,
-            save_total_limit=args.keep,
             report_to=[],
             seed=args.seed,
         )
@@ -315,6 +317,7 @@ class PlannedTrainer(ResumableTrainer):
         optimizer = torch.optim.AdamW(trained, schedule.lr, schedule.betas, weight_decay=decay, fused=on_gpu)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.plan.learning_rate(step) / schedule.lr)
         super().__init__(model, training_args, inputs, data, processing_class=tokenizer, optimizers=(optimizer, rate))
+        self.keep = args.keep
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         self.settings = {name: vars(args)[name] for name in SETTINGS} | {"processes": training_args.world_size}

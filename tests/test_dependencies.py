@@ -31,6 +31,7 @@ USED_BY_OTHERS = {
     "datasets": "xtuner 0.2.0 imports it, and is installed without its own pins",
     "einops": "xtuner 0.2.0 imports it",
     "loguru": "xtuner 0.2.0 imports it",
+    "requests": "xtuner 0.2.0 imports it; huggingface-hub brings it before version 1 only",
     "python_multipart": "starlette reads forms with it",
     "setuptools": "deepspeed compiles its CPU operators with it",
     "python_gdcm": "pydicom decodes through it",

@@ -26,6 +26,7 @@ def test_import_rules_hold() -> None:
     assert violations(REPOSITORY) == []
 
 
+@pytest.mark.slow
 def test_no_import_circle_between_modules_or_rooms() -> None:
     modules = package_imports(REPOSITORY)
     assert circles(modules) == []

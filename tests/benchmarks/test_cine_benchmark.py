@@ -41,6 +41,7 @@ def test_a_few_steps_train_the_memory_and_nothing_else(predictor: Sa2VAPredictor
     assert changed and all("memory_" in name or "maskmem" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_every_way_gives_a_prediction_per_frame(predictor: Sa2VAPredictor) -> None:
     pass_as_trained(predictor)
     run = next(drawn(1, 5, 96))

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.command_line import completed_command
 from vesselseg.dataset.manifest import read_split
 
 
+@pytest.mark.slow
 def test_data_that_is_only_tested_on(tmp_path: Path) -> None:
     archive, data, predicted, scores = (tmp_path / name for name in ("archive", "data", "predicted", "scores"))
     assert completed_command("synthetic", "--out", archive, "--count", 3, "--size", 96, "--quiet").returncode == 0

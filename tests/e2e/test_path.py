@@ -30,10 +30,11 @@ MILESTONES = ["validation.interval=6", "checkpoint.interval=6", "model.sa2va.sam
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs commands in the repository as a user does. python: the interpreter of tools."""
+    """Runs commands in the repository as a user does. python: the interpreter of tools; quick: of those before them."""
 
     repository: Path
     python: str
+    quick: str
     environment: dict[str, str]
 
     def __call__(self, *command: str | Path) -> str:
@@ -51,11 +52,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def shell(kind: str, repository: Path) -> Shell:
-    """One kind of archive starts every process from nothing, as users do; the other takes the fork server."""
+    """One kind starts training, conversion and evaluation from nothing, as users do; the rest takes the fork server."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if kind == "synthetic":
-        return Shell(repository, sys.executable, environment)
-    return Shell(repository, python(), on_path(environment))
+        return Shell(repository, sys.executable, python(), environment)
+    return Shell(repository, python(), python(), on_path(environment))
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def archive(kind: str, shell: Shell, request: pytest.FixtureRequest, tmp_path: P
     """An archive with LabelMe files, and how it is to be split."""
     if kind == "synthetic":
         folder = tmp_path / "drawn"
-        shell(shell.python, "-m", "vesselseg", "synthetic", "--out", folder, "--count", "14", "--frames", "1")
+        shell(shell.quick, "-m", "vesselseg", "synthetic", "--out", folder, "--count", "14", "--frames", "1")
         packed = tmp_path / "drawn.tar.gz"
         with tarfile.open(packed, "w:gz") as tar:
             tar.add(folder, "drawn")
@@ -87,7 +88,7 @@ def some_members(whole: Path, packed: Path) -> Path:
 def test_archive_to_report(archive: tuple[Path, list[str]], shell: Shell, tmp_path: Path, tiny_base: Path) -> None:
     source, split = archive
     data, work, model, scores = (tmp_path / name for name in ("data", "run", "hf", "scores"))
-    shell(shell.python, "tools/prepare_data.py", source, "--out", data, *split, "--quiet")
+    shell(shell.quick, "tools/prepare_data.py", source, "--out", data, *split, "--quiet")
     report = json.loads((data / "report.json").read_text())
     images = report["counts"]["images"] if "images" in report["counts"] else len(list((data / "images").rglob("*.png")))
     assert images >= 11

@@ -93,6 +93,7 @@ def test_a_mask_folder_is_scored_as_its_masks(
         assert 0.6 < item["metrics"]["dice"] < 1
 
 
+@pytest.mark.slow
 def test_what_was_searched_and_switched_is_written(
     drawn: Drawn, probability_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_missing_predictions_are_listed_and_nothing_is_written(drawn: Drawn, mas
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_output_is_not_overwritten_without_force(
     drawn: Drawn, mask_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_power_law_is_found_and_carried_on(a: float, b: float) -> None:
     )
 
 
+@pytest.mark.slow
 def test_correlated_images_and_noisy_trainings_widen_the_interval() -> None:
     runs = runs_of(0.9, 0.3, noise=0.1)
     width = {}

@@ -59,6 +59,7 @@ def test_curves_equal_the_mean_of_the_metrics() -> None:
         assert iou[index] == pytest.approx(np.mean([v["iou"] for v in values]))
 
 
+@pytest.mark.slow
 def test_best_threshold_is_the_best_of_a_loop() -> None:
     cases = [case for case in _cases(20) if case[0].size > 40]
     threshold, mean_dice = best_threshold(np.stack([threshold_counts(p, t) for p, t in cases]))

@@ -79,6 +79,7 @@ numpy.save({str(tmp_path / "probability.npy")!r}, probability)
     np.testing.assert_allclose(np.load(tmp_path / "probability.npy"), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stored_dtype_is_what_from_pretrained_gives(checkpoint: Path, images: list[Path], tmp_path: Path) -> None:
     convert(checkpoint, tmp_path / "half", images, dtype=torch.bfloat16)
     model = AutoModel.from_pretrained(tmp_path / "half", trust_remote_code=True)

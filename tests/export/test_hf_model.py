@@ -79,6 +79,7 @@ def test_without_labels_there_are_masks_and_no_loss(exported: Path, batch: Batch
     torch.testing.assert_close(found.mask_logits, expected.mask_logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_recomputed_layers_give_the_same_gradients(exported: Path, batch: Batch, reentrant: bool) -> None:
     model = training(exported).train()

@@ -72,7 +72,7 @@ def test_the_code_of_an_older_folder_is_replaced(
     for number, original in enumerate((exported, student)):
         folder = tmp_path / str(number)
         shutil.copytree(original, folder)
-        (folder / "decode.py").unlink()
+        (folder / "rgb.py").unlink()
         (folder / "sam2_grounding.py").write_text("raise ImportError('written long ago')\n")
         before = {path.name: path.read_bytes() for path in original.iterdir() if path.is_file()}
         assert main(["weights", "refresh", str(folder)]) == 0

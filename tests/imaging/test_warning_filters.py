@@ -14,6 +14,7 @@ from pydicom import dcmread
 from tests.imaging.dicom_files import frames, write_dicom
 from tests.machine_speed import patience
 from vesselseg.imaging import dicom as dicom_module
+from vesselseg.imaging.dicom_series import read_series_position
 from vesselseg.imaging.warning_filters import suppress_warnings
 
 
@@ -31,7 +32,7 @@ def test_header_text_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
         write_dicom(tmp_path / "a.dcm", frames(), SeriesInstanceUID="doe")
     with pytest.warns(UserWarning, match="'doe'"):
         assert dcmread(tmp_path / "a.dcm").SeriesInstanceUID == "doe"
-    place = dicom_module.read_series_position(tmp_path / "a.dcm")
+    place = read_series_position(tmp_path / "a.dcm")
     assert place is not None and place.series == "doe" and not caplog.records
 
 

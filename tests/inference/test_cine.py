@@ -94,6 +94,7 @@ def test_other_frames_come_from_memory(predictor: Sa2VAPredictor) -> None:
     assert same == [True, False, False, False, True, False]
 
 
+@pytest.mark.slow
 def test_the_batch_changes_nothing(predictor: Sa2VAPredictor) -> None:
     frames = cine_frames(7)
     whole = list(segment_cine(predictor, frames, PHRASES, "memory", 3, batch=7))

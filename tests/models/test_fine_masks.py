@@ -185,6 +185,7 @@ def test_a_folder_with_the_head_trains_on_with_it(exported: Path, kind: str) -> 
         build_model(**model_arguments(exported, sam2={"fine_masks": other}))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_the_head_needs_it_in_the_config_and_whole(
     exported: Path, arguments: dict[str, Any], tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -200,6 +200,7 @@ def test_checkpointing_changes_neither_losses_nor_gradients(tiny_base: Path) -> 
         torch.testing.assert_close(gradient, found[1][1][name], msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_half_type_runs_forward_and_backward(tiny_base: Path, checkpointing: bool) -> None:
     exact = shaken_model(tiny_base)

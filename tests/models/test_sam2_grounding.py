@@ -37,6 +37,7 @@ def plain_values(module: nn.Module) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["2.0", "2.1"])
 @pytest.mark.parametrize("variant", TRUNKS)
 def test_sizes_are_those_of_the_package(variant: str, version: str) -> None:

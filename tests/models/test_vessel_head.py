@@ -159,6 +159,7 @@ def shapes_picture(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return masks.sum(0) * 2 + 0.3 * torch.randn(3, 32, 32, generator=generator), masks
 
 
+@pytest.mark.slow
 def test_two_phrases_of_one_image_learn_two_masks() -> None:
     """From nothing but two tokens: SAM2 says the same about both, and its features say nothing."""
     torch.manual_seed(0)
@@ -221,6 +222,7 @@ def learnt(model: Sa2VA, batch: Any, mask_target: str) -> Tensor:
     return output.mask_logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mask_target", "side"), [("area", None), ("full", None), ("area", 32)])
 def test_the_head_trains_with_the_decoder(tiny_base: Path, mask_target: str, side: int | None) -> None:
     model = build_model(**with_head(tiny_base, side=side)).train()

@@ -54,6 +54,7 @@ def head_of(model: Sa2VA) -> dict[str, Tensor]:
     return model.grounding.vessel_head.state_dict()
 
 
+@pytest.mark.slow
 def test_checkpoint_folder_and_its_own_code_answer_alike(exported: Path, tiny_base: Path) -> None:
     expected = probabilities(exported)
     np.testing.assert_allclose(probabilities(exported.parent / "best.pth"), expected, atol=1e-5)
@@ -105,6 +106,7 @@ def test_a_checkpoint_with_the_head_needs_it_in_the_config_and_whole(
         load_predictor(tmp_path / "cut.pth", device="cpu")
 
 
+@pytest.mark.slow
 def test_a_folder_without_the_head_gets_a_fresh_one(tiny_base: Path, tmp_path: Path) -> None:
     """SAM2 trained at its own resolution, exported, and trained on with a head: first answers are its own."""
     picture(0).save(tmp_path / "0.png")

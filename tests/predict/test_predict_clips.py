@@ -199,6 +199,7 @@ def gdcm_masks(path: Path) -> np.ndarray:
     return bits[: (count[0] if count else 1) * rows * columns].reshape(-1, rows, columns).astype(bool)
 
 
+@pytest.mark.slow
 def test_dicom_segmentations_hold_the_masks(model: Path, middle: float, runs: Path, tmp_path: Path) -> None:
     out, phrases = tmp_path / "out", ["left coronary artery", "catheter"]
     arguments = [text for phrase in phrases for text in ("--phrase", phrase)]

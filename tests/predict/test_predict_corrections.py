@@ -127,6 +127,7 @@ def forget(out: Path) -> None:
         path.write_text(json.dumps(content), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_without_a_record_a_different_file_counts_as_edited(
     model: Path, middle: float, source: Path, corrected: tuple[Path, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_file_is_recorded_before_it_is_written(
     assert call(model, source, tmp_path / "out", "--save", "labelme") == 0 and recorded == [True] * 3
 
 
+@pytest.mark.slow
 def test_an_edited_frame_keeps_its_image(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "in/run.dcm", tmp_path / "out"
     write_dicom(source, frames(3, seed=1))

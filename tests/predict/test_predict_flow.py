@@ -53,6 +53,7 @@ def test_finished_files_are_skipped(
     assert "for 5 files that are not in this input" in capsys.readouterr().out and len(times(out)) == 12
 
 
+@pytest.mark.slow
 def test_another_model_predicts_again(model: Path, tiny_base: Path, images: Path, tmp_path: Path) -> None:
     other = save_checkpoint(shaken_model(tiny_base, seed=1), tmp_path / "other.pth", model_arguments(tiny_base))
     assert call(model, images / "x.jpg", tmp_path / "out") == 0

@@ -113,6 +113,7 @@ def test_defects_are_not_taken_for_lack_of_memory(
         call(model, images, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phrases", "expected"), [(1, [2, 2, 2, 1]), (2, [1] * 7)])
 def test_a_batch_holds_no_more_than_its_pixels(
     phrases: int, expected: list[int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

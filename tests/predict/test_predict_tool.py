@@ -24,6 +24,7 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
     return float((first & second).sum() / max(1, (first | second).sum()))
 
 
+@pytest.mark.slow
 def test_everything_is_written(
     model: Path, predictor: Predictor, middle: float, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def assert_own(answer: httpx.Response, image: Image.Image, phrases: Sequence[str
         np.testing.assert_allclose(pixels_of(item["probability_png"]), probability * 255, atol=1)
 
 
+@pytest.mark.slow
 def test_every_client_gets_its_own_result(start: Callable[..., Any], predictor: Sa2VAPredictor) -> None:
     phrases = [["blood vessel"], ["catheter", "blood vessel"], ["left artery"]]
     images = [picture(number, 80 + 10 * (number % 2), 60) for number in range(CLIENTS)]
@@ -266,6 +267,7 @@ def test_too_many_pixels(service: RunningService) -> None:
     assert_error(undecodable, 413, "too_many_pixels", "13000x13000 pixels times 1 phrases")
 
 
+@pytest.mark.slow
 def test_images_are_freed_immediately(
     start: Callable[..., Any], predictor: Sa2VAPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

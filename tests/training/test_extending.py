@@ -89,6 +89,7 @@ def forgotten() -> Iterator[None]:
             registry.module_dict.pop(name, None)
 
 
+@pytest.mark.slow
 def test_the_example_trains_and_validates(one_process: None, data: Path, base: Path, tmp_path: Path) -> None:
     config = load_config(REPOSITORY / "examples" / "custom_loss_config.py", small(data, base))
     train(config, tmp_path / "run")

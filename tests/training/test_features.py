@@ -177,6 +177,7 @@ CHANGES: dict[str, Callable[[Sa2VA, pytest.MonkeyPatch], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_model_or_code_has_other_features(
     model: Sa2VA, tiny_base: Path, data: Path, change: str, monkeypatch: pytest.MonkeyPatch

@@ -72,6 +72,7 @@ def test_parameters_are_those_of_the_model_that_is_built(base: Path, trains: dic
     assert plan.checkpoint == 4 * checkpoint_elements(model) > 4 * plan.trainable
 
 
+@pytest.mark.slow
 def test_published_sizes_are_met(folder_8b: Path) -> None:
     plan = planned("internvl3_8b_4x24gb", folder_8b, 4)
     assert plan.trainable == pytest.approx(179.1e6, abs=0.1e6)
@@ -80,6 +81,7 @@ def test_published_sizes_are_met(folder_8b: Path) -> None:
     assert build == pytest.approx(2 * plan.parameters) and build / GIB == pytest.approx(15.54, abs=0.01)
 
 
+@pytest.mark.slow
 def test_four_bits_are_those_of_the_blocks(folder_8b: Path) -> None:
     dense, packed = (
         planned("internvl3_8b_1x12gb", folder_8b, 1, model__sa2va__quantise=kind).phases["build"]
@@ -171,6 +173,7 @@ def test_the_plan_matches_measured_runs(
     assert plan.time.iteration / plan.setup.schedule.micro_batch == pytest.approx(seconds, rel=0.3)
 
 
+@pytest.mark.slow
 def test_the_failed_recipe_does_not_fit_and_the_leaf_does(folder_8b: Path) -> None:
     failed = planned("baselines/internvl3_8b_4x24gb_modules_to_save_zero2_offload", folder_8b, 4)
     assert not failed.fits and failed.trainable > 1.2e9
@@ -238,6 +241,7 @@ def test_bytes_are_counted_while_they_live() -> None:
     assert held_by(lambda: start.view(10, 100))[0].peak == 0
 
 
+@pytest.mark.slow
 def test_encoders_take_a_few_images_at_a_time(folder_2b: Path) -> None:
     config = leaf("internvl3_2b_1x24gb", folder_2b)
     setup, shapes = Setup(config, 1), shapes_of(config["model"]["sa2va"])
@@ -310,6 +314,7 @@ def frugal_gradient(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor,
     return gate, up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_the_fused_layer_is_added_up_rightly(folder_2b: Path, monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
     config = leaf("internvl3_2b_1x24gb", folder_2b, model__sa2va__lora__dropout=dropout, schedule__micro_batch=4)

@@ -90,8 +90,7 @@ def evaluate(
         source: exported model folder, checkpoint (.pth) or folder of predictions
         split: the split that is reported
         threshold: a number, auto: searched on the validation split, or stored: the one stored with the model (default)
-        mask_values: of a folder of predictions: binary, classes, objects, probability, ignore=255 or
-            classes,ignore=255 (default: by what the files show)
+        mask_values: binary, classes, objects, probability, ignore=255 or classes,ignore=255 (default: by evidence)
         store_threshold: write what auto (and --calibrate) found into the exported model's folder
     """
     check_output(out, force, RESULTS_FILE)

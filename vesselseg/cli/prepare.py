@@ -95,8 +95,7 @@ def prepare(*sources: Path, out: Path, options: Annotated[Options, Flat] = Optio
     Exit status: 0 done (the summary counts what was left out or changed), 2 nothing written, with the reason.
 
     Args:
-        sources: folder, .tar.gz, .tgz, .tar or .zip with pictures and labels; of a picture that several of them hold,
-            the labels of the last one count
+        sources: folders, .tar.gz, .tgz, .tar or .zip with pictures and labels; of a picture in several, the last counts
         out: dataset folder to make, e.g. data/arcade
     """
     from vesselseg.prepare.prepare_dataset import prepare_dataset

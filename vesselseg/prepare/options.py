@@ -57,8 +57,7 @@ class PrepareOptions:
     masks: tuple[str, ...] = ()
     """folder below SOURCE with mask images (default: detected); once more for each further observer"""
     mask_values: MaskValues = BY_EVIDENCE
-    """binary, classes, objects, probability, ignore=255 or classes,ignore=255: what values of masks mean (default: by
-    what the masks show)"""
+    """of masks: binary, classes, objects, probability, ignore=255 or classes,ignore=255 (default: by evidence)"""
     first_frame: Literal[0, 1] | None = None
     """number of a DICOM clip's first frame in the names of labels (default: 0 where a label is of frame 0, else 1)"""
     pseudonymise: bool = False

@@ -66,6 +66,7 @@ def test_agrees_with_sets_of_pixels() -> None:
             assert found[name] == pytest.approx(expected, abs=1e-12), name
 
 
+@pytest.mark.slow
 def test_agrees_with_scikit_learn() -> None:
     """All but MCC where all pixels are of one kind: scikit-learn calls that 0, Chicco and Jurman 1 or -1."""
     with warnings.catch_warnings():

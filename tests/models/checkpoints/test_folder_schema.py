@@ -96,6 +96,7 @@ def test_sizes_of_no_model_are_refused_before_memory_is_taken(part: str, name: s
     assert name.split("_")[-1] in str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_field_with_nonsense_is_refused_or_builds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal names the field; what is let through makes a model (on no memory), so that no error comes later."""
     tokenizer = read_base_folder(folder).tokenizer

@@ -64,6 +64,7 @@ def test_parameter_counts(family: Family) -> None:
         assert found[part] == pytest.approx(published, abs=0.006 if published < 1000 else 5), part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "millions"), [("tiny", 38.9), ("small", 46.0), ("base_plus", 80.8), ("large", 224.4)]
 )

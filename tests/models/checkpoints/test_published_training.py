@@ -166,6 +166,7 @@ def test_predictions_equal_those_of_a_model_put_together_by_hand(
     assert np.abs(probabilities(base_model.eval(), arguments["base"]) - expected).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_converted_folder_answers_as_the_model_put_together_by_hand(
     file: Path, arguments: dict[str, Any], state: dict[str, Tensor], tmp_path: Path
 ) -> None:

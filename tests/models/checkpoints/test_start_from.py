@@ -151,7 +151,7 @@ def test_a_published_checkpoint_is_converted_with_a_config(
     tool = [python(), str(repository / "tools" / "convert_to_hf.py")]
     images = ["--images", str(training.data / "images"), "--check", "1", "--save-path", str(tmp_path / "out")]
     assert call_command("convert", published[0], *images) == 2
-    told = "holds no settings. Give a config with its base folder, SAM2 file and LoRA alpha"
+    told = "holds no settings. Pass a config with its base folder"
     assert told in capsys.readouterr().err
     command = [*tool, str(continued / "config.py"), str(published[0]), *images]
     done = subprocess.run(command, text=True, capture_output=True, env=environment(), check=False)
