@@ -20,7 +20,7 @@ import pytest
 from tests import fork_server, machine_speed
 
 DEAR = ("process", "browser", "slow", "e2e")
-BUDGET = 1.5  # seconds on an idle core for each phase of a test; fixtures of the session count with their first test
+BUDGET = 2.0  # seconds on an idle core for each phase of a test; fixtures of the session count with their first test
 STARTING = ("python", "bash", "sh", "chromedriver")
 IMPORTS = 40  # a phase in which this many modules are new is the first of its kind, and no measure of its test
 SLOWEST = 10

