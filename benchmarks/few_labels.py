@@ -36,11 +36,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.few_labels_data import environment, write_subset
+from benchmarks.few_labels_data import environment, write_labels
 from benchmarks.few_labels_report import METRICS, summarise, table, write_pictures
 from benchmarks.few_labels_score import MASKS_FILE
 from benchmarks.runs import OK, REPOSITORY, failure, train
 from benchmarks.variants import folder_name
+from benchmarks.vessel_head import UNET as UNET_HEAD
 from vesselseg.errors import UserError
 from vesselseg.machine import available_cores
 from vesselseg.models.tiny_base import write_tiny_base
@@ -66,21 +67,11 @@ class Method:
 
 
 HEAD = "model.sa2va.sam2.vessel_head"
-# nnU-Net's U-Net as the head's pyramid.
-UNET_HEAD = {
-    "channels": [32, 64, 128, 256, 320, 320, 320, 320],
-    "object_channels": [16, 24, 32, 48],
-    "decoder_depth": 2,
-    "residual": False,
-    "norm": "instance",
-    "at_once": None,
-    "compile": True,
-}
 METHODS = {
     "U-Net, nnU-Net's recipe": Method(UNET, {"optimizer": "sgd", "augment": "nnunet"}),
     "U-Net, our augmentation": Method(UNET, {"optimizer": "adamw", "augment": "oriented"}),
     "vesselseg, SAM2's decoder": Method(TRAIN, {HEAD: None}),
-    "vesselseg, vessel head": Method(TRAIN, {HEAD: UNET_HEAD}),
+    "vesselseg, vessel head": Method(TRAIN, {HEAD: {**UNET_HEAD, "at_once": None, "compile": True}}),
 }
 REFERENCE = "U-Net, nnU-Net's recipe"
 
@@ -232,7 +223,7 @@ def train_and_score(run: Run, study: Study, args: argparse.Namespace, place: str
     started = time.monotonic()
     folder = args.scratch / run.name
     data = args.scratch / f"data_{run.labels}_{run.seed}_{folder_name(run.method, run.seed)}"
-    training = write_subset(args.data, run.labels, run.seed, data)
+    training = write_labels(args.data, run.labels, run.seed, data)
     threads = str(max(1, available_cores() // (args.parallel * max(1, args.gpus))))
     variables = {"CUDA_VISIBLE_DEVICES": place, "OMP_NUM_THREADS": threads, "OPENCV_FOR_THREADS_NUM": "1"}
     step = train_unet if METHODS[run.method].kind == UNET else train_vesselseg

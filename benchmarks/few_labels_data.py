@@ -35,6 +35,7 @@ from vesselseg.dataset.manifest import fingerprint, image_path, read_manifest, r
 from vesselseg.errors import UserError
 from vesselseg.imaging.regions import FILLS, Region
 from vesselseg.machine import available_cores
+from vesselseg.prepare.subsets import write_subset
 from vesselseg.run_tool import run_tool
 
 PARTS = ("arcade_syntax_train", "arcade_syntax_val")
@@ -146,16 +147,11 @@ def subset(images: Sequence[str], labels: int, seed: int) -> tuple[list[str], li
     return training, choosing
 
 
-def write_subset(data: Path, labels: int, seed: int, folder: Path) -> int:
-    """A dataset folder with links to images and annotations of `data`; returns the number of training images."""
-    splits = read_splits(data)
-    training, choosing = subset(splits["train"], labels, seed)
+def write_labels(data: Path, labels: int, seed: int, folder: Path) -> int:
+    """A dataset folder in which the images of `subset` are labelled; returns the number of training images."""
+    training, choosing = subset(read_splits(data)["train"], labels, seed)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in ("images", "annotations.json", "report.json"):
-        (folder / name).symlink_to((data / name).resolve())
-    content = {"train": training, "val": choosing, "test": splits["test"]}
-    (folder / "splits.json").write_text(json.dumps(content), encoding="utf-8")
+    write_subset(data, {"train": training, "val": choosing}, folder)
     return len(training)
 
 

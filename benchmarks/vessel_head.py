@@ -24,6 +24,7 @@ from vesselseg.models.vessel_head_options import read_options
 from vesselseg.run_tool import run_tool
 
 FILE = "vessel_head.json"
+# nnU-Net's U-Net as the head's pyramid.
 UNET = {
     "channels": [32, 64, 128, 256, 320, 320, 320, 320],
     "object_channels": [16, 24, 32, 48],

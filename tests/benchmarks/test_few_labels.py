@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.few_labels import HEAD, METHODS, NAME, REFERENCE, TRAIN, UNET, Run, Study, images_of
-from benchmarks.few_labels_data import COPIES, shrink, subset, write_subset
+from benchmarks.few_labels_data import COPIES, shrink, subset, write_labels
 from benchmarks.few_labels_report import METRICS, summarise, table
 from tests.evaluation.drawn_data import REPOSITORY, Drawn
 from tests.fork_server import on_path, python
@@ -63,7 +63,7 @@ def test_a_subset_is_that_of_its_seed() -> None:
 
 def test_a_subset_is_a_dataset_folder(drawn: Drawn, tmp_path: Path) -> None:
     drawn.resplit(train=[record.image for split in ("train", "val") for record in drawn.records(split)], val=[])
-    assert write_subset(drawn.folder, 6, 0, tmp_path / "subset") == 2
+    assert write_labels(drawn.folder, 6, 0, tmp_path / "subset") == 2
     assert [len(read_split(tmp_path / "subset", split)) for split in ("train", "val")] == [2, 4]
     assert read_split(tmp_path / "subset", "test") == drawn.records("test")
     assert (tmp_path / "subset" / "images" / drawn.records("test")[0].image).is_file()

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from vesselseg.cli.parameters import AboveZero, CfgOptions, Whole
 from vesselseg.config.files import Recipe, configs_folder, find_config, measured_file, recipes
-from vesselseg.config.overrides import parse_overrides, refuse_unknown_settings
+from vesselseg.config.overrides import read_overrides
 
 app = App(name="configs", help="List the recipes, show a config with all its settings, or write a new one.")
 
@@ -66,8 +66,7 @@ def show(config: str, *, cfg_options: CfgOptions = ()) -> None:
         config: a recipe's name, or a config file
     """
     path = find_config(config)
-    overrides = parse_overrides(cfg_options)
-    refuse_unknown_settings(path, overrides)
+    overrides = read_overrides(path, cfg_options)
     from vesselseg.training.console import muted, quieten_imports
 
     quieten_imports()

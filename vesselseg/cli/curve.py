@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from vesselseg.cli.logged import last_lines, run_logged
 from vesselseg.cli.parameters import CfgOptions, Data, Positive, Seed, Whole, text_parser
 from vesselseg.config.files import find_config
-from vesselseg.config.overrides import parse_overrides, refuse_unknown_settings
+from vesselseg.config.overrides import read_overrides
 from vesselseg.errors import UserError
 from vesselseg.output_folder import check_apart, replace_text
 
@@ -68,8 +66,8 @@ def curve(
         seeds: trainings per share, each on another part
         split: what is scored
     """
-    path, overrides = find_config(config), parse_overrides(cfg_options)
-    refuse_unknown_settings(path, overrides)
+    path = find_config(config)
+    overrides = read_overrides(path, cfg_options)
     if set(OWN) & set(overrides):
         raise UserError(
             f"--cfg-options {', '.join(set(OWN) & set(overrides))}: the curve sets this itself; leave it out"
@@ -96,7 +94,7 @@ def curve(
             if any((run["labels"], run["seed"]) == (len(part), number) for run in done):
                 continue
             folder = out / f"{len(part)}_labels_seed_{number}"
-            write_subset(data, part, folder / "data")
+            write_subset(data, {"train": part}, folder / "data")
             settings = [f"data_root={folder / 'data'}", f"seed={number}"]
             settings += [f"schedule.epochs={math.ceil(epochs * len(images) / len(part))}"]
             print(f"{len(part)} labels, seed {number}", flush=True)
@@ -128,19 +126,10 @@ def finished(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def call(arguments: Sequence[str], log: Path) -> None:
     """Run one command with its output in a file. Raises UserError with its last lines."""
-    with log.open("w", encoding="utf-8") as file:
-        ended = subprocess.run(
-            [sys.executable, "-m", "vesselseg", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=dict(os.environ),
-            check=False,
-        )
-    if ended.returncode:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]
-        listed = "\n    ".join(lines)
-        raise UserError(f"vesselseg {arguments[0]} ended with status {ended.returncode}, see {log}:\n    {listed}")
+    status = run_logged(arguments, log)
+    if status:
+        shown = last_lines(log, SHOWN_LINES)
+        raise UserError(f"vesselseg {arguments[0]} ended with status {status}, see {log}:\n{shown}")
 
 
 def scored(results: Path, labels: int, seed: int) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from vesselseg.cli.logged import last_lines, run_logged
 from vesselseg.errors import UserError
 
 RECIPE = "tiny_cpu"
@@ -98,23 +97,12 @@ def run_step(title: str, arguments: Sequence[str], log: Path) -> bool:
     """Run one command with its output in ``log``; prints time, and the end of the log when it fails."""
     print(f"{title:48}", end="", flush=True)
     started = time.perf_counter()
-    with log.open("w", encoding="utf-8") as file:
-        file.write(" ".join(["vesselseg", *arguments]) + "\n")
-        file.flush()
-        process = subprocess.run(
-            [sys.executable, "-m", "vesselseg", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},  # no GPU, no downloads
-            check=False,
-        )
+    status = run_logged(arguments, log, {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"})  # no GPU, no downloads
     print(f"{time.perf_counter() - started:6.0f} s", flush=True)
-    if process.returncode == 0:
+    if status == 0:
         return True
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    print(f"error: this step ended with status {process.returncode}. Last lines of {log}:", file=sys.stderr)
-    print("\n".join(f"    {line}" for line in lines[-SHOWN_LINES:]), file=sys.stderr)
+    print(f"error: this step ended with status {status}. Last lines of {log}:", file=sys.stderr)
+    print(last_lines(log, SHOWN_LINES), file=sys.stderr)
     return False
 
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from vesselseg.cli.parameters import AboveZero, CfgOptions, Positive, Whole
 from vesselseg.config.files import find_config
-from vesselseg.config.overrides import parse_overrides, refuse_unknown_settings
+from vesselseg.config.overrides import read_overrides
 from vesselseg.training.memory_plan.cards import card_named
 
 
@@ -38,8 +38,7 @@ def plan(
         json: as JSON, see docs/memory_plan.md
     """
     path, chosen = find_config(config), card_named(card) if card else None
-    overrides = parse_overrides(cfg_options)
-    refuse_unknown_settings(path, overrides)
+    overrides = read_overrides(path, cfg_options)
     from vesselseg.training.console import muted, quieten_imports
 
     quieten_imports()

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from vesselseg.cli.parameters import CfgOptions, Flat, Positive, Whole
 from vesselseg.config.files import find_config, gpus_of
-from vesselseg.config.overrides import parse_overrides, refuse_unknown_settings
+from vesselseg.config.overrides import read_overrides
 from vesselseg.training.job_process import TrainOptions, find_micro_batch_in_job, run_in_job, train_in_job
 
 PROFILED = 5  # iterations
@@ -55,7 +55,7 @@ def train(
         find_micro_batch: test which micro-batch fits, print it, and do not train
     """
     path = find_config(config)
-    refuse_unknown_settings(path, parse_overrides(cfg_options))
+    read_overrides(path, cfg_options)
     if profile is not None:
         options = replace(options, profile=next(iter(profile), PROFILED))
     if not run_in_job():

@@ -38,6 +38,13 @@ def unknown_setting(path: str, hint: str) -> str:
     return f"--cfg-options {path}: no such setting{hint}"
 
 
+def read_overrides(config: Path, items: Sequence[str]) -> dict[str, Any]:
+    """`parse_overrides` for this config, with `refuse_unknown_settings`."""
+    overrides = parse_overrides(items)
+    refuse_unknown_settings(config, overrides)
+    return overrides
+
+
 def refuse_unknown_settings(config: Path, overrides: Iterable[str]) -> None:
     """Raise ConfigError for dotted paths that no config like this one accepts, before anything large is imported.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vesselseg.dataset.manifest import dataset_home, read_manifest, read_splits
@@ -46,14 +46,14 @@ def read_training_groups(data: Path) -> tuple[list[str], list[str]]:
     return images, [by_name[image] for image in images]
 
 
-def write_subset(data: Path, training: Sequence[str], folder: Path) -> None:
-    """A dataset folder with these training images; its other splits, labels and pictures are those of `data`."""
+def write_subset(data: Path, splits: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """A dataset folder with these splits; all others, labels and pictures are those of `data`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("images", "annotations.json", "report.json"):
         link, target = folder / name, (dataset_home(data) / name).resolve()
         if target.exists() and not link.is_symlink():
             link.symlink_to(target)
-    content = {**read_splits(data), "train": list(training)}
+    content = {**read_splits(data), **{name: list(images) for name, images in splits.items()}}
     (folder / "splits.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 

@@ -92,19 +92,24 @@ class LanguageModel(Part):
         return self
 
 
-class VisionTower(Part):
-    """vision_config of the published layout."""
+class TowerSizes(Part):
+    """What both layouts of vision_config say alike."""
 
-    architectures: Texts | None = None
     hidden_size: Annotated[int, Field(ge=1, le=8192)] = 1024
     num_hidden_layers: Layers = 24
     hidden_act: Name = "gelu"
     num_attention_heads: Annotated[int, Field(ge=1, le=256)] = 16
     intermediate_size: Count = 4096
-    qkv_bias: bool = False
-    qk_normalization: bool = False
     norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
     layer_norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-6
+
+
+class VisionTower(TowerSizes):
+    """vision_config of the published layout."""
+
+    architectures: Texts | None = None
+    qkv_bias: bool = False
+    qk_normalization: bool = False
     image_size: Pixels = 448
     patch_size: Annotated[int, Field(ge=1, le=256)] = 14
     initializer_factor: Annotated[float, Field(ge=0, le=100)] = 0.1
@@ -121,18 +126,11 @@ class VisionTower(Part):
 Pair = Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
 
 
-class HfVisionTower(Part):
+class HfVisionTower(TowerSizes):
     """vision_config of transformers' own layout."""
 
-    hidden_size: Annotated[int, Field(ge=1, le=8192)] = 1024
-    num_hidden_layers: Layers = 24
-    hidden_act: Name = "gelu"
-    num_attention_heads: Annotated[int, Field(ge=1, le=256)] = 16
-    intermediate_size: Count = 4096
     attention_bias: bool = False
     use_qk_norm: bool = False
-    norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
-    layer_norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-6
     image_size: Pixels | Pair = 448
     patch_size: Annotated[int, Field(ge=1, le=256)] | Pair = 14
 
