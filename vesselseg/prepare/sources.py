@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vesselseg.errors import UserError
-from vesselseg.imaging.source_files import SourceFiles, list_source_files, printable
+from vesselseg.imaging.source_files import SourceFiles, list_source_files, printable, unique_stems
 from vesselseg.prepare.archive import unpack
 from vesselseg.prepare.findings import Finding
 from vesselseg.prepare.options import PrepareOptions
@@ -109,11 +109,4 @@ def replace_earlier(results: Sequence[ImageResult], counts: Sequence[int], image
 def _prefixes(paths: Sequence[Path]) -> list[str]:
     if len(paths) == 1:
         return [""]
-    taken: list[str] = []
-    for path in paths:
-        name, number = printable(path.resolve().name.split(".")[0] or "source"), 2
-        unique = name
-        while unique.casefold() in (one.casefold() for one in taken):
-            unique, number = f"{name}_{number}", number + 1
-        taken.append(unique)
-    return taken
+    return unique_stems([path.resolve().name.split(".")[0] or "source" for path in paths])
